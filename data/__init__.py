@@ -1,0 +1,1 @@
+"""Captions -> pool; teacher -> latents -> WebDataset shards; random conditioning; the training stream."""

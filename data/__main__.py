@@ -1,0 +1,35 @@
+"""`python -m randcond.data pool|cache EXPERIMENT`."""
+
+from pathlib import Path
+
+from randcond.launch.config import Config, resolve_path
+from randcond.launch.stage import stage_main
+
+
+def check_sources(config: Config) -> None:
+    """Fails on a missing or empty caption source before any work starts."""
+    from randcond.data.captions import read_source
+
+    for key, sources in (("cache.captions", config.cache.captions), ("pool.sources", config.pool.sources)):
+        for source in map(resolve_path, sources):
+            if not any(read_source(source)):
+                raise ValueError(f"{key}: {source} holds no caption")
+
+
+def pool(config: Config) -> None:
+    """Builds the extra texts of the caption pool."""
+    from randcond.data.pool import build
+
+    manifest = build(Path(config.paths.pool), [resolve_path(source) for source in config.pool.sources])
+    print(f"pool: {manifest['captions']} extra captions at {config.paths.pool}, dropped {manifest['dropped']}")
+
+
+def cache(config: Config) -> None:
+    """Draws the latents of the cached captions."""
+    from randcond.data.cache import run
+
+    run(config)
+
+
+if __name__ == "__main__":
+    stage_main({"pool": (check_sources, pool), "cache": (check_sources, cache)})

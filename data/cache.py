@@ -1,0 +1,176 @@
+"""The latent cache: the teacher draws N captions once, into WebDataset shards with a manifest.
+
+In: caption sources, the teacher, DDIM and a guidance scale. Out: `paths.cache`/latents-*.tar, captions.arrow and
+manifest.json. Work is cut into shards by caption number, each claimed by whichever rank is free: any number of
+ranks, killed and started again at any other number, completes the same bytes.
+"""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from randcond.data.captions import Captions, names_any, read_unique, write_captions
+from randcond.data.files import check_same, read_json, sha256, write_json
+from randcond.data.lock import claim_each
+from randcond.data.ranks import rank
+from randcond.data.shards import Shard, describe, shard_done, write_shard
+from randcond.launch.config import Config, resolve_path
+from randcond.model_zoo.sampler import caption_seed, draw_latents
+from randcond.model_zoo.teacher import Teacher
+
+FORMAT = 1
+
+
+def choose_captions(config: Config) -> list[str]:
+    """The N captions to draw: those naming no excluded word, in a seeded random order.
+
+    Raises ValueError when the sources hold fewer than `cache.size` of them.
+    """
+    captions, _ = read_unique([resolve_path(source) for source in config.cache.captions])
+    excluded = names_any(config.cache.exclude)
+    allowed = [caption for caption in captions if not excluded.search(caption)]
+    if len(allowed) < config.cache.size:
+        raise ValueError(
+            f"cache.size: {config.cache.size} captions wanted, the sources hold {len(allowed)} "
+            f"({len(captions) - len(allowed)} more are excluded by cache.exclude)"
+        )
+    order = np.random.default_rng(config.cache.seed).permutation(len(allowed))[: config.cache.size]
+    return [allowed[index] for index in order]
+
+
+def plan(config: Config, teacher: Teacher, captions_hash: str) -> dict[str, Any]:
+    """Everything a latent depends on; two caches with the same plan hold the same latents."""
+    cache = config.cache
+    return {
+        "format": FORMAT,
+        "teacher": teacher.fingerprint,
+        "captions": cache.size,
+        "captions_sha256": captions_hash,
+        "seed": cache.seed,
+        "sampler": cache.sampler,
+        "steps": cache.steps,
+        "guidance": cache.guidance,
+        "batch": cache.batch,
+        "shard_size": cache.shard_size,
+        "compute_dtype": config.teacher.dtype,
+        "latent_shape": list(teacher.latent_shape),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def shard_paths(folder: Path, size: int, shard_size: int) -> list[Path]:
+    """The shards of a cache of `size` samples, in order."""
+    return [folder / f"latents-{number:05d}.tar" for number in range(-(-size // shard_size))]
+
+
+def run(config: Config) -> None:
+    """Draws the shards that are missing; returns at once when the cache is complete.
+
+    Raises ValueError when the folder holds a cache that was made otherwise (another teacher, sampler, caption list).
+    """
+    folder = Path(config.paths.cache)
+    captions = choose_captions(config)
+    if not (folder / "captions.arrow").is_file():
+        write_captions(folder / "captions.arrow", captions)
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, _device())
+    wanted = plan(config, teacher, sha256(folder / "captions.arrow"))
+    remedy = "Remove it, or give another paths.cache."
+    if (folder / "plan.json").is_file():
+        check_same(read_json(folder / "plan.json"), wanted, f"the cache at {folder}", remedy)
+    else:
+        write_json(folder / "plan.json", wanted)
+    stored = Captions(folder / "captions.arrow")
+    if len(stored) != len(captions) or any(stored[i] != captions[i] for i in range(0, len(captions), 97)):
+        raise ValueError(f"the cache at {folder} was begun with other captions. {remedy}")
+
+    shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
+    done = sum(map(shard_done, shards))
+    if done < len(shards) and rank() == 0:
+        print(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to draw", flush=True)
+    pipe = teacher.pipeline(config.cache.sampler)
+    with tqdm(total=len(shards), initial=done, desc="caching", unit="shard", mininterval=2, disable=rank() != 0) as bar:
+        for number in claim_each(shards, shard_done):
+            _draw_shard(config, pipe, captions, shards[number], number)
+            bar.update(sum(map(shard_done, shards)) - bar.n)  # every rank's shards count
+    if all(map(shard_done, shards)):
+        _finish(folder, wanted, shards)
+
+
+def _draw_shard(config: Config, pipe: Any, captions: list[str], shard: Path, number: int) -> None:
+    cache = config.cache
+    first = number * cache.shard_size
+    ids = range(first, min(first + cache.shard_size, cache.size))
+    samples: list[dict[str, Any]] = []
+    for start in range(ids.start, ids.stop, cache.batch):
+        chunk = range(start, min(start + cache.batch, ids.stop))
+        seeds = [caption_seed(cache.seed, caption_id) for caption_id in chunk]
+        texts = [captions[caption_id] for caption_id in chunk]
+        latents = draw_latents(pipe, texts, seeds, cache.steps, cache.guidance, cache.batch).float().cpu().numpy()
+        if not np.isfinite(latents).all() or np.abs(latents).max() > np.finfo(np.float16).max:
+            raise ValueError(f"the teacher drew a latent that fp16 cannot hold, captions {chunk.start}-{chunk.stop - 1}")
+        for caption_id, seed, text, latent in zip(chunk, seeds, texts, latents, strict=True):
+            meta = {"seed": seed, "source": "teacher"}
+            samples.append({"caption_id": caption_id, "caption": text, "latent": latent, "meta": meta})
+    write_shard(shard, samples)
+
+
+def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
+    """Writes the manifest; whichever rank sees the last shard in place does it, and all would write the same."""
+    if (folder / "manifest.json").is_file():
+        return
+    versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    manifest = {
+        **made_of,
+        "versions": {**versions, "python": platform.python_version()},
+        "shards": [describe(shard) for shard in shards],
+    }
+    write_json(folder / "manifest.json", manifest)
+    print(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}", flush=True)
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+class LatentCache:
+    """A complete cache, opened for reading: latents and captions by caption number."""
+
+    def __init__(self, folder: Path, teacher_fingerprint: str) -> None:
+        """Raises ValueError when the cache is unfinished, damaged, or was drawn by another teacher."""
+        if not (folder / "manifest.json").is_file():
+            raise ValueError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
+        self.manifest = read_json(folder / "manifest.json")
+        check_same(
+            self.manifest,
+            {"format": FORMAT, "teacher": teacher_fingerprint},
+            f"the cache at {folder}",
+            "Draw one with this teacher (another paths.cache), or name the teacher it was drawn by.",
+        )
+        self.captions = Captions(folder / "captions.arrow")
+        self._shards = [Shard(folder / entry["shard"]) for entry in self.manifest["shards"]]
+        for shard, entry in zip(self._shards, self.manifest["shards"], strict=True):
+            if shard.sha256 != entry["sha256"]:
+                raise ValueError(f"shard {shard.path}: is not the one of the manifest; remove it and draw it again")
+        self._members = [(shard, member) for shard in self._shards for member in shard.members]
+        if len(self._members) != len(self.captions):
+            raise ValueError(f"the cache at {folder} holds {len(self._members)} latents, {len(self.captions)} captions")
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def latent(self, index: int) -> np.ndarray:
+        """Latent x_0 [C, h, w], fp16."""
+        shard, member = self._members[index]
+        return shard.latent(member)
+
+    def caption_id(self, index: int) -> int:
+        """Number of the latent's own caption."""
+        return self._members[index][1].caption_id

@@ -1,0 +1,101 @@
+"""Files that appear whole or not at all, and what tells two of them apart.
+
+Everything is written aside, fsynced and renamed, so that a kill at any moment leaves the old file or the new one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write a file or fill a folder at; renames it into place on success.
+
+    What a killed process left aside is removed first by the next writer of the same path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f".{path.name}.{os.getpid()}.part"
+    for stale in path.parent.glob(f".{path.name}.*.part"):
+        if not _alive(int(stale.name.split(".")[-2])):
+            remove(stale)
+    remove(aside)
+    try:
+        yield aside
+        sync(aside)
+        if path.is_dir():
+            remove(path)
+        os.replace(aside, path)
+        sync(path.parent, deep=False)
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path, deep: bool = True) -> None:
+    """Forces a file, or a folder and (deep) all it holds, to the disk."""
+    if deep and path.is_dir():
+        for part in path.iterdir():
+            sync(part)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole."""
+    with written_whole(path) as aside:
+        aside.write_text(text)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file whole, keys in the order given."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; raises ValueError naming it when it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged JSON ({error}); remove it and run the same command again") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same(found: dict[str, Any], wanted: dict[str, Any], what: str, remedy: str) -> None:
+    """Raises ValueError naming every key in which an artefact on disk differs from what the experiment asks for."""
+    wrong = [
+        f"{key} is {found.get(key)!r}, wanted {value!r}" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if wrong:
+        raise ValueError(f"{what} was made otherwise: {'; '.join(wrong)}. {remedy}")

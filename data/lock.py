@@ -1,0 +1,55 @@
+"""Locks that the system lets go of when their holder dies: one writer per run folder, one worker per piece of work."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_held: list[int] = []  # file descriptors kept open for the life of the process
+
+
+def _try_lock(path: Path) -> int | None:
+    """An open, locked file descriptor, or None when another process holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def hold(folder: Path, patience: float = 30.0) -> None:
+    """Takes a run folder for the life of this process.
+
+    Raises ValueError when another process still holds it after `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while (handle := _try_lock(folder / ".lock")) is None:
+        if time.monotonic() > deadline:
+            raise ValueError(f"{folder} is being written by another run; wait for it or end it")
+        time.sleep(0.5)
+    _held.append(handle)
+
+
+def claim_each(pieces: list[Path], done: Callable[[Path], bool]) -> Iterator[int]:
+    """Numbers of the pieces that are not done and that no other process works at, each claimed while it is used.
+
+    Any number of processes on any hosts that share the folder may iterate at once: every piece is given to one of
+    them, a killed one's goes to the next, and whoever finishes last sees all of them done.
+    """
+    for number, piece in enumerate(pieces):
+        if done(piece):
+            continue
+        lock = piece.parent / f".{piece.name}.claim"
+        handle = _try_lock(lock)
+        if handle is None:
+            continue
+        try:
+            if not done(piece):
+                yield number
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(handle)

@@ -1,0 +1,117 @@
+"""The training stream: every sample a pure function of (seed, global position), so any rank, worker or restart agrees.
+
+In: a latent cache, the extra texts, p(t). Out: batches {key, latents, token_ids, timesteps, noise, noise_seed,
+replaced, null, caption_id}.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from randcond.data.cache import LatentCache
+from randcond.data.captions import Captions
+from randcond.model_zoo.teacher import tokenize
+
+
+class CaptionPool:
+    """The M captions a latent may be shown with: the N cached ones, then the extra texts."""
+
+    def __init__(self, cached: Captions, extra: Captions) -> None:
+        self.cached, self.extra = cached, extra
+
+    def __len__(self) -> int:
+        return len(self.cached) + len(self.extra)
+
+    def __getitem__(self, index: int) -> str:
+        return self.cached[index] if index < len(self.cached) else self.extra[index - len(self.cached)]
+
+
+class Stream(Dataset[dict[str, Any]]):
+    """Samples by global position (0, 1, 2, ... over the whole run); an epoch is one pass over the cache."""
+
+    def __init__(
+        self,
+        cache: LatentCache,
+        pool: CaptionPool,
+        probability: list[float],  # p(t) for t = 0 .. T-1
+        null: float,
+        tokenizer: Any,
+        seed: int,
+    ) -> None:
+        self.cache, self.pool, self.tokenizer = cache, pool, tokenizer
+        self.probability, self.null, self.seed = probability, null, seed
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def __reduce__(self) -> Any:
+        fields = (self.cache, self.pool, self.probability, self.null, self.tokenizer, self.seed)
+        return Stream, fields
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.cache))
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, place = divmod(position, len(self.cache))
+        index = int(self._order(epoch)[place])
+        # Every number is drawn whether it is used or not: runs that differ in p(t) alone see the same rest.
+        random = np.random.Generator(np.random.Philox(key=(self.seed, position)))
+        timestep = int(random.integers(len(self.probability)))
+        replaced = bool(random.random() < self.probability[timestep])
+        other = int(random.integers(len(self.pool)))
+        null = bool(random.random() < self.null)
+        noise_seed = int(random.integers(2**63))
+        own = self.cache.caption_id(index)
+        caption_id = other if replaced else own
+        latent = torch.from_numpy(self.cache.latent(index)).float()
+        return {
+            "key": own,
+            "latents": latent,
+            "caption": "" if null else self.pool[caption_id],
+            "caption_id": -1 if null else caption_id,
+            "timesteps": timestep,
+            "noise": torch.randn(latent.shape, generator=torch.Generator().manual_seed(noise_seed)),
+            "noise_seed": noise_seed,
+            "replaced": replaced,
+            "null": null,
+        }
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Stacks samples into a batch and tokenizes their captions: token_ids [B, L]."""
+        batch = torch.utils.data.default_collate([{k: v for k, v in s.items() if k != "caption"} for s in samples])
+        batch["token_ids"] = tokenize(self.tokenizer, [sample["caption"] for sample in samples])
+        return batch
+
+
+class Positions(Sampler[list[int]]):
+    """Global positions of one rank's micro-batches from `first_step` on; one global batch is a run of positions."""
+
+    def __init__(self, first_step: int, last_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int):
+        self.steps = range(first_step, last_step)
+        self.global_batch, self.micro_batch, self.rank, self.ranks = global_batch, micro_batch, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.global_batch // (self.ranks * self.micro_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_rank = self.global_batch // self.ranks
+        for step in self.steps:
+            first = step * self.global_batch + self.rank * per_rank
+            for start in range(first, first + per_rank, self.micro_batch):
+                yield list(range(start, start + self.micro_batch))
+
+
+def batches(stream: Stream, positions: Positions, workers: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Micro-batches in the order of the positions, whatever the number of loader processes."""
+    loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+        stream,
+        batch_sampler=positions,
+        collate_fn=stream.collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    return iter(loader)

@@ -1,0 +1,339 @@
+"""One experiment = one strict YAML: dataclasses, composition of bases, overrides, errors that name the key.
+
+In: an experiment's name or file and `key=value` overrides. Out: a frozen `Config`.
+A leaf: imports nothing of ours and no torch, so that a login node reads a configuration in a fraction of a second.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+PACKAGE = Path(__file__).resolve().parent.parent
+EXPERIMENTS = PACKAGE / "launch" / "experiments"
+TABLES = PACKAGE / "launch" / "tables"
+
+_strict = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, config=_strict)
+class Teacher:
+    """The frozen diffusion model that is distilled."""
+
+    path: str  # a diffusers folder, a hub id, or package:... for one that ships with randcond
+    dtype: Literal["fp32", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True, config=_strict)
+class Student:
+    """The small U-Net that is trained."""
+
+    rule: str = "block-base"  # a name in model_zoo/students.py
+    init: Literal["random", "teacher"] = "teacher"
+    seed: int = 0  # of the random initialisation
+
+
+@dataclass(frozen=True, config=_strict)
+class Cache:
+    """The N captions whose latents the teacher draws once (paper Sec. 3.2)."""
+
+    captions: list[str]  # caption sources: txt, csv, jsonl or parquet files
+    size: int  # N: how many captions are drawn
+    exclude: list[str] = dataclasses.field(default_factory=list)  # words whose captions get no image (Table 2)
+    seed: int = 0
+    sampler: Literal["ddim", "teacher"] = "ddim"
+    steps: int = 25
+    guidance: float = 7.5
+    batch: int = 32  # compute batch: fixed chunks by caption id, the last one padded
+    shard_size: int = 1024  # samples in one WebDataset shard
+
+
+@dataclass(frozen=True, config=_strict)
+class Pool:
+    """The extra texts of the caption pool; the pool is the cached captions plus these."""
+
+    sources: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True, config=_strict)
+class Conditioning:
+    """Random conditioning (paper Sec. 3.3): which caption a noised latent is shown with."""
+
+    p: str = "exponential"  # p(t) of Table C: a name in data/conditioning.py
+    p_args: dict[str, float] = dataclasses.field(default_factory=dict)  # its parameters, e.g. {lam: 5}
+    null: float = 0.1  # share of empty captions, drawn after the replacement
+
+
+@dataclass(frozen=True, config=_strict)
+class Train:
+    """Optimisation (paper Sec. 4.2)."""
+
+    steps: int = 125_000
+    global_batch: int = 256
+    lr: float = 5e-5
+    warmup: int = 0
+    betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 1e-2
+    eps: float = 1e-8
+    grad_clip: float = 1.0
+    ema_decay: float = 0.9999  # the ceiling of min(ema_decay, (1 + n) / (10 + n))
+    output_weight: float = 1.0  # of Eq. 1
+    feature_weight: float = 1.0  # of Eq. 2
+    seed: int = 0
+    workers: int = 2  # loader processes per rank
+    log_every: int = 50
+    checkpoint_every: int = 25_000
+    keep_checkpoints: int = 3
+    sample_every: int = 10_000  # steps between teacher-student sample grids; 0 turns them off
+
+
+@dataclass(frozen=True, config=_strict)
+class Engine:
+    """How the step is distributed."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    processes: int = 1  # ranks on this machine when no host file is given
+    threads: int | None = None  # CPU threads per rank; null leaves torch's default
+    micro_batch: int | None = None  # samples per rank and forward; null: global_batch / ranks
+
+
+@dataclass(frozen=True, config=_strict)
+class Eval:
+    """Generation and scoring of a trained student and its teacher."""
+
+    captions: list[str]  # caption sources; captions naming a word of cache.exclude count as unseen
+    size: int = 200  # captions drawn from each of seen and unseen
+    sampler: Literal["ddim", "teacher"] = "ddim"
+    steps: int = 25
+    guidance: float = 7.5
+    batch: int = 32
+    seed: int = 1
+    weights: Literal["raw", "ema"] = "raw"
+
+
+@dataclass(frozen=True, config=_strict)
+class Paths:
+    """Where artefacts are kept; relative paths start at the working directory."""
+
+    cache: str
+    pool: str
+    run: str
+    reference: str  # the teacher's evaluation, shared by every experiment of the same protocol
+
+
+@dataclass(frozen=True, config=_strict)
+class Config:
+    """One experiment, resolved."""
+
+    name: str
+    teacher: Teacher
+    student: Student
+    cache: Cache
+    pool: Pool
+    conditioning: Conditioning
+    train: Train
+    engine: Engine
+    eval: Eval
+    paths: Paths
+
+    def __post_init__(self) -> None:
+        positive = {
+            "cache.size": self.cache.size,
+            "cache.steps": self.cache.steps,
+            "cache.batch": self.cache.batch,
+            "cache.shard_size": self.cache.shard_size,
+            "train.steps": self.train.steps,
+            "train.global_batch": self.train.global_batch,
+            "train.log_every": self.train.log_every,
+            "train.checkpoint_every": self.train.checkpoint_every,
+            "train.keep_checkpoints": self.train.keep_checkpoints,
+            "engine.processes": self.engine.processes,
+            "eval.size": self.eval.size,
+            "eval.steps": self.eval.steps,
+            "eval.batch": self.eval.batch,
+        }
+        for key, value in positive.items():
+            if value < 1:
+                raise ValueError(f"{key}: must be at least 1, got {value}")
+        if not 0 <= self.conditioning.null <= 1:
+            raise ValueError(f"conditioning.null: a share between 0 and 1, got {self.conditioning.null}")
+        if len(self.train.betas) != 2:
+            raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
+        if self.cache.shard_size % self.cache.batch:
+            raise ValueError(
+                f"cache.shard_size: must be a multiple of cache.batch ({self.cache.batch}), "
+                f"so that no compute batch crosses a shard; got {self.cache.shard_size}"
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (PyYAML reads 5e-5 as a string), and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"line {node.start_mark.line + 1}: key {key!r} is written twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; raises ValueError naming the file when it is broken or no mapping."""
+    try:
+        data = yaml.load(path.read_text(), Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
+    return data
+
+
+def experiment_names() -> list[str]:
+    """The experiments that ship with randcond, one per launch/experiments/*.yaml."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def table_names() -> list[str]:
+    """The tables (sets of experiments compared in one report), one per launch/tables/*.yaml."""
+    return sorted(path.stem for path in TABLES.glob("*.yaml"))
+
+
+def find_experiment(name: str) -> Path:
+    """The YAML file of an experiment given by name or by path; raises ValueError with the nearest names."""
+    given = Path(name)
+    if given.suffix in {".yaml", ".yml"}:
+        if given.is_file():
+            return given
+        raise ValueError(f"no experiment file {name}")
+    path = EXPERIMENTS / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names() + table_names())}")
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Experiments whose scores stand in one report."""
+
+    name: str
+    title: str
+    claim: str  # what the table shows, in a sentence or two
+    arms: dict[str, str]  # row name -> experiment
+
+
+def load_table(name: str) -> Table:
+    """A table of launch/tables by name; raises ValueError when its keys are wrong."""
+    path = TABLES / f"{name}.yaml"
+    data = {"name": name, **read_yaml(path)}
+    fields = {field.name for field in dataclasses.fields(Table)}
+    if set(data) != fields:
+        wrong = sorted(set(data) ^ fields)
+        raise ValueError(f"{path}: keys must be {sorted(fields - {'name'})}; wrong or missing: {wrong}")
+    return Table(**data)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key, anything else above replaces what is below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _compose(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file over its bases; `base:` names one file or a list, relative to this file or to experiments/base."""
+    if path in seen:
+        raise ValueError(f"{path}: is its own base, by way of {seen[-1]}")
+    data = read_yaml(path)
+    bases = data.pop("base", [])
+    below: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        places = [path.parent / f"{base}.yaml", EXPERIMENTS / "base" / f"{base}.yaml"]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise ValueError(f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}")
+        below = _merge(below, _compose(found, (*seen, path)))
+    return _merge(below, data)
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Resolves an experiment and its `section.key=value` overrides; raises ValueError naming file and key."""
+    path = find_experiment(name)
+    data = _compose(path)
+    data.setdefault("name", path.stem)
+    where = str(path)
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found:
+            raise ValueError(f"override {override!r} is not of the form section.key=value, e.g. train.steps=100")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r}: {error}") from None
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        data = _merge(data, value)
+        where = f"{path} and the command line"
+    return _parse(data, where)
+
+
+def _parse(data: dict[str, Any], where: str) -> Config:
+    try:
+        # Strict mode takes nested mappings only from JSON.
+        return TypeAdapter(Config).validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(problem, where) for problem in error.errors())) from None
+
+
+def _explain(problem: Any, where: str) -> str:
+    """One pydantic error as a line that names file and key and says what would do."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        section: Any = Config
+        for part in problem["loc"][:-1]:
+            section = {field.name: field.type for field in dataclasses.fields(section)}[str(part)]
+        known = [field.name for field in dataclasses.fields(section)]
+        return f"{where}: {key}: unknown key{_suggest(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{where}: {key}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message}, got {problem['input']!r}" if key else f"{where}: {message}"
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain data, in the order of the sections."""
+    return dataclasses.asdict(config)  # type: ignore[call-overload]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; it loads back to the same configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def resolve_path(path: str) -> Path:
+    """A path of the configuration; `package:` stands for the folder randcond is installed in."""
+    if path.startswith("package:"):
+        return PACKAGE / path.removeprefix("package:")
+    return Path(path)

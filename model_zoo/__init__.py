@@ -1,0 +1,1 @@
+"""Networks: teachers, student rules, weight copy, feature taps, sampling, export. A leaf: no data, no distribution."""

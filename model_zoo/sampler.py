@@ -1,0 +1,44 @@
+"""Drawing by per-caption seeds: an image depends on its caption, its seed and the compute batch, never on the rank.
+
+In: a diffusers pipeline, one chunk of captions and seeds. Out: latents as the U-Net sees them, or images.
+"""
+
+import hashlib
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+
+def caption_seed(seed: int, caption_id: int) -> int:
+    """The seed of one caption's initial noise, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}:{caption_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1  # torch takes 63 bits
+
+
+@torch.no_grad()
+def draw_latents(
+    pipe: StableDiffusionPipeline, captions: list[str], seeds: list[int], steps: int, guidance: float, batch: int
+) -> Tensor:
+    """Draws up to `batch` captions as one compute batch -> latents x_0 [n, C, h, w], scaled as the U-Net sees them.
+
+    A short chunk is padded to `batch` with its own last caption, so that every latent is computed in the same shapes.
+    """
+    assert 0 < len(captions) == len(seeds) <= batch
+    padding = batch - len(captions)
+    generators = [torch.Generator().manual_seed(seed) for seed in [*seeds, *([seeds[-1]] * padding)]]
+    drawn = pipe(
+        [*captions, *([captions[-1]] * padding)],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators,
+        output_type="latent",
+    )
+    return drawn.images[: len(captions)]
+
+
+@torch.no_grad()
+def decode(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    """Latents [n, C, h, w] -> images [n, 3, H, W] in [-1, 1]."""
+    scaled = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+    return pipe.vae.decode(scaled, return_dict=False)[0].clamp(-1, 1).float()

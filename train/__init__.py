@@ -1,0 +1,1 @@
+"""The distillation step, the engines, the loop, checkpoints and monitoring."""

@@ -1,0 +1,145 @@
+"""The training run on one page: stream -> step -> engine -> monitor -> checkpoint -> exported student."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from randcond.data.cache import LatentCache
+from randcond.data.conditioning import probability_table
+from randcond.data.files import check_same, read_json, write_json, write_text, written_whole
+from randcond.data.lock import hold
+from randcond.data.pool import open_pool
+from randcond.data.stream import CaptionPool, Positions, Stream, batches
+from randcond.launch.config import Config, resolve_path, to_dict, to_yaml
+from randcond.model_zoo.export import export_student, student_unet, unet_weights
+from randcond.model_zoo.features import TappedStudent
+from randcond.model_zoo.students import build_student, find_rule
+from randcond.model_zoo.teacher import Teacher
+from randcond.train import checkpoint
+from randcond.train.engine import STATE_KINDS, Engine, batch_shape, build_engine
+from randcond.train.monitor import Monitor
+from randcond.train.samples import draw_grid
+from randcond.train.step import DistillationStep
+
+
+def run(config: Config) -> None:
+    """Trains the experiment's student, from its newest checkpoint if there is one, and exports it."""
+    folder, train = Path(config.paths.run), config.train
+    if finished(config):
+        return
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device)
+    cache = LatentCache(Path(config.paths.cache), teacher.fingerprint)
+    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
+    probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
+    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.pipe.tokenizer, train.seed)
+    rule = find_rule(config.student.rule)
+    pairs = rule.pairs(dict(teacher.unet.config))
+    unet = build_student(config.student.rule, teacher.unet, config.student.init, config.student.seed)
+    module = TappedStudent(unet, teacher.unet, pairs, config.student.seed).to(device)
+    engine = build_engine(config, module)
+    distil = DistillationStep(teacher, pairs, train.output_weight, train.feature_weight)
+
+    identity = what_decides(config, cache, pool)
+    first, seconds = resume(engine, folder, identity)
+    if engine.rank == 0:
+        hold(folder)
+        write_text(folder / "config.yaml", to_yaml(config))
+    micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
+    positions = Positions(first, train.steps, train.global_batch, micro, engine.rank, engine.ranks)
+    loader = batches(stream, positions, train.workers)
+    monitor = Monitor(folder, engine, teacher.timesteps, first, train.steps, train.global_batch, train.log_every)
+    began = time.monotonic()
+    for step in range(first + 1, train.steps + 1):
+        lr = train.lr * min(1.0, step / max(1, train.warmup))
+        for _ in range(accumulation):
+            batch = next(loader)
+            losses = distil(engine.forward, batch, engine.dtype)
+            engine.backward(losses.total)
+            norm = engine.step(lr, min(train.ema_decay, (1 + step) / (10 + step)))
+            monitor.add(losses, batch)
+        monitor.step(step, lr, norm)
+        if step % train.checkpoint_every == 0 or step == train.steps:
+            spent = seconds + time.monotonic() - began
+            save(engine, folder, step, {"identity": identity, "seconds": spent}, train.keep_checkpoints)
+        if train.sample_every and step % train.sample_every == 0:
+            monitor.picture("teacher over student", draw_grid(config, teacher, engine, unet), step)
+    export(config, teacher, engine, unet, seconds + time.monotonic() - began)
+    monitor.close()
+    engine.close()
+
+
+def what_decides(config: Config, cache: LatentCache, pool: CaptionPool) -> dict[str, Any]:
+    """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
+    resolved = to_dict(config)
+    free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every"}
+    return {
+        "student": resolved["student"],
+        "conditioning": resolved["conditioning"],
+        "train": {key: value for key, value in resolved["train"].items() if key not in free},
+        "teacher": cache.manifest["teacher"],
+        "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
+        "pool": len(pool),
+    }
+
+
+def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> tuple[int, float]:
+    """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far."""
+    found = checkpoint.load_newest(folder / "checkpoints")
+    if found is None:
+        return 0, 0.0
+    state, manifest = found
+    check_same(manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    engine.load(state, manifest["step"])
+    if engine.rank == 0:
+        print(f"training: going on from step {manifest['step']}", flush=True)
+    return manifest["step"], manifest["seconds"]
+
+
+def save(engine: Engine, folder: Path, step: int, facts: dict[str, Any], keep: int) -> None:
+    """Gathers the state on all ranks and writes it on the first."""
+    state: dict[str, dict[str, Tensor]] = {kind: engine.gather(kind) for kind in STATE_KINDS}
+    if engine.rank == 0:
+        checkpoint.save(folder / "checkpoints", step, state, facts, keep)
+    engine.barrier()
+
+
+def export(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module, seconds: float) -> None:
+    """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json: the run is finished."""
+    folder = Path(config.paths.run)
+    for kind, name in (("weights", "student"), ("ema", "student_ema")):
+        weights = unet_weights(engine.gather(kind))
+        if engine.rank == 0:
+            trained = student_unet(unet, weights, torch.float32)
+            with written_whole(folder / name) as aside:
+                export_student(aside, trained, teacher, model_card(config, kind))
+    if engine.rank == 0:
+        write_json(folder / "train.json", {"steps": config.train.steps, "seconds": round(seconds, 1)})
+        print(f"training: finished, the student is at {folder / 'student_ema'} (raw weights: student)", flush=True)
+    engine.barrier()
+
+
+def finished(config: Config) -> bool:
+    """Whether the run's folder holds the finished student of this very configuration."""
+    folder = Path(config.paths.run)
+    done = folder / "train.json"
+    if not done.is_file() or read_json(done)["steps"] != config.train.steps:
+        return False
+    return (folder / "config.yaml").read_text() == to_yaml(config)
+
+
+def model_card(config: Config, kind: str) -> str:
+    """The README.md of an exported student: what it was distilled from and how."""
+    return (
+        f"# {config.name}: {config.student.rule}\n\n"
+        f"Distilled with randcond from `{config.teacher.path}` "
+        f"({'raw' if kind == 'weights' else 'EMA'} weights after {config.train.steps} steps of "
+        f"{config.train.global_batch}; initialised: {config.student.init}).\n\n"
+        f"Cached captions: {config.cache.size}, drawn with {config.cache.sampler} {config.cache.steps}, "
+        f"guidance {config.cache.guidance}; words without images: {', '.join(config.cache.exclude) or 'none'}. "
+        f"Random conditioning p(t): {config.conditioning.p}; null captions {config.conditioning.null:.0%}.\n\n"
+        f"```yaml\n{to_yaml(config)}```\n"
+    )

@@ -1,0 +1,42 @@
+"""The grid one looks at while a student trains: the same captions and seeds, teacher above, student below."""
+
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from randcond.data.captions import names_any, read_unique
+from randcond.launch.config import Config, resolve_path
+from randcond.model_zoo.export import student_unet, unet_weights
+from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.engine import Engine
+
+COLUMNS = 8
+
+
+def grid_captions(config: Config) -> list[str]:
+    """Captions for the columns, evenly out of the evaluation's seen and, where there are any, unseen ones."""
+    captions, _ = read_unique([resolve_path(source) for source in config.eval.captions])
+    excluded = names_any(config.cache.exclude)
+    unseen = [caption for caption in captions if excluded.search(caption)]
+    seen = [caption for caption in captions if not excluded.search(caption)]
+    half = COLUMNS // 2 if unseen else 0
+    spread = [(seen, COLUMNS - half), (unseen, half)]
+    return [part[i * len(part) // n] for part, n in spread for i in range(n)]
+
+
+def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module) -> Tensor:
+    """Image grid [3, H, W] in [0, 1]; gathers the raw weights, so every rank must call it (only the first draws)."""
+    weights = unet_weights(engine.gather("weights"))
+    if engine.rank != 0:
+        return torch.empty(0)
+    student = student_unet(unet, weights, teacher.dtype).to(teacher.device)
+    captions = grid_captions(config)
+    seeds = [caption_seed(config.eval.seed, number) for number in range(len(captions))]
+    rows = []
+    for network in (None, student):
+        pipe = teacher.pipeline(config.eval.sampler, network)
+        latents = draw_latents(pipe, captions, seeds, config.eval.steps, config.eval.guidance, len(captions))
+        rows.append(decode(pipe, latents))
+    return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=COLUMNS)
