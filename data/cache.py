@@ -113,7 +113,9 @@ def _draw_shard(config: Config, pipe: Any, captions: list[str], shard: Path, num
         texts = [captions[caption_id] for caption_id in chunk]
         latents = draw_latents(pipe, texts, seeds, cache.steps, cache.guidance, cache.batch).float().cpu().numpy()
         if not np.isfinite(latents).all() or np.abs(latents).max() > np.finfo(np.float16).max:
-            raise ValueError(f"the teacher drew a latent that fp16 cannot hold, captions {chunk.start}-{chunk.stop - 1}")
+            raise ValueError(
+                f"the teacher drew a latent that fp16 cannot hold, captions {chunk.start}-{chunk.stop - 1}"
+            )
         for caption_id, seed, text, latent in zip(chunk, seeds, texts, latents, strict=True):
             meta = {"seed": seed, "source": "teacher"}
             samples.append({"caption_id": caption_id, "caption": text, "latent": latent, "meta": meta})

@@ -34,14 +34,18 @@ def build(out: Path, sources: list[Path]) -> dict[str, Any]:
 
 
 def open_pool(folder: Path) -> Captions:
-    """The extra texts of a built pool; raises ValueError naming the folder when it is unfinished or of another format."""
+    """The extra texts of a built pool; raises ValueError naming a folder that is unfinished or of another format."""
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
         raise ValueError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
     manifest = read_json(manifest_path)
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"the pool at {folder} has format {manifest.get('format')}, this version reads {FORMAT}: rebuild")
+        raise ValueError(
+            f"the pool at {folder} has format {manifest.get('format')}, this version reads {FORMAT}: rebuild"
+        )
     captions = Captions(folder / "captions.arrow")
     if len(captions) != manifest["captions"]:
-        raise ValueError(f"the pool at {folder} holds {len(captions)} captions, its manifest says {manifest['captions']}")
+        raise ValueError(
+            f"the pool at {folder} holds {len(captions)} captions, its manifest says {manifest['captions']}"
+        )
     return captions

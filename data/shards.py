@@ -75,7 +75,9 @@ class Shard:
         """Raises ValueError naming the shard when it is missing, truncated or without its index."""
         self.path = path
         if not shard_done(path):
-            raise ValueError(f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`")
+            raise ValueError(
+                f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`"
+            )
         index = read_json(index_path(path))
         size = os.path.getsize(path)
         if size != index["bytes"]:
@@ -89,7 +91,7 @@ class Shard:
 
     def latent(self, member: Member) -> np.ndarray:
         """The latent fp16 [C, h, w]; raises ValueError naming shard and key when it is damaged."""
-        data = io.BytesIO(self._map[member.offset : member.offset + member.size])
+        data = io.BytesIO(self._map[member.offset : member.offset + member.size].tobytes())
         try:
             latent = np.lib.format.read_array(data, allow_pickle=False)
         except ValueError as error:

@@ -88,7 +88,9 @@ class Stream(Dataset[dict[str, Any]]):
 class Positions(Sampler[list[int]]):
     """Global positions of one rank's micro-batches from `first_step` on; one global batch is a run of positions."""
 
-    def __init__(self, first_step: int, last_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int):
+    def __init__(
+        self, first_step: int, last_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int
+    ) -> None:
         self.steps = range(first_step, last_step)
         self.global_batch, self.micro_batch, self.rank, self.ranks = global_batch, micro_batch, rank, ranks
 

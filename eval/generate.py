@@ -62,7 +62,13 @@ def chunk_paths(out: Path, count: int, batch: int) -> list[Path]:
 
 
 def generate(
-    config: Config, pipe: StableDiffusionPipeline, prompts: Prompts, judge: Judge, out: Path, made_of: dict[str, Any], what: str
+    config: Config,
+    pipe: StableDiffusionPipeline,
+    prompts: Prompts,
+    judge: Judge,
+    out: Path,
+    made_of: dict[str, Any],
+    what: str,
 ) -> bool:
     """Draws the missing chunks this rank can claim; returns whether all ranks' chunks are now in place.
 

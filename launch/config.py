@@ -234,6 +234,9 @@ class Table:
     name: str
     title: str
     claim: str  # what the table shows, in a sentence or two
+    takes: str  # how long it takes, on what
+    report: str  # the folder of its report
+    next: list[str]  # commands to try after it
     arms: dict[str, str]  # row name -> experiment
 
 

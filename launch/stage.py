@@ -5,8 +5,11 @@ Reads the experiment, checks it, pins the threads, and turns the user's mistakes
 
 import ctypes
 import os
+import platform
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 from randcond.launch.config import Config, load_config, to_yaml
@@ -56,10 +59,27 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 
 
 def end_with_parent() -> None:
-    """Asks Linux to kill this process when the launcher that started it dies, so that no rank trains on alone."""
+    """Makes a rank end when its launcher or the `randcond run` above it dies: no rank trains on alone.
+
+    The launcher's own processes do not see to that: a killed one leaves its ranks running.
+    """
     if sys.platform == "linux" and "RANK" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    supervisor = os.environ.get("RANDCOND_SUPERVISOR")
+    if supervisor and os.environ.get("RANDCOND_HOST", platform.node()) == platform.node():
+        threading.Thread(target=_watch, args=(int(supervisor),), daemon=True).start()
+
+
+def _watch(pid: int) -> None:
+    while True:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGKILL)
+        except PermissionError:
+            pass
+        time.sleep(1)
 
 
 def limit_threads(config: Config) -> None:

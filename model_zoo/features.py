@@ -4,9 +4,10 @@ The projectors live inside the module whose forward the engine runs, so that the
 student's; export leaves them behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -30,7 +31,7 @@ class FeatureTaps:
                 raise ValueError(f"feature tap: the network has no module {name}")
             self.handles.append(modules[name].register_forward_hook(self._keep(name)))
 
-    def _keep(self, name: str):  # noqa: ANN202 - torch's hook type
+    def _keep(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             self.captured[name] = output[0] if isinstance(output, tuple) else output
 
@@ -57,7 +58,9 @@ class FeatureTaps:
 class TappedStudent(nn.Module):
     """Student U-Net, its taps and the 1x1 projectors to the teacher's widths: the module the engine trains."""
 
-    def __init__(self, unet: nn.Module, teacher: nn.Module, pairs: list[FeaturePair], seed: int = 0) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, teacher: UNet2DConditionModel, pairs: list[FeaturePair], seed: int = 0
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.taps = FeatureTaps(unet, [student for _, student in pairs])
@@ -77,7 +80,7 @@ class TappedStudent(nn.Module):
 
 
 @torch.no_grad()
-def feature_widths(unet: nn.Module, names: list[str]) -> list[int]:
+def feature_widths(unet: UNet2DConditionModel, names: list[str]) -> list[int]:
     """Channels of each tapped feature, by a forward of shape only (meta device: costs no arithmetic)."""
     with torch.device("meta"):
         shadow = type(unet).from_config(unet.config)

@@ -127,7 +127,7 @@ def find_rule(name: str) -> StudentRule:
     return STUDENTS[name]
 
 
-def build_student(name: str, teacher: nn.Module, init: str, seed: int) -> UNet2DConditionModel:
+def build_student(name: str, teacher: UNet2DConditionModel, init: str, seed: int) -> UNet2DConditionModel:
     """The student U-Net of a rule, in fp32, randomly initialised by its seed or holding the teacher's weights.
 
     Raises ValueError when the rule does not apply to this teacher, or cannot copy from it.
@@ -151,7 +151,9 @@ def copy_teacher_weights(rule: StudentRule, student: nn.Module, teacher: nn.Modu
     for name, tensor in ours.items():
         source = theirs.get(rule.teacher_name(name))
         if source is None or source.shape != tensor.shape:
-            raise ValueError(f"student.init: the teacher has no {rule.teacher_name(name)} of shape {tuple(tensor.shape)}")
+            raise ValueError(
+                f"student.init: the teacher has no {rule.teacher_name(name)} of shape {tuple(tensor.shape)}"
+            )
         copied[name] = source.to(tensor.dtype)
     student.load_state_dict(copied)
     return len(copied)

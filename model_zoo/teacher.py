@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,7 +49,7 @@ class Teacher:
         return cls(pipe, folder, DTYPES[dtype], schedule)
 
     @property
-    def unet(self) -> nn.Module:
+    def unet(self) -> UNet2DConditionModel:
         """The teacher's denoiser."""
         return self.pipe.unet
 
@@ -88,7 +88,10 @@ class Teacher:
 
         "ddim" is built from the teacher's own scheduler config (paper, supplement K); "teacher" is the one it ships.
         """
-        schedulers: dict[str, Any] = {"ddim": DDIMScheduler.from_config, "teacher": type(self.pipe.scheduler).from_config}
+        schedulers: dict[str, Any] = {
+            "ddim": DDIMScheduler.from_config,
+            "teacher": type(self.pipe.scheduler).from_config,
+        }
         pipe = StableDiffusionPipeline(
             vae=self.pipe.vae,
             text_encoder=self.pipe.text_encoder,
@@ -133,10 +136,11 @@ def local_folder(path: Path | str) -> Path:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """sha256 over names and contents of a diffusers folder's json, txt and safetensors files (16 hex digits)."""
+    """sha256 over names and contents of a model's configurations and weights (16 hex digits); cards don't count."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".txt", ".safetensors"} and path.is_file():
+    parts = [path for path in folder.glob("*/*") if path.suffix in {".json", ".txt", ".safetensors"}]
+    for path in sorted([*parts, folder / "model_index.json", *folder.glob("*.safetensors")]):
+        if path.is_file():
             digest.update(str(path.relative_to(folder)).encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -5,20 +5,10 @@ from randcond.launch.stage import stage_main
 
 
 def check(config: Config) -> None:
-    """What can be known to be wrong before the first step."""
-    from randcond.data.conditioning import probability_table
-    from randcond.data.ranks import world_size
-    from randcond.train.engine import batch_shape
+    """Fails on what can be known to be wrong before the first step."""
+    from randcond.train.check import check
 
-    probability_table(config.conditioning.p, config.conditioning.p_args, 1000)
-    batch_shape(config.train.global_batch, max(world_size(), config.engine.processes), config.engine.micro_batch)
-
-    from randcond.launch.config import resolve_path
-    from randcond.model_zoo.students import find_rule
-    from randcond.model_zoo.teacher import local_folder
-
-    find_rule(config.student.rule)
-    local_folder(resolve_path(config.teacher.path))
+    check(config)
 
 
 def train(config: Config) -> None:

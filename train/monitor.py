@@ -26,12 +26,12 @@ class NonFiniteError(ValueError):
 class Monitor:
     """Collects the losses of each micro-batch and writes them every `every` steps."""
 
-    def __init__(self, folder: Path, engine: Engine, timesteps: int, first: int, last: int, batch: int, every: int):
+    def __init__(
+        self, folder: Path, engine: Engine, timesteps: int, first: int, last: int, batch: int, every: int
+    ) -> None:
         self.engine, self.timesteps, self.batch, self.every = engine, timesteps, batch, every
         self.chief = engine.rank == 0
-        self.bar = tqdm(
-            total=last, initial=first, desc="training", unit="step", mininterval=2, disable=not self.chief
-        )
+        self.bar = tqdm(total=last, initial=first, desc="training", unit="step", mininterval=2, disable=not self.chief)
         self.began, self.at = time.monotonic(), first
         self.last = last
         self._names: list[str] = []

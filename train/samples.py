@@ -1,6 +1,5 @@
 """The grid one looks at while a student trains: the same captions and seeds, teacher above, student below."""
 
-
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid

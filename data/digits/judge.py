@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from randcond.data.digits.world import BACKGROUNDS, COLOURS, DIGITS
 
-EMBEDDED_JUDGE = Path(__file__).parent / "judge"
+EMBEDDED_JUDGE = Path(__file__).parent / "models" / "judge"
 FEATURE_WIDTH = 64
 
 

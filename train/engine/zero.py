@@ -36,7 +36,11 @@ class ZeroEngine:
         self.module = module
         train = config.train
         optimizer = torch.optim.AdamW(
-            module.parameters(), lr=train.lr, betas=tuple(train.betas), eps=train.eps, weight_decay=train.weight_decay
+            module.parameters(),
+            lr=train.lr,
+            betas=(train.betas[0], train.betas[1]),
+            eps=train.eps,
+            weight_decay=train.weight_decay,
         )
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(config, self.ranks)

@@ -1,0 +1,63 @@
+# randcond: `make help` lists the targets.
+# Variables: VENV (default .venv), PYTHON, HOSTFILE, NODES, GPUS (ranks per host), ARGS (section.key=value ...).
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard launch/experiments/*.yaml))))
+TABLES := $(sort $(basename $(notdir $(wildcard launch/tables/*.yaml))))
+WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all lint format dryrun bench tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+
+help: ## this list
+	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-18s%s\n", $$1, $$2}'
+	@echo
+	@echo "tables (several experiments, one report):"
+	@$(foreach t,$(TABLES),printf '  %-18s%s\n' '$(t)' "$$(sed -n 's/^title: //p' launch/tables/$(t).yaml)";)
+	@echo "experiments (pool, cache, train, eval, report):"
+	@$(foreach e,$(EXPERIMENTS),printf '  %-18s%s\n' '$(e)' "$$(sed -n '1s/^# //p' launch/experiments/$(e).yaml)";)
+
+setup: $(READY) ## install everything into VENV (done by the other targets when missing)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up $(VENV): a few minutes, about 6 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m randcond.train.engine.build_ops
+	@touch $@
+
+$(TABLES) $(EXPERIMENTS): $(READY)
+	@$(BIN)/randcond run all $@ $(WHERE) $(ARGS)
+
+test: $(READY) ## the tests, under 15 minutes on two cores
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: $(READY) ## every test that can run on this machine
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.typing $(BIN)/mypy -p randcond.launch -p randcond.model_zoo -p randcond.data -p randcond.train -p randcond.eval
+
+format: $(READY) ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dryrun: $(READY) ## resolve and check every experiment, run none
+	$(BIN)/python -m randcond.train.dryrun
+
+bench: $(READY) ## speed of the training step against a bare loop, side by side
+	$(BIN)/python -m tests.bench.step $(ARGS)
+
+tensorboard: $(READY) ## watch the runs
+	$(BIN)/tensorboard --logdir runs
+
+digits-teacher: $(READY) ## train the embedded teacher and judge from nothing into runs/digits-teacher
+	$(BIN)/python -m randcond.data.digits.train_teacher runs/digits-teacher

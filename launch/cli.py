@@ -1,0 +1,196 @@
+"""The `randcond` command: stages of experiments, and tools in groups, on fire.
+
+fire calls a command before it notices a flag it does not know, so words are checked against the signature first.
+"""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+
+from randcond.launch.commands import STAGES, Place, plan, run_steps, show
+from randcond.launch.config import experiment_names, load_config, load_table, table_names, to_yaml
+
+GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
+    "pool": "randcond.data.pool_tools",
+}
+
+
+def run(
+    stage: str,
+    experiment: str,
+    *overrides: str,
+    hostfile: str | None = None,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Runs a stage of an experiment or a table; what is already done is kept, and interrupted work goes on.
+
+    stage       pool    captions -> memory-mapped caption pool
+                cache   teacher -> latents of the cached captions, in WebDataset shards
+                train   shards + pool -> student, in diffusers format
+                eval    student and teacher -> images -> scores
+                report  scores -> Markdown, HTML, JSON and a contact sheet
+                all     everything above, in this order
+    experiment  a name (see `randcond --help`), or a YAML file of your own
+    overrides   any key of the YAML: train.steps=100 conditioning.p=sigmoid "cache.exclude=[three,four]"
+
+    --hostfile FILE  run on the hosts of a DeepSpeed host file (lines such as `node1 slots=8`)
+    --nodes N        use the first N of them
+    --gpus N         ranks per host; without a host file: ranks on this machine (default: engine.processes)
+    --dry-run        print the resolved configuration and the commands, and do nothing
+
+    examples    randcond run all demo
+                randcond run train demo-with train.steps=100 paths.run=runs/short
+                randcond run all demo --dry-run
+    """
+    place = Place(hostfile, nodes, gpus)
+    steps = plan(stage, experiment, list(overrides), place)
+    is_table = experiment in table_names()
+    if dry_run:
+        for name in load_table(experiment).arms.values() if is_table else [experiment]:
+            print(f"# {name}, resolved\n{to_yaml(load_config(name, overrides))}")
+        print("# commands")
+        for step in steps:
+            print(show(step.command))
+        return
+    if is_table and stage == "all":
+        table = load_table(experiment)
+        print(f"{table.title}\n\n{table.claim}\n\nIt takes {table.takes}, in {len(steps)} steps. Stop it whenever you")
+        print("like (Ctrl-C): the same command goes on from there.", flush=True)
+    run_steps(steps)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of the console script; exits 2 with one line on the user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(words)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return
+    name = words.pop(0)
+    if name == "run":
+        _call("randcond", run, words)
+        return
+    if name not in GROUPS:
+        raise ValueError(f"unknown command {name!r}{_near(name, ['run', *GROUPS])}; see `randcond --help`")
+    tools = importlib.import_module(GROUPS[name])
+    commands = {function.__name__: function for function in tools.COMMANDS}
+    if not words or words[0] in ("--help", "-h"):
+        print(inspect.getdoc(tools))
+        for each, function in commands.items():
+            first_line = (inspect.getdoc(function) or "").splitlines()[0]
+            print(f"\n  randcond {name} {_usage(function, each)}\n      {first_line}")
+        return
+    command = words.pop(0)
+    if command not in commands:
+        raise ValueError(f"unknown command {name} {command!r}{_near(command, list(commands))}")
+    _call(f"randcond {name}", commands[command], words)
+
+
+def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
+    """Checks the words against the function's signature, then lets fire parse and call."""
+    usage = f"usage: {prefix} {_usage(function, function.__name__)}"
+    if {"--help", "-h"} & set(words):
+        print(f"{usage}\n\n{inspect.getdoc(function)}")
+        return
+    parameters = inspect.signature(function).parameters
+    flags = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    required = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    checked, given = [], 0
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            checked.append(word)
+            given += 1
+            continue
+        name, has_value, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if name not in flags:
+            raise ValueError(f"unknown flag {word}{_near(name, list(flags))}; {usage}")
+        if flags[name].annotation is bool:
+            if has_value and value not in ("True", "False"):
+                raise ValueError(f"--{name} takes no value; {usage}")
+            value = value or "True"
+        elif not has_value:
+            value = next(rest, "")
+            if not value or value.startswith("-"):
+                raise ValueError(f"--{name} needs a value; {usage}")
+        if "int" in str(flags[name].annotation) and not value.isdigit():
+            raise ValueError(f"--{name} needs a whole number, got {value!r}")
+        checked.append(f"--{name}={value}")
+    if given < len(required):
+        raise ValueError(f"{required[given]} is missing; {usage}")
+    many = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    if given > len(required) and not many:
+        raise ValueError(f"{given - len(required)} words too many; {usage}")
+
+    import fire
+    from fire.decorators import SetParseFn
+
+    texts = [name for name, p in parameters.items() if "int" not in str(p.annotation) and p.annotation is not bool]
+    parse = SetParseFn(str, *texts)(SetParseFn(str)(function) if many else function)
+    if many:  # *words have no name that fire could be told of: their parser is the default one
+        numbers = [name for name in flags if name not in texts]
+        parse = SetParseFn(fire.parser.DefaultParseValue, *numbers)(parse)
+    fire.Fire(parse, command=checked, name=prefix)
+
+
+def _usage(function: Callable[..., None], name: str) -> str:
+    words = [name]
+    for parameter in inspect.signature(function).parameters.values():
+        flag = f"--{parameter.name.replace('_', '-')}"
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            words.append(f"[{parameter.name.upper()} ...]")
+        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            words.append(parameter.name.upper())
+        else:
+            words.append(f"[{flag}]" if parameter.annotation is bool else f"[{flag} {parameter.name[0].upper()}]")
+    return " ".join(words)
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+
+
+def _overview() -> str:
+    tables = "\n".join(f"  {name:24}{load_table(name).title}" for name in table_names())
+    experiments = "\n".join(f"  {name:24}{_first_comment(name)}" for name in experiment_names())
+    return f"""randcond: distils a text-to-image diffusion model into a small one, without images (Random Conditioning).
+
+usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
+       randcond pool COMMAND ...                                            see `randcond pool --help`
+
+stages: {" -> ".join(STAGES)}, or all
+
+tables (several experiments in one report)
+{tables}
+
+experiments (launch/experiments/*.yaml; a YAML file of your own works too)
+{experiments}
+
+start with   randcond run all demo              a student learns to draw a digit it never saw, on a CPU
+             randcond run all demo --dry-run    what that would do"""
+
+
+def _first_comment(name: str) -> str:
+    from randcond.launch.config import EXPERIMENTS
+
+    line = (EXPERIMENTS / f"{name}.yaml").read_text().splitlines()[0]
+    return line.removeprefix("# ") if line.startswith("#") else ""
+
+
+if __name__ == "__main__":
+    main()
