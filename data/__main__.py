@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from randcond.launch.config import Config, resolve_path
-from randcond.launch.stage import stage_main
+from randcond.launch.stage import stage_main, write_config
 
 
 def check_sources(config: Config) -> None:
@@ -21,6 +21,7 @@ def pool(config: Config) -> None:
     from randcond.data.pool import build
 
     manifest = build(Path(config.paths.pool), [resolve_path(source) for source in config.pool.sources])
+    write_config(Path(config.paths.pool), config)
     print(f"pool: {manifest['captions']} extra captions at {config.paths.pool}, dropped {manifest['dropped']}")
 
 
@@ -29,6 +30,7 @@ def cache(config: Config) -> None:
     from randcond.data.cache import run
 
     run(config)
+    write_config(Path(config.paths.cache), config)
 
 
 if __name__ == "__main__":

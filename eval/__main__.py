@@ -1,7 +1,9 @@
-"""`python -m randcond.eval eval EXPERIMENT` and `python -m randcond.eval report EXPERIMENT|TABLE`."""
+"""`python -m randcond.eval EXPERIMENT`; the report is `python -m randcond.eval.report EXPERIMENT|TABLE`."""
+
+from pathlib import Path
 
 from randcond.launch.config import Config
-from randcond.launch.stage import stage_main
+from randcond.launch.stage import stage_main, write_config
 
 
 def check(config: Config) -> None:
@@ -18,6 +20,7 @@ def evaluate(config: Config) -> None:
     from randcond.eval.run import run
 
     run(config)
+    write_config(Path(config.paths.run) / "eval", config)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from randcond.launch.config import Config, load_config, to_yaml
 
@@ -56,6 +57,12 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Writes the resolved configuration beside an artefact; the first rank does it, for all."""
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "config.yaml").write_text(to_yaml(config))
 
 
 def end_with_parent() -> None:

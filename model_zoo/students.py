@@ -127,16 +127,21 @@ def find_rule(name: str) -> StudentRule:
     return STUDENTS[name]
 
 
+def student_config(name: str, teacher: UNetConfig) -> UNetConfig:
+    """The student's U-Net configuration; raises ValueError when the rule does not apply to this teacher."""
+    # diffusers' own bookkeeping (_use_default_values) would turn what the rule changed back into defaults.
+    return find_rule(name).config({key: value for key, value in teacher.items() if not key.startswith("_")})
+
+
 def build_student(name: str, teacher: UNet2DConditionModel, init: str, seed: int) -> UNet2DConditionModel:
     """The student U-Net of a rule, in fp32, randomly initialised by its seed or holding the teacher's weights.
 
     Raises ValueError when the rule does not apply to this teacher, or cannot copy from it.
     """
     rule = find_rule(name)
-    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = UNet2DConditionModel.from_config(rule.config(config))
+        student = UNet2DConditionModel.from_config(student_config(name, teacher.config))
     if init == "teacher":
         copy_teacher_weights(rule, student, teacher)
     return student

@@ -61,8 +61,9 @@ def run(config: Config) -> None:
             engine.backward(losses.total)
             norm = engine.step(lr, min(train.ema_decay, (1 + step) / (10 + step)))
             monitor.add(losses, batch)
-        monitor.step(step, lr, norm)
-        if step % train.checkpoint_every == 0 or step == train.steps:
+        milestone = step % train.checkpoint_every == 0 or step == train.steps
+        monitor.step(step, lr, norm, milestone)  # stops the run on a value that is not finite
+        if milestone:
             spent = seconds + time.monotonic() - began
             save(engine, folder, step, {"identity": identity, "seconds": spent}, train.keep_checkpoints)
         if train.sample_every and step % train.sample_every == 0:

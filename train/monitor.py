@@ -45,11 +45,12 @@ class Monitor:
     def _reset(self) -> None:
         self._sums: Tensor | None = None
         self._count = 0
+        self._norm = torch.zeros(1, dtype=torch.float64, device=self.engine.device)
         self._bins = torch.zeros(3, BINS, device=self.engine.device)  # samples, replaced, sum of Eq. 1
 
     def add(self, losses: Losses, batch: dict[str, Tensor]) -> None:
         """Adds one micro-batch; no value is read here, so nothing waits for the device."""
-        self._names = list(losses.terms)
+        self._names = [*(f"loss/{name}" for name in losses.terms), "grad_norm"]
         values = torch.stack([term.double() for term in losses.terms.values()])
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
@@ -59,16 +60,17 @@ class Monitor:
         rows = torch.stack([ones, batch["replaced"].to(device).float(), losses.per_sample])
         self._bins.index_add_(1, place, rows)
 
-    def step(self, step: int, lr: float, norm: Tensor | float) -> None:
-        """Ends one step; every `every` steps reduces over the ranks, checks and writes.
+    def step(self, step: int, lr: float, norm: Tensor | float, milestone: bool) -> None:
+        """Ends one step; every `every` steps, and at milestones, reduces over the ranks, checks and writes.
 
         Raises NonFiniteError naming step, term and rank when a term is not finite: no checkpoint is written after it.
         """
         self.bar.update()
-        if step % self.every and step != self.last:
+        self._norm += norm
+        if step % self.every and not milestone:
             return
         assert self._sums is not None
-        mine = self._sums / self._count
+        mine = torch.cat([self._sums / self._count, self._norm / (step - self.at)])
         bad = [name for name, value in zip(self._names, mine.tolist(), strict=True) if not math.isfinite(value)]
         means = (self.engine.all_sum(mine) / self.engine.ranks).tolist()
         bins = self.engine.all_sum(self._bins).tolist()
@@ -81,16 +83,13 @@ class Monitor:
         speed = (step - self.at) * self.batch / (now - self.began)
         self.began, self.at = now, step
         if self.chief:
-            self._write(step, dict(zip(self._names, means, strict=True)), bins, lr, float(norm), speed)
+            self._write(step, dict(zip(self._names, means, strict=True)), bins, lr, speed)
         self._reset()
 
-    def _write(
-        self, step: int, terms: dict[str, float], bins: list[list[float]], lr: float, norm: float, speed: float
-    ) -> None:
+    def _write(self, step: int, means: dict[str, float], bins: list[list[float]], lr: float, speed: float) -> None:
         samples, replaced, sums = bins
         eta = (self.last - step) * self.batch / speed
-        record: dict[str, Any] = {f"loss/{name}": value for name, value in terms.items()}
-        record |= {"grad_norm": norm, "lr": lr, "samples_per_s": speed, "eta_s": eta}
+        record: dict[str, Any] = {**means, "lr": lr, "samples_per_s": speed, "eta_s": eta}
         record["replaced_share"] = sum(replaced) / sum(samples)
         width = self.timesteps // BINS
         for place in range(BINS):
@@ -101,7 +100,7 @@ class Monitor:
         for name, value in record.items():
             self.board.add_scalar(name, value, step)
         self.lines.write(json.dumps({"step": step, **record}) + "\n")
-        self.bar.set_postfix(loss=f"{terms['total']:.4f}", samples_per_s=f"{speed:.0f}")
+        self.bar.set_postfix(loss=f"{means['loss/total']:.4f}", samples_per_s=f"{speed:.0f}")
 
     def picture(self, name: str, grid: Tensor, step: int) -> None:
         """A grid of images [3, H, W] in [0, 1] onto the board."""

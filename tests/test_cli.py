@@ -1,0 +1,62 @@
+"""The command line: teaching help, and no work before every word is understood."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import randcond
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "train", "demo-with", "--dryrun"], "unknown flag --dryrun; did you mean 'dry-run'"),
+        (["run", "train", "demo-with", "--gpu", "2"], "unknown flag --gpu; did you mean 'gpus'"),
+        (["run", "train", "demo-with", "--gpus"], "--gpus needs a value"),
+        (["run", "train", "demo-with", "--gpus", "two"], "whole number"),
+        (["run", "trane", "demo-with"], "unknown stage 'trane'"),
+        (["run", "train"], "experiment is missing"),
+        (["run", "pool", "demo-with", "pool.source=[x]"], "pool.source: unknown key; did you mean 'sources'"),
+        (["rum", "train", "demo-with"], "unknown command 'rum'; did you mean 'run'"),
+        (["pool", "bild", "out"], "unknown command pool 'bild'; did you mean 'build'"),
+        (["pool", "build", "out", "x.txt", "--sorce", "y"], "unknown flag --sorce"),
+        (["pool", "info", "out", "more"], "1 words too many"),
+    ],
+)
+def test_a_misspelt_word_ends_before_any_file_is_written(tmp_path: Path, words: list[str], said: str) -> None:
+    done = randcond(tmp_path, *words, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    overview = randcond(tmp_path, "--help").stdout
+    assert "pool -> cache -> train -> eval -> report" in overview
+    assert "demo-with" in overview
+    assert "--dry-run" in randcond(tmp_path, "run", "--help").stdout
+    assert "duplicate" in randcond(tmp_path, "pool", "build", "--help").stdout
+
+
+def test_dry_run_prints_configuration_and_commands_and_writes_nothing(tmp_path: Path) -> None:
+    said = randcond(tmp_path, "run", "--dry-run", "all", "demo", "train.steps=7", "--gpus", "4").stdout
+    assert said.count("steps: 7\n") == 2
+    assert said.count("--num_accelerators 4") == 5  # one cache, two trainings, two evaluations
+    assert "-m randcond.eval.report demo train.steps=7" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
+    words = ["run", "train", "demo-with", "--hostfile", "hosts", "--nodes", "2", "--gpus", "8", "--dry-run"]
+    said = randcond(tmp_path, *words).stdout
+    assert "--hostfile hosts --num_nodes 2 --num_gpus 8 --module randcond.train demo-with" in said
+
+
+def test_pool_tools(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat\n\n a  cat \nein Hühnerei\n")
+    (tmp_path / "b.csv").write_text("id,caption\n1,a dog\n2,a cat\n")
+    said = randcond(tmp_path, "pool", "build", "p", "a.txt", "b.csv").stdout
+    assert "3 captions" in said and "'empty': 1" in said and "'duplicate': 2" in said
+    assert "a.txt, b.csv" in randcond(tmp_path, "pool", "info", "p").stdout
+    drawn = randcond(tmp_path, "pool", "sample", "p", "--n", "5").stdout.splitlines()
+    assert len(drawn) == 5 and set(drawn) <= {"a cat", "ein Hühnerei", "a dog"}

@@ -1,0 +1,80 @@
+"""One strict YAML per experiment: composition, overrides, and errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from randcond.launch import config as cfg
+
+
+def test_every_shipped_experiment_resolves_and_survives_a_round_trip(tmp_path: Path) -> None:
+    for name in cfg.experiment_names():
+        resolved = cfg.load_config(name)
+        copy = tmp_path / f"{name}.yaml"
+        copy.write_text(cfg.to_yaml(resolved))
+        assert cfg.load_config(str(copy)) == resolved
+
+
+def test_arms_of_the_demo_differ_in_p_alone() -> None:
+    without, with_ = (cfg.to_dict(cfg.load_config(f"demo-{arm}")) for arm in ("without", "with"))
+    differing = {
+        f"{section}.{key}"
+        for section, keys in without.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if with_[section][key] != value
+    }
+    assert differing == {"conditioning.p", "paths.run"}
+
+
+def test_numbers_in_yaml_1_2_notation() -> None:
+    assert cfg.load_config("demo-with", ["train.lr=5e-5"]).train.lr == 5e-5
+    assert cfg.load_config("demo-with", ["train.lr=1"]).train.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", r"train\.stepz: unknown key; did you mean 'steps'"),
+        ("trian.steps=3", r"trian: unknown key; did you mean 'train'"),
+        ("train.steps=many", r"train\.steps: .*integer.*'many'"),
+        ("train.steps=true", r"train\.steps: .*integer"),
+        ("train.steps=0", r"train\.steps: must be at least 1"),
+        ("train=3", r"train: .*object"),
+        ("student.init=magic", r"student\.init: .*'random' or 'teacher'"),
+        ("cache.shard_size=60", r"cache\.shard_size: must be a multiple of cache\.batch"),
+        ("conditioning.null=1.5", r"conditioning\.null: a share between 0 and 1"),
+        ("steps", "not of the form"),
+    ],
+)
+def test_mistakes_name_the_key(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cfg.load_config("demo-with", [override])
+
+
+def test_unknown_experiment_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'demo-with'"):
+        cfg.load_config("demo-wiht")
+
+
+def test_bases_merge_key_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "low.yaml").write_text("base: demo-with\ntrain: {steps: 7}\n")
+    base = {"base": ["../experiments-elsewhere"], "train": {"steps": 7}}
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "demo-with.yaml").write_text((cfg.EXPERIMENTS / "demo-with.yaml").read_text())
+    resolved = cfg.load_config(str(tmp_path / "low.yaml"), ["cache.exclude=[four, five]"])
+    assert (resolved.train.steps, resolved.train.global_batch) == (7, 64)
+    assert resolved.cache.exclude == ["four", "five"]
+    with pytest.raises(ValueError, match=r"base '\.\./experiments-elsewhere' not found"):
+        cfg.load_config(str(tmp_path / "broken.yaml"))
+
+
+def test_a_circle_of_bases_and_a_key_written_twice_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b\n")
+    (tmp_path / "b.yaml").write_text("base: a\n")
+    with pytest.raises(ValueError, match="its own base"):
+        cfg.load_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "c.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
+    with pytest.raises(ValueError, match="'steps' is written twice"):
+        cfg.load_config(str(tmp_path / "c.yaml"))

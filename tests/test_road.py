@@ -1,0 +1,229 @@
+"""The whole road on the embedded world, by the deepspeed launcher on two ranks: every stage, artefacts, resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import TINY, randcond
+
+
+def weights(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
+    return load_file(run / name / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_the_report_holds_every_arm(world: Path) -> None:
+    report = json.loads((world / "runs/demo/report.json").read_text())
+    assert list(report["arms"]) == ["teacher", "without", "with"]
+    for arm in report["arms"].values():
+        for score in ("digit_accuracy", "colour_accuracy", "background_accuracy", "frechet_judge"):
+            assert set(arm[score]) == {"seen", "unseen"}
+        assert sum(arm["digits_drawn"]["unseen"].values()) == 16
+        assert arm["protocol"]["guidance"] == 3.0
+    assert report["arms"]["with"]["steps"] == 12 and report["arms"]["with"]["seconds"] > 0
+    assert report["arms"]["teacher"]["digit_accuracy"]["seen"] > 0.5  # five sampling steps, and yet
+    text = (world / "runs/demo/report.md").read_text()
+    page = (world / "runs/demo/report.html").read_text()
+    assert "asked for three" in text and "| teacher |" in text
+    assert "data:image/png;base64," in page and "http" not in page.replace("https://", "").split("base64")[0]
+    assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_left_alone(world: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
+    randcond(world, "run", "train", "demo-with", *TINY)
+    assert before == {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
+
+
+def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path) -> None:
+    other = ["paths.cache=runs/cache-again"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "randcond.launch.cli", "run", "cache", "demo-with", *TINY, *other], cwd=world
+    )
+    shard = world / "runs/cache-again/latents-00000.tar"
+    wait_for(lambda: shard.is_file(), process)
+    kill(process)
+    assert not (world / "runs/cache-again/manifest.json").exists()
+    randcond(world, "run", "cache", "demo-with", "--gpus", "1", *TINY, *other)
+    for path in sorted((world / "runs/demo/cache").glob("latents-*")):
+        assert path.read_bytes() == (world / "runs/cache-again" / path.name).read_bytes(), path.name
+
+
+def test_kill_9_of_a_rank_and_the_same_command_ends_with_the_same_weights(world: Path) -> None:
+    """The uninterrupted run against one whose rank is killed after its first checkpoint: equal bit by bit."""
+    longer = [*TINY, "train.steps=40", "train.sample_every=0"]
+    randcond(world, "run", "train", "demo-with", *longer, "paths.run=runs/whole")
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *longer, "paths.run=runs/cut"]
+    process = subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: (world / "runs/cut/checkpoints/step-00000004").is_dir(), process)
+    victim = ranks(process)[-1]
+    os.kill(victim.pid, signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, None), said
+    assert not (world / "runs/cut/train.json").exists()
+    said = randcond(world, *command[3:]).stdout
+    assert "going on from step" in said
+    for name in ("student", "student_ema"):
+        whole, cut = weights(world / "runs/whole", name), weights(world / "runs/cut", name)
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    lines = [json.loads(line) for line in (world / "runs/cut/metrics.jsonl").read_text().splitlines()]
+    reference = [json.loads(line) for line in (world / "runs/whole/metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line["loss/total"] for line in lines} == {
+        line["step"]: line["loss/total"] for line in reference
+    }
+
+
+def test_nothing_outlives_a_killed_command(world: Path) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, "train.steps=500"]
+    process = subprocess.Popen([*command, "paths.run=runs/orphans"], cwd=world)
+    wait_for(lambda: (world / "runs/orphans/checkpoints").is_dir(), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks(process)) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_two_ranks_and_one_train_the_same_student(world: Path) -> None:
+    randcond(world, "run", "train", "demo-with", "--gpus", "1", *TINY, "paths.run=runs/alone")
+    both = json.loads((world / "runs/demo/with/metrics.jsonl").read_text().splitlines()[-1])
+    alone = json.loads((world / "runs/alone/metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("loss/total", "loss/output", "loss/feature", "grad_norm"):
+        assert alone[name] == pytest.approx(both[name], rel=1e-4)
+    assert alone["replaced_share"] == both["replaced_share"]
+
+
+def test_bf16_with_accumulation_follows_fp32(world: Path) -> None:
+    bf16 = ["engine.precision=bf16", "engine.micro_batch=4", "paths.run=runs/bf16"]
+    randcond(world, "run", "train", "demo-with", *TINY, *bf16)
+    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/demo/with", "runs/bf16")]
+    for ours, theirs in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
+        assert theirs["loss/total"] == pytest.approx(ours["loss/total"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(world / "runs/bf16").values())
+
+
+def test_a_channel_student_trains_with_projectors_and_exports_without(world: Path) -> None:
+    words = [*TINY, "student.rule=channel-tiny", "paths.run=runs/channel"]
+    randcond(world, "run", "train", "demo-with", *words)
+    assert not [key for key in weights(world / "runs/channel") if "projector" in key]
+    manifest = next((world / "runs/channel/checkpoints").glob("*12/weights.safetensors"))
+    assert any("projectors" in key for key in load_file(manifest))
+
+
+def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
+    code = (
+        "import sys, torch; from diffusers import StableDiffusionPipeline\n"
+        "pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])\n"
+        "image = pipe('a red two on a navy background', num_inference_steps=5,\n"
+        "             generator=torch.Generator().manual_seed(0)).images[0]\n"
+        "assert image.size == (32, 32); image.save(sys.argv[2])\n"
+        "assert not [name for name in sys.modules if name.startswith('randcond')]\n"
+    )
+    folder = world / "runs/demo/with/student_ema"
+    subprocess.run([sys.executable, "-c", code, str(folder), str(world / "two.png")], check=True, cwd="/")
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".txt"}
+    assert "p(t): exponential" in (folder / "README.md").read_text()
+
+
+def test_what_is_watched(world: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(world / "runs/demo/with/tensorboard")).Reload()
+    tags = board.Tags()
+    wanted = {"loss/output", "loss/feature/up_blocks.3", "grad_norm", "samples_per_s", "eta_s", "replaced_share"}
+    assert wanted <= set(tags["scalars"])
+    assert any(tag.startswith("replaced_by_timestep/") for tag in tags["scalars"])
+    assert any(tag.startswith("loss_by_timestep/") for tag in tags["scalars"])
+    assert tags["images"] == ["teacher over student"]
+    lines = [json.loads(line) for line in (world / "runs/demo/without/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert all(line["replaced_share"] == 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher.path=/nowhere"], "no teacher at /nowhere"),
+        (["train.global_batch=15"], "15 does not divide over 2 ranks"),
+        (["engine.micro_batch=3"], "engine.micro_batch: 3 does not divide the 8 samples"),
+        (["student.rule=block-huge"], "unknown student 'block-huge'"),
+        (["student.rule=channel-base", "student.init=teacher"], "use init: random"),
+        (["conditioning.p=often"], "conditioning.p: unknown p(t) 'often'"),
+        (["paths.cache=runs/none"], "no complete cache at runs/none"),
+        (["paths.pool=runs/none"], "no caption pool at runs/none"),
+        (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
+        (["paths.run=runs/nan", "train.lr=1e30"], "training stopped at step 4: not finite: "),
+    ],
+)
+def test_bad_input_is_named_before_work_starts(world: Path, words: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, *words]
+    if "divide" not in said:  # one rank is enough, and starts faster
+        command += ["--gpus", "1"]
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (world / "runs/nan/checkpoints").exists()  # nothing that is not a number is kept
+
+
+def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
+    from randcond.launch.config import PACKAGE
+
+    other = world / "other-teacher"
+    subprocess.run(["cp", "-r", str(PACKAGE / "data/digits/models/teacher"), str(other)], check=True)
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.011"))
+    words = [*TINY, f"teacher.path={other}"]
+    for stage in ("cache", "train"):
+        command = [sys.executable, "-m", "randcond.launch.cli", "run", stage, "demo-with", *words]
+        done = subprocess.run(
+            [*command, "paths.run=runs/other"], cwd=world, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode != 0
+        assert "the cache at runs/demo/cache was made otherwise: teacher is" in done.stderr
+
+
+def test_stages_run_by_hand(world: Path) -> None:
+    """`python -m randcond.train` and the deepspeed launcher's --local_rank, as a cluster's own scripts call them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "randcond.train", "demo-with", "--local_rank=0", *TINY, "paths.run=runs/hand"]
+    subprocess.run(command, cwd=world, check=True, env=environment, timeout=300)
+    assert (world / "runs/hand/train.json").is_file()
+    wrong = subprocess.run([*command, "--dryrun"], cwd=world, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "unknown flag --dryrun" in wrong.stderr
+
+
+def ranks(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The training ranks below a `randcond run`."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        words = child.cmdline()
+        if "-m" in words and words[words.index("-m") + 1].startswith("randcond."):
+            found.append(child)
+    return found
+
+
+def wait_for(happened, process, seconds: float = 240.0) -> None:
+    """Waits until something happened; fails if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, f"ended with {process.returncode} too early"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of the whole command, and waits until what it started is gone."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(children, timeout=20)

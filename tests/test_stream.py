@@ -1,0 +1,171 @@
+"""The stream: exact, the same on any ranks and workers, resumable anywhere, and distributed as the paper says."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from randcond.data.captions import Captions, write_captions
+from randcond.data.conditioning import probability_table
+from randcond.data.shards import Shard, write_shard
+from randcond.data.stream import CaptionPool, Positions, Stream, batches
+from randcond.launch.config import PACKAGE
+
+N, EXTRA = 50, 30
+
+
+class Cached:
+    """A latent cache of one real shard, without a teacher."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shard = Shard(folder / "latents-00000.tar")
+        self.captions = Captions(folder / "captions.arrow")
+
+    def __len__(self) -> int:
+        return len(self.shard.members)
+
+    def latent(self, index: int) -> np.ndarray:
+        return self.shard.latent(self.shard.members[index])
+
+    def caption_id(self, index: int) -> int:
+        return self.shard.members[index].caption_id
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return Cached, (self.shard.path.parent,)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cache")
+    random = np.random.default_rng(0)
+    captions = [f"a red picture number {number}" for number in range(N)]
+    latents = random.standard_normal((N, 4, 8, 8))
+    write_captions(out / "captions.arrow", captions)
+    write_captions(out / "extra.arrow", (f"extra text {number}" for number in range(EXTRA)))
+    samples = [{"caption_id": i, "caption": captions[i], "latent": latents[i], "meta": {"seed": i}} for i in range(N)]
+    write_shard(out / "latents-00000.tar", samples)
+    return out
+
+
+def stream(folder: Path, p: str = "exponential", seed: int = 3, **p_args: float) -> Stream:
+    cache = Cached(folder)
+    pool = CaptionPool(cache.captions, Captions(folder / "extra.arrow"))
+    tokenizer = CLIPTokenizer.from_pretrained(PACKAGE / "data" / "digits" / "models" / "teacher" / "tokenizer")
+    return Stream(cache, pool, probability_table(p, p_args, 1000), 0.1, tokenizer, seed)
+
+
+def flat(batch_list: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
+    keys = ("key", "timesteps", "noise_seed", "caption_id", "replaced", "null")
+    return [tuple(int(batch[key][i]) for key in keys) for batch in batch_list for i in range(len(batch["key"]))]
+
+
+def test_one_global_batch_is_the_same_set_on_any_ranks_and_workers(folder: Path) -> None:
+    whole = flat(list(batches(stream(folder), Positions(0, 6, 12, 12, 0, 1), workers=0)))
+    for ranks, micro, workers in ((2, 3, 0), (4, 3, 0), (2, 6, 2)):
+        parts = [
+            flat(list(batches(stream(folder), Positions(0, 6, 12, micro, rank, ranks), workers)))
+            for rank in range(ranks)
+        ]
+        per_rank = 12 // ranks
+        joined = [
+            sample for step in range(6) for part in parts for sample in part[step * per_rank : (step + 1) * per_rank]
+        ]
+        assert joined == whole
+
+
+def test_an_epoch_shows_every_latent_once_and_epochs_differ(folder: Path) -> None:
+    source = stream(folder)
+    first, second = ([source[e * N + i]["key"] for i in range(N)] for e in range(2))
+    assert sorted(first) == sorted(second) == list(range(N))
+    assert first != second
+
+
+def test_resuming_replays_the_exact_batches_at_another_world_size(folder: Path) -> None:
+    whole = flat(list(batches(stream(folder), Positions(0, 9, 8, 8, 0, 1), workers=0)))
+    for step in (1, 4, 8):
+        tail = [flat(list(batches(stream(folder), Positions(step, 9, 8, 4, rank, 2), 0))) for rank in range(2)]
+        joined = [s for k in range(9 - step) for part in tail for s in part[k * 4 : k * 4 + 4]]
+        assert joined == whole[step * 8 :]
+
+
+def test_runs_that_differ_in_p_see_the_same_rest(folder: Path) -> None:
+    one, other = stream(folder, "none"), stream(folder, "constant", value=1.0)
+    for position in range(200):
+        a, b = one[position], other[position]
+        assert (a["key"], a["timesteps"], a["noise_seed"], a["null"]) == (
+            b["key"],
+            b["timesteps"],
+            b["noise_seed"],
+            b["null"],
+        )
+        assert not a["replaced"] and b["replaced"]
+        assert a["null"] or a["caption_id"] == a["key"]
+
+
+def test_a_sample_is_what_the_cache_holds(folder: Path) -> None:
+    source = stream(folder, "none")
+    for position in range(N):
+        sample = source[position]
+        assert np.array_equal(sample["latents"].numpy(), source.cache.latent(sample["key"]).astype(np.float32))
+        assert sample["caption"] == ("" if sample["null"] else f"a red picture number {sample['key']}")
+        noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(sample["noise_seed"]))
+        assert torch.equal(sample["noise"], noise)
+
+
+def test_null_captions_are_the_encoding_of_nothing(folder: Path) -> None:
+    source = stream(folder)
+    batch = source.collate([source[position] for position in range(100)])
+    nothing = source.tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0]
+    empty = (batch["token_ids"] == nothing).all(dim=1)
+    assert torch.equal(empty, batch["null"]) and empty.any()
+
+
+@pytest.mark.parametrize("name", ["none", "exponential", "mirrored", "linear", "sigmoid", "constant"])
+def test_shares_are_the_papers(folder: Path, name: str) -> None:
+    """Replacement by timestep bin within 4 sigma of p(t); uniform timesteps, null share and pool draws alike."""
+    source = stream(folder, name)
+    source.cache.latent = lambda index: np.zeros((1, 1, 1), np.float16)  # type: ignore[method-assign] # values unused
+    draws = 30_000
+    samples = [source[position] for position in range(draws)]
+    timesteps = np.array([s["timesteps"] for s in samples])
+    replaced = np.array([s["replaced"] for s in samples])
+    for low in range(0, 1000, 100):
+        inside = (timesteps >= low) & (timesteps < low + 100)
+        p = np.array(source.probability)[timesteps[inside]]
+        sigma = max(np.sqrt((p * (1 - p)).sum()), 1e-9)
+        assert abs(replaced[inside].sum() - p.sum()) <= 4 * sigma
+        assert abs(inside.sum() - draws / 10) <= 4 * np.sqrt(draws * 0.09)
+    null = sum(s["null"] for s in samples)
+    assert abs(null - 0.1 * draws) <= 4 * np.sqrt(draws * 0.09)
+    others = Counter(s["caption_id"] for s in samples if s["replaced"] and not s["null"])
+    if total := sum(others.values()):
+        expected = total / (N + EXTRA)
+        chi2 = sum((others[i] - expected) ** 2 / expected for i in range(N + EXTRA))
+        assert chi2 < 79 + 5 * np.sqrt(2 * 79)  # 79 degrees of freedom
+
+
+def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "latents-00000.tar"
+    write_shard(path, [{"caption_id": 4, "caption": "x", "latent": np.full((4, 8, 8), np.nan), "meta": {}}])
+    shard = Shard(path)
+    with pytest.raises(ValueError, match="key 000000004: not a finite fp16 latent"):
+        shard.latent(shard.members[0])
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="half-written or damaged"):
+        Shard(path)
+    path.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        Shard(path)
+
+
+def test_shards_are_ordinary_webdataset_tars(folder: Path) -> None:
+    import webdataset
+
+    found = list(webdataset.WebDataset(str(folder / "latents-00000.tar"), shardshuffle=False).decode())
+    assert len(found) == N
+    assert found[7]["txt"] == "a red picture number 7"
+    assert found[7]["npy"].dtype == np.float16 and found[7]["npy"].shape == (4, 8, 8)
+    assert found[7]["json"]["caption_id"] == 7
