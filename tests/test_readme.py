@@ -1,4 +1,4 @@
-"""The README's commands are true: every target exists, every `randcond` line resolves, every file of the tree is there."""
+"""The README's commands are true: targets exist, `randcond` lines resolve, the tree names every file."""
 
 import re
 import shlex

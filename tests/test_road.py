@@ -161,7 +161,7 @@ def test_what_is_watched(world: Path) -> None:
         (["paths.cache=runs/none"], "no complete cache at runs/none"),
         (["paths.pool=runs/none"], "no caption pool at runs/none"),
         (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
-        (["paths.run=runs/nan", "train.lr=1e30"], "training stopped at step 4: not finite: "),
+        (["paths.run=runs/nan", "train.lr=1e30"], "training stopped at step 2: not finite: "),
     ],
 )
 def test_bad_input_is_named_before_work_starts(world: Path, words: list[str], said: str) -> None:
