@@ -5,7 +5,6 @@ manifest.json. Work is cut into shards by caption number, each claimed by whiche
 ranks, killed and started again at any other number, completes the same bytes.
 """
 
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from randcond.data.captions import Captions, names_any, read_unique, write_captions
 from randcond.data.files import check_same, read_json, sha256, write_json
 from randcond.data.lock import claim_each
-from randcond.data.ranks import rank
+from randcond.data.ranks import device, rank
 from randcond.data.shards import Shard, describe, shard_done, write_shard
 from randcond.launch.config import Config, resolve_path
 from randcond.model_zoo.sampler import caption_seed, draw_latents
@@ -78,7 +77,7 @@ def run(config: Config) -> None:
     captions = choose_captions(config)
     if not (folder / "captions.arrow").is_file():
         write_captions(folder / "captions.arrow", captions)
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, _device())
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     wanted = plan(config, teacher, sha256(folder / "captions.arrow"))
     remedy = "Remove it, or give another paths.cache."
     if (folder / "plan.json").is_file():
@@ -94,7 +93,8 @@ def run(config: Config) -> None:
     if done < len(shards) and rank() == 0:
         print(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to draw", flush=True)
     pipe = teacher.pipeline(config.cache.sampler)
-    with tqdm(total=len(shards), initial=done, desc="caching", unit="shard", mininterval=2, disable=rank() != 0) as bar:
+    silent = rank() != 0 or done == len(shards)
+    with tqdm(total=len(shards), initial=done, desc="caching", unit="shard", mininterval=2, disable=silent) as bar:
         for number in claim_each(shards, shard_done):
             _draw_shard(config, pipe, captions, shards[number], number)
             bar.update(sum(map(shard_done, shards)) - bar.n)  # every rank's shards count
@@ -134,12 +134,6 @@ def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
     }
     write_json(folder / "manifest.json", manifest)
     print(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}", flush=True)
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 class LatentCache:

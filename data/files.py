@@ -3,9 +3,11 @@
 Everything is written aside, fsynced and renamed, so that a kill at any moment leaves the old file or the new one.
 """
 
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +22,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     What a killed process left aside is removed first by the next writer of the same path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f".{path.name}.{os.getpid()}.part"
-    for stale in path.parent.glob(f".{path.name}.*.part"):
-        if not _alive(int(stale.name.split(".")[-2])):
-            remove(stale)
+    mine = f".{path.name}.{platform.node()}."
+    aside = path.parent / f"{mine}{os.getpid()}.part"
+    for other in path.parent.glob(glob.escape(mine) + "*.part"):  # of this host: only its processes can be asked for
+        if not _alive(int(other.name.removeprefix(mine).removesuffix(".part"))):
+            remove(other)
     remove(aside)
     try:
         yield aside

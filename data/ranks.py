@@ -1,6 +1,8 @@
-"""Which process this is among how many, as torchrun and the deepspeed launcher say it."""
+"""Which process this is among how many, and its device, as torchrun and the deepspeed launcher say it."""
 
 import os
+
+import torch
 
 
 def rank() -> int:
@@ -11,3 +13,10 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes on all hosts, 1 when this one runs alone."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """This process's GPU (by its number on its own host), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,8 +1,6 @@
 """`python -m randcond.eval EXPERIMENT`; the report is `python -m randcond.eval.report EXPERIMENT|TABLE`."""
 
-from pathlib import Path
-
-from randcond.launch.config import Config
+from randcond.launch.config import Config, eval_folder
 from randcond.launch.stage import stage_main, write_config
 
 
@@ -20,7 +18,7 @@ def evaluate(config: Config) -> None:
     from randcond.eval.run import run
 
     run(config)
-    write_config(Path(config.paths.run) / "eval", config)
+    write_config(eval_folder(config), config)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def generate(
         write_json(out / "plan.json", made_of)
     chunks = chunk_paths(out, len(prompts.captions), batch)
     done = sum(map(Path.is_file, chunks))
-    bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=rank() != 0)
+    silent = rank() != 0 or done == len(chunks)
+    bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
     for number in claim_each(chunks, Path.is_file):
         ids = range(number * batch, min((number + 1) * batch, len(prompts.captions)))
         seeds = [caption_seed(config.eval.seed, caption_id) for caption_id in ids]

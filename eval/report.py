@@ -17,6 +17,7 @@ from randcond.eval.contact_sheet import draw_sheet
 from randcond.eval.generate import choose_prompts
 from randcond.launch.config import (
     Config,
+    eval_folder,
     load_config,
     load_table,
     resolve_path,
@@ -32,7 +33,7 @@ def collect(configs: dict[str, Config]) -> dict[str, Arm]:
     arms: dict[str, Arm] = {"teacher": _teacher(first)}
     for name, config in configs.items():
         run = Path(config.paths.run)
-        scores = _scores(run / "eval" / "scores.json", config.name)
+        scores = _scores(eval_folder(config) / "scores.json", config.name)
         trained = read_json(run / "train.json")
         arms[name] = _arm(scores, trained["steps"], trained["seconds"], config.conditioning.p, config.eval.weights)
     prompts = {arm["protocol"]["prompts_sha256"] for arm in arms.values()}
@@ -111,7 +112,7 @@ def write_report(out: Path, title: str, claim: str, configs: dict[str, Config], 
     config = next(iter(configs.values()))
     prompts = choose_prompts(config)
     folders = {"teacher": Path(config.paths.reference)}
-    folders |= {name: Path(each.paths.run) / "eval" for name, each in configs.items()}
+    folders |= {name: eval_folder(each) for name, each in configs.items()}
     sheet = out / "contact_sheet.png"
     draw_sheet(sheet, prompts, folders, config.eval.batch)
     table, instead = markdown_table(arms), drawn_instead(arms, config.cache.exclude)

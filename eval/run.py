@@ -1,6 +1,6 @@
 """The evaluation stage: teacher and student draw the same captions by the same seeds, and are scored.
 
-Out: `paths.reference` (the teacher's images and scores, shared) and `paths.run`/eval (the student's).
+Out: `paths.reference` (the teacher's images and scores, shared) and `paths.run`/eval-raw or eval-ema (the student's).
 """
 
 from hashlib import sha256
@@ -12,9 +12,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import write_json
+from randcond.data.ranks import device
 from randcond.eval.generate import Prompts, choose_prompts, generate, load_chunks
 from randcond.eval.score import score
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config, eval_folder, resolve_path
 from randcond.model_zoo.teacher import Teacher, folder_fingerprint
 
 
@@ -25,12 +26,12 @@ def run(config: Config) -> None:
     """
     prompts = choose_prompts(config)
     judge = Judge.load()
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype)
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     student = student_folder(config)
     unet = UNet2DConditionModel.from_pretrained(student / "unet", dtype=teacher.dtype, use_safetensors=True)
     arms: list[tuple[str, Path, StableDiffusionPipeline, Path]] = [
         ("teacher", Path(config.paths.reference), teacher.pipeline(config.eval.sampler), teacher.folder),
-        ("student", Path(config.paths.run) / "eval", teacher.pipeline(config.eval.sampler, unet.eval()), student),
+        ("student", eval_folder(config), teacher.pipeline(config.eval.sampler, unet.eval().to(device())), student),
     ]
     for what, out, pipe, network in arms:
         made_of = protocol(config, prompts, folder_fingerprint(network))

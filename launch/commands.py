@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from randcond.launch.config import Config, load_config, load_table, table_names
+from randcond.launch.config import Config, eval_folder, load_config, load_table, table_names
 
 STAGES = ("pool", "cache", "train", "eval", "report")
 _MODULES = {"pool": "randcond.data", "cache": "randcond.data", "train": "randcond.train", "eval": "randcond.eval"}
@@ -95,7 +95,7 @@ def _artefact(stage: str, config: Config) -> Path:
         "pool": Path(config.paths.pool) / "manifest.json",
         "cache": Path(config.paths.cache) / "manifest.json",
         "train": Path(config.paths.run) / "train.json",
-        "eval": Path(config.paths.run) / "eval" / "scores.json",
+        "eval": eval_folder(config) / "scores.json",
     }[stage]
 
 

@@ -335,6 +335,11 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
+def eval_folder(config: Config) -> Path:
+    """Where the student's evaluation is kept: raw and EMA weights apart."""
+    return Path(config.paths.run) / f"eval-{config.eval.weights}"
+
+
 def resolve_path(path: str) -> Path:
     """A path of the configuration; `package:` stands for the folder randcond is installed in."""
     if path.startswith("package:"):

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging
 from torch import Tensor, nn
 
+logging.disable_progress_bar()  # ours says what takes long
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

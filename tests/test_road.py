@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import TINY, randcond
+from tests.interruptions import ranks, wait_for
 
 
 def weights(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
@@ -200,25 +200,6 @@ def test_stages_run_by_hand(world: Path) -> None:
     assert (world / "runs/hand/train.json").is_file()
     wrong = subprocess.run([*command, "--dryrun"], cwd=world, capture_output=True, text=True)
     assert wrong.returncode == 2 and "unknown flag --dryrun" in wrong.stderr
-
-
-def ranks(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The training ranks below a `randcond run`."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        words = child.cmdline()
-        if "-m" in words and words[words.index("-m") + 1].startswith("randcond."):
-            found.append(child)
-    return found
-
-
-def wait_for(happened, process, seconds: float = 240.0) -> None:
-    """Waits until something happened; fails if the process ends before."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None, f"ended with {process.returncode} too early"
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -12,6 +12,7 @@ from randcond.data.conditioning import probability_table
 from randcond.data.files import check_same, read_json, write_json, write_text, written_whole
 from randcond.data.lock import hold
 from randcond.data.pool import open_pool
+from randcond.data.ranks import device
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import Config, resolve_path, to_dict, to_yaml
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
@@ -30,8 +31,7 @@ def run(config: Config) -> None:
     folder, train = Path(config.paths.run), config.train
     if finished(config):
         return
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device)
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     cache = LatentCache(Path(config.paths.cache), teacher.fingerprint)
     pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
@@ -39,14 +39,16 @@ def run(config: Config) -> None:
     rule = find_rule(config.student.rule)
     pairs = rule.pairs(dict(teacher.unet.config))
     unet = build_student(config.student.rule, teacher.unet, config.student.init, config.student.seed)
-    module = TappedStudent(unet, teacher.unet, pairs, config.student.seed).to(device)
+    module = TappedStudent(unet, teacher.unet, pairs, config.student.seed).to(device())
     engine = build_engine(config, module)
     distil = DistillationStep(teacher, pairs, train.output_weight, train.feature_weight)
 
     identity = what_decides(config, cache, pool)
-    first, seconds = resume(engine, folder, identity)
     if engine.rank == 0:
         hold(folder)
+    engine.barrier()
+    first, seconds = resume(engine, folder, identity, train.steps)
+    if engine.rank == 0:
         write_text(folder / "config.yaml", to_yaml(config))
     micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
     positions = Positions(first, train.steps, train.global_batch, micro, engine.rank, engine.ranks)
@@ -87,13 +89,18 @@ def what_decides(config: Config, cache: LatentCache, pool: CaptionPool) -> dict[
     }
 
 
-def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> tuple[int, float]:
-    """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far."""
+def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
+    """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
+
+    Raises ValueError when it is of another experiment, or beyond the `last` step asked for.
+    """
     found = checkpoint.load_newest(folder / "checkpoints")
     if found is None:
         return 0, 0.0
     state, manifest = found
     check_same(manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    if manifest["step"] > last:
+        raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {manifest['step']} already")
     engine.load(state, manifest["step"])
     if engine.rank == 0:
         print(f"training: going on from step {manifest['step']}", flush=True)
