@@ -43,7 +43,7 @@ def run(config: Config) -> None:
     engine = build_engine(config, module)
     distil = DistillationStep(teacher, pairs, train.output_weight, train.feature_weight)
 
-    identity = what_decides(config, cache, pool)
+    identity = what_decides(config, cache)
     if engine.rank == 0:
         hold(folder)
     engine.barrier()
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
     engine.close()
 
 
-def what_decides(config: Config, cache: LatentCache, pool: CaptionPool) -> dict[str, Any]:
+def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
     resolved = to_dict(config)
     free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every"}
@@ -85,7 +85,7 @@ def what_decides(config: Config, cache: LatentCache, pool: CaptionPool) -> dict[
         "train": {key: value for key, value in resolved["train"].items() if key not in free},
         "teacher": cache.manifest["teacher"],
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
-        "pool": len(pool),
+        "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
     }
 
 

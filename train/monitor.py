@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from randcond.data.files import write_text
 from randcond.train.engine import Engine
 from randcond.train.step import Losses
 
@@ -40,7 +41,7 @@ class Monitor:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-            self.lines = (folder / "metrics.jsonl").open("a", buffering=1)
+            self.lines = lines_up_to(folder / "metrics.jsonl", first).open("a", buffering=1)
 
     def _reset(self) -> None:
         self._sums: Tensor | None = None
@@ -113,3 +114,17 @@ class Monitor:
         if self.chief:
             self.board.close()
             self.lines.close()
+
+
+def lines_up_to(path: Path, step: int) -> Path:
+    """Drops the lines after a step, which a resumed run writes again, and a last line that was cut off."""
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
+    return path
