@@ -227,6 +227,12 @@ def score_teacher(pipe: StableDiffusionPipeline, judge: Judge, guidance: float, 
     return accuracy(judge.classify(torch.cat(images))[0], labels)
 
 
+@torch.no_grad()
+def rebuild(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images [n, 3, 32, 32] through encoder and decoder."""
+    return vae.decode(vae.encode(images).latent_dist.mode()).sample
+
+
 class Parts:
     """Trains each part once and remembers its seconds, so that an interrupted run goes on with the next part."""
 
@@ -254,14 +260,12 @@ def main(out: str) -> None:
     parts.make("judge", lambda aside: train_judge().save(aside), folder / "judge")
     judge = Judge.load(folder / "judge")
     parts.make("autoencoder", lambda aside: train_vae().half().save_pretrained(aside), folder / "vae")
-    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).eval()
-    parts.make("text encoder and U-Net", lambda aside: train_teacher(vae, aside), folder / "teacher")
+    parts.make("text encoder and U-Net", lambda aside: train_teacher(folder / "vae", aside), folder / "teacher")
 
     pipe = StableDiffusionPipeline.from_pretrained(folder / "teacher", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images, labels = held_out()
-    with torch.no_grad():
-        rebuilt = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in images.split(250)])
+    rebuilt = torch.cat([rebuild(pipe.vae, part) for part in images.split(250)])
     scores = {
         "judge, held-out handwriting": accuracy(judge.classify(images)[0], labels),
         "autoencoder, held-out handwriting rebuilt": accuracy(judge.classify(rebuilt)[0], labels),
@@ -284,8 +288,9 @@ def main(out: str) -> None:
     print(f"use it with teacher.path={folder / 'teacher'}")
 
 
-def train_teacher(vae: AutoencoderKL, folder: Path) -> None:
+def train_teacher(vae_folder: Path, folder: Path) -> None:
     """Trains text encoder and U-Net and writes the whole Stable-Diffusion folder; the U-Net is stored in fp16."""
+    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
     tokenizer = build_tokenizer()
     text_encoder, unet = train_text_and_unet(vae, tokenizer)
     scheduler = DDIMScheduler.from_config(teacher_schedule().config, set_alpha_to_one=False)  # as SD's own folder
