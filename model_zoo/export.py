@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from randcond.model_zoo.teacher import Teacher
 
@@ -17,10 +17,11 @@ def unet_weights(wrapped: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("unet."): tensor for name, tensor in wrapped.items() if name.startswith("unet.")}
 
 
-def student_unet(like: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
+def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
     """A U-Net of the same architecture with these weights [name -> fp32 tensor], in eval mode."""
+    config = {key: value for key, value in like.config.items() if not key.startswith("_")}  # no path of this machine
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(like.config)
+        unet = UNet2DConditionModel.from_config(config)
     unet.load_state_dict(weights, assign=True, strict=True)
     return unet.to(dtype).eval().requires_grad_(False)
 

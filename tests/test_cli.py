@@ -60,3 +60,14 @@ def test_pool_tools(tmp_path: Path) -> None:
     assert "a.txt, b.csv" in randcond(tmp_path, "pool", "info", "p").stdout
     drawn = randcond(tmp_path, "pool", "sample", "p", "--n", "5").stdout.splitlines()
     assert len(drawn) == 5 and set(drawn) <= {"a cat", "ein Hühnerei", "a dog"}
+
+
+def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    for source, said in (
+        ("empty.txt", "pool.sources: empty.txt holds no caption"),
+        ("gone.txt", "gone.txt: no such file"),
+    ):
+        done = randcond(tmp_path, "run", "pool", "demo-with", f"pool.sources=[{source}]", code=2)
+        assert said in done.stderr
+    assert not (tmp_path / "runs").exists()

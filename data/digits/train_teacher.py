@@ -291,6 +291,7 @@ def main(out: str) -> None:
 def train_teacher(vae_folder: Path, folder: Path) -> None:
     """Trains text encoder and U-Net and writes the whole Stable-Diffusion folder; the U-Net is stored in fp16."""
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
+    vae.register_to_config(_name_or_path="")  # no path of this machine in what ships
     tokenizer = build_tokenizer()
     text_encoder, unet = train_text_and_unet(vae, tokenizer)
     scheduler = DDIMScheduler.from_config(teacher_schedule().config, set_alpha_to_one=False)  # as SD's own folder
