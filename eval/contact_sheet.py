@@ -23,7 +23,7 @@ def draw_sheet(path: Path, prompts: Prompts, folders: dict[str, Path], batch: in
     images = {arm: load_chunks(folder, len(prompts.captions), batch)["images"] for arm, folder in folders.items()}
     for band, (split, ids) in enumerate(bands):
         top = band * band_height
-        pen.text((8, top + 8), f"{split} captions", "black", font)
+        pen.multiline_text((8, top + 8), f"{split}\ncaptions", "black", font)
         chosen = list(ids)[:COLUMNS]
         for column, caption_id in enumerate(chosen):
             left = MARGIN + column * (TILE + GAP)
