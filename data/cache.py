@@ -5,19 +5,17 @@ manifest.json. Work is cut into shards by caption number, each claimed by whiche
 ranks, killed and started again at any other number, completes the same bytes.
 """
 
-import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from randcond.data.captions import Captions, names_any, read_unique, write_captions
 from randcond.data.files import check_same, read_json, sha256, write_json
 from randcond.data.lock import claim_each
-from randcond.data.ranks import device, rank
+from randcond.data.ranks import cpu_threads, device, rank
 from randcond.data.shards import Shard, describe, shard_done, write_shard
 from randcond.launch.config import Config, resolve_path
 from randcond.model_zoo.sampler import caption_seed, draw_latents
@@ -32,6 +30,9 @@ def choose_captions(config: Config) -> list[str]:
     Raises ValueError when the sources hold fewer than `cache.size` of them.
     """
     captions, _ = read_unique([resolve_path(source) for source in config.cache.captions])
+    for word in config.cache.exclude:
+        if not any(map(names_any([word]).search, captions)):
+            raise ValueError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")
     excluded = names_any(config.cache.exclude)
     allowed = [caption for caption in captions if not excluded.search(caption)]
     if len(allowed) < config.cache.size:
@@ -59,8 +60,19 @@ def plan(config: Config, teacher: Teacher, captions_hash: str) -> dict[str, Any]
         "shard_size": cache.shard_size,
         "compute_dtype": config.teacher.dtype,
         "latent_shape": list(teacher.latent_shape),
-        "threads": torch.get_num_threads(),
+        "threads": cpu_threads(),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
+
+
+def check_captions(config: Config, stored: Captions, wanted: list[str] | None = None) -> None:
+    """Raises ValueError when a cache holds other captions than the experiment's sources, size, seed and words give."""
+    captions = choose_captions(config) if wanted is None else wanted
+    if list(stored) != captions:
+        raise ValueError(
+            f"the cache at {config.paths.cache} holds other captions than cache.captions, size, exclude and seed give "
+            f"({len(stored)} there, {len(captions)} wanted). Remove it, or give another paths.cache."
+        )
 
 
 def shard_paths(folder: Path, size: int, shard_size: int) -> list[Path]:
@@ -84,9 +96,7 @@ def run(config: Config) -> None:
         check_same(read_json(folder / "plan.json"), wanted, f"the cache at {folder}", remedy)
     else:
         write_json(folder / "plan.json", wanted)
-    stored = Captions(folder / "captions.arrow")
-    if len(stored) != len(captions) or any(stored[i] != captions[i] for i in range(0, len(captions), 97)):
-        raise ValueError(f"the cache at {folder} was begun with other captions. {remedy}")
+    check_captions(config, Captions(folder / "captions.arrow"), captions)
 
     shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
     done = sum(map(shard_done, shards))
@@ -124,14 +134,9 @@ def _draw_shard(config: Config, pipe: Any, captions: list[str], shard: Path, num
 
 def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
     """Writes the manifest; whichever rank sees the last shard in place does it, and all would write the same."""
-    if (folder / "manifest.json").is_file():
+    manifest = {**made_of, "shards": [describe(shard) for shard in shards]}
+    if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
         return
-    versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    manifest = {
-        **made_of,
-        "versions": {**versions, "python": platform.python_version()},
-        "shards": [describe(shard) for shard in shards],
-    }
     write_json(folder / "manifest.json", manifest)
     print(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}", flush=True)
 
@@ -139,22 +144,31 @@ def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
 class LatentCache:
     """A complete cache, opened for reading: latents and captions by caption number."""
 
-    def __init__(self, folder: Path, teacher_fingerprint: str) -> None:
-        """Raises ValueError when the cache is unfinished, damaged, or was drawn by another teacher."""
+    def __init__(self, config: Config, teacher_fingerprint: str) -> None:
+        """Raises ValueError when the cache is unfinished, damaged, or not the one the experiment asks for."""
+        folder, asked = Path(config.paths.cache), config.cache
         if not (folder / "manifest.json").is_file():
             raise ValueError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
         self.manifest = read_json(folder / "manifest.json")
         check_same(
             self.manifest,
-            {"format": FORMAT, "teacher": teacher_fingerprint},
+            {
+                "format": FORMAT,
+                "teacher": teacher_fingerprint,
+                "seed": asked.seed,
+                "sampler": asked.sampler,
+                "steps": asked.steps,
+                "guidance": asked.guidance,
+            },
             f"the cache at {folder}",
-            "Draw one with this teacher (another paths.cache), or name the teacher it was drawn by.",
+            "Draw the one asked for (another paths.cache), or ask for what is there.",
         )
         self.captions = Captions(folder / "captions.arrow")
+        check_captions(config, self.captions)
         self._shards = [Shard(folder / entry["shard"]) for entry in self.manifest["shards"]]
         for shard, entry in zip(self._shards, self.manifest["shards"], strict=True):
             if shard.sha256 != entry["sha256"]:
-                raise ValueError(f"shard {shard.path}: is not the one of the manifest; remove it and draw it again")
+                raise ValueError(f"shard {shard.path}: is not the one of the manifest; run `randcond run cache` again")
         self._members = [(shard, member) for shard in self._shards for member in shard.members]
         if len(self._members) != len(self.captions):
             raise ValueError(f"the cache at {folder} holds {len(self._members)} latents, {len(self.captions)} captions")

@@ -28,8 +28,15 @@ def read_source(path: Path) -> Iterator[str]:
         raise ValueError(f"caption source {path}: no such file")
     if path.suffix not in readers:
         raise ValueError(f"caption source {path}: unknown kind {path.suffix!r}; known: {', '.join(readers)}")
-    for caption in readers[path.suffix](path):
-        yield clean(caption)
+    number = 0
+    try:
+        for caption in readers[path.suffix](path):
+            number += 1
+            yield clean(caption)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"caption source {path}, after caption {number}: not UTF-8 ({error.reason})") from None
+    except TypeError:
+        raise ValueError(f"caption source {path}, caption {number}: is not text") from None
 
 
 def clean(caption: str | None) -> str:
@@ -43,7 +50,7 @@ def _txt(path: Path) -> Iterator[str]:
 
 
 def _csv(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte-order mark
         rows = csv.DictReader(file)
         column = _caption_column(path, rows.fieldnames or [])
         for row in rows:
@@ -139,6 +146,10 @@ class Captions:
 
     def __getitem__(self, index: int) -> str:
         return self._column[index].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            yield from chunk.to_pylist()
 
     def __reduce__(self) -> tuple[type["Captions"], tuple[Path]]:
         return Captions, (self.path,)  # a loader worker maps the file itself

@@ -20,3 +20,8 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def cpu_threads() -> int | None:
+    """Threads of a CPU computation, which decide its last bits; None on a GPU, where they don't."""
+    return None if torch.cuda.is_available() else torch.get_num_threads()

@@ -64,8 +64,10 @@ def _scan(tar: Path) -> list[list[Any]]:
 
 
 def shard_done(shard: Path) -> bool:
-    """Whether shard and index are both in place (the index is written last)."""
-    return shard.is_file() and index_path(shard).is_file()
+    """Whether shard and index are both in place and whole (the index is written last)."""
+    if not (shard.is_file() and index_path(shard).is_file()):
+        return False
+    return shard.stat().st_size == read_json(index_path(shard))["bytes"]
 
 
 class Shard:
@@ -74,7 +76,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         """Raises ValueError naming the shard when it is missing, truncated or without its index."""
         self.path = path
-        if not shard_done(path):
+        if not (path.is_file() and index_path(path).is_file()):
             raise ValueError(
                 f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`"
             )
@@ -83,7 +85,7 @@ class Shard:
         if size != index["bytes"]:
             raise ValueError(
                 f"shard {path}: has {size} bytes, its index says {index['bytes']}: it is half-written or damaged; "
-                f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
+                f"`randcond run cache EXPERIMENT` draws it again"
             )
         self.sha256: str = index["sha256"]
         self.members = [Member(*member) for member in index["members"]]

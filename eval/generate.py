@@ -5,6 +5,7 @@ images, the judge's reading of each, and its features. Chunks are fixed by capti
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from randcond.data.captions import names_any, read_unique
-from randcond.data.digits.judge import Judge
+from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import check_same, read_json, write_json, written_whole
 from randcond.data.lock import claim_each
-from randcond.data.ranks import rank
+from randcond.data.ranks import cpu_threads, rank
 from randcond.launch.config import Config, resolve_path
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
+from randcond.model_zoo.teacher import folder_fingerprint
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,24 @@ def choose_prompts(config: Config) -> Prompts:
         splits[split] = range(len(chosen), len(chosen) + config.eval.size)
         chosen += [part[index] for index in order]
     return Prompts(chosen, splits)
+
+
+def protocol(config: Config, network: str) -> dict[str, Any]:
+    """Everything a score depends on, printed beside it; `network` is the fingerprint of what drew."""
+    ev, prompts = config.eval, choose_prompts(config)
+    return {
+        "network": network,
+        "judge": folder_fingerprint(EMBEDDED_JUDGE),
+        "prompts_sha256": sha256("\n".join(prompts.captions).encode()).hexdigest()[:16],
+        "splits": {split: len(ids) for split, ids in prompts.splits.items()},
+        "sampler": ev.sampler,
+        "steps": ev.steps,
+        "guidance": ev.guidance,
+        "seed": ev.seed,
+        "batch": ev.batch,
+        "dtype": config.teacher.dtype,
+        "threads": cpu_threads(),
+    }
 
 
 def chunk_paths(out: Path, count: int, batch: int) -> list[Path]:

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from randcond.data.files import read_json, write_json, write_text
+from randcond.data.files import check_same, read_json, write_json, write_text
 from randcond.data.ranks import rank
 from randcond.eval.contact_sheet import draw_sheet
-from randcond.eval.generate import choose_prompts
+from randcond.eval.generate import choose_prompts, protocol
 from randcond.launch.config import (
     Config,
     eval_folder,
+    load_arms,
     load_config,
     load_table,
     resolve_path,
@@ -25,6 +26,7 @@ from randcond.launch.config import (
 )
 
 Arm = dict[str, Any]
+VARIES = ("network", "threads")  # of a protocol, between arms that may be compared
 
 
 def collect(configs: dict[str, Config]) -> dict[str, Arm]:
@@ -36,9 +38,10 @@ def collect(configs: dict[str, Config]) -> dict[str, Arm]:
         scores = _scores(eval_folder(config) / "scores.json", config.name)
         trained = read_json(run / "train.json")
         arms[name] = _arm(scores, trained["steps"], trained["seconds"], config.conditioning.p, config.eval.weights)
-    prompts = {arm["protocol"]["prompts_sha256"] for arm in arms.values()}
-    if len(prompts) > 1:
-        raise ValueError("the arms were scored on different captions; they cannot stand in one table")
+    for name, arm in arms.items():
+        asked = {key: value for key, value in protocol(configs.get(name, first), "").items() if key not in VARIES}
+        remedy = "Evaluate it again, or report with the overrides it was evaluated with."
+        check_same(arm["protocol"], asked, f"the evaluation of {name}", remedy)
     return arms
 
 
@@ -176,13 +179,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if name in table_names():
             table = load_table(name)
-            configs = {arm: load_config(experiment, overrides) for arm, experiment in table.arms.items()}
+            loaded = load_arms(name, overrides)
+            configs = {arm: loaded[experiment] for arm, experiment in table.arms.items()}
             write_report(Path(table.report), table.title, table.claim, configs, table.next)
         else:
             config = load_config(name, overrides)
             claim = f"Student {config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps."
             write_report(Path(config.paths.run), config.name, claim, {config.name: config}, [])
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         if os.environ.get("RANDCOND_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

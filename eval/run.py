@@ -3,17 +3,14 @@
 Out: `paths.reference` (the teacher's images and scores, shared) and `paths.run`/eval-raw or eval-ema (the student's).
 """
 
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
+from randcond.data.digits.judge import Judge
 from randcond.data.files import write_json
 from randcond.data.ranks import device
-from randcond.eval.generate import Prompts, choose_prompts, generate, load_chunks
+from randcond.eval.generate import choose_prompts, generate, load_chunks, protocol
 from randcond.eval.score import score
 from randcond.launch.config import Config, eval_folder, resolve_path
 from randcond.model_zoo.teacher import Teacher, folder_fingerprint
@@ -34,7 +31,7 @@ def run(config: Config) -> None:
         ("student", eval_folder(config), teacher.pipeline(config.eval.sampler, unet.eval().to(device())), student),
     ]
     for what, out, pipe, network in arms:
-        made_of = protocol(config, prompts, folder_fingerprint(network))
+        made_of = protocol(config, folder_fingerprint(network))
         if (out / "scores.json").is_file() and (out / "plan.json").is_file():
             generate(config, pipe, prompts, judge, out, made_of, what)  # nothing to draw: checks that it is the same
             continue
@@ -53,21 +50,3 @@ def student_folder(config: Config) -> Path:
     if not (Path(config.paths.run) / "train.json").is_file() or not folder.is_dir():
         raise ValueError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")
     return folder
-
-
-def protocol(config: Config, prompts: Prompts, network: str) -> dict[str, Any]:
-    """Everything a score depends on, printed beside it."""
-    ev = config.eval
-    return {
-        "network": network,
-        "judge": folder_fingerprint(EMBEDDED_JUDGE),
-        "prompts_sha256": sha256("\n".join(prompts.captions).encode()).hexdigest()[:16],
-        "splits": {split: len(ids) for split, ids in prompts.splits.items()},
-        "sampler": ev.sampler,
-        "steps": ev.steps,
-        "guidance": ev.guidance,
-        "seed": ev.seed,
-        "batch": ev.batch,
-        "dtype": config.teacher.dtype,
-        "threads": torch.get_num_threads(),
-    }

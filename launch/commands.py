@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from randcond.launch.config import Config, eval_folder, load_config, load_table, table_names
+from randcond.launch.config import Config, eval_folder, load_arms, load_config, load_table, table_names
 
 STAGES = ("pool", "cache", "train", "eval", "report")
 _MODULES = {"pool": "randcond.data", "cache": "randcond.data", "train": "randcond.train", "eval": "randcond.eval"}
@@ -42,7 +42,7 @@ class Step:
 
     label: str
     command: list[str]
-    artefact: Path
+    artefact: Path | None = None
 
 
 def stage_command(stage: str, experiment: str, overrides: list[str], config: Config, place: Place) -> list[str]:
@@ -75,7 +75,8 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     wanted = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
-    configs = {experiment: load_config(experiment, overrides) for experiment in experiments}
+    configs = load_arms(name, overrides) if name in table_names() else {name: load_config(name, overrides)}
+    check_place(place)
     order = [(s, e) for s in shared for e in experiments] + [(s, e) for e in experiments for s in own]
     for each, experiment in order:
         config = configs[experiment]
@@ -86,7 +87,25 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
         command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
         out = Path(load_table(name).report if name in table_names() else configs[name].paths.run)
         steps["report", out] = Step(f"report {name}", command, out / "report.json")
-    return list(steps.values())
+    checks = [_check(experiments, overrides, place)] if stage == "all" else []
+    return [*checks, *steps.values()]
+
+
+def _check(experiments: list[str], overrides: list[str], place: Place) -> Step:
+    """What any of the stages would refuse, before the first of them starts."""
+    ranks = [f"engine.processes={place.gpus}"] if place.gpus and not place.hostfile else []
+    words = [*experiments, *overrides, *ranks]
+    return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words])
+
+
+def check_place(place: Place) -> None:
+    """Refuses a place that the launcher would silently take for this machine."""
+    if place.hostfile and not Path(place.hostfile).is_file():
+        raise ValueError(f"--hostfile: no such file: {place.hostfile}")
+    if place.nodes is not None and not place.hostfile:
+        raise ValueError("--nodes needs a --hostfile")
+    if 0 in (place.nodes, place.gpus):
+        raise ValueError("--nodes and --gpus must be at least 1")
 
 
 def _artefact(stage: str, config: Config) -> Path:
@@ -107,7 +126,7 @@ def run_steps(steps: list[Step]) -> None:
     for number, step in enumerate(steps, 1):
         print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
         code = run_command(step.command)
-        if code == 0 and not step.artefact.is_file():
+        if code == 0 and step.artefact and not step.artefact.is_file():
             # The deepspeed launcher ends with 0 when its node process was killed by a signal.
             print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)
             code = 1

@@ -164,6 +164,8 @@ class Config:
         for key, value in positive.items():
             if value < 1:
                 raise ValueError(f"{key}: must be at least 1, got {value}")
+        if self.engine.micro_batch is not None and self.engine.micro_batch < 1:
+            raise ValueError(f"engine.micro_batch: must be at least 1 or null, got {self.engine.micro_batch}")
         if not 0 <= self.conditioning.null <= 1:
             raise ValueError(f"conditioning.null: a share between 0 and 1, got {self.conditioning.null}")
         if len(self.train.betas) != 2:
@@ -222,8 +224,11 @@ def find_experiment(name: str) -> Path:
             return given
         raise ValueError(f"no experiment file {name}")
     path = EXPERIMENTS / f"{name}.yaml"
+    if name in table_names():
+        arms = ", ".join(load_table(name).arms.values())
+        raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
     if not path.is_file():
-        raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names() + table_names())}")
+        raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names())}")
     return path
 
 
@@ -323,6 +328,24 @@ def _explain(problem: Any, where: str) -> str:
 def _suggest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def load_arms(name: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """The experiments of a table by name, each with the overrides.
+
+    Raises ValueError naming an override of a key in which the arms differ: it would make them one.
+    """
+    experiments = list(load_table(name).arms.values())
+    plain = [to_dict(load_config(experiment)) for experiment in experiments]
+    for override in overrides:
+        section, _, key = override.partition("=")[0].partition(".")
+        values = [arm.get(section, {}).get(key) for arm in plain if isinstance(arm.get(section), dict)]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{section}.{key} is what the arms of {name} differ in; override it for one of its experiments: "
+                f"{', '.join(experiments)}"
+            )
+    return {experiment: load_config(experiment, overrides) for experiment in experiments}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

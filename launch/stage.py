@@ -62,7 +62,9 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 def write_config(folder: Path, config: Config) -> None:
     """Writes the resolved configuration beside an artefact; the first rank does it, for all."""
     if os.environ.get("RANK", "0") == "0":
-        (folder / "config.yaml").write_text(to_yaml(config))
+        aside = folder / f".config.{os.getpid()}.part"
+        aside.write_text(to_yaml(config))
+        os.replace(aside, folder / "config.yaml")
 
 
 def end_with_parent() -> None:

@@ -3,6 +3,7 @@
 Loads with `StableDiffusionPipeline.from_pretrained`, nothing of ours imported; safetensors only.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -29,4 +30,8 @@ def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: 
 def export_student(folder: Path, unet: UNet2DConditionModel, teacher: Teacher, card: str) -> None:
     """Fills `folder` with the pipeline and its model card."""
     teacher.pipeline("teacher", unet).save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*/*.json"):  # diffusers notes where a part was loaded from: no path of this machine
+        settings = json.loads(path.read_text())
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").write_text(card)

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
 COMMAND = [sys.executable, "-m", "randcond.launch.cli", "run", "all", "demo"]
 
 
@@ -53,15 +55,34 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], secon
         time.sleep(0.02)
 
 
-def interrupt(folder: Path, overrides: list[str], sign: Callable[[], bool], strike: Callable[[Any], None]) -> int:
-    """Starts the demo, strikes when the sign is there, waits for everything to be gone; returns the exit code."""
-    with (folder / "log.txt").open("a") as log:
-        process = subprocess.Popen([*COMMAND, *overrides], cwd=folder, stdout=log, stderr=log)
-        wait_for(sign, process)
-        time.sleep(0.3)
+@dataclass
+class Blow:
+    """Where and how the demo is struck: in a stage (once `sign` is there), after a delay."""
+
+    stage: str
+    what: str
+    strike: Callable[[Any], None]
+    sign: Callable[[], bool] = lambda: True
+    delay: float = 0.5
+
+
+def interrupt(folder: Path, overrides: list[str], blow: Blow) -> int:
+    """Starts the demo, strikes in the stage, waits for everything to be gone; returns the exit code."""
+    log = folder / "log.txt"
+
+    def stage() -> str:
+        labels = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("[")]
+        return labels[-1].partition("] ")[2] if labels else ""
+
+    with log.open("w") as out:
+        process = subprocess.Popen([*COMMAND, *overrides], cwd=folder, stdout=out, stderr=out)
+        wait_for(lambda: stage().startswith(blow.stage) and bool(ranks(process)) and blow.sign(), process)
+        time.sleep(blow.delay)
         children = below(process)
-        strike(process)
+        struck = stage()
+        blow.strike(process)
         process.wait(timeout=120)
+    assert struck.startswith(blow.stage), f"meant to strike in {blow.stage}, struck in {struck}"
     _, alive = psutil.wait_procs(children, timeout=20)
     left = [child.cmdline() for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert not left, f"outlived the command: {left}"
@@ -69,7 +90,7 @@ def interrupt(folder: Path, overrides: list[str], sign: Callable[[], bool], stri
 
 
 def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Runs the demo through an interruption in each stage and returns its report."""
+    """Runs the demo through interruptions in every stage and returns its report."""
     demo = folder / "runs" / "demo"
 
     def there(pattern: str, count: int = 1) -> Callable[[], bool]:
@@ -87,28 +108,26 @@ def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
     def kill_launcher(name: str) -> Callable[[Any], None]:
         return lambda process: launcher(process, name).kill()
 
-    blows: list[tuple[str, Callable[[], bool], Callable[[Any], None]]] = [
-        ("pool, Ctrl-C", lambda: True, ctrl_c),
-        ("pool, kill -9", there("pool"), kill_all),
-        ("cache, Ctrl-C", there("cache/latents-00000.tar"), ctrl_c),
-        ("cache, kill -9", there("cache/latents-*.tar", 2), kill_all),
-        ("train, Ctrl-C", there("without/checkpoints/step-*"), ctrl_c),
-        ("train, kill -9 of a rank", there("without/checkpoints/step-*", 2), kill_rank),
-        (
-            "train, kill -9 of the node's launcher",
-            there("with/checkpoints/step-*"),
-            kill_launcher("deepspeed.launcher.launch"),
-        ),
-        ("train, kill -9 of deepspeed", there("with/checkpoints/step-*", 2), kill_launcher("bin/deepspeed")),
-        ("eval, Ctrl-C", there("with/train.json"), ctrl_c),
-        ("eval, kill -9 of all", there("with/eval-ema/plan.json"), kill_all),
-        ("report, Ctrl-C", there("with/eval-ema/scores.json"), ctrl_c),
+    blows = [
+        Blow("pool", "Ctrl-C", ctrl_c, delay=0.0),
+        Blow("pool", "kill -9", kill_all, delay=0.0),
+        Blow("cache", "Ctrl-C", ctrl_c, there("cache/latents-00000.tar")),
+        Blow("cache", "kill -9", kill_all, there("cache/latents-*.tar", 2), delay=0.0),
+        Blow("train demo-without", "Ctrl-C", ctrl_c, there("without/checkpoints/step-*")),
+        Blow("train demo-without", "kill -9 of a rank", kill_rank, there("without/checkpoints/step-*", 2)),
+        Blow("train demo-with", "kill -9 of its launcher", kill_launcher(NODE), there("with/checkpoints/step-*")),
+        Blow("train demo-with", "kill -9 of deepspeed", kill_launcher("bin/deepspeed"), there("with/checkpoints/*", 2)),
+        Blow("eval demo-with", "Ctrl-C", ctrl_c),
+        Blow("eval demo-with", "kill -9 of all", kill_all, there("with/eval-ema/plan.json"), delay=0.0),
+        Blow("report", "Ctrl-C", ctrl_c),
+        Blow("report", "kill -9", kill_all, delay=2.0),
     ]
-    for name, sign, strike in blows:
-        code = interrupt(folder, overrides, sign, strike)
-        print(f"{name}: ended with {code}", flush=True)
+    for blow in blows:
+        code = interrupt(folder, overrides, blow)
+        print(f"{blow.stage}, {blow.what}: ended with {code}", flush=True)
         assert code != 0
-    subprocess.run([*COMMAND, *overrides], cwd=folder, check=True, stdout=(folder / "log.txt").open("a"))
+    with (folder / "log.txt").open("w") as out:
+        subprocess.run([*COMMAND, *overrides], cwd=folder, check=True, stdout=out, stderr=out)
     return read_report(folder)
 
 

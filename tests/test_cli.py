@@ -21,6 +21,11 @@ from tests.conftest import randcond
         (["pool", "bild", "out"], "unknown command pool 'bild'; did you mean 'build'"),
         (["pool", "build", "out", "x.txt", "--sorce", "y"], "unknown flag --sorce"),
         (["pool", "info", "out", "more"], "1 words too many"),
+        (["run", "train", "demo-with", "--hostfile", "hots"], "--hostfile: no such file: hots"),
+        (["run", "train", "demo-with", "--nodes", "2"], "--nodes needs a --hostfile"),
+        (["run", "train", "demo-with", "--gpus", "0"], "must be at least 1"),
+        (["run", "all", "demo", "paths.run=runs/x"], "paths.run is what the arms of demo differ in"),
+        (["run", "all", "demo", "conditioning.p=sigmoid"], "conditioning.p is what the arms of demo differ in"),
     ],
 )
 def test_a_misspelt_word_ends_before_any_file_is_written(tmp_path: Path, words: list[str], said: str) -> None:
@@ -47,6 +52,7 @@ def test_dry_run_prints_configuration_and_commands_and_writes_nothing(tmp_path: 
 
 
 def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("one slots=8\ntwo slots=8\n")
     words = ["run", "train", "demo-with", "--hostfile", "hosts", "--nodes", "2", "--gpus", "8", "--dry-run"]
     said = randcond(tmp_path, *words).stdout
     assert "--hostfile hosts --num_nodes 2 --num_gpus 8 --module randcond.train demo-with" in said
@@ -70,4 +76,20 @@ def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> No
     ):
         done = randcond(tmp_path, "run", "pool", "demo-with", f"pool.sources=[{source}]", code=2)
         assert said in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("eval.size=400", "eval.size: 400 unseen captions wanted, the sources hold 320"),
+        ("cache.size=99999", "cache.size: 99999 captions wanted, the sources hold 2880"),
+        ("cache.exclude=[tree]", "cache.exclude: no caption of the sources names 'tree'"),
+        ("train.global_batch=63", "63 does not divide over 2 ranks"),
+        ("teacher.path=/nowhere", "no teacher at /nowhere"),
+    ],
+)
+def test_all_is_checked_before_anything_is_made(tmp_path: Path, override: str, said: str) -> None:
+    done = randcond(tmp_path, "run", "all", "demo-with", override, code=2)
+    assert said in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -65,6 +65,6 @@ def test_the_tree_names_every_file_once() -> None:
     for name in named:
         assert (ROOT / name).exists(), f"the README's tree names {name}"
     for package in ("launch", "model_zoo", "data", "train", "eval"):
-        for path in (ROOT / package).glob("*.py"):
-            if not path.name.startswith("__"):
-                assert f"{package}/{path.name}" in named, f"the README's tree lacks {package}/{path.name}"
+        for path in (ROOT / package).rglob("*.py"):
+            name = str(path.relative_to(ROOT))
+            assert path.name.startswith("__") or name in named, f"the README's tree lacks {name}"

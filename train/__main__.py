@@ -6,9 +6,10 @@ from randcond.launch.stage import stage_main
 
 def check(config: Config) -> None:
     """Fails on what can be known to be wrong before the first step."""
-    from randcond.train.check import check
+    from randcond.data.ranks import world_size
+    from randcond.train.check import check_training
 
-    check(config)
+    check_training(config, world_size())
 
 
 def train(config: Config) -> None:

@@ -1,17 +1,27 @@
-"""What can be known to be wrong with an experiment before its first step."""
+"""What can be known to be wrong with an experiment before any work: keys, sources, sizes, captions, folders."""
 
+from randcond.data.cache import choose_captions
 from randcond.data.conditioning import probability_table
-from randcond.data.ranks import world_size
+from randcond.data.digits.world import read_label
+from randcond.eval.generate import choose_prompts
 from randcond.launch.config import Config, resolve_path
 from randcond.model_zoo.students import find_rule
 from randcond.model_zoo.teacher import local_folder
 from randcond.train.engine import batch_shape
 
 
-def check(config: Config) -> None:
+def check_training(config: Config, ranks: int) -> None:
     """Raises ValueError or FileNotFoundError naming the key, before any network is loaded."""
     probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
-    batch_shape(config.train.global_batch, world_size(), config.engine.micro_batch)
+    batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
     if find_rule(config.student.rule).teacher_name is None and config.student.init == "teacher":
         raise ValueError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")
     local_folder(resolve_path(config.teacher.path))
+
+
+def check_all(config: Config, ranks: int) -> None:
+    """The same for every stage: what evaluation would refuse is refused before the cache is drawn."""
+    check_training(config, ranks)
+    choose_captions(config)
+    for caption in choose_prompts(config).captions:
+        read_label(caption)

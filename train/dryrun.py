@@ -1,30 +1,35 @@
-"""`make dryrun`: resolves and checks every experiment and table that ships, and runs none."""
+"""Resolves and checks experiments and runs none: `python -m randcond.train.dryrun [EXPERIMENT ...] [key=value ...]`.
+
+Without a name it takes every experiment and table that ships (`make dryrun`).
+"""
 
 import sys
 
 from randcond.launch.config import experiment_names, load_config, load_table, table_names
-from randcond.train.check import check
+from randcond.train.check import check_all
 
 
-def main() -> None:
-    """Prints a line per experiment; exits 1 when one does not resolve."""
+def main(words: list[str]) -> None:
+    """Prints a line per experiment; exits 2 when one does not resolve."""
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
     wrong = 0
-    for name in experiment_names():
+    for name in names or experiment_names():
         try:
-            config = load_config(name)
-            check(config)
+            config = load_config(name, overrides)
+            check_all(config, config.engine.processes)
             print(f"{name}: {config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps")
         except (ValueError, FileNotFoundError) as error:
             wrong += 1
-            print(f"{name}: {error}", file=sys.stderr)
-    for name in table_names():
-        unknown = set(load_table(name).arms.values()) - set(experiment_names())
-        if unknown:
-            wrong += 1
-            print(f"table {name}: unknown experiments {sorted(unknown)}", file=sys.stderr)
-    print(f"{len(experiment_names()) - wrong} experiments resolved, {len(table_names())} tables, {wrong} wrong")
-    sys.exit(1 if wrong else 0)
+            print(f"error: {name}: {error}", file=sys.stderr)
+    if not names:
+        for table in table_names():
+            if unknown := set(load_table(table).arms.values()) - set(experiment_names()):
+                wrong += 1
+                print(f"error: table {table}: unknown experiments {sorted(unknown)}", file=sys.stderr)
+        print(f"{len(experiment_names())} experiments and {len(table_names())} tables resolved, {wrong} wrong")
+    sys.exit(2 if wrong else 0)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from randcond.data.cache import LatentCache
 from randcond.data.conditioning import probability_table
-from randcond.data.files import check_same, read_json, write_json, write_text, written_whole
+from randcond.data.files import check_same, read_json, remove, write_json, write_text, written_whole
 from randcond.data.lock import hold
 from randcond.data.pool import open_pool
 from randcond.data.ranks import device
@@ -29,10 +29,11 @@ from randcond.train.step import DistillationStep
 def run(config: Config) -> None:
     """Trains the experiment's student, from its newest checkpoint if there is one, and exports it."""
     folder, train = Path(config.paths.run), config.train
-    if finished(config):
-        return
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
-    cache = LatentCache(Path(config.paths.cache), teacher.fingerprint)
+    cache = LatentCache(config, teacher.fingerprint)
+    identity = what_decides(config, cache)
+    if finished(folder, train.steps, identity):
+        return
     pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
     stream = Stream(cache, pool, probability, config.conditioning.null, teacher.pipe.tokenizer, train.seed)
@@ -43,12 +44,12 @@ def run(config: Config) -> None:
     engine = build_engine(config, module)
     distil = DistillationStep(teacher, pairs, train.output_weight, train.feature_weight)
 
-    identity = what_decides(config, cache)
     if engine.rank == 0:
         hold(folder)
     engine.barrier()
     first, seconds = resume(engine, folder, identity, train.steps)
     if engine.rank == 0:
+        remove(folder / "train.json")  # written again when the students are
         write_text(folder / "config.yaml", to_yaml(config))
     micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
     positions = Positions(first, train.steps, train.global_batch, micro, engine.rank, engine.ranks)
@@ -70,7 +71,7 @@ def run(config: Config) -> None:
             save(engine, folder, step, {"identity": identity, "seconds": spent}, train.keep_checkpoints)
         if train.sample_every and step % train.sample_every == 0:
             monitor.picture("teacher over student", draw_grid(config, teacher, engine, unet), step)
-    export(config, teacher, engine, unet, seconds + time.monotonic() - began)
+    export(config, teacher, engine, unet, seconds + time.monotonic() - began, identity)
     monitor.close()
     engine.close()
 
@@ -85,6 +86,7 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
         "train": {key: value for key, value in resolved["train"].items() if key not in free},
         "teacher": cache.manifest["teacher"],
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
+        "precision": [config.engine.precision, config.teacher.dtype],
         "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
     }
 
@@ -115,7 +117,9 @@ def save(engine: Engine, folder: Path, step: int, facts: dict[str, Any], keep: i
     engine.barrier()
 
 
-def export(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module, seconds: float) -> None:
+def export(
+    config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module, seconds: float, identity: dict[str, Any]
+) -> None:
     """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json: the run is finished."""
     folder = Path(config.paths.run)
     for kind, name in (("weights", "student"), ("ema", "student_ema")):
@@ -125,18 +129,19 @@ def export(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Modu
             with written_whole(folder / name) as aside:
                 export_student(aside, trained, teacher, model_card(config, kind))
     if engine.rank == 0:
-        write_json(folder / "train.json", {"steps": config.train.steps, "seconds": round(seconds, 1)})
+        facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "identity": identity}
+        write_json(folder / "train.json", facts)
         print(f"training: finished, the student is at {folder / 'student_ema'} (raw weights: student)", flush=True)
     engine.barrier()
 
 
-def finished(config: Config) -> bool:
-    """Whether the run's folder holds the finished student of this very configuration."""
-    folder = Path(config.paths.run)
+def finished(folder: Path, steps: int, identity: dict[str, Any]) -> bool:
+    """Whether the run's folder holds the finished students of just this training."""
     done = folder / "train.json"
-    if not done.is_file() or read_json(done)["steps"] != config.train.steps:
+    if not done.is_file() or not all((folder / name).is_dir() for name in ("student", "student_ema")):
         return False
-    return (folder / "config.yaml").read_text() == to_yaml(config)
+    facts = read_json(done)
+    return facts["steps"] == steps and facts["identity"] == identity
 
 
 def model_card(config: Config, kind: str) -> str:
