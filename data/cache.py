@@ -167,6 +167,11 @@ class LatentCache:
         check_captions(config, self.captions)
         self._shards = [Shard(folder / entry["shard"]) for entry in self.manifest["shards"]]
         for shard, entry in zip(self._shards, self.manifest["shards"], strict=True):
+            if rank() == 0 and sha256(shard.path) != shard.sha256:  # one rank reads them all, for all
+                raise ValueError(
+                    f"shard {shard.path}: does not match its checksum, it is damaged; "
+                    f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
+                )
             if shard.sha256 != entry["sha256"]:
                 raise ValueError(f"shard {shard.path}: is not the one of the manifest; run `randcond run cache` again")
         self._members = [(shard, member) for shard in self._shards for member in shard.members]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,38 @@ def test_bf16_with_accumulation_follows_fp32(world: Path) -> None:
     for ours, theirs in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
         assert theirs["loss/total"] == pytest.approx(ours["loss/total"], rel=0.05)
     assert all(tensor.dtype == torch.float32 for tensor in weights(world / "runs/bf16").values())
+
+
+def test_bf16_resumes_bit_by_bit(world: Path) -> None:
+    """Straight through (the run above) against stopped at step 8 and gone on: fp32 masters, moments and EMA return."""
+    bf16 = ["engine.precision=bf16", "engine.micro_batch=4", "paths.run=runs/bf16-cut"]
+    randcond(world, "run", "train", "demo-with", *TINY, *bf16, "train.steps=8")
+    said = randcond(world, "run", "train", "demo-with", *TINY, *bf16).stdout
+    assert "going on from step 8" in said
+    for name in ("student", "student_ema"):
+        whole, cut = weights(world / "runs/bf16", name), weights(world / "runs/bf16-cut", name)
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_zero_2_follows_zero_1(world: Path) -> None:
+    randcond(world, "run", "train", "demo-with", *TINY, "engine.zero_stage=2", "paths.run=runs/zero2")
+    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/demo/with", "runs/zero2")]
+    for one, two in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
+        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
+
+
+def test_a_damaged_shard_is_named_and_drawn_again(world: Path) -> None:
+    shutil.copytree(world / "runs/demo/cache", world / "runs/damaged")
+    shard = world / "runs/damaged/latents-00001.tar"
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:3000] + bytes([sound[3000] ^ 1]) + sound[3001:])
+    words = ["demo-with", *TINY, "--gpus", "1", "paths.cache=runs/damaged", "paths.run=runs/on-damaged"]
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", *words]
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "latents-00001.tar: does not match its checksum" in done.stderr
+    shard.unlink()
+    randcond(world, "run", "cache", *words)
+    assert shard.read_bytes() == sound
 
 
 def test_a_channel_student_trains_with_projectors_and_exports_without(world: Path) -> None:

@@ -97,6 +97,9 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) ->
     Raises ValueError when it is of another experiment, or beyond the `last` step asked for.
     """
     found = checkpoint.load_newest(folder / "checkpoints")
+    step = found[1]["step"] if found else 0
+    if engine.all_sum(torch.tensor([float(step)], device=engine.device)).item() != step * engine.ranks:
+        raise ValueError(f"rank {engine.rank} finds step {step} in {folder / 'checkpoints'}, another rank another one")
     if found is None:
         return 0, 0.0
     state, manifest = found
