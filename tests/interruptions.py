@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
-COMMAND = [sys.executable, "-m", "randcond.launch.cli", "run", "all", "demo"]
+RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
 
 
 def below(process: subprocess.Popen[Any]) -> list[psutil.Process]:
@@ -57,32 +57,24 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], secon
 
 @dataclass
 class Blow:
-    """Where and how the demo is struck: in a stage (once `sign` is there), after a delay."""
+    """How a command is struck: by what, once `sign` is there, after a delay."""
 
-    stage: str
     what: str
     strike: Callable[[Any], None]
     sign: Callable[[], bool] = lambda: True
     delay: float = 0.5
 
 
-def interrupt(folder: Path, overrides: list[str], blow: Blow) -> int:
-    """Starts the demo, strikes in the stage, waits for everything to be gone; returns the exit code."""
-    log = folder / "log.txt"
-
-    def stage() -> str:
-        labels = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("[")]
-        return labels[-1].partition("] ")[2] if labels else ""
-
-    with log.open("w") as out:
-        process = subprocess.Popen([*COMMAND, *overrides], cwd=folder, stdout=out, stderr=out)
-        wait_for(lambda: stage().startswith(blow.stage) and bool(ranks(process)) and blow.sign(), process)
+def interrupt(folder: Path, words: list[str], blow: Blow) -> int:
+    """Starts `randcond WORDS`, strikes while its stage runs, waits for all to be gone; returns the exit code."""
+    with (folder / "log.txt").open("a") as out:
+        process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
+        wait_for(lambda: bool(ranks(process)) and blow.sign(), process)
         time.sleep(blow.delay)
         children = below(process)
-        struck = stage()
+        assert ranks(process), f"{words}: the stage was over before {blow.what}"
         blow.strike(process)
         process.wait(timeout=120)
-    assert struck.startswith(blow.stage), f"meant to strike in {blow.stage}, struck in {struck}"
     _, alive = psutil.wait_procs(children, timeout=20)
     left = [child.cmdline() for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert not left, f"outlived the command: {left}"
@@ -90,7 +82,7 @@ def interrupt(folder: Path, overrides: list[str], blow: Blow) -> int:
 
 
 def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Runs the demo through interruptions in every stage and returns its report."""
+    """Runs the demo stage by stage, each interrupted and then run again by the same command; returns its report."""
     demo = folder / "runs" / "demo"
 
     def there(pattern: str, count: int = 1) -> Callable[[], bool]:
@@ -108,26 +100,48 @@ def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
     def kill_launcher(name: str) -> Callable[[Any], None]:
         return lambda process: launcher(process, name).kill()
 
-    blows = [
-        Blow("pool", "Ctrl-C", ctrl_c, delay=0.0),
-        Blow("pool", "kill -9", kill_all, delay=0.0),
-        Blow("cache", "Ctrl-C", ctrl_c, there("cache/latents-00000.tar")),
-        Blow("cache", "kill -9", kill_all, there("cache/latents-*.tar", 2), delay=0.0),
-        Blow("train demo-without", "Ctrl-C", ctrl_c, there("without/checkpoints/step-*")),
-        Blow("train demo-without", "kill -9 of a rank", kill_rank, there("without/checkpoints/step-*", 2)),
-        Blow("train demo-with", "kill -9 of its launcher", kill_launcher(NODE), there("with/checkpoints/step-*")),
-        Blow("train demo-with", "kill -9 of deepspeed", kill_launcher("bin/deepspeed"), there("with/checkpoints/*", 2)),
-        Blow("eval demo-with", "Ctrl-C", ctrl_c),
-        Blow("eval demo-with", "kill -9 of all", kill_all, there("with/eval-ema/plan.json"), delay=0.0),
-        Blow("report", "Ctrl-C", ctrl_c),
-        Blow("report", "kill -9", kill_all, delay=2.0),
+    stages: list[tuple[str, str, list[Blow]]] = [
+        ("pool", "demo-with", [Blow("Ctrl-C", ctrl_c, delay=0.0), Blow("kill -9", kill_all, delay=0.0)]),
+        (
+            "cache",
+            "demo-with",
+            [
+                Blow("Ctrl-C", ctrl_c, there("cache/latents-00000.tar"), delay=0.0),
+                Blow("kill -9", kill_all, there("cache/plan.json"), delay=0.0),
+            ],
+        ),
+        ("train", "demo-without", []),
+        ("eval", "demo-without", []),
+        (
+            "train",
+            "demo-with",
+            [
+                Blow("Ctrl-C", ctrl_c, there("with/checkpoints/step-*")),
+                Blow("kill -9 of all", kill_all, there("with/checkpoints/step-*", 2)),
+                Blow("kill -9 of a rank", kill_rank, there("with/checkpoints/step-*", 3)),
+                Blow("kill -9 of the node's launcher", kill_launcher(NODE), delay=8.0),
+                Blow("kill -9 of deepspeed", kill_launcher("bin/deepspeed"), delay=8.0),
+            ],
+        ),
+        (
+            "eval",
+            "demo-with",
+            [
+                Blow("Ctrl-C", ctrl_c, delay=4.0),
+                Blow("kill -9", kill_all, there("with/eval-ema/plan.json"), delay=0.0),
+            ],
+        ),
+        ("report", "demo", [Blow("Ctrl-C", ctrl_c), Blow("kill -9", kill_all, delay=2.0)]),
     ]
-    for blow in blows:
-        code = interrupt(folder, overrides, blow)
-        print(f"{blow.stage}, {blow.what}: ended with {code}", flush=True)
-        assert code != 0
-    with (folder / "log.txt").open("w") as out:
-        subprocess.run([*COMMAND, *overrides], cwd=folder, check=True, stdout=out, stderr=out)
+    for stage, name, blows in stages:
+        words = ["run", stage, name, *overrides]
+        for blow in blows:
+            code = interrupt(folder, words, blow)
+            print(f"{stage}, {blow.what}: ended with {code}", flush=True)
+            assert code != 0
+        with (folder / "log.txt").open("a") as out:
+            subprocess.run([*RANDCOND, *words], cwd=folder, check=True, stdout=out, stderr=out)
+        print(f"{stage} {name}: done by the same command", flush=True)
     return read_report(folder)
 
 

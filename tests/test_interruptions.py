@@ -10,7 +10,7 @@ from tests.interruptions import interrupted_demo, read_report
 
 @pytest.mark.slow
 def test_an_interrupted_demo_ends_with_the_same_report(tmp_path: Path) -> None:
-    longer = [*TINY, "train.steps=40"]
+    longer = [*TINY, "train.steps=60"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     randcond(tmp_path / "whole", "run", "all", "demo", *longer)
