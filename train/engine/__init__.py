@@ -4,12 +4,19 @@ An engine runs the wrapped module's forward, backward and optimizer step over al
 master weights, and gives and takes its state as full fp32 tensors by parameter name, whatever the sharding.
 """
 
+import os
+import sys
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from randcond.launch.config import Config
+
+# DeepSpeed's operators are compiled against this environment's torch. In the folder that torch shares between
+# environments, two of them would rebuild each other's operator at every start, a minute each time.
+if os.access(sys.prefix, os.W_OK):
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 STATE_KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
