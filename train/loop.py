@@ -31,10 +31,10 @@ def run(config: Config) -> None:
     folder, train = Path(config.paths.run), config.train
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     cache = LatentCache(config, teacher.fingerprint)
+    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
     identity = what_decides(config, cache)
     if finished(folder, train.steps, identity):
         return
-    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
     stream = Stream(cache, pool, probability, config.conditioning.null, teacher.pipe.tokenizer, train.seed)
     rule = find_rule(config.student.rule)
