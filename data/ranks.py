@@ -16,10 +16,12 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """This process's GPU (by its number on its own host), or the CPU where there is none."""
+    """This process's GPU (by its number on its own host), made the current one, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    mine = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(mine)  # synchronising, and libraries that name no device, mean this one
+    return mine
 
 
 def cpu_threads() -> int | None:

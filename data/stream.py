@@ -1,12 +1,12 @@
 """The training stream: every sample a pure function of (seed, global position), so any rank, worker or restart agrees.
 
-In: a latent cache, the extra texts, p(t). Out: batches {key, latents, token_ids, timesteps, noise, noise_seed,
-replaced, null, caption_id}.
+In: a latent cache, the extra texts, p(t). Out: batches {key, latents, token_ids (token_ids_2), timesteps, noise,
+noise_seed, replaced, null, caption_id, unreplaced_in_batch}.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from randcond.data.cache import LatentCache
 from randcond.data.captions import Captions
-from randcond.model_zoo.teacher import tokenize
+from randcond.model_zoo.teacher import Tokenizers
 
 
 class CaptionPool:
@@ -30,6 +30,16 @@ class CaptionPool:
         return self.cached[index] if index < len(self.cached) else self.extra[index - len(self.cached)]
 
 
+class Draw(NamedTuple):
+    """What chance decides about one sample."""
+
+    timestep: int
+    replaced: bool
+    other: int  # the caption it is shown with if replaced
+    null: bool
+    noise_seed: int
+
+
 class Stream(Dataset[dict[str, Any]]):
     """Samples by global position (0, 1, 2, ... over the whole run); an epoch is one pass over the cache."""
 
@@ -39,50 +49,64 @@ class Stream(Dataset[dict[str, Any]]):
         pool: CaptionPool,
         probability: list[float],  # p(t) for t = 0 .. T-1
         null: float,
-        tokenizer: Any,
+        tokenizers: Tokenizers,
         seed: int,
+        count_batch: int = 0,  # the global batch whose unreplaced samples are counted (task loss); 0: not counted
     ) -> None:
-        self.cache, self.pool, self.tokenizer = cache, pool, tokenizer
-        self.probability, self.null, self.seed = probability, null, seed
+        self.cache, self.pool, self.tokenizers = cache, pool, tokenizers
+        self.probability, self.null, self.seed, self.count_batch = probability, null, seed, count_batch
         self._order = lru_cache(maxsize=2)(self._permutation)
+        self._unreplaced = lru_cache(maxsize=2)(self._count_unreplaced)
 
     def __reduce__(self) -> Any:
-        fields = (self.cache, self.pool, self.probability, self.null, self.tokenizer, self.seed)
+        fields = (self.cache, self.pool, self.probability, self.null, self.tokenizers, self.seed, self.count_batch)
         return Stream, fields
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.cache))
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        epoch, place = divmod(position, len(self.cache))
-        index = int(self._order(epoch)[place])
+    def _draw(self, position: int) -> Draw:
         # Every number is drawn whether it is used or not: runs that differ in p(t) alone see the same rest.
         random = np.random.Generator(np.random.Philox(key=(self.seed, position)))
         timestep = int(random.integers(len(self.probability)))
-        replaced = bool(random.random() < self.probability[timestep])
-        other = int(random.integers(len(self.pool)))
-        null = bool(random.random() < self.null)
-        noise_seed = int(random.integers(2**63))
+        return Draw(
+            timestep=timestep,
+            replaced=bool(random.random() < self.probability[timestep]),
+            other=int(random.integers(len(self.pool))),
+            null=bool(random.random() < self.null),
+            noise_seed=int(random.integers(2**63)),
+        )
+
+    def _count_unreplaced(self, step: int) -> int:
+        positions = range(step * self.count_batch, (step + 1) * self.count_batch)
+        return sum(not self._draw(position).replaced for position in positions)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, place = divmod(position, len(self.cache))
+        index = int(self._order(epoch)[place])
+        draw = self._draw(position)
         own = self.cache.caption_id(index)
-        caption_id = other if replaced else own
+        caption_id = draw.other if draw.replaced else own
         latent = torch.from_numpy(self.cache.latent(index)).float()
         return {
             "key": own,
             "latents": latent,
-            "caption": "" if null else self.pool[caption_id],
-            "caption_id": -1 if null else caption_id,
-            "timesteps": timestep,
-            "noise": torch.randn(latent.shape, generator=torch.Generator().manual_seed(noise_seed)),
-            "noise_seed": noise_seed,
-            "replaced": replaced,
-            "null": null,
+            "caption": "" if draw.null else self.pool[caption_id],
+            "caption_id": -1 if draw.null else caption_id,
+            "timesteps": draw.timestep,
+            "noise": torch.randn(latent.shape, generator=torch.Generator().manual_seed(draw.noise_seed)),
+            "noise_seed": draw.noise_seed,
+            "replaced": draw.replaced,
+            "null": draw.null,
+            "unreplaced_in_batch": self._unreplaced(position // self.count_batch) if self.count_batch else 0,
         }
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Stacks samples into a batch and tokenizes their captions: token_ids [B, L]."""
-        batch = torch.utils.data.default_collate([{k: v for k, v in s.items() if k != "caption"} for s in samples])
-        batch["token_ids"] = tokenize(self.tokenizer, [sample["caption"] for sample in samples])
-        return batch
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stacks samples into a batch and tokenizes their captions: token_ids [B, L] per text encoder."""
+        captions = [sample.pop("caption") for sample in samples]
+        counted = [sample.pop("unreplaced_in_batch") for sample in samples]  # one number: a step is one global batch
+        batch = torch.utils.data.default_collate(samples)
+        return {**batch, **self.tokenizers(captions), "unreplaced_in_batch": counted[0]}
 
 
 class Positions(Sampler[list[int]]):
@@ -105,9 +129,9 @@ class Positions(Sampler[list[int]]):
                 yield list(range(start, start + self.micro_batch))
 
 
-def batches(stream: Stream, positions: Positions, workers: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches(stream: Stream, positions: Positions, workers: int) -> Iterator[dict[str, Any]]:
     """Micro-batches in the order of the positions, whatever the number of loader processes."""
-    loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+    loader: DataLoader[dict[str, Any]] = DataLoader(
         stream,
         batch_sampler=positions,
         collate_fn=stream.collate,

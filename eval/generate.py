@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -83,7 +83,7 @@ def chunk_paths(out: Path, count: int, batch: int) -> list[Path]:
 
 def generate(
     config: Config,
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     prompts: Prompts,
     judge: Judge,
     out: Path,

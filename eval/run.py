@@ -5,14 +5,15 @@ Out: `paths.reference` (the teacher's images and scores, shared) and `paths.run`
 
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 
 from randcond.data.digits.judge import Judge
 from randcond.data.files import write_json
 from randcond.data.ranks import device
 from randcond.eval.generate import choose_prompts, generate, load_chunks, protocol
 from randcond.eval.score import score
-from randcond.launch.config import Config, eval_folder, resolve_path
+from randcond.launch.config import Config, eval_folder, resolve_path, student_folder
+from randcond.model_zoo.export import load_unet
 from randcond.model_zoo.teacher import Teacher, folder_fingerprint
 
 
@@ -24,11 +25,11 @@ def run(config: Config) -> None:
     prompts = choose_prompts(config)
     judge = Judge.load()
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
-    student = student_folder(config)
-    unet = UNet2DConditionModel.from_pretrained(student / "unet", dtype=teacher.dtype, use_safetensors=True)
-    arms: list[tuple[str, Path, StableDiffusionPipeline, Path]] = [
+    student = trained_student(config, config.eval.weights)
+    unet = load_unet(student / "unet", teacher.dtype)
+    arms: list[tuple[str, Path, DiffusionPipeline, Path]] = [
         ("teacher", Path(config.paths.reference), teacher.pipeline(config.eval.sampler), teacher.folder),
-        ("student", eval_folder(config), teacher.pipeline(config.eval.sampler, unet.eval().to(device())), student),
+        ("student", eval_folder(config), teacher.pipeline(config.eval.sampler, unet.to(device())), student),
     ]
     for what, out, pipe, network in arms:
         made_of = protocol(config, folder_fingerprint(network))
@@ -44,9 +45,9 @@ def run(config: Config) -> None:
         print(f"eval: {what}: {line}", flush=True)
 
 
-def student_folder(config: Config) -> Path:
-    """The exported student whose weights the experiment scores; raises ValueError when there is none."""
-    folder = Path(config.paths.run) / ("student_ema" if config.eval.weights == "ema" else "student")
+def trained_student(config: Config, weights: str) -> Path:
+    """The exported student of a finished run; raises ValueError when there is none."""
+    folder = student_folder(config, weights)
     if not (Path(config.paths.run) / "train.json").is_file() or not folder.is_dir():
         raise ValueError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")
     return folder

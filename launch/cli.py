@@ -15,6 +15,10 @@ from randcond.launch.config import experiment_names, load_config, load_table, ta
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
     "pool": "randcond.data.pool_tools",
 }
+TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
+    "students": "randcond.model_zoo.students_tool",
+    "export": "randcond.train.export_tool",
+}
 
 
 def run(
@@ -83,8 +87,11 @@ def _dispatch(words: list[str]) -> None:
     if name == "run":
         _call("randcond", run, words)
         return
+    if name in TOOLS:
+        _call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
+        return
     if name not in GROUPS:
-        raise ValueError(f"unknown command {name!r}{_near(name, ['run', *GROUPS])}; see `randcond --help`")
+        raise ValueError(f"unknown command {name!r}{_near(name, ['run', *GROUPS, *TOOLS])}; see `randcond --help`")
     tools = importlib.import_module(GROUPS[name])
     commands = {function.__name__: function for function in tools.COMMANDS}
     if not words or words[0] in ("--help", "-h"):
@@ -133,8 +140,9 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
     if given < len(required):
         raise ValueError(f"{required[given]} is missing; {usage}")
     many = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    if given > len(required) and not many:
-        raise ValueError(f"{given - len(required)} words too many; {usage}")
+    places = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+    if given > places and not many:
+        raise ValueError(f"{given - places} words too many; {usage}")
 
     import fire
     from fire.decorators import SetParseFn
@@ -154,7 +162,8 @@ def _usage(function: Callable[..., None], name: str) -> str:
         if parameter.kind is parameter.VAR_POSITIONAL:
             words.append(f"[{parameter.name.upper()} ...]")
         elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            words.append(parameter.name.upper())
+            word = parameter.name.upper()
+            words.append(word if parameter.default is parameter.empty else f"[{word}]")
         else:
             words.append(f"[{flag}]" if parameter.annotation is bool else f"[{flag} {parameter.name[0].upper()}]")
     return " ".join(words)
@@ -172,6 +181,8 @@ def _overview() -> str:
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
        randcond pool COMMAND ...                                            see `randcond pool --help`
+       randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
+       randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores
 
 stages: {" -> ".join(STAGES)}, or all
 

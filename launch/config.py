@@ -35,7 +35,7 @@ class Teacher:
 class Student:
     """The small U-Net that is trained."""
 
-    rule: str = "block-base"  # a name in model_zoo/students.py
+    rule: str = "block-base"  # a name in model_zoo/students.py, see `randcond students`
     init: Literal["random", "teacher"] = "teacher"
     seed: int = 0  # of the random initialisation
 
@@ -69,6 +69,19 @@ class Conditioning:
     p: str = "exponential"  # p(t) of Table C: a name in data/conditioning.py
     p_args: dict[str, float] = dataclasses.field(default_factory=dict)  # its parameters, e.g. {lam: 5}
     null: float = 0.1  # share of empty captions, drawn after the replacement
+    # teacher: what its pipeline takes as unconditional (SDXL: zeros); empty: the encoding of ""
+    null_embedding: Literal["teacher", "empty"] = "teacher"
+
+
+@dataclass(frozen=True, config=_strict)
+class Losses:
+    """Weights of the losses in train/losses.py; 0 leaves one out."""
+
+    output: float = 1.0  # Eq. 1
+    feature: float = 1.0  # Eq. 2
+    task: float = 0.0  # L_DDPM on the pairs that kept their caption
+    spatial: float = 0.0  # SLIM's L_spatial
+    frequency: float = 0.0  # SLIM's L_freq
 
 
 @dataclass(frozen=True, config=_strict)
@@ -84,8 +97,7 @@ class Train:
     eps: float = 1e-8
     grad_clip: float = 1.0
     ema_decay: float = 0.9999  # the ceiling of min(ema_decay, (1 + n) / (10 + n))
-    output_weight: float = 1.0  # of Eq. 1
-    feature_weight: float = 1.0  # of Eq. 2
+    losses: Losses = dataclasses.field(default_factory=Losses)
     seed: int = 0
     workers: int = 2  # loader processes per rank
     log_every: int = 50
@@ -104,6 +116,9 @@ class Engine:
     processes: int = 1  # ranks on this machine when no host file is given
     threads: int | None = None  # CPU threads per rank; null leaves torch's default
     micro_batch: int | None = None  # samples per rank and forward; null: global_batch / ranks
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"  # auto: the faster of the two, by a probe at start
+    compile: bool = False  # torch.compile of the repeated transformer blocks
+    activation_checkpointing: bool = False  # less memory for a third more student compute
 
 
 @dataclass(frozen=True, config=_strict)
@@ -168,6 +183,12 @@ class Config:
             raise ValueError(f"engine.micro_batch: must be at least 1 or null, got {self.engine.micro_batch}")
         if not 0 <= self.conditioning.null <= 1:
             raise ValueError(f"conditioning.null: a share between 0 and 1, got {self.conditioning.null}")
+        weights = dataclasses.asdict(self.train.losses)  # type: ignore[call-overload]
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise ValueError(f"train.losses.{name}: a weight must be at least 0, got {weight}")
+        if not any(weights.values()):
+            raise ValueError("train.losses: every weight is 0, nothing would be learned")
         if len(self.train.betas) != 2:
             raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
         if self.cache.shard_size % self.cache.batch:
@@ -358,9 +379,14 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def eval_folder(config: Config) -> Path:
-    """Where the student's evaluation is kept: raw and EMA weights apart."""
-    return Path(config.paths.run) / f"eval-{config.eval.weights}"
+def eval_folder(config: Config, weights: str | None = None) -> Path:
+    """Where the student's evaluation is kept: raw and EMA weights apart (default: those of `eval.weights`)."""
+    return Path(config.paths.run) / f"eval-{weights or config.eval.weights}"
+
+
+def student_folder(config: Config, weights: str) -> Path:
+    """Where a run exports its student with raw or ema weights."""
+    return Path(config.paths.run) / {"raw": "student", "ema": "student_ema"}[weights]
 
 
 def resolve_path(path: str) -> Path:

@@ -1,16 +1,22 @@
-"""Exports a trained student as an ordinary diffusers folder: its U-Net with the teacher's VAE, text encoder, sampler.
+"""Exports a trained student as a diffusers folder: its U-Net with the teacher's VAE, text encoders, sampler; loads it.
 
-Loads with `StableDiffusionPipeline.from_pretrained`, nothing of ours imported; safetensors only.
+`StableDiffusionPipeline` / `StableDiffusionXLPipeline.from_pretrained` take the folder with nothing of ours imported
+(a SLIM student needs `load_pipeline`); safetensors only.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from randcond.model_zoo.teacher import Teacher
+from randcond.model_zoo.slim import SlimUNet2DConditionModel
+from randcond.model_zoo.students import plain_config
+from randcond.model_zoo.teacher import FAMILIES, pipeline_class
+
+UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}
 
 
 def unet_weights(wrapped: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -19,17 +25,63 @@ def unet_weights(wrapped: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
-    """A U-Net of the same architecture with these weights [name -> fp32 tensor], in eval mode."""
-    config = {key: value for key, value in like.config.items() if not key.startswith("_")}  # no path of this machine
+    """A U-Net of the same architecture with these weights [name -> fp32 tensor], in eval mode.
+
+    Raises ValueError naming the first tensor when the weights are of another architecture.
+    """
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
+        unet = type(like).from_config(plain_config(like.config))
+    check_weights({name: tuple(t.shape) for name, t in unet.state_dict().items()}, weights, "these weights")
     unet.load_state_dict(weights, assign=True, strict=True)
     return unet.to(dtype).eval().requires_grad_(False)
 
 
-def export_student(folder: Path, unet: UNet2DConditionModel, teacher: Teacher, card: str) -> None:
-    """Fills `folder` with the pipeline and its model card."""
-    teacher.pipeline("teacher", unet).save_pretrained(folder, safe_serialization=True)
+def check_weights(wanted: dict[str, tuple[int, ...]], given: dict[str, Tensor], what: str) -> None:
+    """Raises ValueError when tensors are of another architecture: which differ, and what would do."""
+    missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != tuple(given[name].shape))
+    if not (missing or unknown or reshaped):
+        return
+    first = [f"{len(missing)} missing, the first {missing[0]}"] if missing else []
+    first += [f"{len(unknown)} unknown, the first {unknown[0]}"] if unknown else []
+    if reshaped:
+        name = reshaped[0]
+        shapes = f"{tuple(given[name].shape)} for {wanted[name]}"
+        first.append(f"{len(reshaped)} of another shape, the first {name}, {shapes}")
+    raise ValueError(
+        f"{what}: of another architecture than student.rule gives for this teacher ({'; '.join(first)}). "
+        f"Give the rule and teacher they were trained with, or another paths.run."
+    )
+
+
+def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The U-Net of an exported student (its `unet` folder), of whichever class it is; safetensors only.
+
+    Raises ValueError for a class that is not a student's.
+    """
+    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    if name not in UNETS:
+        raise ValueError(f"{folder}/config.json: is a {name}, a student's U-Net is one of {', '.join(UNETS)}")
+    return UNETS[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline of a diffusers folder, a SLIM student's included."""
+    family = pipeline_class(folder)
+    rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
+    parts = {**rest.components, "unet": load_unet(folder / "unet", dtype), **FAMILIES[family]}
+    if "force_zeros_for_empty_prompt" in rest.config:
+        parts["force_zeros_for_empty_prompt"] = rest.config.force_zeros_for_empty_prompt
+    return family(**parts)
+
+
+def export_student(
+    folder: Path, unet: UNet2DConditionModel, teacher: Path, card: str, dtype: torch.dtype = torch.float32
+) -> None:
+    """Fills `folder` with the pipeline (the student's U-Net, every other part from the teacher's folder) and a card."""
+    family = pipeline_class(teacher)
+    parts = family.from_pretrained(teacher, unet=unet.to(dtype), dtype=dtype, use_safetensors=True, **FAMILIES[family])
+    parts.save_pretrained(folder, safe_serialization=True)
     for path in folder.glob("*/*.json"):  # diffusers notes where a part was loaded from: no path of this machine
         settings = json.loads(path.read_text())
         if settings.pop("_name_or_path", None) is not None:

@@ -6,7 +6,7 @@ In: a diffusers pipeline, one chunk of captions and seeds. Out: latents as the U
 import hashlib
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 
@@ -18,7 +18,7 @@ def caption_seed(seed: int, caption_id: int) -> int:
 
 @torch.no_grad()
 def draw_latents(
-    pipe: StableDiffusionPipeline, captions: list[str], seeds: list[int], steps: int, guidance: float, batch: int
+    pipe: DiffusionPipeline, captions: list[str], seeds: list[int], steps: int, guidance: float, batch: int
 ) -> Tensor:
     """Draws up to `batch` captions as one compute batch -> latents x_0 [n, C, h, w], scaled as the U-Net sees them.
 
@@ -38,7 +38,13 @@ def draw_latents(
 
 
 @torch.no_grad()
-def decode(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
-    """Latents [n, C, h, w] -> images [n, 3, H, W] in [-1, 1]."""
-    scaled = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
+    """Latents [n, C, h, w] as the U-Net sees them -> images [n, 3, H, W] in [-1, 1], in the VAE's own precision."""
+    config = pipe.vae.config
+    scaled = latents.to(pipe.vae.dtype) / config.scaling_factor
+    if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
+        mean, std = (
+            torch.tensor(v, device=scaled.device).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
+        )
+        scaled = scaled * std.to(scaled.dtype) + mean.to(scaled.dtype)
     return pipe.vae.decode(scaled, return_dict=False)[0].clamp(-1, 1).float()

@@ -8,12 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from randcond.launch.config import PACKAGE
+from randcond.model_zoo.export import load_pipeline, load_unet, student_unet, unet_weights
+from randcond.model_zoo.students import plain_config, student_config
+from randcond.model_zoo.teacher import Teacher
+from tests import shaped
 from tests.conftest import TINY, randcond
+from tests.drawing import draw_elsewhere, draw_here
 from tests.interruptions import ranks, wait_for
 
 
@@ -61,7 +69,7 @@ def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path)
 
 def test_kill_9_of_a_rank_and_the_same_command_ends_with_the_same_weights(world: Path) -> None:
     """The uninterrupted run against one whose rank is killed after its first checkpoint: equal bit by bit."""
-    longer = [*TINY, "train.steps=40", "train.sample_every=0"]
+    longer = [*TINY, "train.steps=20", "train.sample_every=0"]
     randcond(world, "run", "train", "demo-with", *longer, "paths.run=runs/whole")
     command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *longer, "paths.run=runs/cut"]
     process = subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -166,7 +174,96 @@ def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder), str(world / "two.png")], check=True, cwd="/")
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".txt"}
     assert not [path for path in folder.glob("*/config.json") if "_name_or_path" in path.read_text()]
-    assert "p(t): exponential" in (folder / "README.md").read_text()
+    assert "| p(t) | exponential; null captions 10% |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["raw", "ema"])
+def test_the_exported_student_draws_what_the_trained_one_does_bit_for_bit(world: Path, kind: str) -> None:
+    """The last checkpoint's weights in our own pipeline, against the exported folder in a fresh process."""
+    run = world / "runs/demo/with"
+    teacher = Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32")
+    with torch.device("meta"):
+        like = UNet2DConditionModel.from_config(student_config("block-base", plain_config(teacher.unet.config)))
+    stored = load_file(run / f"checkpoints/step-00000012/{'weights' if kind == 'raw' else kind}.safetensors")
+    trained = student_unet(like, unet_weights(stored), torch.float32)
+    fresh = draw_elsewhere(run / ("student" if kind == "raw" else "student_ema"), world / f"{kind}.npy")
+    assert np.array_equal(draw_here(teacher.pipeline("teacher", trained)), fresh)
+
+
+def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
+    stored = unet_weights(load_file(world / "runs/demo/with/checkpoints/step-00000012/weights.safetensors"))
+    config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
+    with torch.device("meta"):
+        other = UNet2DConditionModel.from_config(student_config("channel-base", config))
+    with pytest.raises(ValueError, match=r"another architecture than student.rule gives .* missing, the first .*shape"):
+        student_unet(other, stored, torch.float32)
+
+
+def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
+    words = ["export", "demo-with", *TINY, "--out", "half", "--dtype", "fp16"]
+    assert "exported ema weights in fp16 to half" in randcond(world, *words).stdout
+    card = (world / "half/README.md").read_text()
+    assert "library_name: diffusers" in card and "| unseen |" in card and "Protocol: network" in card
+    stored = load_file(world / "half/unet/diffusion_pytorch_model.safetensors")
+    exact = weights(world / "runs/demo/with", "student_ema")
+    assert all(torch.equal(tensor, exact[key].half()) for key, tensor in stored.items())
+    refused = randcond(world, *words, code=2).stderr
+    assert "half exists already" in refused
+    for wrong, said in (
+        (["--out", "x", "--weights", "best"], "--weights: raw or ema, got 'best'"),
+        (["--out", "x", "--push", "me/student"], "no HF_TOKEN in the environment"),
+        (["--out", "x", "paths.run=runs/none"], "no trained student at runs/none/student_ema"),
+    ):
+        assert said in randcond(world, "export", "demo-with", *TINY, *wrong, code=2).stderr
+
+
+def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path) -> None:
+    """A teacher of SDXL's shape through cache and train: pooled embeddings, zeroed null captions, KOALA, task loss."""
+    shaped.build("sdxl", world / "sdxl-teacher")
+    words = [*TINY, "teacher.path=sdxl-teacher", "student.rule=koala-700m", "student.init=teacher"]
+    words += ["cache.size=16", "cache.shard_size=16", "cache.steps=2", "paths.cache=runs/sdxl-cache"]
+    words += ["train.steps=4", "train.losses.task=1.0", "train.sample_every=0", "paths.pool=runs/sdxl-pool"]
+    for stage in ("pool", "cache", "train"):
+        randcond(world, "run", stage, "demo-with", *words, "paths.run=runs/sdxl")
+    randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/sdxl-1", "--gpus", "1", "engine.micro_batch=4")
+    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/sdxl", "runs/sdxl-1")]
+    for two, one in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
+        for term in ("loss/total", "loss/task", "loss/output", "loss/feature"):
+            assert one[term] == pytest.approx(two[term], rel=1e-4), term
+        assert two["loss/task"] > 0
+    teacher = Teacher.load(world / "sdxl-teacher", "fp32")
+    unet = load_unet(world / "runs/sdxl/student/unet", torch.float32)
+    fresh = draw_elsewhere(world / "runs/sdxl/student", world / "sdxl.npy", "StableDiffusionXLPipeline")
+    assert np.array_equal(draw_here(teacher.pipeline("teacher", unet)), fresh)
+
+
+def test_a_slim_student_trains_and_its_loss_falls(world: Path) -> None:
+    words = [*TINY, "student.rule=slim-base", "student.init=teacher", "train.steps=40", "train.log_every=10"]
+    words += ["train.losses.output=0.0", "train.losses.feature=0.0", "train.losses.task=1.0", "train.lr=2e-3"]
+    words += [
+        "train.losses.spatial=0.1",
+        "train.losses.frequency=0.1",
+        "train.checkpoint_every=40",
+        "train.sample_every=0",
+    ]
+    randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/slim", "--gpus", "1")
+    lines = [json.loads(line) for line in (world / "runs/slim/metrics.jsonl").read_text().splitlines()]
+    for term in ("total", "spatial", "frequency"):
+        assert lines[-1][f"loss/{term}"] < 0.7 * lines[0][f"loss/{term}"], term
+    assert "loss/output" not in lines[0]
+    drawn = draw_here(load_pipeline(world / "runs/slim/student"))
+    again = draw_here(load_pipeline(world / "runs/slim/student"))
+    assert drawn.std() > 0 and np.array_equal(drawn, again)
+
+
+@pytest.mark.slow
+def test_compile_and_checkpointing_train_the_same(world: Path) -> None:
+    words = [*TINY, "engine.compile=true", "engine.activation_checkpointing=true", "paths.run=runs/compiled"]
+    said = randcond(world, "run", "train", "demo-with", *words, "--gpus", "1").stdout
+    assert "attention of the student: sdpa" in said and "no xformers operator runs on a CPU" in said
+    runs = ("runs/demo/with", "runs/compiled")
+    ours, theirs = (json.loads((world / run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs)
+    assert theirs["loss/total"] == pytest.approx(ours["loss/total"], rel=1e-3)
 
 
 def test_what_is_watched(world: Path) -> None:
@@ -214,8 +311,6 @@ def test_bad_input_is_named_before_work_starts(world: Path, words: list[str], sa
 
 
 def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
-    from randcond.launch.config import PACKAGE
-
     other = world / "other-teacher"
     subprocess.run(["cp", "-r", str(PACKAGE / "data/digits/models/teacher"), str(other)], check=True)
     config = other / "scheduler" / "scheduler_config.json"

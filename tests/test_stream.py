@@ -13,6 +13,7 @@ from randcond.data.conditioning import probability_table
 from randcond.data.shards import Shard, write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import PACKAGE
+from randcond.model_zoo.teacher import Tokenizers
 
 N, EXTRA = 50, 30
 
@@ -50,11 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def stream(folder: Path, p: str = "exponential", seed: int = 3, **p_args: float) -> Stream:
+def stream(folder: Path, p: str = "exponential", seed: int = 3, count_batch: int = 0, **p_args: float) -> Stream:
     cache = Cached(folder)
     pool = CaptionPool(cache.captions, Captions(folder / "extra.arrow"))
     tokenizer = CLIPTokenizer.from_pretrained(PACKAGE / "data" / "digits" / "models" / "teacher" / "tokenizer")
-    return Stream(cache, pool, probability_table(p, p_args, 1000), 0.1, tokenizer, seed)
+    return Stream(cache, pool, probability_table(p, p_args, 1000), 0.1, Tokenizers([tokenizer]), seed, count_batch)
 
 
 def flat(batch_list: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
@@ -118,7 +119,7 @@ def test_a_sample_is_what_the_cache_holds(folder: Path) -> None:
 def test_null_captions_are_the_encoding_of_nothing(folder: Path) -> None:
     source = stream(folder)
     batch = source.collate([source[position] for position in range(100)])
-    nothing = source.tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0]
+    nothing = source.tokenizers([""])["token_ids"][0]
     empty = (batch["token_ids"] == nothing).all(dim=1)
     assert torch.equal(empty, batch["null"]) and empty.any()
 
@@ -169,3 +170,12 @@ def test_shards_are_ordinary_webdataset_tars(folder: Path) -> None:
     assert found[7]["txt"] == "a red picture number 7"
     assert found[7]["npy"].dtype == np.float16 and found[7]["npy"].shape == (4, 8, 8)
     assert found[7]["json"]["caption_id"] == 7
+
+
+def test_unreplaced_samples_are_counted_over_the_global_batch(folder: Path) -> None:
+    source = stream(folder, p="linear", count_batch=16)
+    for ranks in (1, 2):
+        for rank in range(ranks):
+            for step, batch in enumerate(batches(source, Positions(0, 3, 16, 16 // ranks, rank, ranks), 0)):
+                whole = [source[position] for position in range(16 * step, 16 * step + 16)]
+                assert batch["unreplaced_in_batch"] == sum(not sample["replaced"] for sample in whole)

@@ -1,12 +1,15 @@
 """What can be known to be wrong with an experiment before any work: keys, sources, sizes, captions, folders."""
 
+import torch
+
 from randcond.data.cache import choose_captions
 from randcond.data.conditioning import probability_table
 from randcond.data.digits.world import read_label
 from randcond.eval.generate import choose_prompts
 from randcond.launch.config import Config, resolve_path
-from randcond.model_zoo.students import find_rule
-from randcond.model_zoo.teacher import local_folder
+from randcond.model_zoo.features import projectors
+from randcond.model_zoo.students import find_rule, student_config
+from randcond.model_zoo.teacher import unet_config
 from randcond.train.engine import batch_shape
 
 
@@ -16,7 +19,10 @@ def check_training(config: Config, ranks: int) -> None:
     batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
     if find_rule(config.student.rule).teacher_name is None and config.student.init == "teacher":
         raise ValueError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")
-    local_folder(resolve_path(config.teacher.path))
+    teacher = unet_config(resolve_path(config.teacher.path))
+    rule = find_rule(config.student.rule)
+    with torch.device("meta"):
+        projectors((rule.model, student_config(config.student.rule, teacher)), teacher, rule)
 
 
 def check_all(config: Config, ranks: int) -> None:

@@ -14,16 +14,15 @@ from randcond.data.lock import hold
 from randcond.data.pool import open_pool
 from randcond.data.ranks import device
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
-from randcond.launch.config import Config, resolve_path, to_dict, to_yaml
-from randcond.model_zoo.export import export_student, student_unet, unet_weights
-from randcond.model_zoo.features import TappedStudent
-from randcond.model_zoo.students import build_student, find_rule
+from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
+from randcond.model_zoo.export import check_weights, export_student, student_unet, unet_weights
 from randcond.model_zoo.teacher import Teacher
 from randcond.train import checkpoint
+from randcond.train.build import build_step, settle
+from randcond.train.card import model_card
 from randcond.train.engine import STATE_KINDS, Engine, batch_shape, build_engine
 from randcond.train.monitor import Monitor
 from randcond.train.samples import draw_grid
-from randcond.train.step import DistillationStep
 
 
 def run(config: Config) -> None:
@@ -33,21 +32,21 @@ def run(config: Config) -> None:
     cache = LatentCache(config, teacher.fingerprint)
     pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
     identity = what_decides(config, cache)
-    if finished(folder, train.steps, identity):
+    if finished(config, identity):
         return
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
-    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.pipe.tokenizer, train.seed)
-    rule = find_rule(config.student.rule)
-    pairs = rule.pairs(dict(teacher.unet.config))
-    unet = build_student(config.student.rule, teacher.unet, config.student.init, config.student.seed)
-    module = TappedStudent(unet, teacher.unet, pairs, config.student.seed).to(device())
+    counted = train.global_batch if train.losses.task else 0
+    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, counted)
+    module, distil = build_step(config, teacher)
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     engine = build_engine(config, module)
-    distil = DistillationStep(teacher, pairs, train.output_weight, train.feature_weight)
+    unet = module.unet
 
     if engine.rank == 0:
         hold(folder)
     engine.barrier()
-    first, seconds = resume(engine, folder, identity, train.steps)
+    settle(config, teacher, unet, engine, folder)
+    first, seconds = resume(engine, folder, identity, train.steps, shapes)
     if engine.rank == 0:
         remove(folder / "train.json")  # written again when the students are
         write_text(folder / "config.yaml", to_yaml(config))
@@ -91,7 +90,9 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     }
 
 
-def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
+def resume(
+    engine: Engine, folder: Path, identity: dict[str, Any], last: int, shapes: dict[str, tuple[int, ...]]
+) -> tuple[int, float]:
     """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
 
     Raises ValueError when it is of another experiment, or beyond the `last` step asked for.
@@ -104,6 +105,8 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) ->
         return 0, 0.0
     state, manifest = found
     check_same(manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    for kind, tensors in state.items():
+        check_weights(shapes, tensors, f"{folder / 'checkpoints'}, step {manifest['step']}, {kind}")
     if manifest["step"] > last:
         raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {manifest['step']} already")
     engine.load(state, manifest["step"])
@@ -125,37 +128,24 @@ def export(
 ) -> None:
     """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json: the run is finished."""
     folder = Path(config.paths.run)
-    for kind, name in (("weights", "student"), ("ema", "student_ema")):
-        weights = unet_weights(engine.gather(kind))
+    for kind in ("raw", "ema"):
+        weights = unet_weights(engine.gather("weights" if kind == "raw" else kind))
         if engine.rank == 0:
             trained = student_unet(unet, weights, torch.float32)
-            with written_whole(folder / name) as aside:
-                export_student(aside, trained, teacher, model_card(config, kind))
+            with written_whole(student_folder(config, kind)) as aside:
+                export_student(aside, trained, teacher.folder, model_card(config, kind))
     if engine.rank == 0:
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "identity": identity}
         write_json(folder / "train.json", facts)
-        print(f"training: finished, the student is at {folder / 'student_ema'} (raw weights: student)", flush=True)
+        ema, raw = (student_folder(config, kind) for kind in ("ema", "raw"))
+        print(f"training: finished, the student is at {ema} (raw weights: {raw})", flush=True)
     engine.barrier()
 
 
-def finished(folder: Path, steps: int, identity: dict[str, Any]) -> bool:
+def finished(config: Config, identity: dict[str, Any]) -> bool:
     """Whether the run's folder holds the finished students of just this training."""
-    done = folder / "train.json"
-    if not done.is_file() or not all((folder / name).is_dir() for name in ("student", "student_ema")):
+    done = Path(config.paths.run) / "train.json"
+    if not done.is_file() or not all(student_folder(config, kind).is_dir() for kind in ("raw", "ema")):
         return False
     facts = read_json(done)
-    return facts["steps"] == steps and facts["identity"] == identity
-
-
-def model_card(config: Config, kind: str) -> str:
-    """The README.md of an exported student: what it was distilled from and how."""
-    return (
-        f"# {config.name}: {config.student.rule}\n\n"
-        f"Distilled with randcond from `{config.teacher.path}` "
-        f"({'raw' if kind == 'weights' else 'EMA'} weights after {config.train.steps} steps of "
-        f"{config.train.global_batch}; initialised: {config.student.init}).\n\n"
-        f"Cached captions: {config.cache.size}, drawn with {config.cache.sampler} {config.cache.steps}, "
-        f"guidance {config.cache.guidance}; words without images: {', '.join(config.cache.exclude) or 'none'}. "
-        f"Random conditioning p(t): {config.conditioning.p}; null captions {config.conditioning.null:.0%}.\n\n"
-        f"```yaml\n{to_yaml(config)}```\n"
-    )
+    return facts["steps"] == config.train.steps and facts["identity"] == identity

@@ -34,8 +34,10 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.M
     captions = grid_captions(config)
     seeds = [caption_seed(config.eval.seed, number) for number in range(len(captions))]
     rows = []
-    for network in (None, student):
-        pipe = teacher.pipeline(config.eval.sampler, network)
-        latents = draw_latents(pipe, captions, seeds, config.eval.steps, config.eval.guidance, len(captions))
-        rows.append(decode(pipe, latents))
+    # Eager: the grid's batch size would have compiled blocks compiled again, while the other ranks wait.
+    with torch.compiler.set_stance("force_eager"):
+        for network in (None, student):
+            pipe = teacher.pipeline(config.eval.sampler, network)
+            latents = draw_latents(pipe, captions, seeds, config.eval.steps, config.eval.guidance, len(captions))
+            rows.append(decode(pipe, latents))
     return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=COLUMNS)

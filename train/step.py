@@ -1,17 +1,18 @@
-"""One distillation step: encode the captions, noise the latents, ask teacher and student, compare (Eq. 1 + Eq. 2)."""
+"""One distillation step: encode the captions, noise the latents, ask teacher and student, compare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from randcond.model_zoo.condition import Condition, cast, denoise
 from randcond.model_zoo.features import FeatureTaps
-from randcond.model_zoo.students import FeaturePair
 from randcond.model_zoo.teacher import Teacher
-from randcond.train.losses import feature_losses, output_loss
+from randcond.train.losses import Outputs, per_sample_error, weigh
 
-StudentForward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, list[Tensor]]]
+StudentForward = Callable[[Tensor, Tensor, Condition], tuple[Tensor, list[Tensor]]]
 
 
 @dataclass
@@ -26,29 +27,40 @@ class Losses:
 class DistillationStep:
     """Holds the frozen teacher and its taps; called with the engine's forward and a batch of the stream."""
 
-    def __init__(self, teacher: Teacher, pairs: list[FeaturePair], output_weight: float, feature_weight: float) -> None:
-        self.teacher = teacher
-        self.names = [theirs for theirs, _ in pairs]
-        self.taps = FeatureTaps(teacher.unet, self.names)
-        self.output_weight, self.feature_weight = output_weight, feature_weight
+    def __init__(
+        self, teacher: Teacher, names: list[str], weights: dict[str, float], global_batch: int, zero_null: bool = True
+    ) -> None:
+        """`names`: the teacher's tapped modules; `weights`: loss -> weight; `zero_null`: see Teacher.encode."""
+        self.teacher, self.names, self.weights = teacher, names, weights
+        self.global_batch, self.zero_null = global_batch, zero_null
+        self.taps = FeatureTaps(teacher.unet, names)
 
-    def __call__(self, student: StudentForward, batch: dict[str, Tensor], dtype: torch.dtype) -> Losses:
+    def __call__(self, student: StudentForward, batch: dict[str, Any], dtype: torch.dtype) -> Losses:
         """Returns the losses of one micro-batch; `dtype` is the student's compute type."""
-        device = self.teacher.device
+        teacher, device = self.teacher, self.teacher.device
         timesteps = batch["timesteps"].to(device, non_blocking=True)  # [B]
         latents = batch["latents"].to(device, non_blocking=True)  # [B, C, h, w]
         noise = batch["noise"].to(device, non_blocking=True)  # [B, C, h, w]
-        noised = self.teacher.add_noise(latents, noise, timesteps)
-        condition = self.teacher.encode(batch["token_ids"])  # [B, L, width]
+        noised = teacher.add_noise(latents, noise, timesteps)
+        condition = teacher.encode(batch, batch["null"], self.zero_null)
         with torch.no_grad():
-            target = self.teacher.unet(noised.to(self.teacher.dtype), timesteps, condition, return_dict=False)[0]
-            target_features = self.taps.collect()
-        epsilon, features = student(noised.to(dtype), timesteps, condition.to(dtype))
+            self.taps.forget()
+            expected = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
+            expected_features = self.taps.collect()
+        prediction, features = student(noised.to(dtype), timesteps, cast(condition, dtype))
 
-        per_sample = output_loss(epsilon, target)
-        blocks = feature_losses(self.names, features, target_features)
-        output, feature = per_sample.mean(), torch.stack(list(blocks.values())).sum()
-        total = self.output_weight * output + self.feature_weight * feature
-        terms = {"total": total, "output": output, "feature": feature}
-        terms |= {f"feature/{name}": loss for name, loss in blocks.items()}
-        return Losses(total, {name: term.detach() for name, term in terms.items()}, per_sample.detach())
+        outputs = Outputs(
+            prediction=prediction,
+            teacher=expected,
+            features=features,
+            teacher_features=expected_features,
+            names=self.names,
+            target=teacher.target(latents, noise, timesteps),
+            latents=latents,
+            unreplaced=~batch["replaced"].to(device, non_blocking=True),
+            unreplaced_in_batch=batch["unreplaced_in_batch"],
+            global_batch=self.global_batch,
+        )
+        total, terms = weigh(self.weights, outputs)
+        per_sample = per_sample_error(prediction.detach(), expected)
+        return Losses(total, {name: term.detach() for name, term in terms.items()}, per_sample)

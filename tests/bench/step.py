@@ -20,12 +20,11 @@ from randcond.data.conditioning import probability_table
 from randcond.data.shards import Shard, write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import load_config, resolve_path
-from randcond.model_zoo.features import TappedStudent
-from randcond.model_zoo.students import build_student, find_rule
+from randcond.model_zoo.condition import denoise
 from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step
 from randcond.train.engine import build_engine
 from randcond.train.monitor import Monitor
-from randcond.train.step import DistillationStep
 from tests.test_stream import Cached
 
 STEPS_PER_PAIR, PAIRS = 4, 12
@@ -36,16 +35,13 @@ def main() -> None:
     config = load_config("demo-with", sys.argv[1:])
     torch.set_num_threads(config.engine.threads or torch.get_num_threads())
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype)
-    pairs = find_rule(config.student.rule).pairs(dict(teacher.unet.config))
-
-    def student() -> TappedStudent:
-        unet = build_student(config.student.rule, teacher.unet, "random", seed=0)
-        return TappedStudent(unet, teacher.unet, pairs)
+    module, distil = build_step(config, teacher)
+    bare_module, _ = build_step(config, teacher)
+    taps = distil.taps
 
     with tempfile.TemporaryDirectory() as name:
         stream = make_stream(Path(name), config.conditioning.p, teacher)
-        distil = DistillationStep(teacher, pairs, 1.0, 1.0)
-        engine = build_engine(config, student())
+        engine = build_engine(config, module)
         total = STEPS_PER_PAIR * (PAIRS + 1)
         batch = config.train.global_batch
         loader = batches(stream, Positions(0, total, batch, batch, 0, 1), config.train.workers)
@@ -60,15 +56,15 @@ def main() -> None:
             monitor.add(losses, drawn)
             monitor.step(step, 1e-4, norm, False)
 
-        bare_module, fixed = student(), stream.collate([stream[i] for i in range(batch)])
+        fixed = stream.collate([stream[i] for i in range(batch)])
         optimizer = torch.optim.AdamW(bare_module.parameters(), lr=1e-4, betas=(0.9, 0.99))
-        condition = teacher.encode(fixed["token_ids"])
+        condition = teacher.encode(fixed)
 
         def bare(_: int) -> None:
             noised = teacher.add_noise(fixed["latents"], fixed["noise"], fixed["timesteps"])
             with torch.no_grad():
-                target: Tensor = teacher.unet(noised, fixed["timesteps"], condition, return_dict=False)[0]
-                features = distil.taps.collect()
+                target: Tensor = denoise(teacher.unet, noised, fixed["timesteps"], condition)
+                features = taps.collect()
             epsilon, mine = bare_module(noised, fixed["timesteps"], condition)
             loss = torch.nn.functional.mse_loss(epsilon, target)
             for a, b in zip(mine, features, strict=True):
@@ -93,7 +89,7 @@ def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
     assert isinstance(cache.shard, Shard) and isinstance(cache.captions, Captions)
     pool = CaptionPool(cache.captions, cache.captions)
     table = probability_table(p, {}, teacher.timesteps)
-    return Stream(cache, pool, table, 0.1, teacher.pipe.tokenizer, seed=0)  # type: ignore[arg-type]
+    return Stream(cache, pool, table, 0.1, teacher.tokenizers, seed=0)  # type: ignore[arg-type]
 
 
 def measure(ours: Callable[[int], None], bare: Callable[[int], None]) -> None:

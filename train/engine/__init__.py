@@ -6,12 +6,13 @@ master weights, and gives and takes its state as full fp32 tensors by parameter 
 
 import os
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from randcond.launch.config import Config
+from randcond.model_zoo.condition import Condition
 
 # DeepSpeed's operators are compiled against this environment's torch. In the folder that torch shares between
 # environments, two of them would rebuild each other's operator at every start, a minute each time.
@@ -29,7 +30,7 @@ class Engine(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def forward(self, noised: Tensor, timesteps: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
         """The wrapped module's forward."""
 
     def backward(self, loss: Tensor) -> None:
@@ -40,6 +41,9 @@ class Engine(Protocol):
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on all of them."""
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value (plain data), on all ranks."""
 
     def gather(self, kind: str) -> dict[str, Tensor]:
         """One of STATE_KINDS as full fp32 CPU tensors by parameter name; every rank must call it."""

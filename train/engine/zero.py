@@ -17,6 +17,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from randcond.launch.config import Config
+from randcond.model_zoo.condition import Condition
 from randcond.train.engine import STATE_KINDS, batch_shape
 
 
@@ -57,7 +58,7 @@ class ZeroEngine:
         assert not wrong, f"parameters not in {self.dtype}: {wrong[:3]}"
         assert all(master.dtype == torch.float32 for master in _masters(self.zero))
 
-    def forward(self, noised: Tensor, timesteps: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
         return self.engine(noised, timesteps, condition)
 
     def backward(self, loss: Tensor) -> None:
@@ -76,6 +77,11 @@ class ZeroEngine:
     def all_sum(self, values: Tensor) -> Tensor:
         dist.all_reduce(values)
         return values
+
+    def broadcast(self, value: Any) -> Any:
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
 
     def gather(self, kind: str) -> dict[str, Tensor]:
         assert kind in STATE_KINDS, kind

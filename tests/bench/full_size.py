@@ -1,0 +1,167 @@
+"""Full-size training steps on random weights: memory, time and how far they get; on a GPU, backends side by side.
+
+`python -m tests.bench.full_size TEACHER RULE [section.key=value ...]`: TEACHER is a folder made by
+`python -m tests.shaped LAYOUT FOLDER`; RULE a student rule. Everything is what the trainer runs (teacher, student,
+taps, projectors, engine, losses); only the latents are noise. One JSON line per phase: a kill shows where.
+"""
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from randcond.data.ranks import device
+from randcond.launch.config import Config, load_config
+from randcond.model_zoo.attention import choose_attention, set_attention, summary
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step
+from randcond.train.engine import build_engine
+
+CAPTION = "a photograph of an astronaut riding a horse"
+TIMED_STEPS = 5
+SPARE = 1.5e9  # bytes left to the rest of the machine
+
+
+def main() -> None:
+    """Runs the phases; ends with 0 also where memory does not allow them all, and says so."""
+    folder, rule, *overrides = sys.argv[1:]
+    cuda = torch.cuda.is_available()
+    fixed = [f"teacher.path={folder}", "teacher.dtype=bf16", f"student.rule={rule}", "engine.processes=1"]
+    config = load_config("demo-with", [*fixed, "engine.precision=bf16", "train.global_batch=1", *overrides])
+    if not cuda:
+        limit = int(psutil.virtual_memory().available - SPARE)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        print(json.dumps({"limit_gb": round(limit / 1e9, 1)}), flush=True)
+    try:
+        steps(config, cuda)
+    except (RuntimeError, MemoryError) as error:
+        if not any(words in str(error) for words in ("allocate", "out of memory")) and not isinstance(
+            error, MemoryError
+        ):
+            raise
+        print(json.dumps({"stopped": "out of memory", "error": str(error).strip().splitlines()[0][:200]}), flush=True)
+
+
+def steps(config: Config, cuda: bool) -> None:
+    """The phases of the first step; on a GPU more steps, then every attention backend on the same batch."""
+    with phase("teacher"):
+        teacher = Teacher.load(config.teacher.path, config.teacher.dtype, device())  # type: ignore[arg-type]
+    with phase("student"):
+        module, distil = build_step(config, teacher)
+    with phase("engine"):
+        engine = build_engine(config, module)
+    with phase("attention") as said:
+        attend(config, teacher, module.unet, config.engine.attention, said)
+    batch = noise_batch(teacher, config.train.global_batch)
+    with phase("forward") as said:
+        losses = distil(engine.forward, batch, engine.dtype)
+        said["loss"] = losses.total.item()
+    with phase("backward"):
+        engine.backward(losses.total)
+    with phase("optimizer") as said:
+        said["grad_norm"] = float(engine.step(0.0, 0.9))  # lr 0: every backend below sees the same weights
+
+    def step() -> None:
+        out = distil(engine.forward, batch, engine.dtype)
+        engine.backward(out.total)
+        engine.step(0.0, 0.9)
+
+    if not cuda:
+        with phase("a whole step"):
+            step()
+        return
+    with phase(f"{TIMED_STEPS} steps") as said:
+        said["samples_per_s"] = speed(step, config.train.global_batch)
+    for name, backend in {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }.items():
+        compare(f"sdpa, {name}", step, config, teacher, module, distil, engine, batch, sdpa_kernel(backend))
+    compare("xformers", step, config, teacher, module, distil, engine, batch, contextlib.nullcontext(), "xformers")
+
+
+def compare(
+    name: str, step: Any, config: Config, teacher: Any, module: Any, distil: Any, engine: Any, batch: Any, context: Any,
+    wanted: str = "sdpa",
+) -> None:  # fmt: skip
+    """The loss at the same weights, then the speed, with one attention backend."""
+    try:
+        with phase(name) as said, context:
+            attend(config, teacher, module.unet, wanted, said)
+            with torch.no_grad():
+                said["loss"] = distil(engine.forward, batch, engine.dtype).total.item()
+            said["samples_per_s"] = speed(step, config.train.global_batch)
+    except RuntimeError as error:  # a backend that has no kernel for these shapes, or too little memory
+        print(json.dumps({"phase": name, "failed": str(error).strip().splitlines()[0][:300]}), flush=True)
+        torch.cuda.empty_cache()
+
+
+def attend(config: Config, teacher: Teacher, unet: Any, wanted: str, said: dict[str, Any]) -> None:
+    """Sets the attention of both networks as the trainer does."""
+    for what, network in (("teacher", teacher.unet), ("student", unet)):
+        choices = choose_attention(
+            network, wanted, torch.bfloat16, device(), config.train.global_batch, what == "student"
+        )
+        set_attention(network, choices)
+        said[what] = summary(choices)
+
+
+def speed(step: Any, batch: int) -> float:
+    """Samples per second over some steps, after two to warm up."""
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        step()
+    torch.cuda.synchronize()
+    return round(TIMED_STEPS * batch / (time.perf_counter() - began), 2)
+
+
+def noise_batch(teacher: Teacher, size: int) -> dict[str, Any]:
+    """A batch as the stream gives it, of noise."""
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(size, *teacher.latent_shape, generator=generator) for _ in range(2))
+    return {
+        **teacher.tokenizers([CAPTION] * size),
+        "latents": latents,
+        "noise": noise,
+        "timesteps": torch.randint(0, teacher.timesteps, (size,), generator=generator),
+        "null": torch.zeros(size, dtype=torch.bool),
+        "replaced": torch.zeros(size, dtype=torch.bool),
+        "unreplaced_in_batch": size,
+    }
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[dict[str, Any]]:
+    """Prints the phase's seconds and peak memory when it ends."""
+    said: dict[str, Any] = {"phase": name}
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counter starts again
+    began = time.perf_counter()
+    yield said
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        said["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    else:
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        said["peak_gb"] = round(int(peak.split()[1]) * 1024 / 1e9, 2)
+    print(json.dumps({**said, "seconds": round(time.perf_counter() - began, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Attention backends: chosen per shape, xformers only where it can run, and the reason said."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+
+from randcond.model_zoo import attention
+from randcond.model_zoo.attention import (
+    AttentionShape,
+    Choice,
+    attention_shapes,
+    choice_from,
+    choose_attention,
+    self_test,
+    set_attention,
+    summary,
+)
+from randcond.model_zoo.condition import cast, denoise
+from randcond.model_zoo.students import plain_config, student_config
+from tests.test_students import inputs, tiny_teacher
+
+CPU = torch.device("cpu")
+
+
+def full_size(name: str) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    from tests.shaped import unet_config
+
+    with torch.device("meta"):
+        teacher = UNet2DConditionModel(**unet_config("sd-v1-4", tiny=False))
+        return UNet2DConditionModel.from_config(student_config(name, plain_config(teacher.config)))
+
+
+def test_shapes_are_those_of_the_forward() -> None:
+    shapes = attention_shapes(full_size("channel-micro"), tokens=77)  # type: ignore[arg-type]
+    outermost = "down_blocks.0.attentions.0.transformer_blocks.0"
+    assert shapes[f"{outermost}.attn1"] == AttentionShape(8, 20, 4096, 4096)
+    assert shapes[f"{outermost}.attn2"] == AttentionShape(8, 20, 4096, 77)
+    assert {shape.head_dim for shape in shapes.values()} == {20, 40, 80}
+    assert len(shapes) == 2 * 16
+
+
+def test_head_dims_that_xformers_refuses_keep_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "self_test", lambda *_: 0.001)  # as on a GPU where xformers works
+    unet = full_size("channel-micro")
+    choices = choose_attention(unet, "xformers", torch.bfloat16, CPU, 1, trains=True)  # type: ignore[arg-type]
+    set_attention(unet, choices)  # type: ignore[arg-type]
+    assert {c.shape.head_dim: c.backend for c in choices} == {20: "sdpa", 40: "xformers", 80: "xformers"}
+    for module in unet.modules():
+        if isinstance(module, attention.Attention):
+            refused = (module.inner_dim // module.heads) % 8
+            assert isinstance(module.processor, AttnProcessor2_0 if refused else XFormersAttnProcessor)
+    assert "divisible by 8, this one is 20" in summary(choices)
+    assert summary(choices).startswith("sdpa 10, xformers 22 modules")
+
+
+def test_a_failing_self_test_falls_back_and_says_why() -> None:
+    """xformers is really asked here, and has no operator for this machine's CPU."""
+    choices = choose_attention(full_size("block-tiny"), "xformers", torch.float32, CPU, 1, trains=False)  # type: ignore[arg-type]
+    assert {choice.backend for choice in choices} == {"sdpa"}
+    assert all("failed its self-test: NotImplementedError" in choice.why for choice in choices)
+
+
+def test_auto_on_a_cpu_and_plain_sdpa() -> None:
+    teacher = tiny_teacher("sd-v1-4")
+    auto = choose_attention(teacher, "auto", torch.float32, CPU, 1, trains=True)
+    assert summary(auto) == "sdpa 32 modules (no xformers operator runs on a CPU)"
+    assert summary(choose_attention(teacher, "sdpa", torch.float32, CPU, 1, trains=True)) == "sdpa 32 modules"
+
+
+def test_auto_takes_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"xformers": 0.002, "sdpa": 0.001}
+    monkeypatch.setattr(
+        attention, "self_test", lambda backend, shape, *_: times[backend] * (1 if shape.keys > 77 else 0)
+    )
+    shape = AttentionShape(8, 40, 4096, 4096)
+    chosen = attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)
+    assert chosen == ("sdpa", "2.00 ms against SDPA's 1.00")
+    times["sdpa"] = 0.003
+    assert attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)[0] == "xformers"
+
+
+def test_the_self_test_runs_the_real_layer() -> None:
+    assert self_test("sdpa", AttentionShape(2, 8, 16, 7), torch.float32, CPU, 2, trains=True) > 0
+
+
+def test_a_choice_survives_json() -> None:
+    choice = Choice(AttentionShape(8, 40, 4096, 77), 5, "xformers", "asked for")
+    assert choice_from(json.loads(json.dumps(asdict(choice)))) == choice
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_xformers_is_taken_and_agrees_with_sdpa() -> None:
+    device = torch.device("cuda")
+    teacher = tiny_teacher("sdxl").to(device, torch.bfloat16)  # head dims 16
+    inputs_ = [x.to(device) for x in inputs(teacher)[:2]]
+    condition = {name: value.to(device) for name, value in inputs(teacher)[2].items()}
+    drawn = {}
+    for wanted in ("sdpa", "xformers"):
+        choices = choose_attention(teacher, wanted, torch.bfloat16, device, 2, trains=True, tokens=7)
+        assert {choice.backend for choice in choices} == {wanted}, summary(choices)
+        set_attention(teacher, choices, tokens=7)
+        drawn[wanted] = denoise(teacher, inputs_[0].bfloat16(), inputs_[1], cast(condition, torch.bfloat16))
+    assert torch.allclose(drawn["sdpa"].float(), drawn["xformers"].float(), atol=0.05, rtol=0.05)
