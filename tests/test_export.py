@@ -23,11 +23,14 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         server: Any = self.server
         server.tokens.add(self.headers["Authorization"])
+        url = f"http://127.0.0.1:{server.server_port}/me/student"
         if self.path == "/api/repos/create":
             server.created.append(json.loads(body))
             self._answer(
                 {"url": f"http://127.0.0.1:{server.server_port}/me/student", "name": "me/student", "id": "me/student"}
             )
+        elif self.path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
             self._answer({"files": files})
@@ -35,7 +38,7 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitUrl": "http://hub/me/student/commit/1", "commitOid": "1", "success": True})
+            self._answer({"commitUrl": f"{url}/commit/1", "commitOid": "1", "success": True})
         else:
             self.send_error(404)
 

@@ -7,8 +7,9 @@ taps, projectors, engine, losses); only the latents are noise. One JSON line per
 
 import contextlib
 import json
-import resource
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,17 +38,20 @@ def main() -> None:
     fixed = [f"teacher.path={folder}", "teacher.dtype=bf16", f"student.rule={rule}", "engine.processes=1"]
     config = load_config("demo-with", [*fixed, "engine.precision=bf16", "train.global_batch=1", *overrides])
     if not cuda:
-        limit = int(psutil.virtual_memory().available - SPARE)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        print(json.dumps({"limit_gb": round(limit / 1e9, 1)}), flush=True)
+        print(json.dumps({"available_gb": round(psutil.virtual_memory().available / 1e9, 1)}), flush=True)
+        threading.Thread(target=watch_memory, daemon=True).start()
     try:
         steps(config, cuda)
-    except (RuntimeError, MemoryError) as error:
-        if not any(words in str(error) for words in ("allocate", "out of memory")) and not isinstance(
-            error, MemoryError
-        ):
-            raise
-        print(json.dumps({"stopped": "out of memory", "error": str(error).strip().splitlines()[0][:200]}), flush=True)
+    except torch.OutOfMemoryError as error:
+        print(json.dumps({"stopped": "out of memory", "error": str(error).splitlines()[0][:200]}), flush=True)
+
+
+def watch_memory() -> None:
+    """Ends the process, saying so, before it takes the machine's last memory."""
+    while (left := psutil.virtual_memory().available) > SPARE:
+        time.sleep(0.02)
+    print(json.dumps({"stopped": "out of memory", "left_gb": round(left / 1e9, 2)}), flush=True)
+    os._exit(0)
 
 
 def steps(config: Config, cuda: bool) -> None:
