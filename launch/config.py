@@ -102,7 +102,8 @@ class Train:
     workers: int = 2  # loader processes per rank
     log_every: int = 50
     checkpoint_every: int = 25_000
-    keep_checkpoints: int = 3
+    keep_checkpoints: int = 3  # the newest ones
+    keep_every: int = 0  # steps whose multiples are kept for good; 0: none
     sample_every: int = 10_000  # steps between teacher-student sample grids; 0 turns them off
 
 
@@ -110,8 +111,10 @@ class Train:
 class Engine:
     """How the step is distributed."""
 
-    kind: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[1, 2] = 1
+    kind: Literal["deepspeed", "fsdp"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1  # deepspeed: what is sharded: nothing, optimizer, + gradients, + weights
+    sharding: Literal["full", "grad_op", "hybrid"] = "full"  # fsdp: as ZeRO-3, as ZeRO-2, ZeRO-3 within groups
+    shard_group: int | None = None  # ranks of one group of a hybrid; null: those of one host
     precision: Literal["fp32", "bf16"] = "bf16"
     processes: int = 1  # ranks on this machine when no host file is given
     threads: int | None = None  # CPU threads per rank; null leaves torch's default
@@ -179,6 +182,11 @@ class Config:
         for key, value in positive.items():
             if value < 1:
                 raise ValueError(f"{key}: must be at least 1, got {value}")
+        if self.engine.kind == "deepspeed" and self.engine.zero_stage == 0 and self.engine.precision == "bf16":
+            raise ValueError(
+                "engine.zero_stage: DeepSpeed's stage 0 would add up gradients in bf16; "
+                "take stage 1 (the same numbers, less memory), or engine.precision=fp32"
+            )
         if self.engine.micro_batch is not None and self.engine.micro_batch < 1:
             raise ValueError(f"engine.micro_batch: must be at least 1 or null, got {self.engine.micro_batch}")
         if not 0 <= self.conditioning.null <= 1:

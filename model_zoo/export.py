@@ -5,6 +5,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from randcond.model_zoo.slim import SlimUNet2DConditionModel
 from randcond.model_zoo.students import plain_config
 from randcond.model_zoo.teacher import FAMILIES, pipeline_class
 
+Shapes = dict[str, tuple[int, ...]]
 UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}
 
 
 def unet_weights(wrapped: dict[str, Tensor]) -> dict[str, Tensor]:
     """The U-Net's own tensors out of the trained module's (projectors stay behind)."""
     return {name.removeprefix("unet."): tensor for name, tensor in wrapped.items() if name.startswith("unet.")}
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
@@ -31,23 +38,22 @@ def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: 
     """
     with torch.device("meta"):
         unet = type(like).from_config(plain_config(like.config))
-    check_weights({name: tuple(t.shape) for name, t in unet.state_dict().items()}, weights, "these weights")
+    check_shapes(shapes(unet.state_dict()), shapes(weights), "these weights")
     unet.load_state_dict(weights, assign=True, strict=True)
     return unet.to(dtype).eval().requires_grad_(False)
 
 
-def check_weights(wanted: dict[str, tuple[int, ...]], given: dict[str, Tensor], what: str) -> None:
+def check_shapes(wanted: Shapes, given: Shapes, what: str) -> None:
     """Raises ValueError when tensors are of another architecture: which differ, and what would do."""
     missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != tuple(given[name].shape))
+    reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
     if not (missing or unknown or reshaped):
         return
     first = [f"{len(missing)} missing, the first {missing[0]}"] if missing else []
     first += [f"{len(unknown)} unknown, the first {unknown[0]}"] if unknown else []
     if reshaped:
         name = reshaped[0]
-        shapes = f"{tuple(given[name].shape)} for {wanted[name]}"
-        first.append(f"{len(reshaped)} of another shape, the first {name}, {shapes}")
+        first.append(f"{len(reshaped)} of another shape, the first {name}, {given[name]} for {wanted[name]}")
     raise ValueError(
         f"{what}: of another architecture than student.rule gives for this teacher ({'; '.join(first)}). "
         f"Give the rule and teacher they were trained with, or another paths.run."

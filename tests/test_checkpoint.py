@@ -13,33 +13,73 @@ import torch
 from randcond.data.files import written_whole
 from randcond.data.lock import claim_each, hold
 from randcond.train import checkpoint
+from randcond.train.engine import STATE_KINDS
 
-STATE = {"weights": {"a": torch.arange(4.0)}, "ema": {"a": torch.ones(4)}}
+SHAPES = {"a": (3, 4), "b": (5,)}
 
 
-def test_the_newest_sound_checkpoint_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checkpoint.load_newest(tmp_path) is None
+def write(folder: Path, step: int, ranks: int = 2, keep: int = 2, keep_every: int = 0) -> None:
+    """A checkpoint in which the flattened value i of every tensor is step + i, cut unevenly over the ranks."""
+    writers = [checkpoint.Writer(folder, rank, ranks, keep, keep_every) for rank in range(ranks)]
+    for rank, writer in enumerate(writers):
+        state: checkpoint.State = {kind: {} for kind in STATE_KINDS}
+        for name, shape in SHAPES.items():
+            size = torch.Size(shape).numel()
+            start, stop = (rank * size // ranks, (rank + 1) * size // ranks)
+            for held in state.values():
+                held[f"{name}@{start}"] = step + torch.arange(start, stop).float()
+        writer.save(step, state, SHAPES, {"seconds": 1})
+    for writer in writers:
+        writer.wait()
+
+
+def test_the_newest_is_read_in_any_cut(tmp_path: Path) -> None:
+    assert checkpoint.newest_sound(tmp_path) is None
     for step in (5, 10, 15):
-        checkpoint.save(tmp_path, step, {**STATE, "weights": {"a": torch.full((4,), float(step))}}, {"seconds": 1}, 2)
+        write(tmp_path, step, ranks=3)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000010", "step-00000015"]
-    state, manifest = checkpoint.load_newest(tmp_path) or pytest.fail("nothing loaded")
-    assert manifest["step"] == 15 and state["weights"]["a"][0] == 15
+    stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+    assert stored.manifest["step"] == 15 and stored.shapes == SHAPES
+    for start in range(12):
+        for stop in range(start, 13):
+            assert stored.read("ema", "a", start, stop).tolist() == [15.0 + i for i in range(start, stop)]
+    assert torch.equal(stored.full("weights")["a"], 15 + torch.arange(12.0).reshape(3, 4))
+    with pytest.raises(ValueError, match="holds no ema of a from 12 to 13"):
+        stored.read("ema", "a", 0, 13)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "manifest.json"])
-def test_any_damaged_byte_falls_back_to_the_one_before(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
+    for step in (4, 5, 6, 7, 8, 9):
+        write(tmp_path, step, keep=2, keep_every=4)
+    kept = [int(path.name.removeprefix("step-")) for path in sorted(tmp_path.iterdir())]
+    assert kept == [4, 8, 9]
+
+
+def test_a_rank_that_never_writes_leaves_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    lone = checkpoint.Writer(tmp_path, 1, 2, 2)
+    lone.save(10, {kind: {"a@0": torch.zeros(12)} for kind in STATE_KINDS}, SHAPES, {})
+    lone.wait()
+    stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+    assert stored.manifest["step"] == 5
+    checkpoint.clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_any_damaged_byte_falls_back_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes all over every file of the newest, one by one."""
     for step in (5, 10):
-        checkpoint.save(tmp_path, step, STATE, {"seconds": 1}, 3)
-    path = tmp_path / "step-00000010" / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x55
-    path.write_bytes(bytes(data))
-    _, manifest = checkpoint.load_newest(tmp_path) or pytest.fail("nothing loaded")
+        write(tmp_path, step)
+    for path in sorted((tmp_path / "step-00000010").iterdir()):
+        sound = path.read_bytes()
+        for place in range(0, len(sound), max(1, len(sound) // 150)):
+            path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x55]) + sound[place + 1 :])
+            stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+            assert stored.manifest["step"] == 5, f"byte {place} of {path.name}"
+        path.write_bytes(sound)
     said = capsys.readouterr().out
-    assert manifest["step"] == 5
     assert "step-00000010 is damaged" in said and "falling back" in said
+    assert (checkpoint.newest_sound(tmp_path) or pytest.fail("")).manifest["step"] == 10
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

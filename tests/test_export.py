@@ -74,7 +74,7 @@ def test_export_pushes_the_folder_with_the_token_of_the_environment(world: Path,
     assert done.returncode == 0, done.stderr
     assert "pushed to me/student" in done.stdout
     assert "hf_secret" not in done.stdout + done.stderr
-    assert hub.created[0]["private"] is True and hub.tokens == {"Bearer hf_secret"}
+    assert hub.created[0]["visibility"] == "private" and hub.tokens == {"Bearer hf_secret"}
     local = {str(path.relative_to(world / "pushed")) for path in (world / "pushed").rglob("*") if path.is_file()}
     assert set(hub.files) == local and "model_index.json" in local
     weights = "unet/diffusion_pytorch_model.safetensors"

@@ -19,6 +19,7 @@ from randcond.launch.config import PACKAGE
 from randcond.model_zoo.export import load_pipeline, load_unet, student_unet, unet_weights
 from randcond.model_zoo.students import plain_config, student_config
 from randcond.model_zoo.teacher import Teacher
+from randcond.train.checkpoint import Stored, newest_sound
 from tests import shaped
 from tests.conftest import TINY, randcond
 from tests.drawing import draw_elsewhere, draw_here
@@ -27,6 +28,11 @@ from tests.interruptions import ranks, wait_for
 
 def weights(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
     return load_file(run / name / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def newest(run: Path) -> Stored:
+    """The run's newest checkpoint."""
+    return newest_sound(run / "checkpoints") or pytest.fail(f"{run} has no checkpoint")
 
 
 def test_the_report_holds_every_arm(world: Path) -> None:
@@ -45,6 +51,12 @@ def test_the_report_holds_every_arm(world: Path) -> None:
     assert "data:image/png;base64," in page
     assert "http" not in page and page.count("src=") == 1  # nothing is loaded from anywhere
     assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
+
+
+def test_no_shared_memory_is_left_behind(world: Path) -> None:
+    before = set(Path("/dev/shm").glob("deepspeed_*"))
+    randcond(world, "run", "train", "demo-with", *TINY, "train.steps=2", "train.sample_every=0", "paths.run=runs/shm")
+    assert set(Path("/dev/shm").glob("deepspeed_*")) <= before
 
 
 def test_a_finished_run_is_left_alone(world: Path) -> None:
@@ -132,11 +144,48 @@ def test_bf16_resumes_bit_by_bit(world: Path) -> None:
         assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
-def test_zero_2_follows_zero_1(world: Path) -> None:
-    randcond(world, "run", "train", "demo-with", *TINY, "engine.zero_stage=2", "paths.run=runs/zero2")
-    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/demo/with", "runs/zero2")]
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["engine.zero_stage=3"],
+        ["engine.kind=fsdp", "engine.micro_batch=4"],
+        pytest.param(["engine.zero_stage=0"], marks=pytest.mark.slow),
+        pytest.param(["engine.zero_stage=2"], marks=pytest.mark.slow),
+        pytest.param(["engine.kind=fsdp", "engine.sharding=grad_op"], marks=pytest.mark.slow),
+        pytest.param(
+            ["engine.kind=fsdp", "engine.sharding=hybrid", "engine.shard_group=2", "engine.processes=4"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda options: ",".join(option.removeprefix("engine.") for option in options),
+)
+def test_every_engine_trains_the_same_student(world: Path, options: list[str]) -> None:
+    """Against ZeRO-1 on two ranks, at every step."""
+    run = "runs/" + "-".join(option.split("=")[-1] for option in options)
+    randcond(world, "run", "train", "demo-with", *TINY, *options, f"paths.run={run}")
+    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/demo/with", run)]
     for one, two in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
-        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
+        for term in ("loss/total", "grad_norm"):
+            assert two[term] == pytest.approx(one[term], rel=1e-4), (term, one["step"])
+
+
+def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
+    """ZeRO-1 on two ranks, FSDP2 on one, ZeRO-3 on two: the checkpoints in between know neither."""
+    words = [*TINY, "paths.run=runs/moving", "train.sample_every=0"]
+    randcond(world, "run", "train", "demo-with", *words, "train.steps=4")
+    said = randcond(
+        world, "run", "train", "demo-with", *words, "train.steps=8", "engine.kind=fsdp", "--gpus", "1"
+    ).stdout
+    assert "going on from step 4" in said
+    said = randcond(world, "run", "train", "demo-with", *words, "engine.zero_stage=3").stdout
+    assert "going on from step 8" in said
+    for name in ("student", "student_ema"):
+        still, moved = weights(world / "runs/demo/with", name), weights(world / "runs/moving", name)
+        assert max((still[key] - moved[key]).abs().max().item() for key in still) < 1e-4
+    lines = [json.loads(line) for line in (world / "runs/moving/metrics.jsonl").read_text().splitlines()]
+    reference = [json.loads(line) for line in (world / "runs/demo/with/metrics.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(lines, reference, strict=True):
+        assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-4)
 
 
 def test_a_damaged_shard_is_named_and_drawn_again(world: Path) -> None:
@@ -157,8 +206,7 @@ def test_a_channel_student_trains_with_projectors_and_exports_without(world: Pat
     words = [*TINY, "student.rule=channel-tiny", "paths.run=runs/channel"]
     randcond(world, "run", "train", "demo-with", *words)
     assert not [key for key in weights(world / "runs/channel") if "projector" in key]
-    manifest = next((world / "runs/channel/checkpoints").glob("*12/weights.safetensors"))
-    assert any("projectors" in key for key in load_file(manifest))
+    assert any("projectors" in name for name in newest(world / "runs/channel").shapes)
 
 
 def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
@@ -184,14 +232,13 @@ def test_the_exported_student_draws_what_the_trained_one_does_bit_for_bit(world:
     teacher = Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32")
     with torch.device("meta"):
         like = UNet2DConditionModel.from_config(student_config("block-base", plain_config(teacher.unet.config)))
-    stored = load_file(run / f"checkpoints/step-00000012/{'weights' if kind == 'raw' else kind}.safetensors")
-    trained = student_unet(like, unet_weights(stored), torch.float32)
+    trained = student_unet(like, unet_weights(newest(run).full("weights" if kind == "raw" else kind)), torch.float32)
     fresh = draw_elsewhere(run / ("student" if kind == "raw" else "student_ema"), world / f"{kind}.npy")
     assert np.array_equal(draw_here(teacher.pipeline("teacher", trained)), fresh)
 
 
 def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
-    stored = unet_weights(load_file(world / "runs/demo/with/checkpoints/step-00000012/weights.safetensors"))
+    stored = unet_weights(newest(world / "runs/demo/with").full("weights"))
     config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
     with torch.device("meta"):
         other = UNet2DConditionModel.from_config(student_config("channel-base", config))
@@ -292,17 +339,37 @@ def test_what_is_watched(world: Path) -> None:
         (["conditioning.p=often"], "conditioning.p: unknown p(t) 'often'"),
         (["paths.cache=runs/none"], "no complete cache at runs/none"),
         (["paths.pool=runs/none"], "no caption pool at runs/none"),
-        (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
-        (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
         (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0, wanted 5.0"),
         (["paths.run=runs/new", "cache.exclude=[four]"], "holds other captions"),
+    ],
+)
+def test_bad_input_is_named_before_work_starts(
+    world: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stage's own entry, in this process: what a rank started by a launcher runs."""
+    from randcond.launch.stage import stage_main
+    from randcond.train.__main__ import check, train
+
+    monkeypatch.chdir(world)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # given back after the test, whatever the stage sets
+    if "divide" in said:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        stage_main({"train": (check, train)}, ["demo-with", *TINY, *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
         (["paths.run=runs/nan", "train.lr=1e30"], "training stopped at step 2: not finite: "),
     ],
 )
-def test_bad_input_is_named_before_work_starts(world: Path, words: list[str], said: str) -> None:
-    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, *words]
-    if "divide" not in said:  # one rank is enough, and starts faster
-        command += ["--gpus", "1"]
+def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, *words, "--gpus", "1"]
     done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert said in done.stderr

@@ -1,51 +1,156 @@
-"""Checkpoints: full fp32 tensors by parameter name in safetensors, with a JSON manifest of checksums.
+"""Checkpoints: each rank writes its pieces of the fp32 state, aside from the training; portable between engines.
 
-A folder per step, written aside and renamed, so what has a name is whole. The newest whose checksums hold is used.
+A folder per step: rank-NNNN.safetensors (keys "kind/parameter@start", flat fp32 runs), and a manifest with shapes and
+checksums that the first rank writes last, before the rename: what has a name is whole. Any engine at any world size
+reads the runs it needs. The newest checkpoint whose checksums hold is used.
 """
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from randcond.data.files import read_json, remove, sha256, write_json, written_whole
+from randcond.data.files import read_json, remove, sha256, sync, write_json, write_text
+from randcond.train.engine.base import STATE_KINDS, State
 
-State = dict[str, dict[str, Tensor]]
-
-
-def save(folder: Path, step: int, state: State, facts: dict[str, Any], keep: int) -> None:
-    """Writes the state of `step` under `folder` and removes all but the newest `keep` checkpoints."""
-    with written_whole(folder / f"step-{step:08d}") as aside:
-        aside.mkdir()
-        files = {}
-        for kind, tensors in state.items():
-            path = aside / f"{kind}.safetensors"
-            save_file(tensors, path)
-            files[path.name] = sha256(path)
-        write_json(aside / "manifest.json", {"step": step, **facts, "files": files})
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        remove(old)
+Shapes = dict[str, tuple[int, ...]]
 
 
-def load_newest(folder: Path) -> tuple[State, dict[str, Any]] | None:
-    """State and manifest of the newest sound checkpoint, None when there is none; says which ones it passed over."""
+class Writer:
+    """Writes checkpoints from a thread of its own; at most one is under way."""
+
+    def __init__(self, folder: Path, rank: int, ranks: int, keep: int, keep_every: int = 0) -> None:
+        self.folder, self.rank, self.ranks = folder, rank, ranks
+        self.keep, self.keep_every = keep, keep_every
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
+        """Hands over this rank's state of a step (a copy); raises what writing the one before raised."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, step, state, shapes, facts)
+
+    def wait(self) -> None:
+        """Returns when what was handed over is whole on the disk; raises what writing it raised."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
+        path = step_folder(self.folder, step)
+        if path.is_dir():
+            return  # a resumed run comes by here again
+        aside = _aside(path)
+        aside.mkdir(parents=True, exist_ok=True)
+        file = aside / f"rank-{self.rank:04d}.safetensors"
+        save_file({f"{kind}/{key}": run for kind, runs in state.items() for key, run in runs.items()}, file)
+        sync(file)
+        runs = {kind: {key: run.numel() for key, run in held.items()} for kind, held in state.items()}
+        write_json(file.with_suffix(".json"), {"sha256": sha256(file), "runs": runs})
+        if self.rank == 0:
+            self._commit(path, aside, {"step": step, **facts, "shapes": shapes})
+
+    def _commit(self, path: Path, aside: Path, manifest: dict[str, Any]) -> None:
+        """Waits for the other ranks' files (a rank that dies ends the job, and this thread with it) and renames."""
+        notes = [aside / f"rank-{rank:04d}.json" for rank in range(self.ranks)]
+        while not all(note.is_file() for note in notes):
+            time.sleep(0.05)
+        files = {note.with_suffix(".safetensors").name: read_json(note) for note in notes}
+        for note in notes:
+            note.unlink()
+        write_json(aside / "manifest.json", {**manifest, "files": files})
+        write_text(aside / "manifest.sha256", sha256(aside / "manifest.json"))
+        sync(aside, deep=False)
+        aside.rename(path)
+        sync(self.folder, deep=False)
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            if not self.keep_every or int(old.name.removeprefix("step-")) % self.keep_every:
+                remove(old)
+
+
+class Stored:
+    """A checkpoint, opened: any run of any tensor of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_json(path / "manifest.json")
+        self.shapes: Shapes = {name: tuple(shape) for name, shape in self.manifest["shapes"].items()}
+        self._runs: dict[tuple[str, str], list[tuple[int, int, str]]] = {}  # (kind, name) -> (start, stop, file)
+        for file, entry in self.manifest["files"].items():
+            for kind, runs in entry["runs"].items():
+                for key, length in runs.items():
+                    name, start = key.rsplit("@", 1)
+                    self._runs.setdefault((kind, name), []).append((int(start), int(start) + length, file))
+        self._open: dict[str, Any] = {}
+
+    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """Values [stop - start] of a flattened tensor; raises ValueError when the checkpoint does not hold them."""
+        found = []
+        at = start
+        for first, last, file in sorted(self._runs.get((kind, name), [])):
+            if first <= at < min(last, stop):
+                end = min(last, stop)
+                found.append(self._file(file).get_slice(f"{kind}/{name}@{first}")[at - first : end - first])
+                at = end
+        if at < stop:
+            raise ValueError(f"{self.path}: holds no {kind} of {name} from {at} to {stop}")
+        return torch.cat(found) if found else torch.empty(0)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = safe_open(self.path / name, framework="pt")
+        return self._open[name]
+
+    def full(self, kind: str) -> dict[str, Tensor]:
+        """All tensors of a kind, whole."""
+        assert kind in STATE_KINDS, kind
+        sizes = {name: torch.Size(shape) for name, shape in self.shapes.items()}
+        return {name: self.read(kind, name, 0, size.numel()).reshape(size) for name, size in sizes.items()}
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what a killed run left half written; the first rank calls it before any is begun."""
+    for part in folder.glob(".step-*.part"):
+        remove(part)
+
+
+def newest_sound(folder: Path, rank: int = 0, ranks: int = 1, agree: Any = lambda faults: faults) -> Stored | None:
+    """The newest checkpoint without a fault, None when there is none; says which ones it passed over.
+
+    Every rank checks its share of the files; `agree` sums the numbers of faults over the ranks.
+    """
     for path in sorted(folder.glob("step-*"), reverse=True):
-        fault = _fault(path)
-        if fault is None:
-            manifest = read_json(path / "manifest.json")
-            return {Path(name).stem: load_file(path / name) for name in manifest["files"]}, manifest
-        print(f"checkpoint {path} is damaged ({fault}); falling back to the one before", flush=True)
+        fault = _fault(path, rank, ranks)
+        if fault:
+            print(f"checkpoint {path} is damaged ({fault}); falling back to the one before", flush=True)
+        if not agree(int(bool(fault))):
+            return Stored(path)
     return None
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None when it is sound."""
+def _fault(path: Path, rank: int, ranks: int) -> str | None:
+    """What is wrong with this rank's share of a checkpoint, None when it is sound."""
     try:
-        manifest = read_json(path / "manifest.json")
-        for name, digest in manifest["files"].items():
-            if sha256(path / name) != digest:
+        if (path / "manifest.sha256").read_text() != sha256(path / "manifest.json"):
+            return "manifest.json does not match its checksum"
+        files = read_json(path / "manifest.json")["files"]
+        for name, entry in list(files.items())[rank::ranks]:
+            if sha256(path / name) != entry["sha256"]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return str(error)
     return None

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from randcond.data.cache import LatentCache
 from randcond.data.conditioning import probability_table
@@ -15,12 +14,12 @@ from randcond.data.pool import open_pool
 from randcond.data.ranks import device
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
-from randcond.model_zoo.export import check_weights, export_student, student_unet, unet_weights
+from randcond.model_zoo.export import check_shapes, export_student, student_unet, unet_weights
 from randcond.model_zoo.teacher import Teacher
 from randcond.train import checkpoint
 from randcond.train.build import build_step, settle
 from randcond.train.card import model_card
-from randcond.train.engine import STATE_KINDS, Engine, batch_shape, build_engine
+from randcond.train.engine import Engine, batch_shape, build_engine
 from randcond.train.monitor import Monitor
 from randcond.train.samples import draw_grid
 
@@ -38,7 +37,6 @@ def run(config: Config) -> None:
     counted = train.global_batch if train.losses.task else 0
     stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, counted)
     module, distil = build_step(config, teacher)
-    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     engine = build_engine(config, module)
     unet = module.unet
 
@@ -46,8 +44,11 @@ def run(config: Config) -> None:
         hold(folder)
     engine.barrier()
     settle(config, teacher, unet, engine, folder)
-    first, seconds = resume(engine, folder, identity, train.steps, shapes)
+    first, seconds = resume(engine, folder, identity, train.steps)
+    keep = (train.keep_checkpoints, train.keep_every)
+    checkpoints = checkpoint.Writer(folder / "checkpoints", engine.rank, engine.ranks, *keep)
     if engine.rank == 0:
+        checkpoint.clear_unfinished(folder / "checkpoints")
         remove(folder / "train.json")  # written again when the students are
         write_text(folder / "config.yaml", to_yaml(config))
     micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
@@ -67,9 +68,11 @@ def run(config: Config) -> None:
         monitor.step(step, lr, norm, milestone)  # stops the run on a value that is not finite
         if milestone:
             spent = seconds + time.monotonic() - began
-            save(engine, folder, step, {"identity": identity, "seconds": spent}, train.keep_checkpoints)
+            facts = {"identity": identity, "seconds": spent}
+            checkpoints.save(step, engine.local_state(), engine.shapes, facts)
         if train.sample_every and step % train.sample_every == 0:
             monitor.picture("teacher over student", draw_grid(config, teacher, engine, unet), step)
+    checkpoints.wait()
     export(config, teacher, engine, unet, seconds + time.monotonic() - began, identity)
     monitor.close()
     engine.close()
@@ -78,7 +81,7 @@ def run(config: Config) -> None:
 def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
     resolved = to_dict(config)
-    free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every"}
+    free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "sample_every"}
     return {
         "student": resolved["student"],
         "conditioning": resolved["conditioning"],
@@ -90,37 +93,29 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     }
 
 
-def resume(
-    engine: Engine, folder: Path, identity: dict[str, Any], last: int, shapes: dict[str, tuple[int, ...]]
-) -> tuple[int, float]:
+def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
     """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
 
-    Raises ValueError when it is of another experiment, or beyond the `last` step asked for.
+    Raises ValueError when it is of another experiment or architecture, or beyond the `last` step asked for.
     """
-    found = checkpoint.load_newest(folder / "checkpoints")
-    step = found[1]["step"] if found else 0
-    if engine.all_sum(torch.tensor([float(step)], device=engine.device)).item() != step * engine.ranks:
+
+    def agree(faults: int) -> int:
+        return int(engine.all_sum(torch.tensor([float(faults)], device=engine.device)).item())
+
+    found = checkpoint.newest_sound(folder / "checkpoints", engine.rank, engine.ranks, agree)
+    step = found.manifest["step"] if found else 0
+    if agree(step) != step * engine.ranks:
         raise ValueError(f"rank {engine.rank} finds step {step} in {folder / 'checkpoints'}, another rank another one")
     if found is None:
         return 0, 0.0
-    state, manifest = found
-    check_same(manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
-    for kind, tensors in state.items():
-        check_weights(shapes, tensors, f"{folder / 'checkpoints'}, step {manifest['step']}, {kind}")
-    if manifest["step"] > last:
-        raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {manifest['step']} already")
-    engine.load(state, manifest["step"])
+    check_same(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    check_shapes(engine.shapes, found.shapes, str(found.path))
+    if step > last:
+        raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {step} already")
+    engine.load(found.read, step)
     if engine.rank == 0:
-        print(f"training: going on from step {manifest['step']}", flush=True)
-    return manifest["step"], manifest["seconds"]
-
-
-def save(engine: Engine, folder: Path, step: int, facts: dict[str, Any], keep: int) -> None:
-    """Gathers the state on all ranks and writes it on the first."""
-    state: dict[str, dict[str, Tensor]] = {kind: engine.gather(kind) for kind in STATE_KINDS}
-    if engine.rank == 0:
-        checkpoint.save(folder / "checkpoints", step, state, facts, keep)
-    engine.barrier()
+        print(f"training: going on from step {step}", flush=True)
+    return step, found.manifest["seconds"]
 
 
 def export(

@@ -1,6 +1,7 @@
-"""DeepSpeed ZeRO behind the engines' seam: stage 1 or 2, fp32 or bf16 with fp32 master weights and accumulation."""
+"""DeepSpeed ZeRO behind the engines' seam: stages 0 to 3, fp32, or bf16 with fp32 master weights and accumulation."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
@@ -8,55 +9,57 @@ os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 from torch import Tensor, nn
 
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
-from randcond.train.engine import STATE_KINDS, batch_shape
+from randcond.train.engine.base import Engine, Piece, describe_alone, optimizer_of
+from randcond.train.engine.batch import batch_shape
 
 
-class ZeroEngine:
+class ZeroEngine(Engine):
     """A DeepSpeed engine whose state goes in and out by parameter name."""
 
     def __init__(self, config: Config, module: nn.Module) -> None:
-        cuda = torch.cuda.is_available()
-        for variable, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-            os.environ.setdefault(variable, alone)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        describe_alone()
         if not dist.is_initialized():
-            deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
-        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-        self.dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
-        self.module = module
-        train = config.train
-        optimizer = torch.optim.AdamW(
-            module.parameters(),
-            lr=train.lr,
-            betas=(train.betas[0], train.betas[1]),
-            eps=train.eps,
-            weight_decay=train.weight_decay,
-        )
+            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+            dist.barrier()
+            _unlink_shared_buffers()
+        super().__init__(config, module)
+        self.stage = config.engine.zero_stage
         self.engine, self.zero, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(config, self.ranks)
+            model=module,
+            optimizer=optimizer_of(config, module.parameters()),
+            config=deepspeed_config(config, self.ranks),
         )
+        # Stage 0 in fp32 has no wrapper around AdamW, and the parameters are their own master weights.
+        self.wrapped = hasattr(self.zero, "optimizer")
+        self.optimizer: torch.optim.Optimizer = self.zero.optimizer if self.wrapped else self.zero
         self._check_precision()
-        # The fp32 master weights this rank owns: one flat partition per parameter group.
-        self.masters: list[Tensor] = _masters(self.zero)
-        self.ema = [master.detach().clone() for master in self.masters]
-        self.optimizer: torch.optim.Optimizer = self.zero.optimizer
+        self._hold(self._find_pieces())
 
     def _check_precision(self) -> None:
-        """One precision mode: every parameter computes in the dtype asked for, every master weight is fp32."""
+        """One precision mode: every parameter computes in the dtype asked for."""
         wrong = [name for name, p in self.module.named_parameters() if p.dtype != self.dtype]
         assert not wrong, f"parameters not in {self.dtype}: {wrong[:3]}"
-        assert all(master.dtype == torch.float32 for master in _masters(self.zero))
+
+    def _find_pieces(self) -> list[Piece]:
+        pieces = []
+        parameters: dict[str, Any] = dict(self.module.named_parameters())  # DeepSpeed hangs its own attributes on them
+        for name, parameter in parameters.items():
+            if self.stage == 3:
+                local, _ = self.zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False)
+                start = self.zero._get_param_partition_rank(parameter) * local.numel()
+                length = min(local.numel(), parameter.ds_numel - start)  # the last partition is padded
+                if length > 0:
+                    pieces.append(Piece(name, start, local.detach()[:length]))
+            elif not self.wrapped:
+                pieces.append(Piece(name, 0, parameter.detach().flatten(), mine=self.rank == 0))
+            elif parameter._hp_mapping is not None:
+                mapping = parameter._hp_mapping
+                pieces.append(Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment.detach()))
+        return pieces
 
     def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
         return self.engine(noised, timesteps, condition)
@@ -69,66 +72,56 @@ class ZeroEngine:
         if last:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+        norm = self._plain_norm() if last and not self.wrapped else None
         self.engine.step()
-        if last:
-            torch._foreach_lerp_(self.ema, [master.detach() for master in self.masters], 1 - ema_decay)
-        return self.engine.get_global_grad_norm() if last else 0.0
+        if not last:
+            return 0.0
+        self._update_ema(ema_decay)
+        return self.engine.get_global_grad_norm() if norm is None else norm
 
-    def all_sum(self, values: Tensor) -> Tensor:
-        dist.all_reduce(values)
-        return values
+    def _plain_norm(self) -> Tensor:
+        """The gradients' norm where DeepSpeed does not keep it (stage 0); they are averaged over the ranks already."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
-    def broadcast(self, value: Any) -> Any:
-        held = [value]
-        dist.broadcast_object_list(held, src=0)
-        return held[0]
+    def moment(self, piece: Piece, kind: str) -> Tensor:
+        parameter = self._parameter(piece.name)
+        if self.stage == 3:
+            local, _ = self.zero._get_fp32_opt_state_partition(parameter, False, optim_state_key=kind)
+            return local[: piece.weights.numel()]
+        if not self.wrapped:
+            return self.optimizer.state[parameter][kind].flatten()
+        return parameter._hp_mapping.get_optim_state_fragment(kind)
 
-    def gather(self, kind: str) -> dict[str, Tensor]:
-        assert kind in STATE_KINDS, kind
-        parameters = self.module.named_parameters()
-        if kind in ("exp_avg", "exp_avg_sq"):
-            read = {name: safe_get_full_optimizer_state(p, kind) for name, p in parameters}
-        elif kind == "ema":  # the library gathers master weights: lend it the average for the moment
-            masters = [master.detach().clone() for master in self.masters]
-            self._set_masters(self.ema)
-            read = {name: safe_get_full_fp32_param(p) for name, p in parameters}
-            self._set_masters(masters)
-        else:
-            read = {name: safe_get_full_fp32_param(p) for name, p in parameters}
-        return {name: tensor.detach().float().cpu().clone() for name, tensor in read.items()}
+    def _parameter(self, name: str) -> Any:
+        return self.module.get_parameter(name)
 
-    def _set_masters(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_(self.masters, values)
-
-    def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        parameters = dict(self.module.named_parameters())
-        self._make_optimizer_state(step)
-        for name, parameter in parameters.items():
-            safe_set_full_fp32_param(parameter, state["ema"][name].to(self.device))
-        self.ema = [master.detach().clone() for master in self.masters]
-        for name, parameter in parameters.items():
-            safe_set_full_fp32_param(parameter, state["weights"][name].to(self.device))
-            for kind in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, state[kind][name].to(self.device), kind)
-            with torch.no_grad():
-                parameter.copy_(state["weights"][name])
-
-    def _make_optimizer_state(self, step: int) -> None:
-        """AdamW makes its moments at the first step: makes them now, empty, as after `step` steps."""
-        for master in self.masters:
+    def make_moments(self, step: int) -> None:
+        masters = list(self.module.parameters()) if not self.wrapped else _masters(self.zero)
+        for master in masters:
             self.optimizer.state[master] = {
                 "step": torch.tensor(float(step)),
                 "exp_avg": torch.zeros_like(master),
                 "exp_avg_sq": torch.zeros_like(master),
             }
-        self.zero._lazy_init_hp_params_optimizer_state()  # what its first step does: link moments to parameters
+        if self.wrapped and self.stage < 3:
+            self.zero._lazy_init_hp_params_optimizer_state()  # what its first step does: link moments to parameters
 
-    def barrier(self) -> None:
-        dist.barrier()
+    def publish(self) -> None:
+        if self.stage == 3:
+            for group in range(len(self.zero.fp32_partitioned_groups_flat)):
+                self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        elif self.wrapped:
+            self.zero.update_lp_params()
 
-    def close(self) -> None:
-        dist.destroy_process_group()
+
+def _unlink_shared_buffers() -> None:
+    """Removes the names of DeepSpeed's shared-memory buffers (CPU runs), which all ranks have mapped by now.
+
+    DeepSpeed never does: every run would leave 69 MB per rank in /dev/shm until the machine starts again.
+    """
+    group = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_{group}_*"):
+        path.unlink(missing_ok=True)
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -140,6 +133,7 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.train.grad_clip,
         "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
     if config.engine.precision == "bf16":
@@ -149,15 +143,7 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
 
 
 def _masters(zero: Any) -> list[Tensor]:
-    for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(zero, name):
             return list(getattr(zero, name))
     raise AssertionError(f"no fp32 master weights in {type(zero).__name__}")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

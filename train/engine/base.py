@@ -1,0 +1,170 @@
+"""What every engine shares: fp32 state in pieces by parameter name, the EMA on them, sums over the ranks.
+
+A piece is a run of one parameter's values (flattened) that this rank holds, as a view into the engine's own storage.
+ZeRO's flat partitions and FSDP's row shards are both such runs, so checkpoints, EMA and export know no engine.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from randcond.launch.config import Config
+from randcond.model_zoo.condition import Condition
+
+State = dict[str, dict[str, Tensor]]  # kind -> "name@start" -> values [n], fp32
+Reader = Callable[[str, str, int, int], Tensor]  # (kind, name, start, stop) -> values [stop - start], fp32
+STATE_KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Piece:
+    """A run of one parameter's fp32 master weights on this rank."""
+
+    name: str
+    start: int  # of the run in the flattened parameter
+    weights: Tensor  # [n], a view
+    mine: bool = True  # whether this rank writes it; False for another rank's replica
+
+
+class Engine:
+    """The part of an engine that only needs its pieces; subclasses say where they are and run the step."""
+
+    def __init__(self, config: Config, module: nn.Module) -> None:
+        self.module = module
+        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}  # before anything is sharded
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+        self.dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
+        self.pieces: list[Piece] = []
+        self.ema: list[Tensor] = []
+
+    # What an engine must say of itself ------------------------------------------------------------------------------
+
+    def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
+        """The wrapped module's forward."""
+        raise NotImplementedError
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one micro-batch's loss."""
+        raise NotImplementedError
+
+    def step(self, lr: float, ema_decay: float) -> Tensor | float:
+        """Applies the gradients once the last micro-batch of the step is in; returns their norm before clipping."""
+        raise NotImplementedError
+
+    def moment(self, piece: Piece, kind: str) -> Tensor:
+        """AdamW's exp_avg or exp_avg_sq of a piece [n], a view; there after the first step or `make_moments`."""
+        raise NotImplementedError
+
+    def make_moments(self, step: int) -> None:
+        """Makes AdamW's moments, empty, as after `step` steps."""
+        raise NotImplementedError
+
+    def publish(self) -> None:
+        """Brings changed master weights into the weights that compute."""
+        raise NotImplementedError
+
+    # What follows from the pieces -----------------------------------------------------------------------------------
+
+    def _hold(self, pieces: list[Piece]) -> None:
+        """Takes the pieces, checks that they are fp32, and starts the EMA from them."""
+        assert all(piece.weights.dtype == torch.float32 for piece in pieces), "master weights must be fp32"
+        self.pieces = pieces
+        self.ema = [piece.weights.detach().clone() for piece in pieces]
+
+    def _update_ema(self, decay: float) -> None:
+        if self.pieces:
+            torch._foreach_lerp_(self.ema, [piece.weights.detach() for piece in self.pieces], 1 - decay)
+
+    def _values(self, kind: str) -> list[Tensor]:
+        if kind == "ema":
+            return self.ema
+        if kind == "weights":
+            return [piece.weights for piece in self.pieces]
+        return [self.moment(piece, kind) for piece in self.pieces]
+
+    def local_state(self) -> State:
+        """This rank's share of the state, copied to the CPU: every value of it is some rank's, of one rank alone."""
+        return {
+            kind: {
+                f"{piece.name}@{piece.start}": values.detach().to("cpu", copy=True)
+                for piece, values in zip(self.pieces, self._values(kind), strict=True)
+                if piece.mine
+            }
+            for kind in STATE_KINDS
+        }
+
+    @torch.no_grad()
+    def load(self, read: Reader, step: int) -> None:
+        """Takes the state as after `step` optimizer steps, whatever engine and world size wrote it."""
+        self.make_moments(step)
+        for kind in STATE_KINDS:
+            for piece, values in zip(self.pieces, self._values(kind), strict=True):
+                values.copy_(read(kind, piece.name, piece.start, piece.start + values.numel()))
+        self.publish()
+
+    @torch.no_grad()
+    def gather(self, kind: str) -> dict[str, Tensor]:
+        """One of STATE_KINDS as full fp32 CPU tensors by parameter name; every rank must call it."""
+        assert kind in STATE_KINDS, kind
+        held: dict[str, list[tuple[int, Tensor]]] = {}
+        for piece, values in zip(self.pieces, self._values(kind), strict=True):
+            if piece.mine:
+                held.setdefault(piece.name, []).append((piece.start, values))
+        full = {}
+        for name, shape in self.shapes.items():
+            flat = torch.zeros(math.prod(shape), device=self.device)
+            for start, values in held.get(name, []):
+                flat[start : start + values.numel()] = values
+            full[name] = self.all_sum(flat).reshape(shape).cpu()
+        return full
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on all of them."""
+        dist.all_reduce(values)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value (plain data), on all ranks."""
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        dist.destroy_process_group()
+
+
+def describe_alone() -> None:
+    """Describes a group of one to torch where no launcher has described a larger one."""
+    import socket
+
+    for variable, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(variable, alone)
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+
+
+def optimizer_of(config: Config, parameters: Any) -> torch.optim.AdamW:
+    """AdamW as the paper sets it."""
+    train = config.train
+    return torch.optim.AdamW(
+        parameters,
+        lr=train.lr,
+        betas=(train.betas[0], train.betas[1]),
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+    )

@@ -1,0 +1,110 @@
+"""FSDP2 behind the engines' seam: full sharding, gradients and optimizer only, or hybrid (sharded in groups).
+
+fp32 sharded parameters are the master weights; bf16 copies compute, gradients are reduced in fp32.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from randcond.launch.config import Config
+from randcond.model_zoo.condition import Condition
+from randcond.train.engine.base import Engine, Piece, describe_alone, optimizer_of
+from randcond.train.engine.batch import batch_shape
+
+
+class FsdpEngine(Engine):
+    """FSDP2 with AdamW on sharded fp32 parameters."""
+
+    def __init__(self, config: Config, module: nn.Module) -> None:
+        describe_alone()
+        cuda = torch.cuda.is_available()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+        super().__init__(config, module)
+        options = config.engine
+        _, self.accumulation = batch_shape(config.train.global_batch, self.ranks, options.micro_batch)
+        self.grad_clip = config.train.grad_clip
+        group = shard_group(options.sharding, options.shard_group, self.ranks)
+        shape, names = ((self.ranks // group, group), ("replicate", "shard"))
+        mesh = init_device_mesh("cuda" if cuda else "cpu", shape, mesh_dim_names=names)
+        self.replica = mesh.get_local_rank("replicate")
+        settings: dict[str, Any] = {
+            "mesh": mesh["shard"] if group == self.ranks else mesh,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
+            "reshard_after_forward": options.sharding != "grad_op",
+        }
+        unet: Any = module.unet
+        for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
+            if block is not None:
+                fully_shard(block, **settings)
+        fully_shard(module, **settings)
+        self.optimizer = optimizer_of(config, module.parameters())
+        self.micro = 0
+        self._hold(self._find_pieces())
+
+    def _find_pieces(self) -> list[Piece]:
+        pieces = []
+        for name, parameter in self.module.named_parameters():
+            assert isinstance(parameter, DTensor)
+            local = parameter.to_local().detach()
+            if local.numel():
+                rows = math.prod(self.shapes[name][1:])
+                _, offset = compute_local_shape_and_global_offset(
+                    torch.Size(self.shapes[name]), parameter.device_mesh, parameter.placements
+                )
+                assert isinstance(parameter.placements[-1], Shard) and parameter.placements[-1].dim == 0
+                start = offset[0] * rows if offset else 0
+                pieces.append(Piece(name, start, local.view(-1), mine=self.replica == 0))
+        return pieces
+
+    def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
+        return self.module(noised, timesteps, condition)
+
+    def backward(self, loss: Tensor) -> None:
+        # Reduced at every micro-batch: the sharded gradients add up in fp32, as ZeRO's do.
+        (loss / self.accumulation).backward()
+
+    def step(self, lr: float, ema_decay: float) -> Tensor | float:
+        self.micro += 1
+        if self.micro < self.accumulation:
+            return 0.0
+        self.micro = 0
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_ema(ema_decay)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def moment(self, piece: Piece, kind: str) -> Tensor:
+        return self.optimizer.state[self.module.get_parameter(piece.name)][kind].to_local().view(-1)
+
+    def make_moments(self, step: int) -> None:
+        for parameter in self.module.parameters():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def publish(self) -> None:
+        """Nothing to do: the sharded parameters are the master weights, gathered and cast at every forward."""
+
+
+def shard_group(sharding: str, wanted: int | None, ranks: int) -> int:
+    """Over how many ranks one copy of the state is sharded; raises ValueError with the arithmetic."""
+    if sharding != "hybrid":
+        return ranks
+    group = wanted or (torch.cuda.device_count() if torch.cuda.is_available() else ranks)
+    if ranks % group:
+        raise ValueError(f"engine.shard_group: {group} does not divide the {ranks} ranks")
+    return group
