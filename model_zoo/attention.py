@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XF
 from diffusers.utils import is_xformers_available
 from torch import Tensor, nn
 
-from randcond.model_zoo.condition import blank_condition, denoise
+from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.students import plain_config
 
 PROCESSORS = {"sdpa": AttnProcessor2_0, "xformers": XFormersAttnProcessor}
@@ -64,9 +64,7 @@ def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, Atten
         for name, module in shadow.named_modules():
             if isinstance(module, Attention):
                 module.register_forward_pre_hook(record(name), with_kwargs=True)
-        size = shadow.config.sample_size
-        noised = torch.zeros(1, shadow.config.in_channels, size, size)
-        denoise(shadow, noised, torch.zeros(1), blank_condition(shadow.config, 1, tokens))
+        blank_forward(shadow, tokens=tokens)
     return shapes
 
 

@@ -38,3 +38,10 @@ def blank_condition(
         blank["text_embeds"] = torch.zeros(batch, pooled, dtype=dtype)
         blank["time_ids"] = torch.zeros(batch, TIME_IDS)
     return blank
+
+
+def blank_forward(unet: Any, batch: int = 1, tokens: int = 77, dtype: torch.dtype | None = None) -> Tensor:
+    """A forward on zeros, for those who want its shapes, operations or saved tensors (meta or fake tensors)."""
+    config = unet.config
+    noised = torch.zeros(batch, config.in_channels, config.sample_size, config.sample_size, dtype=dtype)
+    return denoise(unet, noised, torch.zeros(batch), blank_condition(config, batch, tokens, dtype))

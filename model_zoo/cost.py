@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from randcond.model_zoo.condition import blank_condition, denoise
+from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.features import feature_shapes
 from randcond.model_zoo.students import UNetConfig, find_rule, plain_config, student_config
 
@@ -57,7 +57,7 @@ def unet_cost(model: type[UNet2DConditionModel], config: UNetConfig, tokens: int
     with torch.device("meta"), torch.no_grad():
         unet = model.from_config(config)
         with FlopCounterMode(display=False) as counter:
-            _call(unet, batch=1, tokens=tokens)
+            blank_forward(unet, tokens=tokens)
     flop = {str(op): number for op, number in counter.get_flop_counts()["Global"].items()}
     if unknown := flop.keys() - _ATTENTION_OPS - _LAYER_OPS:
         raise ValueError(f"cost: operations {sorted(unknown)} are counted in no column")
@@ -82,16 +82,10 @@ def saved_activations(model: type[UNet2DConditionModel], config: UNetConfig, bat
             torch.set_default_dtype(torch.float32)
         own = {p.untyped_storage()._cdata for p in unet.parameters()}
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = _call(unet, batch, tokens, torch.bfloat16)
+            out = blank_forward(unet, batch, tokens, torch.bfloat16)
         total = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
     assert out.shape[0] == batch  # the graph, and with it every saved tensor, has lived until here
     return total
-
-
-def _call(unet: UNet2DConditionModel, batch: int, tokens: int, dtype: torch.dtype | None = None) -> Tensor:
-    config = unet.config
-    noised = torch.zeros(batch, config.in_channels, config.sample_size, config.sample_size, dtype=dtype)
-    return denoise(unet, noised, torch.zeros(batch), blank_condition(config, batch, tokens, dtype))
 
 
 def training_flop(teacher: UNetCost, student: UNetCost) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from randcond.model_zoo.slim import SlimUNet2DConditionModel
 from randcond.model_zoo.students import plain_config
-from randcond.model_zoo.teacher import FAMILIES, pipeline_class
+from randcond.model_zoo.teacher import FAMILIES, pipeline_class, with_parts
 
 Shapes = dict[str, tuple[int, ...]]
 UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}
@@ -75,10 +75,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The pipeline of a diffusers folder, a SLIM student's included."""
     family = pipeline_class(folder)
     rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
-    parts = {**rest.components, "unet": load_unet(folder / "unet", dtype), **FAMILIES[family]}
-    if "force_zeros_for_empty_prompt" in rest.config:
-        parts["force_zeros_for_empty_prompt"] = rest.config.force_zeros_for_empty_prompt
-    return family(**parts)
+    return with_parts(rest, unet=load_unet(folder / "unet", dtype))
 
 
 def export_student(

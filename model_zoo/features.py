@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from randcond.model_zoo.condition import Condition, blank_condition, denoise
+from randcond.model_zoo.condition import Condition, blank_forward, denoise
 from randcond.model_zoo.students import StudentRule, UNetConfig, plain_config
 
 
@@ -135,7 +135,5 @@ def feature_shapes(
     with torch.device("meta"):
         shadow = model.from_config(plain_config(config))
         taps = FeatureTaps(shadow, names)
-        size = shadow.config.sample_size
-        noised = torch.zeros(1, shadow.config.in_channels, size, size)
-        denoise(shadow, noised, torch.zeros(1), blank_condition(shadow.config, 1, tokens=1))
+        blank_forward(shadow, tokens=1)
     return [tuple(feature.shape) for feature in taps.collect()]

@@ -175,12 +175,8 @@ class Teacher:
         # What diffusers filled in, it would fill in again, and DDIM's own default is to clip.
         own["_use_default_values"] = [key for key in own.get("_use_default_values", []) if key != "clip_sample"]
         schedulers: dict[str, Any] = {"ddim": DDIMScheduler, "teacher": type(self.pipe.scheduler)}
-        parts = {**self.pipe.components, "scheduler": schedulers[sampler].from_config(own)}
-        if unet is not None:
-            parts["unet"] = unet
-        if "force_zeros_for_empty_prompt" in self.pipe.config:
-            parts["force_zeros_for_empty_prompt"] = self.pipe.config.force_zeros_for_empty_prompt
-        pipe = type(self.pipe)(**{**parts, **FAMILIES[type(self.pipe)]})
+        unet = self.pipe.unet if unet is None else unet
+        pipe = with_parts(self.pipe, scheduler=schedulers[sampler].from_config(own), unet=unet)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -204,6 +200,12 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def with_parts(pipe: Any, **parts: Any) -> Any:
+    """A pipeline of the same family and options on some other parts."""
+    kept = {key: pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in pipe.config}
+    return type(pipe)(**{**pipe.components, **kept, **parts, **FAMILIES[type(pipe)]})
 
 
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:

@@ -17,10 +17,10 @@ def check_training(config: Config, ranks: int) -> None:
     """Raises ValueError or FileNotFoundError naming the key, before any network is loaded."""
     probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
     batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
-    if find_rule(config.student.rule).teacher_name is None and config.student.init == "teacher":
+    rule = find_rule(config.student.rule)
+    if rule.teacher_name is None and config.student.init == "teacher":
         raise ValueError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")
     teacher = unet_config(resolve_path(config.teacher.path))
-    rule = find_rule(config.student.rule)
     with torch.device("meta"):
         projectors((rule.model, student_config(config.student.rule, teacher)), teacher, rule)
 

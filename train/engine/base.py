@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from randcond.data.ranks import device
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
 
@@ -39,8 +40,7 @@ class Engine:
         self.module = module
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}  # before anything is sharded
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+        self.device = device()
         self.dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
         self.pieces: list[Piece] = []
         self.ema: list[Tensor] = []
@@ -156,6 +156,15 @@ def describe_alone() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+
+
+def empty_moments(master: Tensor, step: int) -> dict[str, Tensor]:
+    """AdamW's state of one master weight as after `step` steps, its moments still zero."""
+    return {
+        "step": torch.tensor(float(step)),
+        "exp_avg": torch.zeros_like(master),
+        "exp_avg_sq": torch.zeros_like(master),
+    }
 
 
 def optimizer_of(config: Config, parameters: Any) -> torch.optim.AdamW:

@@ -16,7 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
-from randcond.train.engine.base import Engine, Piece, describe_alone, optimizer_of
+from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of
 from randcond.train.engine.batch import batch_shape
 
 
@@ -90,11 +90,7 @@ class FsdpEngine(Engine):
 
     def make_moments(self, step: int) -> None:
         for parameter in self.module.parameters():
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            self.optimizer.state[parameter] = empty_moments(parameter, step)
 
     def publish(self) -> None:
         """Nothing to do: the sharded parameters are the master weights, gathered and cast at every forward."""

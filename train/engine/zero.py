@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
-from randcond.train.engine.base import Engine, Piece, describe_alone, optimizer_of
+from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of
 from randcond.train.engine.batch import batch_shape
 
 
@@ -55,7 +55,7 @@ class ZeroEngine(Engine):
                 if length > 0:
                     pieces.append(Piece(name, start, local.detach()[:length]))
             elif not self.wrapped:
-                pieces.append(Piece(name, 0, parameter.detach().flatten(), mine=self.rank == 0))
+                pieces.append(Piece(name, 0, parameter.detach().view(-1), mine=self.rank == 0))
             elif parameter._hp_mapping is not None:
                 mapping = parameter._hp_mapping
                 pieces.append(Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment.detach()))
@@ -89,7 +89,7 @@ class ZeroEngine(Engine):
             local, _ = self.zero._get_fp32_opt_state_partition(parameter, False, optim_state_key=kind)
             return local[: piece.weights.numel()]
         if not self.wrapped:
-            return self.optimizer.state[parameter][kind].flatten()
+            return self.optimizer.state[parameter][kind].view(-1)
         return parameter._hp_mapping.get_optim_state_fragment(kind)
 
     def _parameter(self, name: str) -> Any:
@@ -98,11 +98,7 @@ class ZeroEngine(Engine):
     def make_moments(self, step: int) -> None:
         masters = list(self.module.parameters()) if not self.wrapped else _masters(self.zero)
         for master in masters:
-            self.optimizer.state[master] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-            }
+            self.optimizer.state[master] = empty_moments(master, step)
         if self.wrapped and self.stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()  # what its first step does: link moments to parameters
 
