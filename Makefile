@@ -1,5 +1,6 @@
 # randcond: `make help` lists the targets.
-# Variables: VENV (default .venv), PYTHON, HOSTFILE, NODES, GPUS (ranks per host), ARGS (section.key=value ...).
+# Variables: VENV (default .venv), PYTHON, ARGS (section.key=value ...), and where to run: HOSTFILE, NODES,
+# GPUS (ranks per host), LAUNCHER (deepspeed, torchrun, slurm), RESTARTS, SBATCH (your site's options).
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -7,10 +8,11 @@ READY := $(VENV)/.ready
 
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard launch/experiments/*.yaml))))
 TABLES := $(sort $(basename $(notdir $(wildcard launch/tables/*.yaml))))
-WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS))
+WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) \
+  $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint format dryrun bench tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-hosts test-slurm lint format dryrun bench tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -36,10 +38,16 @@ $(TABLES) $(EXPERIMENTS): $(READY)
 	@$(BIN)/randcond run all $@ $(WHERE) $(ARGS)
 
 test: $(READY) ## the tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not hosts and not slurm" $(ARGS)
 
-test-all: $(READY) ## every test that can run on this machine
-	$(BIN)/python -m pytest $(ARGS)
+test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too)
+	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)
+
+test-hosts: $(READY) ## two hosts on this machine: deepspeed over ssh, a killed rank, a cut link (as root)
+	$(BIN)/python -m pytest -m hosts $(ARGS)
+
+test-slurm: $(READY) ## a Slurm cluster on this machine: submit, requeue, finish (as root)
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

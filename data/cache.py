@@ -18,6 +18,7 @@ from randcond.data.lock import claim_each
 from randcond.data.ranks import cpu_threads, device, rank
 from randcond.data.shards import Shard, describe, shard_done, write_shard
 from randcond.launch.config import Config, resolve_path
+from randcond.launch.logs import say_everywhere
 from randcond.model_zoo.sampler import caption_seed, draw_latents
 from randcond.model_zoo.teacher import Teacher
 
@@ -138,7 +139,7 @@ def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
     if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
         return
     write_json(folder / "manifest.json", manifest)
-    print(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}", flush=True)
+    say_everywhere(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}")
 
 
 class LatentCache:

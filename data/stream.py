@@ -4,7 +4,7 @@ In: a latent cache, the extra texts, p(t). Out: batches {key, latents, token_ids
 noise_seed, replaced, null, caption_id, unreplaced_in_batch}.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -129,13 +129,19 @@ class Positions(Sampler[list[int]]):
                 yield list(range(start, start + self.micro_batch))
 
 
-def batches(stream: Stream, positions: Positions, workers: int) -> Iterator[dict[str, Any]]:
-    """Micro-batches in the order of the positions, whatever the number of loader processes."""
+def batches(
+    stream: Stream, positions: Positions, workers: int, begin: Callable[[int], None] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Micro-batches in the order of the positions, whatever the number of loader processes.
+
+    `begin`: called by each loader process when it starts.
+    """
     loader: DataLoader[dict[str, Any]] = DataLoader(
         stream,
         batch_sampler=positions,
         collate_fn=stream.collate,
         num_workers=workers,
+        worker_init_fn=begin,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         multiprocessing_context="spawn" if workers else None,

@@ -13,6 +13,7 @@ from randcond.data.ranks import device
 from randcond.eval.generate import choose_prompts, generate, load_chunks, protocol
 from randcond.eval.score import score
 from randcond.launch.config import Config, eval_folder, resolve_path, student_folder
+from randcond.launch.logs import say_everywhere
 from randcond.model_zoo.export import load_unet
 from randcond.model_zoo.teacher import Teacher, folder_fingerprint
 
@@ -42,7 +43,7 @@ def run(config: Config) -> None:
         scores = score(prompts, drawn["read"], drawn["features"], judge)
         write_json(out / "scores.json", {"protocol": made_of, "splits": scores})
         line = ", ".join(f"{split} digits {values['digit_accuracy']:.1%}" for split, values in scores.items())
-        print(f"eval: {what}: {line}", flush=True)
+        say_everywhere(f"eval: {what}: {line}")
 
 
 def trained_student(config: Config, weights: str) -> Path:

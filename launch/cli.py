@@ -9,8 +9,11 @@ import inspect
 import sys
 from collections.abc import Callable
 
-from randcond.launch.commands import STAGES, Place, plan, run_steps, show
+from randcond.launch.commands import STAGES, Place, plan, show
 from randcond.launch.config import experiment_names, load_config, load_table, table_names, to_yaml
+from randcond.launch.jobs import job_script
+from randcond.launch.slurm import submit
+from randcond.launch.supervise import run_steps, write_files
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
     "pool": "randcond.data.pool_tools",
@@ -28,9 +31,16 @@ def run(
     hostfile: str | None = None,
     nodes: int | None = None,
     gpus: int | None = None,
+    launcher: str = "deepspeed",
+    max_restarts: int = 0,
+    master_addr: str | None = None,
+    rdzv: str | None = None,
+    sbatch: str = "",
     dry_run: bool = False,
 ) -> None:
     """Runs a stage of an experiment or a table; what is already done is kept, and interrupted work goes on.
+
+    `randcond run` and `randcond launch` are the same.
 
     stage       pool    captions -> memory-mapped caption pool
                 cache   teacher -> latents of the cached captions, in WebDataset shards
@@ -44,27 +54,50 @@ def run(
     --hostfile FILE  run on the hosts of a DeepSpeed host file (lines such as `node1 slots=8`)
     --nodes N        use the first N of them
     --gpus N         ranks per host; without a host file: ranks on this machine (default: engine.processes)
+    --launcher NAME  deepspeed (default); torchrun; slurm: writes an sbatch script and submits it
+    --max-restarts N start a stage again, from its last checkpoint, when a rank or a host was lost
+    --master-addr A  deepspeed: the first host's address, where `hostname -I` names another one first
+    --rdzv HOST:PORT torchrun on several hosts: where they meet; give the same command on each
+    --sbatch OPTIONS slurm: your site's options, e.g. --sbatch "--partition=gpu --time=24:00:00"
     --dry-run        print the resolved configuration and the commands, and do nothing
+
+    SIGTERM or SIGUSR1 makes a training save its step and end with code 75: a scheduler's sign to queue it again.
+    Ranks write logs of their own into RUN/logs.
 
     examples    randcond run all demo
                 randcond run train demo-with train.steps=100 paths.run=runs/short
+                randcond launch train demo-with --hostfile hosts --nodes 2 --gpus 8 --max-restarts 3
+                randcond launch train demo --launcher slurm --nodes 2 --gpus 8 --sbatch "--partition=gpu"
                 randcond run all demo --dry-run
     """
-    place = Place(hostfile, nodes, gpus)
+    place = Place(hostfile, nodes, gpus, launcher, rdzv, master_addr)
     steps = plan(stage, experiment, list(overrides), place)
     is_table = experiment in table_names()
+    if sbatch and launcher != "slurm":
+        raise ValueError("--sbatch is for --launcher slurm")
     if dry_run:
         for name in load_table(experiment).arms.values() if is_table else [experiment]:
             print(f"# {name}, resolved\n{to_yaml(load_config(name, overrides))}")
+    if launcher == "slurm":
+        path, text, steps = job_script(stage, experiment, list(overrides), place, sbatch, max_restarts)
+        if dry_run:
+            print(f"# sbatch {path}\n{text}")
+            return
+        write_files({path: text})
+        for step in steps:
+            write_files(step.files)
+        submit(path)
+        return
+    if dry_run:
         print("# commands")
         for step in steps:
-            print(show(step.command))
+            print(show(step))
         return
     if is_table and stage == "all":
         table = load_table(experiment)
         print(f"{table.title}\n\n{table.claim}\n\nIt takes {table.takes}, in {len(steps)} steps. Stop it whenever you")
         print("like (Ctrl-C): the same command goes on from there.", flush=True)
-    run_steps(steps)
+    run_steps(steps, max_restarts)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,14 +117,16 @@ def _dispatch(words: list[str]) -> None:
         print(_overview())
         return
     name = words.pop(0)
-    if name == "run":
+    if name in ("run", "launch"):
         _call("randcond", run, words)
         return
     if name in TOOLS:
         _call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
         return
     if name not in GROUPS:
-        raise ValueError(f"unknown command {name!r}{_near(name, ['run', *GROUPS, *TOOLS])}; see `randcond --help`")
+        raise ValueError(
+            f"unknown command {name!r}{_near(name, ['run', 'launch', *GROUPS, *TOOLS])}; see `randcond --help`"
+        )
     tools = importlib.import_module(GROUPS[name])
     commands = {function.__name__: function for function in tools.COMMANDS}
     if not words or words[0] in ("--help", "-h"):
@@ -132,7 +167,7 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
             value = value or "True"
         elif not has_value:
             value = next(rest, "")
-            if not value or value.startswith("-"):
+            if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
                 raise ValueError(f"--{name} needs a value; {usage}")
         if "int" in str(flags[name].annotation) and not value.isdigit():
             raise ValueError(f"--{name} needs a whole number, got {value!r}")
@@ -180,6 +215,7 @@ def _overview() -> str:
     return f"""randcond: distils a text-to-image diffusion model into a small one, without images (Random Conditioning).
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
+       randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same, on many hosts
        randcond pool COMMAND ...                                            see `randcond pool --help`
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores

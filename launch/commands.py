@@ -1,24 +1,22 @@
-"""What a stage's command line is, here or on the hosts of a host file, and how it is run and ended.
+"""What a stage's command line is: on this machine, on the hosts of a host file, under torchrun or Slurm.
 
-In: stage, experiment, overrides, where to run. Out: argument lists for the deepspeed launcher or plain Python.
+In: stage, experiment, overrides, where to run. Out: steps (argument lists, and the files they need) in their order.
 """
 
-import ctypes
 import os
-import platform
 import shlex
-import signal
-import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from randcond.launch.config import Config, eval_folder, load_arms, load_config, load_table, table_names
+from randcond.launch.config import Config, eval_folder, load_arms, load_config, load_table, table_names, to_yaml
+from randcond.launch.hosts import check_folder_name, read_hostfile
 
 STAGES = ("pool", "cache", "train", "eval", "report")
+LAUNCHERS = ("deepspeed", "torchrun", "slurm")
 _MODULES = {"pool": "randcond.data", "cache": "randcond.data", "train": "randcond.train", "eval": "randcond.eval"}
 _DISTRIBUTED = {"cache", "train", "eval"}
-_QUIET = {  # the libraries' start-up chatter; their errors still come through
+QUIET = {  # the libraries' start-up chatter; their errors still come through
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -29,11 +27,39 @@ _QUIET = {  # the libraries' start-up chatter; their errors still come through
 
 @dataclass(frozen=True)
 class Place:
-    """Where a distributed stage runs; all unset: on this machine with `engine.processes` ranks."""
+    """Where a distributed stage runs; all unset: on this machine with `engine.processes` ranks.
+
+    Raises ValueError for a place that a launcher would silently take for this machine.
+    """
 
     hostfile: str | None = None
     nodes: int | None = None
     gpus: int | None = None  # ranks per host
+    launcher: str = "deepspeed"
+    rdzv: str | None = None  # torchrun: host:port at which several hosts meet
+    master_addr: str | None = None  # deepspeed: the first host's address, where its first one is not the right one
+
+    def __post_init__(self) -> None:
+        if self.launcher not in LAUNCHERS:
+            raise ValueError(f"--launcher: one of {', '.join(LAUNCHERS)}, got {self.launcher!r}")
+        if 0 in (self.nodes, self.gpus):
+            raise ValueError("--nodes and --gpus must be at least 1")
+        if self.hostfile and self.launcher != "deepspeed":
+            raise ValueError(f"--hostfile is the deepspeed launcher's; {self.launcher} finds its hosts otherwise")
+        if self.hostfile:
+            hosts = read_hostfile(Path(self.hostfile))
+            if self.nodes and self.nodes > len(hosts):
+                raise ValueError(f"--nodes: {self.nodes} asked for, {self.hostfile} names {len(hosts)}")
+            check_folder_name(str(Path.cwd()))
+        elif self.nodes and self.launcher == "deepspeed":
+            raise ValueError("--nodes needs a --hostfile, or --launcher slurm, or torchrun with --rdzv")
+        if self.launcher == "torchrun" and (self.nodes or 1) > 1 and not self.rdzv:
+            raise ValueError("--nodes with torchrun needs --rdzv HOST:PORT, and the same command on every host")
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts of the host file that are used."""
+        return list(read_hostfile(Path(self.hostfile)))[: self.nodes] if self.hostfile else []
 
 
 @dataclass(frozen=True)
@@ -43,25 +69,66 @@ class Step:
     label: str
     command: list[str]
     artefact: Path | None = None
+    distributed: bool = False
+    folder: Path | None = None  # of a training: where it looks out for the wish to end
+    hosts: list[str] = field(default_factory=list)  # that must answer before it starts
+    files: dict[Path, str] = field(default_factory=dict)  # written before it starts
+    environment_file: Path | None = None  # for the deepspeed launcher on several hosts
 
 
-def stage_command(stage: str, experiment: str, overrides: list[str], config: Config, place: Place) -> list[str]:
-    """The argument list that runs one stage of one experiment."""
+def launch_folder(config: Config) -> Path:
+    """Where what a run was launched with is kept."""
+    return Path(config.paths.run) / "launch"
+
+
+def stage_step(stage: str, experiment: str, overrides: list[str], config: Config, place: Place) -> Step:
+    """One stage of one experiment, as a step."""
     module = _MODULES[stage]
     words = [experiment, *overrides]
+    files: dict[Path, str] = {}
+    if place.hostfile or place.launcher == "slurm":
+        # pdsh would take arguments apart at spaces, quotes and brackets; a job may wait while YAML files change.
+        resolved = launch_folder(config) / f"{stage}.yaml"
+        files[resolved] = to_yaml(config)
+        words = [str(resolved)]
     if module == "randcond.data":  # a package of two stages
         words.insert(0, stage)
+    distributed = stage in _DISTRIBUTED
+    several_hosts = distributed and bool(place.hostfile)
+    plain = [sys.executable, "-m", module, *words]
+    return Step(
+        label=f"{stage} {experiment}",
+        command=[*_launcher(config, place), module, *words] if distributed and _launcher(config, place) else plain,
+        artefact=_artefact(stage, config),
+        distributed=distributed,
+        folder=Path(config.paths.run) if stage == "train" else None,
+        hosts=place.hosts if distributed else [],
+        files=files,
+        environment_file=launch_folder(config) / "environment" if several_hosts else None,
+    )
+
+
+def _launcher(config: Config, place: Place) -> list[str]:
+    """The words before the module's name that start its ranks; none where one process is enough, or srun does it."""
     ranks = place.gpus or config.engine.processes
-    if stage not in _DISTRIBUTED or (ranks == 1 and not place.hostfile):
-        return [sys.executable, "-m", module, *words]
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--quiet", "--no_local_rank"]
+    tools = Path(sys.executable).parent
+    if place.launcher == "torchrun":
+        hosts = ["--standalone"]
+        if place.rdzv:
+            hosts = [f"--nnodes={place.nodes or 1}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place.rdzv}"]
+            hosts.append(f"--rdzv-id={config.name}")
+        return [str(tools / "torchrun"), *hosts, f"--nproc-per-node={ranks}", "-m"]
+    if place.launcher == "slurm" or (ranks == 1 and not place.hostfile):
+        return []
+    words = [str(tools / "deepspeed"), "--quiet", "--no_local_rank"]
     if place.hostfile:
-        launcher += ["--hostfile", place.hostfile]
-        launcher += ["--num_nodes", str(place.nodes)] if place.nodes else []
-        launcher += ["--num_gpus", str(place.gpus)] if place.gpus else []
+        words += ["--hostfile", place.hostfile, "--force_multi"]
+        words += ["--num_nodes", str(place.nodes)] if place.nodes else []
+        words += ["--num_gpus", str(place.gpus)] if place.gpus else []
+        words += ["--master_addr", place.master_addr] if place.master_addr else []
     else:
-        launcher += ["--hostfile", os.devnull, "--num_accelerators", str(ranks), "--master_port", str(_free_port())]
-    return [*launcher, "--module", module, *words]
+        words += ["--hostfile", os.devnull, "--num_accelerators", str(ranks), "--master_port", str(_free_port())]
+    return [*words, "--module"]
 
 
 def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step]:
@@ -76,19 +143,23 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
     configs = load_arms(name, overrides) if name in table_names() else {name: load_config(name, overrides)}
-    check_place(place)
     order = [(s, e) for s in shared for e in experiments] + [(s, e) for e in experiments for s in own]
     for each, experiment in order:
-        config = configs[experiment]
-        artefact = _artefact(each, config)
-        command = stage_command(each, experiment, overrides, config, place)
-        steps.setdefault((each, artefact), Step(f"{each} {experiment}", command, artefact))
+        step = stage_step(each, experiment, overrides, configs[experiment], place)
+        assert step.artefact is not None
+        steps.setdefault((each, step.artefact), step)
     if stage in ("report", "all"):
         command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
-        out = Path(load_table(name).report if name in table_names() else configs[name].paths.run)
-        steps["report", out] = Step(f"report {name}", command, out / "report.json")
+        steps["report", out_folder(name, configs)] = Step(
+            f"report {name}", command, out_folder(name, configs) / "report.json"
+        )
     checks = [_check(experiments, overrides, place)] if stage == "all" else []
     return [*checks, *steps.values()]
+
+
+def out_folder(name: str, configs: dict[str, Config]) -> Path:
+    """Where what belongs to a whole table, or to one experiment, is written."""
+    return Path(load_table(name).report if name in table_names() else configs[name].paths.run)
 
 
 def _check(experiments: list[str], overrides: list[str], place: Place) -> Step:
@@ -96,16 +167,6 @@ def _check(experiments: list[str], overrides: list[str], place: Place) -> Step:
     ranks = [f"engine.processes={place.gpus}"] if place.gpus and not place.hostfile else []
     words = [*experiments, *overrides, *ranks]
     return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words])
-
-
-def check_place(place: Place) -> None:
-    """Refuses a place that the launcher would silently take for this machine."""
-    if place.hostfile and not Path(place.hostfile).is_file():
-        raise ValueError(f"--hostfile: no such file: {place.hostfile}")
-    if place.nodes is not None and not place.hostfile:
-        raise ValueError("--nodes needs a --hostfile")
-    if 0 in (place.nodes, place.gpus):
-        raise ValueError("--nodes and --gpus must be at least 1")
 
 
 def _artefact(stage: str, config: Config) -> Path:
@@ -118,67 +179,9 @@ def _artefact(stage: str, config: Config) -> Path:
     }[stage]
 
 
-def run_steps(steps: list[Step]) -> None:
-    """Runs the commands one after the other.
-
-    Raises SystemExit with the failed command's code: what is done stays done, and the same command goes on from it.
-    """
-    for number, step in enumerate(steps, 1):
-        print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
-        code = run_command(step.command)
-        if code == 0 and step.artefact and not step.artefact.is_file():
-            # The deepspeed launcher ends with 0 when its node process was killed by a signal.
-            print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)
-            code = 1
-        if code:
-            print(f"\n{step.label} ended with code {code}. What is done is kept; the same command goes on from it.")
-            raise SystemExit(code)
-
-
-def run_command(command: list[str]) -> int:
-    """Runs one command in a session of its own and returns its exit code; nothing it started outlives it."""
-    environment = {**_QUIET, **os.environ, "RANDCOND_SUPERVISOR": str(os.getpid())}
-    environment["RANDCOND_HOST"] = platform.node()
-    if not Path("/dev/nvidiactl").exists():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
-    handlers = {number: signal.signal(number, _raise_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        print("\ninterrupted: ending the processes", flush=True)
-        _signal_group(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            pass
-        return 130
-    finally:
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _raise_interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def show(command: list[str]) -> str:
-    """A command as one would type it."""
-    return shlex.join(command)
+def show(step: Step) -> str:
+    """A step as one would type it."""
+    return shlex.join(step.command)
 
 
 def _free_port() -> int:

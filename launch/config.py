@@ -105,6 +105,9 @@ class Train:
     keep_checkpoints: int = 3  # the newest ones
     keep_every: int = 0  # steps whose multiples are kept for good; 0: none
     sample_every: int = 10_000  # steps between teacher-student sample grids; 0 turns them off
+    skip_nonfinite: int = 0  # how many steps whose gradient is not finite are left out before one stops the run
+    log_samples: bool = False  # which samples each step saw: samples/rank-NNNN.jsonl
+    profile: list[int] = dataclasses.field(default_factory=list)  # [first, last] step of a torch profiler trace
 
 
 @dataclass(frozen=True, config=_strict)
@@ -122,6 +125,10 @@ class Engine:
     attention: Literal["auto", "sdpa", "xformers"] = "auto"  # auto: the faster of the two, by a probe at start
     compile: bool = False  # torch.compile of the repeated transformer blocks
     activation_checkpointing: bool = False  # less memory for a third more student compute
+    teacher: Literal["replicated", "sharded"] = "replicated"  # sharded: by FSDP2, where it does not fit beside the rest
+    heartbeat: float = 60.0  # seconds without a sign of life from a rank that end the job
+    timeout: float = 1800.0  # seconds without progress of any rank that end the job: compilation takes minutes
+    peak_tflops: float | None = None  # dense bf16 rate of one GPU, for MFU; null: known by the GPU's name
 
 
 @dataclass(frozen=True, config=_strict)
@@ -197,6 +204,15 @@ class Config:
                 raise ValueError(f"train.losses.{name}: a weight must be at least 0, got {weight}")
         if not any(weights.values()):
             raise ValueError("train.losses: every weight is 0, nothing would be learned")
+        if self.train.skip_nonfinite and self.engine.kind == "deepspeed" and self.engine.zero_stage == 0:
+            raise ValueError("train.skip_nonfinite: DeepSpeed's stage 0 can't leave a step out; take stage 1 or fsdp")
+        if self.train.profile and not (
+            len(self.train.profile) == 2 and 1 <= self.train.profile[0] <= self.train.profile[1]
+        ):
+            raise ValueError(f"train.profile: [first, last] step of the trace, got {self.train.profile}")
+        for name, seconds in (("heartbeat", self.engine.heartbeat), ("timeout", self.engine.timeout)):
+            if seconds < 1:
+                raise ValueError(f"engine.{name}: at least a second, got {seconds}")
         if len(self.train.betas) != 2:
             raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
         if self.cache.shard_size % self.cache.batch:

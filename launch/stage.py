@@ -6,23 +6,39 @@ Reads the experiment, checks it, pins the threads, and turns the user's mistakes
 import ctypes
 import os
 import platform
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from randcond.launch.config import Config, load_config, to_yaml
+from randcond.launch.logs import finish_console, log_to, say_everywhere
 
 Stage = Callable[[Config], None]
+
+MISTAKE = 2  # the user's: the same command would end the same way
+LOST_RANK = 69  # a rank died, hangs or is out of reach: the same command goes on
+PREEMPTED = 75  # asked to end, all is saved: the same command goes on
+STOP_FILE = "RANDCOND_STOP_FILE"  # environment: a file whose appearance asks a training to save and end
+RANKS_FROM = "RANDCOND_RANKS"  # environment: "slurm" where srun, not a launcher, says which rank this is
+_MISTAKES = (ValueError, OSError)  # a full disk, a folder that can't be written
+
+
+def exit_code(error: BaseException) -> int:
+    """With which code a process ends on an error."""
+    return MISTAKE if isinstance(error, _MISTAKES) else LOST_RANK
 
 
 def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = None) -> None:
     """Runs one of a package's stages; `stages` maps a name to (check, run), both given the resolved configuration.
 
     `--dry-run` prints the resolved configuration and checks it against what is on disk, and does nothing else.
-    `--local_rank=N`, which launchers append, is accepted and ignored. Exits 2 on the user's mistake, 130 on Ctrl-C.
+    `--local_rank=N`, which launchers append, is accepted and ignored. Of several ranks, each writes a log of its own.
+    Exits 2 on the user's mistake, 69 when a rank is lost, 75 when asked to end and saved, 130 on Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = " | ".join(stages)
@@ -43,20 +59,45 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
             raise ValueError(f"no experiment given; {usage}")
         config = load_config(words[0], words[1:])
         check, run = stages[stage]
+        adopt_slurm_ranks()
+        if not Path("/dev/nvidiactl").exists():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         end_with_parent()
         limit_threads(config)
         check(config)
         if "--dry-run" in flags:
             print(to_yaml(config), end="")
             return
+        if "RANK" in os.environ:
+            rank = int(os.environ["RANK"])
+            log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", show=rank == 0)
         run(config)
-    except (ValueError, FileNotFoundError) as error:
+    except _MISTAKES as error:
         if os.environ.get("RANDCOND_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        say_everywhere(f"error: {error}", error=True)
+        sys.exit(MISTAKE)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        finish_console()
+
+
+def logs_folder(config: Config) -> Path:
+    """Where the ranks' logs are kept."""
+    return Path(config.paths.run) / "logs"
+
+
+def adopt_slurm_ranks() -> None:
+    """Takes rank and world size from srun, where the job's script says that srun starts the ranks."""
+    if os.environ.get(RANKS_FROM) == "slurm":
+        for name, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
+            os.environ[name] = os.environ[f"SLURM_{theirs}"]
+        # "8(x2),4" for two hosts of 8 and one of 4; a script of ours starts as many on each.
+        os.environ["LOCAL_SIZE"] = re.split(r"[(,]", os.environ["SLURM_STEP_TASKS_PER_NODE"])[0]
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -1,5 +1,6 @@
 """The command line: teaching help, and no work before every word is understood."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,66 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("one slots=8\ntwo slots=8\n")
     words = ["run", "train", "demo-with", "--hostfile", "hosts", "--nodes", "2", "--gpus", "8", "--dry-run"]
     said = randcond(tmp_path, *words).stdout
-    assert "--hostfile hosts --num_nodes 2 --num_gpus 8 --module randcond.train demo-with" in said
+    launched = "--hostfile hosts --force_multi --num_nodes 2 --num_gpus 8 --module randcond.train"
+    assert f"{launched} runs/demo/with/launch/train.yaml" in said  # no argument that pdsh could take apart
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--hostfile", "none"], "--hostfile: no such file: none"),
+        (["--hostfile", "wrong"], "wrong, line 2: expected `name slots=8`, found 'two slots'"),
+        (["--hostfile", "twice"], "twice, line 2: one is named twice"),
+        (["--hostfile", "hosts", "--nodes", "3"], "--nodes: 3 asked for, hosts names 2"),
+        (["--hostfile", "hosts", "--launcher", "slurm"], "--hostfile is the deepspeed launcher's"),
+        (["--nodes", "2"], "--nodes needs a --hostfile"),
+        (["--nodes", "2", "--launcher", "torchrun"], "needs --rdzv HOST:PORT"),
+        (["--launcher", "mpi"], "--launcher: one of deepspeed, torchrun, slurm, got 'mpi'"),
+        (["--sbatch", "--time=1"], "--sbatch is for --launcher slurm"),
+        (["--gpus", "0"], "--nodes and --gpus must be at least 1"),
+    ],
+)
+def test_a_wrong_place_is_named(tmp_path: Path, flags: list[str], said: str) -> None:
+    (tmp_path / "hosts").write_text("# two of them\none slots=8\ntwo slots=8 # the other\n")
+    (tmp_path / "wrong").write_text("one slots=8\ntwo slots\n")
+    (tmp_path / "twice").write_text("one slots=8\none slots=8\n")
+    assert said in randcond(tmp_path, "launch", "train", "demo-with", *flags, code=2).stderr
+
+
+def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
+    """A table's arms become a job array; a path with quotes reaches srun in one piece."""
+    words = [
+        "launch",
+        "train",
+        "--launcher",
+        "slurm",
+        "--nodes",
+        "2",
+        "--gpus",
+        "8",
+        "--dry-run",
+        "--max-restarts",
+        "3",
+    ]
+    said = randcond(tmp_path, *words, "demo", "--sbatch", "--partition=gpu --time=24:00:00").stdout
+    script = said[said.index("#!/bin/bash") :]
+    for line in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "array=0-1", "partition=gpu", "signal=USR1@120"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --requeue\n" in script and "-lt 3 ]" in script
+    one = randcond(tmp_path, *words, "demo-with", 'paths.run=it\'s "one" run').stdout
+    assert "--array" not in one
+    (tmp_path / "job").write_text(one[one.index("#!/bin/bash") :])
+    stubs = 'srun() { printf "%s\\n" "${@: -1}"; return 75; }; scontrol() { [ $1 = requeue ] && echo requeued $2; }; '
+    run = f'{stubs} sleep() {{ :; }}; export SLURM_JOB_ID=7; . "{tmp_path / "job"}"'
+    done = subprocess.run(["bash", "-c", run], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ['it\'s "one" run/launch/train.yaml', "requeued 7"] and done.returncode == 75
+
+
+def test_torchrun_starts_the_ranks(tmp_path: Path) -> None:
+    words = ["launch", "train", "demo-with", "--launcher", "torchrun", "--dry-run", "--gpus", "4"]
+    assert "torchrun --standalone --nproc-per-node=4 -m randcond.train demo-with" in randcond(tmp_path, *words).stdout
+    said = randcond(tmp_path, *words, "--nodes", "2", "--rdzv", "one:29500").stdout
+    assert "--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=one:29500" in said
 
 
 def test_pool_tools(tmp_path: Path) -> None:

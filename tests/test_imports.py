@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"launch.config", "launch.stage"}
+LEAVES = {"launch.config", "launch.stage", "launch.logs", "launch.gpus"}
 ALLOWED = {  # package -> packages of ours it may import
     "launch": set(),
     "model_zoo": set(),

@@ -9,6 +9,7 @@ from randcond.data.files import read_json, write_json
 from randcond.data.ranks import device
 from randcond.launch.config import Config
 from randcond.model_zoo.attention import Choice, choice_from, choose_attention, set_attention, summary
+from randcond.model_zoo.cost import training_flop, unet_cost
 from randcond.model_zoo.features import TappedStudent
 from randcond.model_zoo.students import build_student, find_rule, plain_config
 from randcond.model_zoo.teacher import Teacher
@@ -29,6 +30,11 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     distil = DistillationStep(teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null)
 
     return module, distil
+
+
+def flop_per_sample(teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> int:
+    """Floating-point operations of distilling one sample, from the two configurations."""
+    return training_flop(*(unet_cost(type(unet), plain_config(unet.config)) for unet in (teacher, student)))
 
 
 def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:

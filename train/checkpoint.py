@@ -35,6 +35,11 @@ class Writer:
         self.wait()
         self._pending = self._thread.submit(self._write, step, state, shapes, facts)
 
+    def check(self) -> None:
+        """Raises what writing the last one raised, if it has; waits for nothing."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when what was handed over is whole on the disk; raises what writing it raised."""
         if self._pending is not None:

@@ -4,94 +4,149 @@ Sums stay on the device between logging steps; only there are they reduced over 
 """
 
 import json
-import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from randcond.data.files import write_text
+from randcond.launch.config import Config
+from randcond.launch.gpus import gpu_of
 from randcond.train.engine import Engine
 from randcond.train.step import Losses
+from randcond.train.step_lines import lines_up_to
 
 BINS = 10  # of the timestep axis
 
 
 class NonFiniteError(ValueError):
-    """A loss is no longer a number."""
+    """A loss or the gradient is no longer a number."""
 
 
 class Monitor:
-    """Collects the losses of each micro-batch and writes them every `every` steps."""
+    """Collects the losses of each micro-batch and writes them every `train.log_every` steps."""
 
-    def __init__(
-        self, folder: Path, engine: Engine, timesteps: int, first: int, last: int, batch: int, every: int
-    ) -> None:
-        self.engine, self.timesteps, self.batch, self.every = engine, timesteps, batch, every
+    def __init__(self, config: Config, engine: Engine, timesteps: int, first: int, flop: int) -> None:
+        """`first`: steps done before; `flop`: floating-point operations of distilling one sample."""
+        self.engine, self.timesteps, self.flop = engine, timesteps, flop
+        self.train = config.train
+        self.peak = peak_flops(config)
         self.chief = engine.rank == 0
-        self.bar = tqdm(total=last, initial=first, desc="training", unit="step", mininterval=2, disable=not self.chief)
+        self.bar = tqdm(
+            total=self.train.steps, initial=first, desc="training", unit="step", mininterval=2, disable=not self.chief
+        )
         self.began, self.at = time.monotonic(), first
-        self.last = last
+        self.now = first + 1
         self._names: list[str] = []
         self._reset()
         if self.chief:
             from torch.utils.tensorboard import SummaryWriter
 
+            folder = Path(config.paths.run)
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
             self.lines = lines_up_to(folder / "metrics.jsonl", first).open("a", buffering=1)
 
     def _reset(self) -> None:
-        self._sums: Tensor | None = None
-        self._count = 0
-        self._norm = torch.zeros(1, dtype=torch.float64, device=self.engine.device)
-        self._bins = torch.zeros(3, BINS, device=self.engine.device)  # samples, replaced, sum of Eq. 1
+        device = self.engine.device
+        self._terms = _Sums(device)
+        self._norm = _Sums(device)
+        self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # samples, replaced, sum of Eq. 1
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
 
     def add(self, losses: Losses, batch: dict[str, Tensor]) -> None:
         """Adds one micro-batch; no value is read here, so nothing waits for the device."""
-        self._names = [*(f"loss/{name}" for name in losses.terms), "grad_norm"]
-        values = torch.stack([term.double() for term in losses.terms.values()])
-        self._sums = values if self._sums is None else self._sums + values
-        self._count += 1
+        self._names = [f"loss/{name}" for name in losses.terms]
+        self._terms.add(torch.stack([term.double() for term in losses.terms.values()]), self.now)
         device = self.engine.device
-        place = batch["timesteps"].to(device) * BINS // self.timesteps
-        ones = torch.ones_like(losses.per_sample)
-        rows = torch.stack([ones, batch["replaced"].to(device).float(), losses.per_sample])
-        self._bins.index_add_(1, place, rows)
+        place = batch["timesteps"].to(device, non_blocking=True) * BINS // self.timesteps
+        sound = losses.per_sample.isfinite()
+        error = torch.where(sound, losses.per_sample, 0.0)
+        rows = torch.stack([sound, batch["replaced"].to(device, non_blocking=True) & sound, error])
+        self._bins.index_add_(1, place, rows.double())
 
     def step(self, step: int, lr: float, norm: Tensor | float, milestone: bool) -> None:
-        """Ends one step; every `every` steps, and at milestones, reduces over the ranks, checks and writes.
+        """Ends one step; every `log_every` steps, and at milestones, reduces over the ranks, checks and writes.
 
-        Raises NonFiniteError naming step, term and rank when a term is not finite: no checkpoint is written after it.
+        Raises NonFiniteError naming step, term and rank when one was not finite: no checkpoint is written after it.
         """
         self.bar.update()
-        self._norm += norm
-        if step % self.every and not milestone:
+        self._norm.add(torch.as_tensor(norm, dtype=torch.float64, device=self.engine.device).reshape(1), step)
+        self.now = step + 1
+        if step % self.train.log_every and not milestone:
             return
-        assert self._sums is not None
-        mine = torch.cat([self._sums / self._count, self._norm / (step - self.at)])
-        bad = [name for name, value in zip(self._names, mine.tolist(), strict=True) if not math.isfinite(value)]
-        means = (self.engine.all_sum(mine) / self.engine.ranks).tolist()
-        bins = self.engine.all_sum(self._bins).tolist()
-        if bad or not all(map(math.isfinite, means)):
-            raise NonFiniteError(
-                f"training stopped at step {step}: not finite: {', '.join(bad) or 'a term of another rank'} "
-                f"(rank {self.engine.rank}). The last checkpoint is untouched; lower train.lr or look at the data."
-            )
+        names = [*self._names, "grad_norm"]
+        waited = torch.tensor([self._waited], dtype=torch.float64, device=self.engine.device)
+        mine = [self._terms.values, self._norm.values, self._terms.counts, self._norm.counts, waited]
+        summed = self.engine.all_sum(torch.cat([*mine, self._bins.flatten()])).tolist()
+        size = len(names)
+        sums, counts, (waited_s,) = summed[:size], summed[size : 2 * size], summed[2 * size : 2 * size + 1]
+        whole = [self._terms.added * self.engine.ranks] * (size - 1) + [self._norm.added * self.engine.ranks]
+        if counts != whole and not self._may_go_on():
+            raise NonFiniteError(self._what_was_not_finite(names))
         now = time.monotonic()
-        speed = (step - self.at) * self.batch / (now - self.began)
+        spent = now - self.began
+        speed = (step - self.at) * self.train.global_batch / spent
         self.began, self.at = now, step
         if self.chief:
-            self._write(step, dict(zip(self._names, means, strict=True)), bins, lr, speed)
+            means = {name: value / max(1.0, n) for name, value, n in zip(names, sums, counts, strict=True)}
+            record = {**means, "lr": lr, **self._speeds(step, speed), "data_wait": waited_s / self.engine.ranks / spent}
+            record["memory_gb"] = memory() / 1e9
+            if self.train.skip_nonfinite:
+                record["skipped_steps"] = self.engine.skipped
+            flat = summed[2 * size + 1 :]
+            self._write(step, record, [flat[row * BINS : (row + 1) * BINS] for row in range(3)])
         self._reset()
 
-    def _write(self, step: int, means: dict[str, float], bins: list[list[float]], lr: float, speed: float) -> None:
+    def _may_go_on(self) -> bool:
+        return 0 < self.engine.skipped <= self.train.skip_nonfinite
+
+    def _what_was_not_finite(self, names: list[str]) -> str:
+        """The earliest step at which a value was not finite, with its terms and ranks."""
+        steps = torch.cat([self._terms.first_bad, self._norm.first_bad]).tolist()
+        found = [
+            (step, name, rank)
+            for rank, bad in enumerate(self.engine.collect(steps))
+            for name, step in zip(names, bad, strict=True)
+            if step
+        ]
+        first = min(step for step, _, _ in found)
+        terms = [(name, rank) for step, name, rank in found if step == first]
+        # A loss of one rank makes the gradient's norm, which all share, not finite on all of them.
+        terms = [term for term in terms if term[0] != "grad_norm"] or terms
+        said = ", ".join(f"{name} (rank {rank})" for name, rank in terms[:8])
+        skipped = f" after {self.train.skip_nonfinite} skipped steps" if self.train.skip_nonfinite else ""
+        return (
+            f"training stopped{skipped}: not finite at step {first}: {said}. The last checkpoint is untouched; lower "
+            "train.lr, look at the data, or leave such steps out with train.skip_nonfinite"
+        )
+
+    def _speeds(self, step: int, speed: float) -> dict[str, float]:
+        one = speed / self.engine.ranks
+        speeds = {
+            "samples_per_s": speed,
+            "samples_per_s_per_gpu": one,
+            "tflops_per_gpu": one * self.flop / 1e12,
+            "eta_s": (self.train.steps - step) * self.train.global_batch / speed,
+        }
+        if self.peak:
+            speeds["mfu"] = one * self.flop / self.peak
+        return speeds
+
+    def _write(self, step: int, record: dict[str, Any], bins: list[list[float]]) -> None:
         samples, replaced, sums = bins
-        eta = (self.last - step) * self.batch / speed
-        record: dict[str, Any] = {**means, "lr": lr, "samples_per_s": speed, "eta_s": eta}
-        record["replaced_share"] = sum(replaced) / sum(samples)
+        record["replaced_share"] = sum(replaced) / max(1.0, sum(samples))
         width = self.timesteps // BINS
         for place in range(BINS):
             if samples[place]:
@@ -101,7 +156,10 @@ class Monitor:
         for name, value in record.items():
             self.board.add_scalar(name, value, step)
         self.lines.write(json.dumps({"step": step, **record}) + "\n")
-        self.bar.set_postfix(loss=f"{means['loss/total']:.4f}", samples_per_s=f"{speed:.0f}")
+        shown = {"loss": f"{record['loss/total']:.4f}", "samples_per_s": f"{record['samples_per_s']:.0f}"}
+        if "mfu" in record:
+            shown["mfu"] = f"{record['mfu']:.1%}"
+        self.bar.set_postfix(shown)
 
     def picture(self, name: str, grid: Tensor, step: int) -> None:
         """A grid of images [3, H, W] in [0, 1] onto the board."""
@@ -116,15 +174,34 @@ class Monitor:
             self.lines.close()
 
 
-def lines_up_to(path: Path, step: int) -> Path:
-    """Drops the lines after a step, which a resumed run writes again, and a last line that was cut off."""
-    kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        kept.append(line + "\n")
-    write_text(path, "".join(kept))
-    return path
+class _Sums:
+    """Sums of values that are finite, how many were, and the first step at which one was not; all on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.added = device, 0
+        self.values = self.counts = self.first_bad = torch.zeros(0, dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor, step: int) -> None:
+        """Adds one value per term [K]."""
+        if not self.added:
+            self.values, self.counts, self.first_bad = (torch.zeros_like(values) for _ in range(3))
+        sound = values.isfinite()
+        self.added += 1
+        self.values += torch.where(sound, values, 0.0)
+        self.counts += sound
+        self.first_bad = torch.where(~sound & (self.first_bad == 0), step, self.first_bad)
+
+
+def peak_flops(config: Config) -> float | None:
+    """Dense bf16 operations per second of this rank's GPU, None where it is not known (or there is none)."""
+    if config.engine.peak_tflops is not None:
+        return config.engine.peak_tflops * 1e12
+    gpu = gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return gpu.tflops * 1e12 if gpu else None
+
+
+def memory() -> int:
+    """Bytes this rank holds at most: of its GPU since the start, or of the machine now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss

@@ -26,17 +26,22 @@ def grid_captions(config: Config) -> list[str]:
 
 
 def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module) -> Tensor:
-    """Image grid [3, H, W] in [0, 1]; gathers the raw weights, so every rank must call it (only the first draws)."""
+    """Image grid [3, H, W] in [0, 1]; gathers the raw weights, so every rank must call it.
+
+    Only the first rank draws, but a sharded teacher's row takes all of them.
+    """
     weights = unet_weights(engine.gather("weights"))
-    if engine.rank != 0:
+    networks: list[torch.nn.Module | None] = [None]
+    if engine.rank == 0:
+        networks.append(student_unet(unet, weights, teacher.dtype).to(teacher.device))
+    elif config.engine.teacher == "replicated":
         return torch.empty(0)
-    student = student_unet(unet, weights, teacher.dtype).to(teacher.device)
     captions = grid_captions(config)
     seeds = [caption_seed(config.eval.seed, number) for number in range(len(captions))]
     rows = []
     # Eager: the grid's batch size would have compiled blocks compiled again, while the other ranks wait.
     with torch.compiler.set_stance("force_eager"):
-        for network in (None, student):
+        for network in networks:
             pipe = teacher.pipeline(config.eval.sampler, network)
             latents = draw_latents(pipe, captions, seeds, config.eval.steps, config.eval.guidance, len(captions))
             rows.append(decode(pipe, latents))

@@ -22,7 +22,7 @@ from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.condition import denoise
 from randcond.model_zoo.teacher import Teacher
-from randcond.train.build import build_step
+from randcond.train.build import build_step, flop_per_sample
 from randcond.train.engine import build_engine
 from randcond.train.monitor import Monitor
 from tests.test_stream import Cached
@@ -45,7 +45,10 @@ def main() -> None:
         total = STEPS_PER_PAIR * (PAIRS + 1)
         batch = config.train.global_batch
         loader = batches(stream, Positions(0, total, batch, batch, 0, 1), config.train.workers)
-        monitor = Monitor(Path(name), engine, teacher.timesteps, 0, total, batch, STEPS_PER_PAIR)
+        settings = [*sys.argv[1:], f"paths.run={name}", f"train.steps={total}", f"train.log_every={STEPS_PER_PAIR}"]
+        monitor = Monitor(
+            load_config("demo-with", settings), engine, teacher.timesteps, 0, flop_per_sample(teacher.unet, module.unet)
+        )
         monitor.bar.disable = True
 
         def ours(step: int) -> None:

@@ -7,13 +7,14 @@ master weights, and gives and takes its state in pieces by parameter name, whate
 import os
 import sys
 
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from randcond.launch.config import Config
 from randcond.train.engine.base import STATE_KINDS, Engine
 from randcond.train.engine.batch import batch_shape
 
-__all__ = ["STATE_KINDS", "Engine", "batch_shape", "build_engine"]
+__all__ = ["STATE_KINDS", "Engine", "batch_shape", "build_engine", "shard_teacher"]
 
 # DeepSpeed's operators are compiled against this environment's torch. In the folder that torch shares between
 # environments, two of them would rebuild each other's operator at every start, a minute each time.
@@ -30,3 +31,13 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     from randcond.train.engine.zero import ZeroEngine
 
     return ZeroEngine(config, module)
+
+
+def shard_teacher(unet: UNet2DConditionModel) -> None:
+    """Shards a frozen U-Net over all ranks (FSDP2): each block is gathered when its forward comes to it.
+
+    From then on every forward of it must be called by all ranks.
+    """
+    from randcond.train.engine.fsdp import shard_frozen
+
+    shard_frozen(unet)

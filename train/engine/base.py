@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,8 +43,12 @@ class Engine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = device()
         self.dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
+        self.skip_nonfinite = config.train.skip_nonfinite > 0
+        self.skipped = 0  # steps that a gradient which is not finite left out
         self.pieces: list[Piece] = []
         self.ema: list[Tensor] = []
+        # What the hosts agree on beside the training goes over the CPU: it waits for no GPU and no GPU for it.
+        self._control = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
 
     # What an engine must say of itself ------------------------------------------------------------------------------
 
@@ -56,7 +61,10 @@ class Engine:
         raise NotImplementedError
 
     def step(self, lr: float, ema_decay: float) -> Tensor | float:
-        """Applies the gradients once the last micro-batch of the step is in; returns their norm before clipping."""
+        """Applies the gradients once the last micro-batch of the step is in; returns their norm before clipping.
+
+        With `train.skip_nonfinite` a norm that is not finite leaves everything as it was and counts in `skipped`.
+        """
         raise NotImplementedError
 
     def moment(self, piece: Piece, kind: str) -> Tensor:
@@ -131,19 +139,36 @@ class Engine:
         dist.all_reduce(values)
         return values
 
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank, on all of them."""
+        flag = torch.tensor(float(mine))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(flag)
+
+    def collect(self, mine: Any) -> list[Any]:
+        """Every rank's value (plain data), on all ranks."""
+        values = [None] * self.ranks
+        dist.all_gather_object(values, mine, group=self._control)
+        return values
+
     def broadcast(self, value: Any) -> Any:
         """The first rank's value (plain data), on all ranks."""
         held = [value]
-        dist.broadcast_object_list(held, src=0)
+        dist.broadcast_object_list(held, src=0, group=self._control)
         return held[0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""
-        dist.barrier()
+        self.any(False)
 
     def close(self) -> None:
         """Leaves the process group."""
         dist.destroy_process_group()
+
+
+def patience(config: Config) -> timedelta:
+    """How long a collective may wait: a little longer than the heartbeat, which names whom it waits for."""
+    return timedelta(seconds=config.engine.timeout + config.engine.heartbeat)
 
 
 def describe_alone() -> None:

@@ -16,7 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
-from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of
+from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
 from randcond.train.engine.batch import batch_shape
 
 
@@ -27,7 +27,7 @@ class FsdpEngine(Engine):
         describe_alone()
         cuda = torch.cuda.is_available()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=patience(config))
         super().__init__(config, module)
         options = config.engine
         _, self.accumulation = batch_shape(config.train.global_batch, self.ranks, options.micro_batch)
@@ -41,11 +41,8 @@ class FsdpEngine(Engine):
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
             "reshard_after_forward": options.sharding != "grad_op",
         }
-        unet: Any = module.unet
-        for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
-            if block is not None:
-                fully_shard(block, **settings)
-        fully_shard(module, **settings)
+        for part in [*_blocks(module.unet), module]:
+            fully_shard(part, **settings)
         self.optimizer = optimizer_of(config, module.parameters())
         self.micro = 0
         self._hold(self._find_pieces())
@@ -78,12 +75,17 @@ class FsdpEngine(Engine):
             return 0.0
         self.micro = 0
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.skip_nonfinite and not norm.isfinite():
+            self.optimizer.zero_grad(set_to_none=True)
+            self.skipped += 1
+            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_ema(ema_decay)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm
 
     def moment(self, piece: Piece, kind: str) -> Tensor:
         return self.optimizer.state[self.module.get_parameter(piece.name)][kind].to_local().view(-1)
@@ -94,6 +96,18 @@ class FsdpEngine(Engine):
 
     def publish(self) -> None:
         """Nothing to do: the sharded parameters are the master weights, gathered and cast at every forward."""
+
+
+def shard_frozen(unet: nn.Module) -> None:
+    """Shards a U-Net without gradients over all ranks, in the dtype it has."""
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
+    for part in [*_blocks(unet), unet]:
+        fully_shard(part, mesh=mesh)
+
+
+def _blocks(unet: Any) -> list[nn.Module]:
+    """What is gathered at once: the down, mid and up blocks."""
+    return [block for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if block is not None]
 
 
 def shard_group(sharding: str, wanted: int | None, ranks: int) -> int:

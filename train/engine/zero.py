@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO behind the engines' seam: stages 0 to 3, fp32, or bf16 with fp32 master weights and accumulation."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
-from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of
+from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
 from randcond.train.engine.batch import batch_shape
+
+BUCKET = 500_000_000  # gradients that are reduced at once
 
 
 class ZeroEngine(Engine):
@@ -23,7 +26,8 @@ class ZeroEngine(Engine):
     def __init__(self, config: Config, module: nn.Module) -> None:
         describe_alone()
         if not dist.is_initialized():
-            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            deepspeed.init_distributed(backend, verbose=False, timeout=patience(config))
             dist.barrier()
             _unlink_shared_buffers()
         super().__init__(config, module)
@@ -31,11 +35,12 @@ class ZeroEngine(Engine):
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=module,
             optimizer=optimizer_of(config, module.parameters()),
-            config=deepspeed_config(config, self.ranks),
+            config=deepspeed_config(config, self.ranks, sum(math.prod(shape) for shape in self.shapes.values())),
         )
         # Stage 0 in fp32 has no wrapper around AdamW, and the parameters are their own master weights.
         self.wrapped = hasattr(self.zero, "optimizer")
         self.optimizer: torch.optim.Optimizer = self.zero.optimizer if self.wrapped else self.zero
+        self.zero.check_grad_overflow = self.skip_nonfinite  # its way to leave a step out; costs a wait for the device
         self._check_precision()
         self._hold(self._find_pieces())
 
@@ -76,6 +81,9 @@ class ZeroEngine(Engine):
         self.engine.step()
         if not last:
             return 0.0
+        if self.skip_nonfinite and self.zero.overflow:
+            self.skipped += 1
+            return math.inf
         self._update_ema(ema_decay)
         return self.engine.get_global_grad_norm() if norm is None else norm
 
@@ -120,15 +128,18 @@ def _unlink_shared_buffers() -> None:
         path.unlink(missing_ok=True)
 
 
-def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed configuration, built from the experiment's `engine:` and `train:` sections."""
+def deepspeed_config(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
+    """The DeepSpeed configuration, built from the experiment's `engine:` and `train:` sections.
+
+    `parameters`: of the trained module; its buckets need not be larger (stage 3 makes them at start, 1 GB by default).
+    """
     micro, accumulation = batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
     settings: dict[str, Any] = {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.train.grad_clip,
-        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_optimization": {"stage": config.engine.zero_stage, "reduce_bucket_size": min(BUCKET, parameters)},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }

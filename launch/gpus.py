@@ -1,0 +1,46 @@
+"""What a GPU can do, by its maker's data sheet: the floor that speeds are measured against and plans are made with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU of a host; bandwidths are of one direction."""
+
+    tflops: float  # dense bf16, TFLOP/s
+    memory_gb: float  # 1e9 bytes
+    within_gb_s: float  # to the other GPUs of its host, NVLink where it has it, GB/s
+    across_gb_s: float  # its share of the host's usual network, GB/s
+
+
+GPUS = {
+    "a100-40": Gpu(312, 40, 300, 25),
+    "a100-80": Gpu(312, 80, 300, 25),
+    "h100": Gpu(989, 80, 450, 50),
+    "h200": Gpu(989, 141, 450, 50),
+    "b200": Gpu(2250, 180, 900, 50),
+    "l40s": Gpu(362, 48, 32, 12.5),
+    "rtx4090": Gpu(165, 24, 32, 3),
+}
+_DEVICE_NAMES = {  # as the driver says it, the most special first
+    "A100-SXM4-40": "a100-40",
+    "A100-PCIE-40": "a100-40",
+    "A100": "a100-80",
+    "H100": "h100",
+    "H200": "h200",
+    "B200": "b200",
+    "L40S": "l40s",
+    "4090": "rtx4090",
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """A GPU by its short name; raises ValueError listing them."""
+    if name not in GPUS:
+        raise ValueError(f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+def gpu_of(device_name: str) -> Gpu | None:
+    """The GPU that a driver's device name ("NVIDIA H100 80GB HBM3") stands for, if it is known."""
+    return next((GPUS[short] for part, short in _DEVICE_NAMES.items() if part in device_name), None)

@@ -1,0 +1,34 @@
+"""A plan as a Slurm job: one job that runs its steps in turn, or an array with a task for every arm of a table."""
+
+from pathlib import Path
+
+from randcond.launch.commands import QUIET, Place, Step, out_folder, plan
+from randcond.launch.config import load_arms, load_config, load_table, table_names
+from randcond.launch.slurm import script
+
+
+def job_script(
+    stage: str, name: str, overrides: list[str], place: Place, options: str, max_restarts: int
+) -> tuple[Path, str, list[Step]]:
+    """Where the sbatch script of a stage (or "all") goes, its text, and the steps whose files it needs.
+
+    A table's train or eval becomes a job array: its arms don't wait for each other.
+    """
+    steps = plan(stage, name, overrides, place)
+    table = name in table_names()
+    configs = load_arms(name, overrides) if table else {name: load_config(name, overrides)}
+    out = out_folder(name, configs) / "launch"
+    spread = table and stage in ("train", "eval") and len(load_table(name).arms) > 1
+    groups = [[step] for step in steps] if spread else [steps]
+    text = script(
+        name=f"{stage}-{name}",
+        tasks=[[(step.command, step.distributed) for step in group] for group in groups],
+        out=out,
+        nodes=place.nodes or 1,
+        ranks=place.gpus or max(config.engine.processes for config in configs.values()),
+        gpus=bool(place.gpus),
+        options=options,
+        environment=QUIET,
+        max_restarts=max_restarts,
+    )
+    return out / f"{stage}.sbatch", text, steps

@@ -1,0 +1,91 @@
+"""An sbatch script for stages of experiments: srun starts the ranks, pre-emption saves and requeues.
+
+In: the steps of a plan. Out: the script's text; `submit` hands it to sbatch.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from randcond.launch.stage import MISTAKE, PREEMPTED, RANKS_FROM
+
+NOTICE = 120  # seconds before the time limit at which a training is asked to save
+
+
+def script(
+    name: str,
+    tasks: Sequence[Sequence[tuple[list[str], bool]]],
+    out: Path,
+    nodes: int,
+    ranks: int,
+    gpus: bool,
+    options: str,
+    environment: Mapping[str, str],
+    max_restarts: int,
+) -> str:
+    """The text of an sbatch script; `tasks`: one list of (command, distributed) per task, several make a job array.
+
+    `ranks`: per host; `gpus`: each takes one; `options`: further sbatch options of the site, as on its command line.
+    """
+    array = len(tasks) > 1
+    head = {
+        "job-name": f"randcond-{name}",
+        "output": str(out / ("slurm-%A_%a.out" if array else "slurm-%j.out")),
+        "open-mode": "append",
+        "nodes": nodes,
+        "ntasks-per-node": ranks,
+        **({"gpus-per-node": ranks} if gpus else {}),
+        **({"array": f"0-{len(tasks) - 1}"} if array else {}),
+        "signal": f"USR1@{NOTICE}",
+    }
+    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in head.items()), "#SBATCH --requeue"]
+    lines += [f"#SBATCH {option}" for option in shlex.split(options)]
+    lines += [
+        "",
+        'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "export MASTER_ADDR=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
+        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
+        f"export {RANKS_FROM}=slurm",
+        "[ -e /dev/nvidiactl ] || export DS_ACCELERATOR=cpu",
+        *(f"export {key}={shlex.quote(value)}" for key, value in environment.items()),
+        f"cd {shlex.quote(str(Path.cwd()))}",
+        "",
+        "# The steps one after the other; what is done is kept, and the same script goes on from it.",
+        "steps() {",
+    ]
+    for number, steps in enumerate(tasks):
+        indent = "  "
+        if array:
+            lines.append(f'  if [ "$SLURM_ARRAY_TASK_ID" = {number} ]; then')
+            indent = "    "
+        for command, distributed in steps:
+            srun = "srun --kill-on-bad-exit=1" if distributed else "srun --nodes=1 --ntasks=1"
+            lines.append(f"{indent}{srun} {shlex.join(command)} || return $?")
+        if array:
+            lines.append("  fi")
+    lines += [
+        "}",
+        "",
+        "steps",
+        "code=$?",
+        f"# {PREEMPTED}: asked to end, saved. Another code but the user's mistake: a rank or a host was lost.",
+        f"if [ $code = {PREEMPTED} ] || {{ [ $code != 0 ] && [ $code != {MISTAKE} ] && "
+        f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; }}; then',
+        '  scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script once the job is queued again',
+        "fi",
+        "exit $code",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def submit(path: Path) -> None:
+    """Hands a script to sbatch; raises ValueError when there is none, SystemExit when it refuses."""
+    if not shutil.which("sbatch"):
+        raise ValueError(f"no sbatch here: submit on a login node with `sbatch {path}`")
+    done = subprocess.run(["sbatch", str(path)])
+    if done.returncode:
+        print(f"error: sbatch refused {path}", file=sys.stderr)
+        raise SystemExit(done.returncode)

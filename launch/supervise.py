@@ -1,0 +1,153 @@
+"""Runs a plan's commands, leaves no process behind, passes on a scheduler's wish to end, starts again what broke."""
+
+import ctypes
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from randcond.launch.commands import QUIET, Step
+from randcond.launch.hosts import PATIENCE, host_environment, wait_for_hosts
+from randcond.launch.stage import MISTAKE, PREEMPTED, STOP_FILE
+
+_INTERRUPTED = 130
+_GRACE = 120.0  # seconds a training has to save once it has been asked to end
+
+
+def run_steps(steps: list[Step], max_restarts: int = 0) -> None:
+    """Runs the commands one after the other; one that lost a rank or a host starts again, `max_restarts` times.
+
+    Raises SystemExit with the failed command's code: what is done stays done, and the same command goes on from it.
+    """
+    for number, step in enumerate(steps, 1):
+        print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
+        if step.hosts:
+            wait_for_hosts(step.hosts, patience=0)
+        code = _run_step(step)
+        restarts = 0
+        while code not in (0, MISTAKE, PREEMPTED, _INTERRUPTED) and step.distributed and restarts < max_restarts:
+            restarts += 1
+            print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
+            if step.hosts:
+                wait_for_hosts(step.hosts, PATIENCE)
+            code = _run_step(step)
+        if code:
+            print(f"\n{step.label} ended with code {code}. What is done is kept; the same command goes on from it.")
+            raise SystemExit(code)
+
+
+def _run_step(step: Step) -> int:
+    """Runs one step; a code other than 0 unless its artefact is there."""
+    write_files(step.files)
+    stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
+    code = run_command(step.command, stop, step.environment_file)
+    if code == 0 and step.artefact and not step.artefact.is_file():
+        # The deepspeed launcher ends with 0 when its node process was killed by a signal.
+        print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)
+        return 1
+    return code
+
+
+def write_files(files: dict[Path, str]) -> None:
+    """Writes text files, and the folders they are in."""
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def run_command(command: list[str], stop: Path | None = None, environment_file: Path | None = None) -> int:
+    """Runs one command in a session of its own and returns its exit code; nothing it started outlives it.
+
+    SIGTERM and SIGUSR1 (pre-emption) make it end with PREEMPTED: by itself where it looks out for the file `stop`,
+    at once otherwise. `environment_file`: what the deepspeed launcher gives to other hosts.
+    """
+    environment = {**QUIET, **os.environ, "RANDCOND_SUPERVISOR": str(os.getpid())}
+    environment["RANDCOND_HOST"] = platform.node()
+    if stop:
+        environment[STOP_FILE] = str(stop.absolute())
+    if environment_file:
+        from randcond.launch.hosts import environment_file as text_of
+
+        environment_file.write_text(text_of(environment))
+        environment |= host_environment(environment_file)
+    elif not Path("/dev/nvidiactl").exists():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    asked: list[float] = []
+    handlers = {
+        signal.SIGINT: signal.signal(signal.SIGINT, _raise_interrupt),
+        **{n: signal.signal(n, lambda *_: asked.append(time.monotonic())) for n in (signal.SIGTERM, signal.SIGUSR1)},
+    }
+    try:
+        return _wait(process, asked, stop)
+    except KeyboardInterrupt:
+        print("\ninterrupted: ending the processes", flush=True)
+        _signal_group(process.pid, signal.SIGINT)
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            pass
+        return _INTERRUPTED
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+        if stop:
+            stop.unlink(missing_ok=True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | None) -> int:
+    """Until the command has ended, or has had its time to after it was asked to."""
+    said = False
+    while True:
+        try:
+            code = process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            code = None
+        if not asked:
+            if code is not None:
+                return code
+            continue
+        if not said:
+            said = True
+            print("\nasked to end" + (": saving" if stop else ""), flush=True)
+            if stop:
+                stop.parent.mkdir(parents=True, exist_ok=True)
+                stop.touch()
+        # Who was signalled with us (a whole container, say) may have left its ranks behind, saving.
+        if code == 0 or (code is not None and not _group_lives(process.pid)):
+            return code if code in (0, MISTAKE) else PREEMPTED
+        if not stop or time.monotonic() - asked[0] > _GRACE:
+            return PREEMPTED
+        if code is not None:
+            time.sleep(0.5)
+
+
+def _group_lives(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _raise_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,0 +1,129 @@
+"""Real Slurm on two nodes: submit, run, requeue in the middle, finish with the same student.
+
+`make test-slurm`
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.cluster.packages import SLURM, need
+from tests.cluster.slurm import NODES, Slurm
+from tests.conftest import TINY, randcond
+
+pytestmark = pytest.mark.slurm
+
+WORDS = [*TINY, "train.steps=60", "train.checkpoint_every=10", "train.sample_every=0", "engine.processes=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool and a cache, and the student that two ranks of one host train from them."""
+    place = tmp_path_factory.mktemp("world")
+    for stage in ("pool", "cache", "train"):
+        randcond(place, "run", stage, "demo-with", *WORDS, "--gpus", "2")
+    return place
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    need(SLURM)
+    with Slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+def launch(slurm: Slurm, folder: Path, run: str, *more: str) -> str:
+    """Submits a training on two nodes; returns the job's number."""
+    words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", "--launcher", "slurm", "--nodes", "2", *more]
+    said = slurm.sh(sys.executable, "-m", "randcond.launch.cli", *words, cwd=folder)
+    return said.rsplit("Submitted batch job ", 1)[1].strip()
+
+
+def wait_for(slurm: Slurm, job: str, folder: Path, *states: str, seconds: float = 300.0) -> str:
+    """Waits until a job is in one of the states; fails showing what it printed."""
+    deadline = time.monotonic() + seconds
+    while (state := slurm.state(job)) not in states:
+        outputs = [path.read_text() for path in folder.rglob(f"slurm-{job}*.out")]
+        assert state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"), (state, outputs)
+        assert time.monotonic() < deadline, (state, outputs)
+        time.sleep(0.5)
+    return state
+
+
+def wait_for_file(path: Path, seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.1)
+
+
+def difference(folder: Path, run: str) -> float:
+    """The largest difference from the student that two ranks of one host trained."""
+    here, there = (
+        load_file(folder / each / "student/unet/diffusion_pytorch_model.safetensors")
+        for each in ("runs/demo/with", run)
+    )
+    return max((here[key] - there[key]).abs().max().item() for key in here)
+
+
+def output(folder: Path, run: str, job: str) -> str:
+    return (folder / run / "launch" / f"slurm-{job}.out").read_text().replace("\r", "\n")
+
+
+def test_two_nodes_train_what_one_machine_does(slurm: Slurm, folder: Path) -> None:
+    job = launch(slurm, folder, "runs/two nodes")
+    wait_for(slurm, job, folder, "COMPLETED")
+    assert difference(folder, "runs/two nodes") < 1e-5
+    assert len(list((folder / "runs/two nodes/logs").iterdir())) == len(NODES)
+
+
+def test_a_requeued_job_goes_on(slurm: Slurm, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`scontrol requeue`, as an administrator does it: the ranks get SIGTERM, save, and the job starts again."""
+    job = launch(slurm, folder, "runs/requeued")
+    wait_for_file(folder / "runs/requeued/checkpoints/step-00000010")
+    slurm.sh("scontrol", "requeue", job)
+    wait_for(slurm, job, folder, "COMPLETED", seconds=400)
+    said = output(folder, "runs/requeued", job)
+    assert "going on from step" in said, said
+    assert difference(folder, "runs/requeued") < 1e-5
+    with capsys.disabled():
+        lines = [line for line in said.splitlines() if "step" in line and line.startswith("training: ")]
+        print(f"\nrequeued: {'; '.join(lines)}; largest difference {difference(folder, 'runs/requeued'):.1e}")
+
+
+def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folder: Path) -> None:
+    """SIGUSR1 to the ranks, as Slurm sends it before the end: the job queues itself again and goes on."""
+    job = launch(slurm, folder, "runs/noticed")
+    wait_for_file(folder / "runs/noticed/checkpoints/step-00000010")
+    slurm.sh("scancel", "--signal=USR1", job)
+    wait_for(slurm, job, folder, "COMPLETED", seconds=400)
+    said = output(folder, "runs/noticed", job)
+    assert "asked to end, saved at step" in said and "going on from step" in said
+    assert difference(folder, "runs/noticed") < 1e-5
+
+
+def test_a_table_becomes_a_job_array(slurm: Slurm, folder: Path) -> None:
+    """Both arms of the demo; their caches are there already."""
+    words = ["launch", "train", "demo", *TINY, "engine.processes=1", "train.sample_every=0", "--launcher", "slurm"]
+    said = slurm.sh(sys.executable, "-m", "randcond.launch.cli", *words, cwd=folder)
+    job = said.rsplit("Submitted batch job ", 1)[1].strip()
+    deadline = time.monotonic() + 240
+    while slurm.sh("squeue", "-h", "-j", job).strip():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert (folder / "runs/demo/without/train.json").is_file()
+
+
+def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> None:
+    job = launch(slurm, folder, "runs/lost", "--max-restarts", "1")
+    wait_for_file(folder / "runs/lost/checkpoints/step-00000010")
+    subprocess.run(["pkill", "-9", "-n", "-f", "randcond.train runs/lost"], check=True)
+    wait_for(slurm, job, folder, "COMPLETED", seconds=400)
+    said = output(folder, "runs/lost", job)
+    assert "error: training ended: rank" in said and "going on from step" in said
+    assert difference(folder, "runs/lost") < 1e-5

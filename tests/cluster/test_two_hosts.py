@@ -1,0 +1,159 @@
+"""The deepspeed launcher over pdsh and ssh on two real hosts; a killed rank, a cut link, and what comes after.
+
+`make test-hosts`
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.cluster.hosts import LINK, NAMES, TwoHosts
+from tests.cluster.packages import HOSTS, need
+from tests.conftest import TINY, randcond
+
+pytestmark = pytest.mark.hosts
+
+STEPS = 60
+WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.sample_every=0"]
+TIMEOUTS = ["engine.heartbeat=10", "engine.timeout=60", "engine.processes=1"]
+BOUND = 90.0  # seconds from the blow until everything has ended on both hosts
+RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool and a cache, and the student that two ranks of one host train from them."""
+    place = tmp_path_factory.mktemp("cluster")
+    for stage in ("pool", "cache", "train"):
+        randcond(place, "run", stage, "demo-with", *WORDS)
+    (place / "hosts").write_text("".join(f"{name} slots=1\n" for name in NAMES))
+    return place
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+    need(HOSTS)
+    with TwoHosts(tmp_path_factory.mktemp("hosts")) as two:
+        yield two
+
+
+class Launch:
+    """`randcond launch train` from the first host, watched until both hosts are empty again."""
+
+    def __init__(self, hosts: TwoHosts, folder: Path, run: str, *flags: str) -> None:
+        self.hosts, self.folder, self.run = hosts, folder, folder / run
+        words = ["launch", "train", "demo-with", *WORDS, *TIMEOUTS, f"paths.run={run}", "--hostfile", "hosts", *flags]
+        self.log = folder / f"{time.monotonic()}.log"
+        with self.log.open("wb") as out:
+            environment = {**os.environ, "GLOO_SOCKET_IFNAME": LINK}
+            command = [*hosts.on(NAMES[0]), *RANDCOND, *words]
+            self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
+
+    def wait_for_checkpoint(self, step: int) -> None:
+        deadline = time.monotonic() + 240
+        while not (self.run / "checkpoints" / f"step-{step:08d}").is_dir():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} too early\n{self.said()}"
+            assert time.monotonic() < deadline, f"no checkpoint\n{self.said()}"
+            time.sleep(0.1)
+
+    def end(self, bound: float) -> float:
+        """Waits until the command has ended and nothing of it is left on either host; returns the seconds."""
+        began = time.monotonic()
+        while self.process.poll() is None or any(map(self.hosts.processes, NAMES)):
+            assert time.monotonic() - began < bound, f"not over after {bound} s\n{self.said()}"
+            time.sleep(0.2)
+        return time.monotonic() - began
+
+    def said(self) -> str:
+        return self.log.read_text().replace("\r", "\n")
+
+
+def rank_on(hosts: TwoHosts, name: str) -> int:
+    """The process of the rank on a host."""
+    for pid in hosts.processes(name):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"randcond.train" in words and b"deepspeed.launcher.launch" not in words:
+            return pid
+    raise AssertionError(f"no rank on {name}")
+
+
+def same_student(folder: Path, run: str) -> float:
+    """The largest difference from the student that two ranks of one host trained."""
+    here, there = (
+        load_file(folder / each / "student/unet/diffusion_pytorch_model.safetensors")
+        for each in ("runs/demo/with", run)
+    )
+    lines = (folder / run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(2, STEPS + 1, 2))
+    return max((here[key] - there[key]).abs().max().item() for key in here)
+
+
+def test_two_hosts_train_what_one_does(hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a run folder whose name pdsh would take apart."""
+    run = 'runs/it\'s "two" hosts'
+    launch = Launch(hosts, folder, run)
+    launch.end(300)
+    assert launch.process.returncode == 0, launch.said()
+    assert same_student(folder, run) < 1e-5
+    for rank in range(2):
+        assert (folder / run / f"logs/train-rank-{rank:04d}.log").stat().st_size
+    hosts_seen = {line for line in (folder / run / "launch/environment").read_text().splitlines() if "SOCKET" in line}
+    assert hosts_seen == {f"GLOO_SOCKET_IFNAME={LINK}"}
+    with capsys.disabled():
+        print(f"\ntwo hosts: largest difference from one host {same_student(folder, run):.1e}")
+
+
+@pytest.mark.parametrize("blow", ["kill", "cut"])
+def test_a_lost_rank_ends_both_hosts_and_a_restart_finishes(
+    hosts: TwoHosts, folder: Path, blow: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"runs/{blow}"
+
+    def strike() -> None:
+        if blow == "kill":
+            os.kill(rank_on(hosts, NAMES[1]), signal.SIGKILL)
+        else:
+            hosts.cut()
+
+    try:
+        launch = Launch(hosts, folder, run)
+        launch.wait_for_checkpoint(10)
+        strike()
+        seconds = launch.end(BOUND)
+        assert launch.process.returncode != 0
+        named = [line for line in launch.said().splitlines() if "error: training ended: rank 1 on host" in line]
+        assert named and NAMES[1] in named[0], launch.said()
+        with capsys.disabled():
+            print(f"\n{blow}: both hosts over after {seconds:.0f} s, code {launch.process.returncode}; {named[0]}")
+        hosts.mend()
+
+        again = Launch(hosts, folder, run, "--max-restarts", "1")
+        again.wait_for_checkpoint(30)
+        strike()
+        time.sleep(45 if blow == "cut" else 0)
+        hosts.mend()
+        again.end(400)
+    finally:
+        hosts.mend()
+    assert again.process.returncode == 0, again.said()
+    assert "restart 1 of 1" in again.said() and "going on from step" in again.said()
+    assert same_student(folder, run) < 1e-5
+    with capsys.disabled():
+        print(f"{blow}, restarted: largest difference from one host {same_student(folder, run):.1e}")
+
+
+def test_a_host_that_does_not_answer_is_named_before_anything_starts(hosts: TwoHosts, folder: Path) -> None:
+    (folder / "wrong").write_text(f"{NAMES[0]} slots=1\nhost-c slots=1\n")
+    words = ["launch", "train", "demo-with", *WORDS, "--hostfile", "wrong"]
+    command = [*hosts.on(NAMES[0]), *RANDCOND, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no answer to `ssh HOST true` from host-c" in done.stderr

@@ -1,0 +1,222 @@
+"""What clusters do to a training: pre-emption, lost and hung ranks, values that are not finite, full disks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from randcond.train.disk import check_folder
+from randcond.train.profiling import trace_window
+from tests.conftest import TINY
+from tests.interruptions import RANDCOND, ranks, wait_for
+
+STEPS = 30
+WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.sample_every=0", "train.log_samples=true"]
+
+
+def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) -> tuple[int, float, str]:
+    """Trains on two ranks, strikes after the first logged steps; exit code, seconds until it ended, what was said."""
+    log = folder / f"{run.replace('/', '-')}.log"
+    with log.open("ab") as out:
+        words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
+        process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
+    metrics = folder / run / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 1, process)
+    strike(process)
+    began = time.monotonic()
+    process.wait(timeout=120)
+    return process.returncode, time.monotonic() - began, log.read_text().replace("\r", "\n")
+
+
+def train(folder: Path, run: str, *more: str) -> str:
+    """The same, left alone."""
+    command = [*RANDCOND, "launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+def samples(folder: Path, run: str) -> dict[int, list[tuple[int, ...]]]:
+    """Step -> (key, timestep, noise seed, caption) of its samples, of all ranks, in the order of the global batch."""
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    for path in sorted((folder / run / "samples").iterdir()):
+        for line in map(json.loads, path.read_text().splitlines()):
+            rows = zip(line["key"], line["timesteps"], line["noise_seed"], line["caption_id"], strict=True)
+            seen.setdefault(line["step"], []).extend(rows)
+    return seen
+
+
+def student(folder: Path, run: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / run / "student/unet/diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path) -> Path:
+    """The run that nothing happens to."""
+    train(world, "runs/whole")
+    return world
+
+
+def assert_same(folder: Path, run: str) -> None:
+    """A run ended as the uninterrupted one did: the same weights, bit by bit, and the same samples at every step."""
+    ours, theirs = student(folder, run), student(folder, "runs/whole")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    seen = samples(folder, run)
+    assert seen == samples(folder, "runs/whole")
+    assert sorted(seen) == list(range(1, STEPS + 1)) and all(len(rows) == 16 for rows in seen.values())
+
+
+def asks(process: Any) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def asks_a_rank(process: Any) -> None:
+    ranks(process)[1].send_signal(signal.SIGUSR1)
+
+
+def asks_all(process: Any) -> None:
+    """As when a container is stopped: every process gets the signal, the launcher's own and the loaders' too."""
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        each.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("strike", "more"),
+    [
+        (asks, []),
+        pytest.param(asks_a_rank, [], marks=pytest.mark.slow),
+        pytest.param(asks_all, ["train.workers=1"], marks=pytest.mark.slow),
+        pytest.param(asks, ["--launcher", "torchrun"], marks=pytest.mark.slow),
+    ],
+)
+def test_asked_to_end_it_saves_that_step_and_goes_on(
+    whole: Path, strike: Callable[[Any], None], more: list[str], request: pytest.FixtureRequest
+) -> None:
+    run = f"runs/asked-{strike.__name__}-{len(more)}"
+    code, seconds, said = struck(whole, run, strike, *more)
+    assert code == 75, said
+    assert seconds < 30
+    step = int(said.split("asked to end, saved at step ")[1].split(";")[0])
+    assert 0 < step < STEPS
+    newest = sorted((whole / run / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == f"step-{step:08d}"
+    assert not list((whole / run).glob(".stop*"))
+    assert f"going on from step {step}" in train(whole, run, *more)
+    assert_same(whole, run)
+
+
+def kills_a_rank(process: Any) -> None:
+    ranks(process)[1].kill()
+
+
+def kills_the_first(process: Any) -> None:
+    ranks(process)[0].kill()
+
+
+def stops_a_rank(process: Any) -> None:
+    ranks(process)[1].suspend()
+
+
+@pytest.mark.parametrize(
+    ("strike", "named"),
+    [
+        (kills_a_rank, "rank 1 on host"),
+        pytest.param(kills_the_first, "rank 0 on host", marks=pytest.mark.slow),
+        pytest.param(stops_a_rank, "rank 1 on host", marks=pytest.mark.slow),
+    ],
+)
+def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Callable[[Any], None], named: str) -> None:
+    run = f"runs/{strike.__name__}"
+    code, _, said = struck(whole, run, strike, "--max-restarts", "1", "engine.heartbeat=6")
+    assert code == 0, said
+    assert f"error: training ended: {named}" in said
+    assert "restart 1 of 1" in said
+    assert_same(whole, run)
+
+
+def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_folder(tmp_path, parameters=1000, keep=2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"paths.run: .* can't be written \(Not a directory\)"):
+        check_folder(tmp_path / "file" / "run", parameters=1000, keep=2)
+    disk = shutil.disk_usage(tmp_path)
+    with pytest.raises(ValueError, match=r"GB free, this run writes .* 2 kept checkpoints and the next one of"):
+        check_folder(tmp_path, parameters=disk.free // 16, keep=2)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """A real file system of a few MB: the writer's error comes up at the next step, naming the file."""
+    if os.geteuid():
+        pytest.skip("mounting a small file system takes root")
+    code = (
+        "import sys, torch; from pathlib import Path; from randcond.train import checkpoint\n"
+        "from randcond.train.engine import STATE_KINDS\n"
+        "folder = Path(sys.argv[1]); writer = checkpoint.Writer(folder, 0, 1, 3)\n"
+        "state = {kind: {'a@0': torch.zeros(100_000)} for kind in STATE_KINDS}\n"
+        "for step in (1, 2, 3):\n"
+        "    writer.save(step, state, {'a': (100_000,)}, {'skipped': 0})\n"
+        "    writer.wait()\n"
+    )
+    inside = f'mount -t tmpfs -o size=4m small "{tmp_path}" && "{sys.executable}" -c "$1" "{tmp_path}"; ls "{tmp_path}"'
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", inside, "sh", code], capture_output=True, text=True)
+    assert "No space left on device" in done.stderr
+    assert done.stdout.split() == ["step-00000001", "step-00000002"]
+
+
+SKIP = """
+import sys, torch
+from randcond.launch.config import load_config, resolve_path
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step
+from randcond.train.engine import build_engine
+config = load_config("demo-with", ["train.skip_nonfinite=1", "train.global_batch=2", *sys.argv[1:]])
+teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
+engine = build_engine(config, build_step(config, teacher)[0])
+def step(factor):
+    noised = torch.randn(2, teacher.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = teacher.encode(teacher.tokenizers(["a red two"] * 2), torch.zeros(2, dtype=torch.bool))
+    prediction, _ = engine.forward(noised.to(engine.dtype), torch.tensor([1, 500]), condition)
+    engine.backward(prediction.float().square().mean() * factor)
+    return float(engine.step(1e-3, 0.9))
+def state():
+    return {kind + key: run for kind, runs in engine.local_state().items() for key, run in runs.items()}
+step(1.0)
+before = state()
+norm = step(float("inf"))
+assert not torch.isfinite(torch.tensor(norm)) and engine.skipped == 1, (norm, engine.skipped)
+assert all(torch.equal(run, before[key]) for key, run in state().items()), "a skipped step changed something"
+assert 0 < step(1.0) < float("inf") and engine.skipped == 1
+assert any(not torch.equal(run, before[key]) for key, run in state().items())
+print("skipped one")
+"""
+
+
+@pytest.mark.parametrize("engine", ["engine.zero_stage=1", "engine.zero_stage=3", "engine.kind=fsdp"])
+@pytest.mark.slow
+def test_a_skipped_step_leaves_everything_as_it_was(engine: str, tmp_path: Path) -> None:
+    words = [engine, "engine.precision=bf16"]
+    done = subprocess.run([sys.executable, "-c", SKIP, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert "skipped one" in done.stdout, done.stderr
+
+
+def test_a_profile_is_written_for_its_window(tmp_path: Path) -> None:
+    with trace_window([3, 4], first=0, folder=tmp_path, rank=0) as after_step:
+        for _ in range(5):
+            torch.ones(4, 4) @ torch.ones(4, 4)
+            after_step()
+    assert (tmp_path / "profile/rank-0000.json.gz").stat().st_size > 500
+    with trace_window([3, 4], first=4, folder=tmp_path / "none", rank=0) as after_step:
+        after_step()
+    assert not (tmp_path / "none").exists()

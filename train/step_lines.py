@@ -1,0 +1,52 @@
+"""Files of JSON lines by step, cut back where a resumed run goes on; the log of the samples that each step saw."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from randcond.data.files import remove, write_text
+
+COLUMNS = ("key", "timesteps", "noise_seed", "caption_id")
+
+
+class SampleLog:
+    """Appends to samples/rank-NNNN.jsonl of the run's folder."""
+
+    def __init__(self, folder: Path, rank: int, wanted: bool) -> None:
+        path = folder / "samples" / f"rank-{rank:04d}.jsonl"
+        if wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.lines = path.open("a", buffering=1) if wanted else None
+
+    def add(self, step: int, batch: dict[str, Any]) -> None:
+        """Writes the samples of one micro-batch."""
+        if self.lines:
+            self.lines.write(json.dumps({"step": step, **{name: batch[name].tolist() for name in COLUMNS}}) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self.lines:
+            self.lines.close()
+
+
+def forget_samples_after(folder: Path, step: int) -> None:
+    """Drops what a resumed run sees again, in every rank's file; the first rank does it before any goes on."""
+    for path in (folder / "samples").glob("rank-*.jsonl"):
+        if step:
+            lines_up_to(path, step)
+        else:
+            remove(path)
+
+
+def lines_up_to(path: Path, step: int) -> Path:
+    """Drops the lines after a step, which a resumed run writes again, and a last line that was cut off."""
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
+    return path
