@@ -41,7 +41,11 @@ def script(
         **({"array": f"0-{len(tasks) - 1}"} if array else {}),
         "signal": f"USR1@{NOTICE}",
     }
-    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in head.items()), "#SBATCH --requeue"]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in head.items()),
+        "#SBATCH --requeue",
+    ]
     lines += [f"#SBATCH {option}" for option in shlex.split(options)]
     lines += [
         "",

@@ -114,7 +114,7 @@ class Monitor:
 
     def _what_was_not_finite(self, names: list[str]) -> str:
         """The earliest step at which a value was not finite, with its terms and ranks."""
-        steps = torch.cat([self._terms.first_bad, self._norm.first_bad]).tolist()
+        steps = torch.cat([self._terms.first_bad, self._norm.first_bad]).long().tolist()
         found = [
             (step, name, rank)
             for rank, bad in enumerate(self.engine.collect(steps))

@@ -27,5 +27,5 @@ def trace_window(window: list[int], first: int, folder: Path, rank: int) -> Iter
 
     active = window[1] - max(window[0], first + 1) + 1
     schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=active, repeat=1)
-    with torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profile:
+    with torch.profiler.profile(schedule=schedule, on_trace_ready=write, acc_events=True) as profile:
         yield profile.step

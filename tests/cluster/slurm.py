@@ -86,6 +86,7 @@ class Slurm:
             "SwitchType=switch/none",
             "MpiDefault=none",
             "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_CPU",
             "ReturnToService=2",
             "KillWait=30",
             "MinJobAge=600",

@@ -48,7 +48,7 @@ def wait_for(slurm: Slurm, job: str, folder: Path, *states: str, seconds: float 
     """Waits until a job is in one of the states; fails showing what it printed."""
     deadline = time.monotonic() + seconds
     while (state := slurm.state(job)) not in states:
-        outputs = [path.read_text() for path in folder.rglob(f"slurm-{job}*.out")]
+        outputs = [path.read_text(errors="replace") for path in folder.rglob(f"slurm-{job}*.out")]
         assert state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"), (state, outputs)
         assert time.monotonic() < deadline, (state, outputs)
         time.sleep(0.5)
@@ -72,7 +72,7 @@ def difference(folder: Path, run: str) -> float:
 
 
 def output(folder: Path, run: str, job: str) -> str:
-    return (folder / run / "launch" / f"slurm-{job}.out").read_text().replace("\r", "\n")
+    return (folder / run / "launch" / f"slurm-{job}.out").read_text(errors="replace").replace("\r", "\n")
 
 
 def test_two_nodes_train_what_one_machine_does(slurm: Slurm, folder: Path) -> None:
