@@ -79,7 +79,7 @@ def run(
         for name in load_table(experiment).arms.values() if is_table else [experiment]:
             print(f"# {name}, resolved\n{to_yaml(load_config(name, overrides))}")
     if launcher == "slurm":
-        path, text, steps = job_script(stage, experiment, list(overrides), place, sbatch, max_restarts)
+        path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts)
         if dry_run:
             print(f"# sbatch {path}\n{text}")
             return

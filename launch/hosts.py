@@ -68,7 +68,7 @@ def wait_for_hosts(hosts: list[str], patience: float) -> None:
         time.sleep(5)
 
 
-def environment_file(environment: dict[str, str]) -> str:
+def environment_lines(environment: dict[str, str]) -> str:
     """A `.deepspeed_env` (lines NAME=value, later ones win): the user's own one, and what of this shell ranks need."""
     lines = []
     for folder in (Path.home(), Path()):

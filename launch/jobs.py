@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from randcond.launch.commands import QUIET, Place, Step, out_folder, plan
+from randcond.launch.commands import QUIET, Place, Step, out_folder
 from randcond.launch.config import load_arms, load_config, load_table, table_names
 from randcond.launch.slurm import script
 
 
 def job_script(
-    stage: str, name: str, overrides: list[str], place: Place, options: str, max_restarts: int
-) -> tuple[Path, str, list[Step]]:
-    """Where the sbatch script of a stage (or "all") goes, its text, and the steps whose files it needs.
+    stage: str, name: str, overrides: list[str], place: Place, steps: list[Step], options: str, max_restarts: int
+) -> tuple[Path, str]:
+    """Where the sbatch script of a stage (or "all") goes, and its text.
 
     A table's train or eval becomes a job array: its arms don't wait for each other.
     """
-    steps = plan(stage, name, overrides, place)
     table = name in table_names()
     configs = load_arms(name, overrides) if table else {name: load_config(name, overrides)}
     out = out_folder(name, configs) / "launch"
@@ -31,4 +30,4 @@ def job_script(
         environment=QUIET,
         max_restarts=max_restarts,
     )
-    return out / f"{stage}.sbatch", text, steps
+    return out / f"{stage}.sbatch", text

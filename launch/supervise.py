@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Step
-from randcond.launch.hosts import PATIENCE, host_environment, wait_for_hosts
+from randcond.launch.hosts import PATIENCE, environment_lines, host_environment, wait_for_hosts
 from randcond.launch.stage import MISTAKE, PREEMPTED, STOP_FILE
 
 _INTERRUPTED = 130
@@ -69,9 +69,7 @@ def run_command(command: list[str], stop: Path | None = None, environment_file: 
     if stop:
         environment[STOP_FILE] = str(stop.absolute())
     if environment_file:
-        from randcond.launch.hosts import environment_file as text_of
-
-        environment_file.write_text(text_of(environment))
+        environment_file.write_text(environment_lines(environment))
         environment |= host_environment(environment_file)
     elif not Path("/dev/nvidiactl").exists():
         environment.setdefault("DS_ACCELERATOR", "cpu")

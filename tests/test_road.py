@@ -359,6 +359,7 @@ def test_bad_input_is_named_before_work_starts(
     ("words", "said"),
     [
         (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
+        (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
         (["paths.run=runs/nan", "train.lr=1e30"], "training stopped: not finite at step 2: loss/"),
     ],
 )

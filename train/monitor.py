@@ -178,7 +178,7 @@ class _Sums:
     """Sums of values that are finite, how many were, and the first step at which one was not; all on the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.added = device, 0
+        self.added = 0
         self.values = self.counts = self.first_bad = torch.zeros(0, dtype=torch.float64, device=device)
 
     def add(self, values: Tensor, step: int) -> None:

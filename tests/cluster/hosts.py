@@ -22,7 +22,7 @@ def sh(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 
 class TwoHosts:
-    """A context in which both hosts are up; `run` starts a command on the first, `cut` and `mend` handle the link."""
+    """A context in which both hosts are up; `on` runs a command on one, `cut` and `mend` handle the link."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
