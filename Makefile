@@ -12,7 +12,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-hosts test-slurm lint format dryrun bench tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -42,6 +42,9 @@ test: $(READY) ## the tests, under 15 minutes on two cores
 
 test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too)
 	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)
+
+test-endurance: $(READY) ## loss curves on every engine, ten random kill -9, engines and ranks changed on the way, the EMA
+	$(BIN)/python -m pytest tests/test_endurance.py $(ARGS)
 
 test-hosts: $(READY) ## two hosts on this machine: deepspeed over ssh, a killed rank, a cut link (as root)
 	$(BIN)/python -m pytest -m hosts $(ARGS)

@@ -1,6 +1,5 @@
 """What clusters do to a training: pre-emption, lost and hung ranks, values that are not finite, full disks."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from randcond.train.disk import check_folder
 from randcond.train.profiling import trace_window
 from tests.conftest import TINY
 from tests.interruptions import RANDCOND, ranks, wait_for
+from tests.runs import metrics, same_bits, samples
 
 STEPS = 30
 WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.sample_every=0", "train.log_samples=true"]
@@ -45,33 +44,20 @@ def train(folder: Path, run: str, *more: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
-def samples(folder: Path, run: str) -> dict[int, list[tuple[int, ...]]]:
-    """Step -> (key, timestep, noise seed, caption) of its samples, of all ranks, in the order of the global batch."""
-    seen: dict[int, list[tuple[int, ...]]] = {}
-    for path in sorted((folder / run / "samples").iterdir()):
-        for line in map(json.loads, path.read_text().splitlines()):
-            rows = zip(line["key"], line["timesteps"], line["noise_seed"], line["caption_id"], strict=True)
-            seen.setdefault(line["step"], []).extend(rows)
-    return seen
-
-
-def student(folder: Path, run: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / run / "student/unet/diffusion_pytorch_model.safetensors")
-
-
 @pytest.fixture(scope="module")
 def whole(world: Path) -> Path:
     """The run that nothing happens to."""
-    train(world, "runs/whole")
+    train(world, "runs/unhurt")
     return world
 
 
 def assert_same(folder: Path, run: str) -> None:
-    """A run ended as the uninterrupted one did: the same weights, bit by bit, and the same samples at every step."""
-    ours, theirs = student(folder, run), student(folder, "runs/whole")
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    seen = samples(folder, run)
-    assert seen == samples(folder, "runs/whole")
+    """A run ended as the uninterrupted one did: weights bit by bit, losses and samples at every step."""
+    assert same_bits(folder / run, folder / "runs/unhurt")
+    ours, theirs = (metrics(folder / each) for each in (run, "runs/unhurt"))
+    assert [(a["step"], a["loss/total"]) for a in ours] == [(a["step"], a["loss/total"]) for a in theirs]
+    seen = samples(folder / run)
+    assert seen == samples(folder / "runs/unhurt")
     assert sorted(seen) == list(range(1, STEPS + 1)) and all(len(rows) == 16 for rows in seen.values())
 
 
@@ -99,7 +85,7 @@ def asks_all(process: Any) -> None:
     ],
 )
 def test_asked_to_end_it_saves_that_step_and_goes_on(
-    whole: Path, strike: Callable[[Any], None], more: list[str], request: pytest.FixtureRequest
+    whole: Path, strike: Callable[[Any], None], more: list[str]
 ) -> None:
     run = f"runs/asked-{strike.__name__}-{len(more)}"
     code, seconds, said = struck(whole, run, strike, *more)
@@ -143,9 +129,7 @@ def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Call
     assert_same(whole, run)
 
 
-def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_path: Path) -> None:
     check_folder(tmp_path, parameters=1000, keep=2)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"paths.run: .* can't be written \(Not a directory\)"):

@@ -24,10 +24,7 @@ from tests import shaped
 from tests.conftest import TINY, randcond
 from tests.drawing import draw_elsewhere, draw_here
 from tests.interruptions import ranks, wait_for
-
-
-def weights(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
-    return load_file(run / name / "unet" / "diffusion_pytorch_model.safetensors")
+from tests.runs import difference, metrics, same_bits, weights
 
 
 def newest(run: Path) -> Stored:
@@ -73,30 +70,6 @@ def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path)
         assert path.read_bytes() == (world / "runs/cache-again" / path.name).read_bytes(), path.name
 
 
-def test_kill_9_of_a_rank_and_the_same_command_ends_with_the_same_weights(world: Path) -> None:
-    """The uninterrupted run against one whose rank is killed after its first checkpoint: equal bit by bit."""
-    longer = [*TINY, "train.steps=20", "train.sample_every=0"]
-    randcond(world, "run", "train", "demo-with", *longer, "paths.run=runs/whole")
-    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *longer, "paths.run=runs/cut"]
-    process = subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(lambda: (world / "runs/cut/checkpoints/step-00000004").is_dir(), process)
-    victim = ranks(process)[-1]
-    os.kill(victim.pid, signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode not in (0, None), said
-    assert not (world / "runs/cut/train.json").exists()
-    said = randcond(world, *command[3:]).stdout
-    assert "going on from step" in said
-    for name in ("student", "student_ema"):
-        whole, cut = weights(world / "runs/whole", name), weights(world / "runs/cut", name)
-        assert all(torch.equal(whole[key], cut[key]) for key in whole)
-    lines = [json.loads(line) for line in (world / "runs/cut/metrics.jsonl").read_text().splitlines()]
-    reference = [json.loads(line) for line in (world / "runs/whole/metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss/total"]) for line in lines] == [
-        (line["step"], line["loss/total"]) for line in reference
-    ]
-
-
 def test_nothing_outlives_a_killed_command(world: Path) -> None:
     command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, "train.steps=500"]
     process = subprocess.Popen([*command, "paths.run=runs/orphans"], cwd=world)
@@ -111,8 +84,8 @@ def test_nothing_outlives_a_killed_command(world: Path) -> None:
 
 def test_two_ranks_and_one_train_the_same_student(world: Path) -> None:
     randcond(world, "run", "train", "demo-with", "--gpus", "1", *TINY, "paths.run=runs/alone")
-    both = json.loads((world / "runs/demo/with/metrics.jsonl").read_text().splitlines()[-1])
-    alone = json.loads((world / "runs/alone/metrics.jsonl").read_text().splitlines()[-1])
+    both = metrics(world / "runs/demo/with")[-1]
+    alone = metrics(world / "runs/alone")[-1]
     for name in ("loss/total", "loss/output", "loss/feature", "grad_norm"):
         assert alone[name] == pytest.approx(both[name], rel=1e-4)
     assert alone["replaced_share"] == both["replaced_share"]
@@ -121,8 +94,8 @@ def test_two_ranks_and_one_train_the_same_student(world: Path) -> None:
 def test_bf16_with_accumulation_follows_fp32(world: Path) -> None:
     bf16 = ["engine.precision=bf16", "engine.micro_batch=4", "paths.run=runs/bf16"]
     randcond(world, "run", "train", "demo-with", *TINY, *bf16)
-    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/demo/with", "runs/bf16")]
-    for ours, theirs in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
+    read = [metrics(world / run) for run in ("runs/demo/with", "runs/bf16")]
+    for ours, theirs in zip(*read, strict=True):
         assert theirs["loss/total"] == pytest.approx(ours["loss/total"], rel=0.05)
     assert all(tensor.dtype == torch.float32 for tensor in weights(world / "runs/bf16").values())
 
@@ -133,32 +106,7 @@ def test_bf16_resumes_bit_by_bit(world: Path) -> None:
     randcond(world, "run", "train", "demo-with", *TINY, *bf16, "train.steps=8")
     said = randcond(world, "run", "train", "demo-with", *TINY, *bf16).stdout
     assert "going on from step 8" in said
-    for name in ("student", "student_ema"):
-        whole, cut = weights(world / "runs/bf16", name), weights(world / "runs/bf16-cut", name)
-        assert all(torch.equal(whole[key], cut[key]) for key in whole)
-
-
-@pytest.mark.slow  # the next test has ZeRO-1, ZeRO-3 and FSDP2 in it
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["engine.zero_stage=0"],
-        ["engine.zero_stage=2"],
-        ["engine.zero_stage=3"],
-        ["engine.kind=fsdp", "engine.micro_batch=4"],
-        ["engine.kind=fsdp", "engine.sharding=grad_op"],
-        ["engine.kind=fsdp", "engine.sharding=hybrid", "engine.shard_group=2", "engine.processes=4"],
-    ],
-    ids=lambda options: ",".join(option.removeprefix("engine.") for option in options),
-)
-def test_every_engine_trains_the_same_student(world: Path, options: list[str]) -> None:
-    """Against ZeRO-1 on two ranks, at every step."""
-    run = "runs/" + "-".join(option.split("=")[-1] for option in options)
-    randcond(world, "run", "train", "demo-with", *TINY, *options, f"paths.run={run}")
-    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/demo/with", run)]
-    for one, two in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
-        for term in ("loss/total", "grad_norm"):
-            assert two[term] == pytest.approx(one[term], rel=1e-4), (term, one["step"])
+    assert same_bits(world / "runs/bf16", world / "runs/bf16-cut")
 
 
 def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
@@ -172,10 +120,9 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
     said = randcond(world, "run", "train", "demo-with", *words, "engine.zero_stage=3").stdout
     assert "going on from step 8" in said
     for name in ("student", "student_ema"):
-        still, moved = weights(world / "runs/demo/with", name), weights(world / "runs/moving", name)
-        assert max((still[key] - moved[key]).abs().max().item() for key in still) < 1e-4
-    lines = [json.loads(line) for line in (world / "runs/moving/metrics.jsonl").read_text().splitlines()]
-    reference = [json.loads(line) for line in (world / "runs/demo/with/metrics.jsonl").read_text().splitlines()]
+        assert difference(world / "runs/demo/with", world / "runs/moving", name) < 1e-4
+    lines = metrics(world / "runs/moving")
+    reference = metrics(world / "runs/demo/with")
     for ours, theirs in zip(lines, reference, strict=True):
         assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-4)
 
@@ -267,8 +214,8 @@ def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path)
     for stage in ("pool", "cache", "train"):
         randcond(world, "run", stage, "demo-with", *words, "paths.run=runs/sdxl")
     randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/sdxl-1", "--gpus", "1", "engine.micro_batch=4")
-    read = [(world / path / "metrics.jsonl").read_text().splitlines() for path in ("runs/sdxl", "runs/sdxl-1")]
-    for two, one in zip(*[[json.loads(line) for line in lines] for lines in read], strict=True):
+    read = [metrics(world / run) for run in ("runs/sdxl", "runs/sdxl-1")]
+    for two, one in zip(*read, strict=True):
         for term in ("loss/total", "loss/task", "loss/output", "loss/feature"):
             assert one[term] == pytest.approx(two[term], rel=1e-4), term
         assert two["loss/task"] > 0
@@ -288,7 +235,7 @@ def test_a_slim_student_trains_and_its_loss_falls(world: Path) -> None:
         "train.sample_every=0",
     ]
     randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/slim", "--gpus", "1")
-    lines = [json.loads(line) for line in (world / "runs/slim/metrics.jsonl").read_text().splitlines()]
+    lines = metrics(world / "runs/slim")
     for term in ("total", "spatial", "frequency"):
         assert lines[-1][f"loss/{term}"] < 0.7 * lines[0][f"loss/{term}"], term
     assert "loss/output" not in lines[0]
@@ -303,7 +250,7 @@ def test_compile_and_checkpointing_train_the_same(world: Path) -> None:
     said = randcond(world, "run", "train", "demo-with", *words, "--gpus", "1").stdout
     assert "attention of the student: sdpa" in said and "no xformers operator runs on a CPU" in said
     runs = ("runs/demo/with", "runs/compiled")
-    ours, theirs = (json.loads((world / run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs)
+    ours, theirs = (metrics(world / run)[-1] for run in runs)
     assert theirs["loss/total"] == pytest.approx(ours["loss/total"], rel=1e-3)
 
 
@@ -317,7 +264,7 @@ def test_what_is_watched(world: Path) -> None:
     assert any(tag.startswith("replaced_by_timestep/") for tag in tags["scalars"])
     assert any(tag.startswith("loss_by_timestep/") for tag in tags["scalars"])
     assert tags["images"] == ["teacher over student"]
-    lines = [json.loads(line) for line in (world / "runs/demo/without/metrics.jsonl").read_text().splitlines()]
+    lines = metrics(world / "runs/demo/without")
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert all(line["replaced_share"] == 0 for line in lines)
 

@@ -4,30 +4,20 @@
 """
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from tests.cluster.packages import SLURM, need
 from tests.cluster.slurm import NODES, Slurm
-from tests.conftest import TINY, randcond
+from tests.cluster.world import ONE_HOST, WORDS
+from tests.conftest import TINY
+from tests.interruptions import RANDCOND
+from tests.runs import difference
 
 pytestmark = pytest.mark.slurm
-
-WORDS = [*TINY, "train.steps=60", "train.checkpoint_every=10", "train.sample_every=0", "engine.processes=1"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool and a cache, and the student that two ranks of one host train from them."""
-    place = tmp_path_factory.mktemp("world")
-    for stage in ("pool", "cache", "train"):
-        randcond(place, "run", stage, "demo-with", *WORDS, "--gpus", "2")
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +30,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def launch(slurm: Slurm, folder: Path, run: str, *more: str) -> str:
     """Submits a training on two nodes; returns the job's number."""
     words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", "--launcher", "slurm", "--nodes", "2", *more]
-    said = slurm.sh(sys.executable, "-m", "randcond.launch.cli", *words, cwd=folder)
+    said = slurm.sh(*RANDCOND, *words, cwd=folder)
     return said.rsplit("Submitted batch job ", 1)[1].strip()
 
 
@@ -62,13 +52,9 @@ def wait_for_file(path: Path, seconds: float = 240.0) -> None:
         time.sleep(0.1)
 
 
-def difference(folder: Path, run: str) -> float:
+def apart(folder: Path, run: str) -> float:
     """The largest difference from the student that two ranks of one host trained."""
-    here, there = (
-        load_file(folder / each / "student/unet/diffusion_pytorch_model.safetensors")
-        for each in ("runs/demo/with", run)
-    )
-    return max((here[key] - there[key]).abs().max().item() for key in here)
+    return difference(folder / run, folder / ONE_HOST)
 
 
 def output(folder: Path, run: str, job: str) -> str:
@@ -78,7 +64,7 @@ def output(folder: Path, run: str, job: str) -> str:
 def test_two_nodes_train_what_one_machine_does(slurm: Slurm, folder: Path) -> None:
     job = launch(slurm, folder, "runs/two nodes")
     wait_for(slurm, job, folder, "COMPLETED")
-    assert difference(folder, "runs/two nodes") < 1e-5
+    assert apart(folder, "runs/two nodes") < 1e-5
     assert len(list((folder / "runs/two nodes/logs").iterdir())) == len(NODES)
 
 
@@ -90,10 +76,10 @@ def test_a_requeued_job_goes_on(slurm: Slurm, folder: Path, capsys: pytest.Captu
     wait_for(slurm, job, folder, "COMPLETED", seconds=400)
     said = output(folder, "runs/requeued", job)
     assert "going on from step" in said, said
-    assert difference(folder, "runs/requeued") < 1e-5
+    assert apart(folder, "runs/requeued") < 1e-5
     with capsys.disabled():
         lines = [line for line in said.splitlines() if "step" in line and line.startswith("training: ")]
-        print(f"\nrequeued: {'; '.join(lines)}; largest difference {difference(folder, 'runs/requeued'):.1e}")
+        print(f"\nrequeued: {'; '.join(lines)}; largest difference {apart(folder, 'runs/requeued'):.1e}")
 
 
 def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folder: Path) -> None:
@@ -104,13 +90,13 @@ def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folde
     wait_for(slurm, job, folder, "COMPLETED", seconds=400)
     said = output(folder, "runs/noticed", job)
     assert "asked to end, saved at step" in said and "going on from step" in said
-    assert difference(folder, "runs/noticed") < 1e-5
+    assert apart(folder, "runs/noticed") < 1e-5
 
 
 def test_a_table_becomes_a_job_array(slurm: Slurm, folder: Path) -> None:
     """Both arms of the demo; their caches are there already."""
     words = ["launch", "train", "demo", *TINY, "engine.processes=1", "train.sample_every=0", "--launcher", "slurm"]
-    said = slurm.sh(sys.executable, "-m", "randcond.launch.cli", *words, cwd=folder)
+    said = slurm.sh(*RANDCOND, *words, cwd=folder)
     job = said.rsplit("Submitted batch job ", 1)[1].strip()
     deadline = time.monotonic() + 240
     while slurm.sh("squeue", "-h", "-j", job).strip():
@@ -126,4 +112,4 @@ def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> N
     wait_for(slurm, job, folder, "COMPLETED", seconds=400)
     said = output(folder, "runs/lost", job)
     assert "error: training ended: rank" in said and "going on from step" in said
-    assert difference(folder, "runs/lost") < 1e-5
+    assert apart(folder, "runs/lost") < 1e-5

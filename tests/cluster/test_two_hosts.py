@@ -3,39 +3,25 @@
 `make test-hosts`
 """
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from tests.cluster.hosts import LINK, NAMES, TwoHosts
 from tests.cluster.packages import HOSTS, need
-from tests.conftest import TINY, randcond
+from tests.cluster.world import ONE_HOST, STEPS, WORDS
+from tests.interruptions import RANDCOND
+from tests.runs import difference, metrics
 
 pytestmark = pytest.mark.hosts
 
-STEPS = 60
-WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.sample_every=0"]
-TIMEOUTS = ["engine.heartbeat=10", "engine.timeout=60", "engine.processes=1"]
+TIMEOUTS = ["engine.heartbeat=10", "engine.timeout=60"]
 BOUND = 90.0  # seconds from the blow until everything has ended on both hosts
-RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool and a cache, and the student that two ranks of one host train from them."""
-    place = tmp_path_factory.mktemp("cluster")
-    for stage in ("pool", "cache", "train"):
-        randcond(place, "run", stage, "demo-with", *WORDS)
-    (place / "hosts").write_text("".join(f"{name} slots=1\n" for name in NAMES))
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +73,8 @@ def rank_on(hosts: TwoHosts, name: str) -> int:
 
 def same_student(folder: Path, run: str) -> float:
     """The largest difference from the student that two ranks of one host trained."""
-    here, there = (
-        load_file(folder / each / "student/unet/diffusion_pytorch_model.safetensors")
-        for each in ("runs/demo/with", run)
-    )
-    lines = (folder / run / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(2, STEPS + 1, 2))
-    return max((here[key] - there[key]).abs().max().item() for key in here)
+    assert [line["step"] for line in metrics(folder / run)] == list(range(2, STEPS + 1, 2))
+    return difference(folder / run, folder / ONE_HOST)
 
 
 def test_two_hosts_train_what_one_does(hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,18 @@
+"""A folder with a pool, a cache, and the student that two ranks of one host trained from them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import NAMES
+from tests.cluster.world import WORDS
+from tests.conftest import randcond
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("cluster")
+    for stage in ("pool", "cache", "train"):
+        randcond(place, "run", stage, "demo-with", *WORDS, "--gpus", "2")
+    (place / "hosts").write_text("".join(f"{name} slots=1\n" for name in NAMES))
+    return place

@@ -1,0 +1,13 @@
+"""What is trained on the clusters: the demo's arm, one rank per host."""
+
+from tests.conftest import TINY
+
+STEPS = 60
+WORDS = [
+    *TINY,
+    f"train.steps={STEPS}",
+    "train.checkpoint_every=10",
+    "train.sample_every=0",
+    "engine.processes=1",  # per host
+]
+ONE_HOST = "runs/demo/with"  # what every cluster's student is compared with
