@@ -21,6 +21,7 @@ GROUPS = {  # tool group -> the module that holds its functions, imported when i
 TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
     "students": "randcond.model_zoo.students_tool",
     "export": "randcond.train.export_tool",
+    "plan": "randcond.launch.plan_tool",
 }
 
 
@@ -217,6 +218,7 @@ def _overview() -> str:
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
        randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same, on many hosts
        randcond pool COMMAND ...                                            see `randcond pool --help`
+       randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores
 

@@ -1,4 +1,4 @@
-"""U-Net configurations of the published teachers (as in their own unet/config.json), for sizes without weights."""
+"""Configurations of the published teachers' networks (as in their own config.json files), for sizes without weights."""
 
 from typing import Any
 
@@ -42,3 +42,35 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
+
+_CLIP_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+TEXT_ENCODERS: dict[str, list[dict[str, Any]]] = {  # CLIPTextConfig; the second one has a projection
+    "sd-v1-4": [_CLIP_L],
+    "sd-v2-1": [{"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}],
+    "sdxl": [
+        _CLIP_L,
+        {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
+    ],
+}
+VOCABULARY = 49408  # CLIP's
+
+VAE: dict[str, Any] = {  # AutoencoderKL: the three teachers' are alike but for their weights and scaling
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+
+HUB = {  # where the layouts come from: a plan for one of these needs no network
+    "CompVis/stable-diffusion-v1-4": "sd-v1-4",
+    "stabilityai/stable-diffusion-2-1": "sd-v2-1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+
+
+def text_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """A CLIP text encoder's configuration from its sizes."""
+    width = sizes["hidden_size"]
+    return {"vocab_size": VOCABULARY, "intermediate_size": 4 * width, "projection_dim": width, **sizes}

@@ -7,9 +7,8 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from randcond.model_zoo.cost import cost_columns, shape_columns, student_row, unet_cost
-from randcond.model_zoo.layouts import LAYOUTS
-from randcond.model_zoo.students import STUDENTS, UNetConfig, complete_config
-from randcond.model_zoo.teacher import unet_config
+from randcond.model_zoo.networks import unet_of
+from randcond.model_zoo.students import STUDENTS, UNetConfig
 
 DEFAULT_MICRO_BATCH = {"sdxl": 8}  # the paper's; 64 for SD
 
@@ -28,7 +27,7 @@ def students(
     --teacher NAME     sd-v1-4, sd-v2-1, sdxl, a diffusers folder or a hub id (default: sd-v1-4 and sdxl)
     --rule NAME        one rule only, channel-0.65 and the like included
     --micro-batch N    samples per GPU and forward, for the activations (default: 64, and 8 for sdxl)
-    --zero-stage N     how the training state is sharded: 0 to 3 (default 1)
+    --zero-stage N     how the training state is sharded: 1 to 3 (default 1)
     --ranks N          over how many GPUs (default 1)
     --json             one JSON list instead of tables
 
@@ -39,15 +38,15 @@ def students(
                 randcond students --teacher sdxl --rule koala-700m --ranks 8
                 randcond students --teacher my-teacher --json
     """
-    if not 0 <= zero_stage <= 3:
-        raise ValueError(f"--zero-stage: 0, 1, 2 or 3, got {zero_stage}")
+    if not 1 <= zero_stage <= 3:
+        raise ValueError(f"--zero-stage: 1, 2 or 3, got {zero_stage}")
     for flag, value in (("--ranks", ranks), ("--micro-batch", micro_batch)):
         if value is not None and value < 1:
             raise ValueError(f"{flag}: must be at least 1, got {value}")
     names = [teacher] if teacher else ["sd-v1-4", "sdxl"]
     every = []
     for name in names:
-        config = layout(name)
+        config = unet_of(name)
         micro = micro_batch or DEFAULT_MICRO_BATCH.get(name, 64)
         rows = list(_rows(name, config, rule, micro, zero_stage, ranks))
         every += rows
@@ -55,19 +54,6 @@ def students(
             print(_table(rows, micro, zero_stage, ranks))
     if json:
         print(json_library.dumps(every, indent=1))
-
-
-def layout(name: str) -> UNetConfig:
-    """A teacher's complete U-Net configuration, by layout name, folder or hub id.
-
-    Raises ValueError listing the names when there is none.
-    """
-    if name in LAYOUTS:
-        return complete_config(LAYOUTS[name])
-    try:
-        return unet_config(name)
-    except FileNotFoundError as error:
-        raise ValueError(f"--teacher: none of {', '.join(LAYOUTS)}, and {error}") from None
 
 
 def _rows(
@@ -89,7 +75,7 @@ def _rows(
 def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks: int) -> str:
     """Aligned columns, the reasons of rules that do not apply below."""
     head = ["", "channels", "layers", "mid", "params M", "MACs G", "attention G", "TFLOP/sample"]
-    head += ["weights GB", "gradients", "optimizer", "activations", "sum"]
+    head += ["teacher GB", "weights", "gradients", "optimizer", "buffers", "transient", "activations", "sum"]
     lines, notes = [head], []
     for row in rows:
         if "does_not_apply" in row:

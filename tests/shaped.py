@@ -21,7 +21,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from randcond.model_zoo.layouts import LAYOUTS
+from randcond.model_zoo.layouts import LAYOUTS, TEXT_ENCODERS, VAE, VOCABULARY, text_config
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 # As the published checkpoints' own scheduler_config.json have them.
@@ -33,20 +33,12 @@ SCHEDULERS = {
     "sdxl": lambda: EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
 }
 SCALING = {"sd-v1-4": 0.18215, "sd-v2-1": 0.18215, "sdxl": 0.13025}
-TEXT: dict[str, list[dict[str, Any]]] = {  # the text encoders' sizes
-    "sd-v1-4": [{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}],
-    "sd-v2-1": [{"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}],
-    "sdxl": [
-        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
-        {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
-    ],
-}
 
 
 def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
     """CLIP's real tokenizer, from the merges that open_clip ships."""
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
     pairs = [tuple(merge.split()) for merge in merges]
     alphabet = list(open_clip.tokenizer.bytes_to_unicode().values())
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, pairs)]
@@ -71,9 +63,9 @@ def unet_config(layout: str, tiny: bool) -> dict[str, Any]:
 def text_sizes(layout: str, tiny: bool) -> list[dict[str, Any]]:
     """Sizes of the layout's text encoders."""
     if not tiny:
-        return TEXT[layout]
+        return TEXT_ENCODERS[layout]
     small = {"num_hidden_layers": 3, "num_attention_heads": 2}
-    return [{**full, **small, "hidden_size": 16 + 8 * number} for number, full in enumerate(TEXT[layout])]
+    return [{**full, **small, "hidden_size": 16 + 8 * number} for number, full in enumerate(TEXT_ENCODERS[layout])]
 
 
 def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0) -> Path:
@@ -83,24 +75,11 @@ def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0) -> Path:
     try:
         encoders = []
         for number, sizes in enumerate(text_sizes(layout, tiny)):
-            config = CLIPTextConfig(
-                vocab_size=49408,
-                intermediate_size=4 * sizes["hidden_size"],
-                projection_dim=sizes["hidden_size"],
-                **sizes,
-            )
+            config = CLIPTextConfig(**text_config(sizes))
             encoders.append((CLIPTextModelWithProjection if number else CLIPTextModel)(config).eval())
-        widths = (8, 8, 16, 16) if tiny else (128, 256, 512, 512)
-        vae = AutoencoderKL(
-            block_out_channels=widths,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1 if tiny else 2,
-            latent_channels=4,
-            norm_num_groups=8 if tiny else 32,
-            scaling_factor=SCALING[layout],
-            sample_size=unet_config(layout, tiny)["sample_size"] * 8,
-        )
+        small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
+        size = unet_config(layout, tiny)["sample_size"] * 8
+        vae = AutoencoderKL(**{**VAE, **small}, scaling_factor=SCALING[layout], sample_size=size)
         unet = UNet2DConditionModel(**unet_config(layout, tiny))
     finally:
         torch.set_default_dtype(torch.float32)

@@ -28,6 +28,12 @@ def train(world: Path, run: str | Path, *words: str, ranks: int = 2) -> str:
     return randcond(world, *command).stdout
 
 
+def steps(run: Path) -> int:
+    """How many steps a run has logged."""
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0  # the last line may be half written
+
+
 ENGINES = {
     "ZeRO-0": (2, ["engine.zero_stage=0"]),
     "ZeRO-1": (2, ["engine.zero_stage=1"]),
@@ -43,11 +49,13 @@ ENGINES = {
 def test_every_engine_has_the_loss_curve_of_one_process(
     world: Path, precision: str, bound: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At each of 50 steps; the same samples too."""
+    """At each of 50 steps; the same samples too. (DeepSpeed's stage 0 adds up gradients in bf16: it is refused.)"""
     words = ["train.steps=50", "train.checkpoint_every=50", f"engine.precision={precision}"]
     alone = world / f"runs/{precision}-alone"
     train(world, alone, *words, ranks=1)
     for name, (processes, engine) in ENGINES.items():
+        if (precision, name) == ("bf16", "ZeRO-0"):
+            continue
         run = world / f"runs/{precision}-{name.replace(' ', '-')}"
         train(world, run, *words, *engine, ranks=processes)
         apart = {
@@ -61,30 +69,31 @@ def test_every_engine_has_the_loss_curve_of_one_process(
 
 
 def test_kill_9_of_random_ranks_at_random_moments(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From its start to just before its end, ten times: each run finishes with the bits of the one left alone."""
+    """At its start, in a step, while it saves; ten times: each run finishes with the bits of the one left alone."""
     words = ["train.steps=40", "train.checkpoint_every=10"]
-    began = time.monotonic()
     train(world, "runs/unhurt", *words)
-    length = time.monotonic() - began
     unhurt = world / "runs/unhurt"
     for seed in range(10):
         dice = random.Random(seed)
-        victim, moment = dice.randrange(2), dice.uniform(0.0, 0.85) * length
+        victim, after = dice.randrange(2), dice.randrange(39)
+        delay = dice.uniform(0.0, 0.3) if after else dice.uniform(0.0, 8.0)
         run = world / f"runs/killed-{seed}"
         command = [*RANDCOND, "launch", "train", "demo-with", *EVERY_STEP, *words, f"paths.run={run}"]
         process = Popen([*command, "--max-restarts", "1"], cwd=world, stdout=PIPE, stderr=STDOUT, text=True)
-        time.sleep(moment)
-        wait_for(lambda started=process: len(ranks(started)) == 2, process)
-        logged = len(metrics(run)) if (run / "metrics.jsonl").is_file() else 0
+        wait_for(
+            lambda started=process, run=run, after=after: len(ranks(started)) == 2 and steps(run) >= after, process
+        )
+        time.sleep(delay)
         ranks(process)[victim].kill()
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert "restart 1 of 1" in said
         gone_on = said.rsplit("going on from step ", 1)[1].split()[0] if "going on from step " in said else "0"
         with capsys.disabled():
-            print(f"\nseed {seed}: rank {victim} killed after {moment:.1f} s, in step {logged + 1}", end="")
-            print(f"; went on from step {gone_on}; same bits: {same_bits(run, unhurt)}", end="")
-            print(f"; same samples: {samples(run) == samples(unhurt)}")
+            print(
+                f"\nseed {seed}: rank {victim} killed {delay:.2f} s after step {after}, went on from {gone_on}", end=""
+            )
+            print(f"; same bits: {same_bits(run, unhurt)}; same samples: {samples(run) == samples(unhurt)}", end="")
         assert same_bits(run, unhurt) and samples(run) == samples(unhurt)
     assert sorted(samples(unhurt)) == list(range(1, 41)) and all(len(rows) == 16 for rows in samples(unhurt).values())
 

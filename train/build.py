@@ -7,13 +7,14 @@ from diffusers import UNet2DConditionModel
 
 from randcond.data.files import read_json, write_json
 from randcond.data.ranks import device
+from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
 from randcond.model_zoo.attention import Choice, choice_from, choose_attention, set_attention, summary
 from randcond.model_zoo.cost import training_flop, unet_cost
 from randcond.model_zoo.features import TappedStudent
 from randcond.model_zoo.students import build_student, find_rule, plain_config
 from randcond.model_zoo.teacher import Teacher
-from randcond.train.engine import Engine, batch_shape
+from randcond.train.engine import Engine
 from randcond.train.step import DistillationStep
 
 

@@ -6,11 +6,11 @@ from randcond.data.cache import choose_captions
 from randcond.data.conditioning import probability_table
 from randcond.data.digits.world import read_label
 from randcond.eval.generate import choose_prompts
+from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path
 from randcond.model_zoo.features import projectors
 from randcond.model_zoo.students import find_rule, student_config
 from randcond.model_zoo.teacher import unet_config
-from randcond.train.engine import batch_shape
 
 
 def check_training(config: Config, ranks: int) -> None:

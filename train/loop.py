@@ -15,6 +15,7 @@ from randcond.data.lock import hold
 from randcond.data.pool import open_pool
 from randcond.data.ranks import device
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
+from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
 from randcond.launch.stage import PREEMPTED
 from randcond.model_zoo.export import check_shapes, export_student, student_unet, unet_weights
@@ -23,7 +24,7 @@ from randcond.train import checkpoint
 from randcond.train.build import build_step, flop_per_sample, settle
 from randcond.train.card import model_card
 from randcond.train.disk import check_folder
-from randcond.train.engine import Engine, batch_shape, build_engine, shard_teacher
+from randcond.train.engine import Engine, build_engine, shard_teacher
 from randcond.train.heartbeat import Heartbeat
 from randcond.train.monitor import Monitor
 from randcond.train.preemption import Preemption, ignore_in_worker

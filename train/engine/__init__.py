@@ -12,9 +12,9 @@ from torch import nn
 
 from randcond.launch.config import Config
 from randcond.train.engine.base import STATE_KINDS, Engine
-from randcond.train.engine.batch import batch_shape
 
-__all__ = ["STATE_KINDS", "Engine", "batch_shape", "build_engine", "shard_teacher"]
+__all__ = ["STATE_KINDS", "Engine", "build_engine", "shard_teacher"]
+
 
 # DeepSpeed's operators are compiled against this environment's torch. In the folder that torch shares between
 # environments, two of them would rebuild each other's operator at every start, a minute each time.

@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
+from randcond.model_zoo.memory import BUCKET
 from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
-from randcond.train.engine.batch import batch_shape
-
-BUCKET = 500_000_000  # gradients that are reduced at once
 
 
 class ZeroEngine(Engine):

@@ -1,0 +1,159 @@
+"""`randcond plan`: what an experiment will take on a cluster, before it is run."""
+
+import json as json_library
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from randcond.launch.config import Config, load_arms, load_config, table_names
+from randcond.launch.gpus import find_gpu
+
+ASSUMED_EFFICIENCY = 0.25  # published trainings of this kind reach 9 % to 31 %
+
+
+def plan(
+    experiment: str,
+    *overrides: str,
+    gpu: str = "h200",
+    nodes: int = 1,
+    gpus: int = 8,
+    efficiency: str = "",
+    sweep: bool = False,
+    json: bool = False,
+) -> None:
+    """Predicts memory per GPU by part, and time and GPU-hours of caching, training and evaluation; runs nothing.
+
+    experiment   a name or a YAML file, or a table (each of its arms)
+    overrides    any key of the YAML; teacher.path takes sd-v1-4, sd-v2-1 and sdxl too, no download is needed
+
+    --gpu NAME       a100-40, a100-80, h100, h200 (default), b200, l40s, rtx4090
+    --nodes N        hosts (default 1)
+    --gpus N         GPUs of each (default 8)
+    --efficiency E   the share of the GPU's dense bf16 peak that is reached: a number (0.3), or a run's folder, whose
+                     measured MFU it then is (default: 0.25, assumed; published trainings reach 0.09 to 0.31)
+    --sweep          engines, micro-batches and hosts up to 1,024 GPUs: memory, speed, traffic against arithmetic
+    --json           the same as data
+
+    Where it does not fit, it says which change makes it fit. Memory is the sum of all parts, an upper bound: gradients
+    grow while activations go. The text encoders' arithmetic (about 1 %) is left out.
+
+    examples     randcond plan demo-with student.rule=block-base teacher.path=sd-v1-4 --gpu h200 --nodes 8
+                 randcond plan demo-with teacher.path=sdxl student.rule=koala-700m engine.precision=bf16 --sweep
+    """
+    found = find_gpu(gpu)
+    for flag, value in (("--nodes", nodes), ("--gpus", gpus)):
+        if value < 1:
+            raise ValueError(f"{flag}: must be at least 1, got {value}")
+    share, source = _efficiency(efficiency)
+    names = experiment in table_names()
+    configs = load_arms(experiment, list(overrides)) if names else {experiment: load_config(experiment, overrides)}
+
+    from randcond.launch import planner  # with torch, which takes seconds: what is said wrongly is known by now
+
+    cluster, results = planner.Cluster(found, nodes, gpus), []
+    for config in configs.values():
+        sizes = planner.Sizes(config)
+        if sweep:
+            rows = planner.sweep(config, sizes, found, gpus, share)
+            results += rows
+            text = sweep_table(config, rows, gpu, source)
+        else:
+            results.append(planner.plan(config, sizes, cluster, share))
+            text = page(config, results[-1], gpu, source)
+        if not json:
+            print(text)
+    if json:
+        print(json_library.dumps(results, indent=1))
+
+
+def _efficiency(said: str) -> tuple[float, str]:
+    """The share of the peak, and where it is from."""
+    if not said:
+        return ASSUMED_EFFICIENCY, "assumed; give --efficiency"
+    if Path(said).is_dir():
+        return _median_mfu(Path(said)), f"measured in {said}"
+    try:
+        value = float(said)
+    except ValueError:
+        raise ValueError(f"--efficiency: a number between 0 and 1, or a run's folder, got {said!r}") from None
+    if not 0 < value <= 1:
+        raise ValueError(f"--efficiency: a share of the peak, above 0 and at most 1, got {said}")
+    return value, "given"
+
+
+def _median_mfu(run: Path) -> float:
+    path = run / "metrics.jsonl"
+    lines = [json_library.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    values = [line["mfu"] for line in lines if line.get("mfu")]
+    if not values:
+        raise ValueError(f"--efficiency: {run} has no metrics.jsonl with an mfu (known on GPUs); give a number")
+    return median(values)
+
+
+def page(config: Config, found: dict[str, Any], gpu: str, source: str) -> str:
+    """One experiment's plan, to read."""
+    room = found["gpu"]["memory_gb"]
+    lines = [
+        f"{found['experiment']}: {config.student.rule} of {config.teacher.path}",
+        f"on {found['nodes']} x {found['gpus'] // found['nodes']} {gpu}, {found['engine']}, {config.engine.precision}: "
+        f"global batch {found['global_batch']} = {found['gpus']} GPUs x {found['micro_batch']} samples x "
+        f"{found['accumulation']} micro-batches",
+        "",
+        f"memory per GPU, GB (of {room:g}, {found['usable']:.0%} usable)",
+        *(f"  {part:32}{size:8.2f}" for part, size in found["memory_gb"].items()),
+        f"  {'sum':32}{found['needed_gb']:8.2f}  {'fits' if found['fits'] else 'DOES NOT FIT'}",
+    ]
+    if not found["fits"]:
+        lines += [f"  fits with  {words}  ({gb:.1f} GB)" for words, gb in found["knobs"]] or [
+            "  no engine setting makes it fit: a GPU with more memory, more hosts, or a smaller student or teacher"
+        ]
+    lines += [
+        "",
+        f"a step at {found['efficiency']:.0%} of the peak ({source}): {_time(found['step_seconds'])}",
+        f"  arithmetic {_time(found['arithmetic_seconds'])}; traffic {_time(found['traffic_seconds'])} "
+        f"({found['traffic_gb']:.2f} GB sent per GPU); {found['samples_per_second']:.0f} samples/s",
+        "",
+        f"  {'':8}{'samples':>14}{'time':>12}{'GPU-hours':>12}",
+        *(
+            f"  {stage:8}{row['samples']:14,}{_time(3600 * row['hours']):>12}{row['gpu_hours']:12.1f}"
+            for stage, row in found["stages"].items()
+        ),
+    ]
+    if config.engine.precision == "fp32" or config.teacher.dtype == "fp32":
+        lines += [
+            "",
+            "fp32 is asked for: GPUs reach a fraction of their bf16 peak in it; give --efficiency accordingly.",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: str) -> str:
+    """The sweep, to read: what fits, and of each engine and number of GPUs."""
+    head = f"{'GPUs':>5}  {'engine':12}{'micro':>6}{'accum.':>7}{'GB':>8}  {'fits':5}{'arithmetic':>11}{'traffic':>9}"
+    head += f"{'sent GB':>9}{'samples/s':>11}{'train GPU-h':>13}"
+    lines = [
+        f"{rows[0]['experiment']}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
+        f"global batch {config.train.global_batch}, {gpu} at {rows[0]['efficiency']:.0%} of its peak ({source})",
+        head,
+    ]
+    for row in rows:
+        line = (
+            f"{row['gpus']:5}  {row['engine']:12}{row['micro_batch']:6}{row['accumulation']:7}{row['needed_gb']:8.1f}  "
+        )
+        line += f"{'yes' if row['fits'] else 'no':5}{_time(row['arithmetic_seconds']):>11}"
+        line += f"{_time(row['traffic_seconds']):>9}{row['traffic_gb']:9.2f}{row['samples_per_second']:11.0f}"
+        lines.append(line + f"{row['stages']['train']['gpu_hours']:13.1f}")
+    tried = max(row["gpus"] for row in rows)
+    if tried < 1024:
+        lines.append(
+            f"more than {tried} GPUs: the global batch of {config.train.global_batch} does not divide over them"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,68 @@
+"""Under torchrun: trains two steps and prints, as JSON, what the training state takes of memory on the first rank.
+
+`torchrun --nproc-per-node 2 -m tests.state_memory EXPERIMENT [section.key=value ...]`: bytes of every tensor that is
+alive after a step's last backward, less those before the student was made. Every storage is counted once.
+"""
+
+import gc
+import json
+import sys
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from randcond.launch.batch import batch_shape
+from randcond.launch.config import load_config, resolve_path
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step
+from randcond.train.engine import build_engine
+
+
+def alive() -> int:
+    """Bytes of all tensors' storages, gradients included."""
+    gc.collect()
+    storages: dict[int, int] = {}
+    tensors = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter, DTensor)]
+    for tensor in [*tensors, *(t.grad for t in tensors if t.is_leaf and t.grad is not None)]:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.device.type != "meta":
+            storage = local.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+def main() -> None:
+    config = load_config(sys.argv[1], sys.argv[2:])
+    torch.set_num_threads(1)
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype)
+    before = alive()
+    module, distil = build_step(config, teacher)
+    engine = build_engine(config, module)
+    micro, accumulation = batch_shape(config.train.global_batch, engine.ranks, config.engine.micro_batch)
+    shape = (micro, *teacher.latent_shape)
+    off = torch.zeros(micro, dtype=torch.bool)
+    batch = {
+        "latents": torch.randn(shape),
+        "noise": torch.randn(shape),
+        "timesteps": torch.randint(teacher.timesteps, (micro,)),
+        "null": off,
+        "replaced": off,
+        "unreplaced_in_batch": config.train.global_batch,
+        **teacher.tokenizers(["a red two"] * micro),
+    }
+    largest = 0
+    for _ in range(2):
+        for _ in range(accumulation):
+            losses = distil(engine.forward, batch, engine.dtype)
+            engine.backward(losses.total)
+            del losses
+            largest = max(largest, alive() - before)
+            engine.step(1e-4, 0.9)
+    if engine.rank == 0:
+        print(json.dumps({"resident": largest}), flush=True)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()

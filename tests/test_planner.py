@@ -1,0 +1,149 @@
+"""The planner: what it predicts is what the engines take, what does not fit is said with the knob that makes it fit."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from randcond.launch.config import Config, load_config
+from randcond.launch.gpus import find_gpu
+from randcond.launch.planner import Cluster, Sizes, fits, knobs, plan, sharding, step_traffic, sweep, training_memory
+from randcond.model_zoo.memory import Sharding, state_memory
+from tests.conftest import randcond
+
+SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "student.rule=block-base", "engine.precision=bf16"]
+ENGINES = {
+    "zero-1": ["engine.zero_stage=1"],
+    "zero-2": ["engine.zero_stage=2"],
+    "zero-3": ["engine.zero_stage=3"],
+    "fsdp-full": ["engine.kind=fsdp"],
+}
+SLOW = [pytest.param(kind, precision, marks=pytest.mark.slow) for kind in ENGINES for precision in ("bf16", "fp32")]
+
+
+@pytest.fixture(scope="module")
+def sizes() -> Sizes:
+    return Sizes(load_config("demo-with", SD))
+
+
+def paper(*words: str) -> Config:
+    return load_config("demo-with", [*SD, "train.global_batch=256", *words])
+
+
+@pytest.mark.parametrize(("kind", "precision"), [SLOW[4].values, *SLOW[:4], *SLOW[5:]])
+def test_the_state_takes_what_is_predicted(
+    kind: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, gradients, masters, moments, EMA and buckets on two ranks, measured tensor by tensor."""
+    words = [*ENGINES[kind], f"engine.precision={precision}", "train.global_batch=8", "engine.micro_batch=2"]
+    config = load_config("demo-with", words)
+    how = sharding(config, Cluster(find_gpu("h200"), nodes=1, per_node=2))
+    assert how.kind == kind
+    found = Sizes(config)
+    predicted = state_memory(found.shapes, found.blocks, how).resident
+    command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.state_memory", "demo-with", *words],
+        cwd=Path(__file__).parent.parent,
+        env={"PATH": "/usr/bin:/bin", "DS_ACCELERATOR": "cpu", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])["resident"]
+    with capsys.disabled():
+        print(
+            f"\n{kind}, {precision}, 2 ranks: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB",
+            end="",
+        )
+        print(f" ({predicted / measured - 1:+.1%})", end=" ")
+    assert predicted == pytest.approx(measured, rel=0.05)
+
+
+def test_shares_follow_the_ranks() -> None:
+    shapes, blocks = [(1000, 1000), (4, 10)], [1_000_040]
+    total = 1_000_040
+    for kind, weights in (("zero-1", total), ("zero-2", total), ("zero-3", 1_000_000 // 8 + 40 // 8 + 40)):
+        state = state_memory(shapes, blocks, Sharding(kind, ranks=8))
+        assert (state.weights, state.optimizer) == (2 * weights, 16 * total // 8)
+    assert state_memory(shapes, blocks, Sharding("fsdp-full", 8)).optimizer == 16 * (125 * 1000 + 1 * 10)  # whole rows
+    hybrid = Sharding("fsdp-hybrid", ranks=64, group=8)
+    assert state_memory(shapes, blocks, hybrid) == state_memory(shapes, blocks, replace(hybrid, ranks=8))
+
+
+def test_traffic_is_that_of_rings(sizes: Sizes) -> None:
+    eight = Cluster(find_gpu("h200"), nodes=1, per_node=8)
+    total, ring = sizes.trained, 7 / 8
+    wanted = {
+        ("engine.zero_stage=1", "engine.micro_batch=8"): 4 * ring,  # once a step, whatever the accumulation
+        ("engine.zero_stage=2", "engine.micro_batch=8"): (4 * 2 + 2) * ring,  # four micro-batches
+        ("engine.zero_stage=3", "engine.micro_batch=32"): 6 * ring,
+        ("engine.kind=fsdp", "engine.micro_batch=32"): 8 * ring,
+    }
+    for words, per_parameter in wanted.items():
+        sent = step_traffic(paper(*words), sizes, eight)
+        assert (sent.within, sent.across) == (pytest.approx(per_parameter * total, rel=1e-6), 0)
+    hybrid = paper("engine.kind=fsdp", "engine.sharding=hybrid", "engine.micro_batch=8")
+    sent = step_traffic(hybrid, sizes, replace(eight, nodes=4))
+    assert sent.within == pytest.approx(8 * ring * total) and sent.across == pytest.approx(8 / 8 * 3 / 4 * total)
+    assert step_traffic(paper(), sizes, replace(eight, per_node=1)).seconds(eight.gpu) == 0
+
+
+def test_what_does_not_fit_is_said_with_the_knob(sizes: Sizes) -> None:
+    small = Cluster(find_gpu("rtx4090"), nodes=1, per_node=8)
+    config = paper()  # 32 samples per GPU
+    assert not fits(training_memory(config, sizes, small), small)
+    found = dict(knobs(config, sizes, small))
+    assert "engine.micro_batch=16" in found and "engine.activation_checkpointing=true" in found
+    assert "engine.micro_batch=8" not in found  # the largest is enough
+    for words in found:
+        assert fits(training_memory(paper(*words.split()), sizes, small), small)
+
+
+def test_a_plan_adds_up(sizes: Sizes) -> None:
+    eight = Cluster(find_gpu("h200"), nodes=1, per_node=8)
+    words = ["train.steps=1000", "cache.size=80", "cache.shard_size=10", "cache.batch=10"]
+    words += ["eval.size=80", "eval.batch=10"]
+    found = plan(paper(*words), sizes, eight, 0.5)
+    assert sum(found["memory_gb"].values()) == pytest.approx(found["needed_gb"]) and found["fits"]
+    train = found["stages"]["train"]
+    flop = (sizes.teacher.flop + 3 * sizes.student.flop) * 256_000
+    assert train["samples"] == 256_000
+    assert found["arithmetic_seconds"] == pytest.approx(flop / 1000 / 8 / (989e12 * 0.5))
+    assert train["gpu_hours"] == pytest.approx(1000 * found["step_seconds"] * 8 / 3600)
+    one = plan(paper(*words), sizes, replace(eight, per_node=1), 0.5)
+    assert one["stages"]["cache"]["gpu_hours"] == pytest.approx(found["stages"]["cache"]["gpu_hours"])
+    # 9 hosts' worth of GPUs for 8 shards: no faster
+    many = plan(paper(*words, "train.global_batch=288"), sizes, Cluster(eight.gpu, 9, 8), 0.5)
+    assert many["stages"]["cache"]["hours"] == pytest.approx(found["stages"]["cache"]["hours"])
+
+
+def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
+    rows = sweep(paper("train.global_batch=4096"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
+    assert {row["gpus"] for row in rows} == {8 * 2**power for power in range(8)}
+    assert {row["engine"] for row in rows} == {"zero-1", "zero-2", "zero-3", "fsdp-full", "fsdp-hybrid"}
+    assert all(row["gpus"] * row["micro_batch"] * row["accumulation"] == 4096 for row in rows)
+    by = {(row["gpus"], row["engine"], row["micro_batch"]): row for row in rows}
+    # More GPUs: less arithmetic each, no less traffic.
+    assert by[1024, "zero-1", 4]["arithmetic_seconds"] < by[8, "zero-1", 4]["arithmetic_seconds"] / 100
+    assert by[1024, "zero-1", 4]["traffic_gb"] > by[8, "zero-1", 4]["traffic_gb"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    said = randcond(tmp_path, "plan", "demo-with", *SD, "train.global_batch=256", "--gpu", "rtx4090").stdout
+    assert "DOES NOT FIT" in said and "fits with  engine." in said and "GPU-hours" in said
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "mfu": 0.31}\n')
+    words = ["plan", "demo", "--efficiency", "run", "--gpus", "1", "--json"]
+    arms = json.loads(randcond(tmp_path, *words).stdout)
+    assert [arm["experiment"] for arm in arms] == ["demo-without", "demo-with"] and arms[0]["efficiency"] == 0.31
+    for wrong, named in (
+        (["--gpu", "h300"], "known: a100-40"),
+        (["--efficiency", "2"], "at most 1"),
+        (["--efficiency", "runs/none"], "or a run's folder"),
+        (["--gpus", "7"], "does not divide over 7 ranks"),
+    ):
+        assert named in randcond(tmp_path, "plan", "demo-with", *wrong, code=2).stderr
