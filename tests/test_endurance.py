@@ -19,7 +19,7 @@ from tests.runs import difference, metrics, same_bits, samples, weights
 pytestmark = pytest.mark.slow
 
 EVERY_STEP = [*TINY, "train.log_every=1", "train.sample_every=0", "train.log_samples=true"]
-BF16_ROUNDING = 2.0**-8
+BF16_ROUNDING = torch.finfo(torch.bfloat16).eps
 
 
 def train(world: Path, run: str | Path, *words: str, ranks: int = 2) -> str:

@@ -127,6 +127,23 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
         assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(["engine.kind=fsdp", "engine.compile=true"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_teacher_teaches_the_same(world: Path, options: list[str]) -> None:
+    """Its taps, its loss, and the grid, which all ranks draw then."""
+    run = f"runs/sharded-{len(options)}"
+    randcond(world, "run", "train", "demo-with", *TINY, *options, "engine.teacher=sharded", f"paths.run={run}")
+    for ours, theirs in zip(metrics(world / run), metrics(world / "runs/demo/with"), strict=True):
+        for term in ("loss/output", "loss/feature", "grad_norm"):
+            assert ours[term] == pytest.approx(theirs[term], rel=1e-4), (term, ours["step"])
+    assert list((world / run / "tensorboard").iterdir())
+
+
 def test_a_damaged_shard_is_named_and_drawn_again(world: Path) -> None:
     shutil.copytree(world / "runs/demo/cache", world / "runs/damaged")
     shard = world / "runs/damaged/latents-00001.tar"

@@ -1,0 +1,141 @@
+"""A training, ready for its first step: cache and pool opened, networks built, engine started, checkpoint loaded."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from randcond.data.cache import LatentCache
+from randcond.data.conditioning import probability_table
+from randcond.data.files import check_same, read_json, remove, write_text
+from randcond.data.lock import hold
+from randcond.data.pool import open_pool
+from randcond.data.ranks import device
+from randcond.data.stream import CaptionPool, Stream
+from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
+from randcond.model_zoo.export import check_shapes
+from randcond.model_zoo.teacher import Teacher
+from randcond.train import checkpoint
+from randcond.train.build import build_step, settle
+from randcond.train.disk import check_folder
+from randcond.train.engine import Engine, build_engine, shard_teacher
+from randcond.train.step import DistillationStep
+from randcond.train.step_lines import forget_samples_after
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every step of a run needs, and what its checkpoints depend on."""
+
+    config: Config
+    teacher: Teacher
+    unet: UNet2DConditionModel  # the student, inside the engine's module
+    distil: DistillationStep
+    engine: Engine
+    stream: Stream
+    identity: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.paths.run)
+
+
+def set_up(config: Config) -> Training | None:
+    """Opens and builds everything; None when the run's folder holds the finished students of just this training.
+
+    Raises ValueError when cache, pool or teacher are not what the experiment asks for.
+    """
+    train = config.train
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    cache = LatentCache(config, teacher.fingerprint)
+    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
+    identity = what_decides(config, cache)
+    if finished(config, identity):
+        return None
+    probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
+    counted = train.global_batch if train.losses.task else 0
+    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, counted)
+    module, distil = build_step(config, teacher)
+    return Training(config, teacher, module.unet, distil, build_engine(config, module), stream, identity)
+
+
+def start(training: Training) -> tuple[int, float]:
+    """Takes the folder, settles the networks' kernels and loads the newest checkpoint; (its step, seconds trained)."""
+    config, engine, folder = training.config, training.engine, training.folder
+    if engine.rank == 0:
+        hold(folder)
+        parameters = sum(math.prod(shape) for shape in engine.shapes.values())
+        check_folder(folder, parameters, config.train.keep_checkpoints)
+    engine.barrier()
+    settle(config, training.teacher, training.unet, engine, folder)
+    if config.engine.teacher == "sharded":
+        shard_teacher(training.teacher.unet)
+    first, seconds = resume(engine, folder, training.identity, config.train.steps)
+    if engine.rank == 0:
+        make_ready(config, first)
+    engine.barrier()
+    return first, seconds
+
+
+def make_ready(config: Config, first: int) -> None:
+    """The run's folder as it was after `first` steps; by the first rank, before any step."""
+    folder = Path(config.paths.run)
+    checkpoint.clear_unfinished(folder / "checkpoints")
+    remove(folder / "train.json")  # written again when the students are
+    write_text(folder / "config.yaml", to_yaml(config))
+    forget_samples_after(folder, first)
+
+
+def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
+    """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
+    resolved = to_dict(config)
+    free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "sample_every"}
+    free |= {"skip_nonfinite", "log_samples", "profile"}
+    return {
+        "student": resolved["student"],
+        "conditioning": resolved["conditioning"],
+        "train": {key: value for key, value in resolved["train"].items() if key not in free},
+        "teacher": cache.manifest["teacher"],
+        "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
+        "precision": [config.engine.precision, config.teacher.dtype],
+        "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
+    }
+
+
+def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
+    """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
+
+    Raises ValueError when it is of another experiment or architecture, or beyond the `last` step asked for.
+    """
+
+    def agree(faults: int) -> int:
+        return int(engine.all_sum(torch.tensor([float(faults)], device=engine.device)).item())
+
+    found = checkpoint.newest_sound(folder / "checkpoints", engine.rank, engine.ranks, agree)
+    step = found.manifest["step"] if found else 0
+    if agree(step) != step * engine.ranks:
+        raise ValueError(f"rank {engine.rank} finds step {step} in {folder / 'checkpoints'}, another rank another one")
+    if found is None:
+        return 0, 0.0
+    check_same(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    check_shapes(engine.shapes, found.shapes, str(found.path))
+    if step > last:
+        raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {step} already")
+    engine.skipped = found.manifest["skipped"]
+    engine.load(found.read, step - engine.skipped)
+    if engine.rank == 0:
+        print(f"training: going on from step {step}", flush=True)
+    return step, found.manifest["seconds"]
+
+
+def finished(config: Config, identity: dict[str, Any]) -> bool:
+    """Whether the run's folder holds the finished students of just this training."""
+    done = Path(config.paths.run) / "train.json"
+    if not done.is_file() or not all(student_folder(config, kind).is_dir() for kind in ("raw", "ema")):
+        return False
+    facts = read_json(done)
+    return facts["steps"] == config.train.steps and facts["identity"] == identity
