@@ -95,10 +95,10 @@ def stage_step(stage: str, experiment: str, overrides: list[str], config: Config
         words.insert(0, stage)
     distributed = stage in _DISTRIBUTED
     several_hosts = distributed and bool(place.hostfile)
-    plain = [sys.executable, "-m", module, *words]
+    launcher = _launcher(config, place) if distributed else []
     return Step(
         label=f"{stage} {experiment}",
-        command=[*_launcher(config, place), module, *words] if distributed and _launcher(config, place) else plain,
+        command=[*(launcher or [sys.executable, "-m"]), module, *words],
         artefact=_artefact(stage, config),
         distributed=distributed,
         folder=Path(config.paths.run) if stage == "train" else None,

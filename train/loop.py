@@ -91,9 +91,9 @@ def export(training: Training, seconds: float) -> None:
     """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json: the run is finished."""
     config, engine = training.config, training.engine
     for kind in ("raw", "ema"):
-        weights = unet_weights(engine.gather("weights" if kind == "raw" else kind))
+        gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
-            trained = student_unet(training.unet, weights, torch.float32)
+            trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
             with written_whole(student_folder(config, kind)) as aside:
                 export_student(aside, trained, training.teacher.folder, model_card(config, kind))
     if engine.rank == 0:

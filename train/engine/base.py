@@ -120,7 +120,10 @@ class Engine:
 
     @torch.no_grad()
     def gather(self, kind: str) -> dict[str, Tensor]:
-        """One of STATE_KINDS as full fp32 CPU tensors by parameter name; every rank must call it."""
+        """One of STATE_KINDS as full fp32 CPU tensors by parameter name, on the first rank; empty on the others.
+
+        Every rank must call it. A host holds the whole state once, not once per rank.
+        """
         assert kind in STATE_KINDS, kind
         held: dict[str, list[tuple[int, Tensor]]] = {}
         for piece, values in zip(self.pieces, self._values(kind), strict=True):
@@ -131,7 +134,9 @@ class Engine:
             flat = torch.zeros(math.prod(shape), device=self.device)
             for start, values in held.get(name, []):
                 flat[start : start + values.numel()] = values
-            full[name] = self.all_sum(flat).reshape(shape).cpu()
+            dist.reduce(flat, dst=0)
+            if self.rank == 0:
+                full[name] = flat.reshape(shape).cpu()
         return full
 
     def all_sum(self, values: Tensor) -> Tensor:
