@@ -34,6 +34,7 @@ def run(
     gpus: int | None = None,
     launcher: str = "deepspeed",
     max_restarts: int = 0,
+    grace: int = 120,
     master_addr: str | None = None,
     rdzv: str | None = None,
     sbatch: str = "",
@@ -57,6 +58,7 @@ def run(
     --gpus N         ranks per host; without a host file: ranks on this machine (default: engine.processes)
     --launcher NAME  deepspeed (default); torchrun; slurm: writes an sbatch script and submits it
     --max-restarts N start a stage again, from its last checkpoint, when a rank or a host was lost
+    --grace N        seconds a training has to save when it is asked to end; Slurm's notice before the limit (120)
     --master-addr A  deepspeed: the first host's address, where `hostname -I` names another one first
     --rdzv HOST:PORT torchrun on several hosts: where they meet; give the same command on each
     --sbatch OPTIONS slurm: your site's options, e.g. --sbatch "--partition=gpu --time=24:00:00"
@@ -80,7 +82,7 @@ def run(
         for name in load_table(experiment).arms.values() if is_table else [experiment]:
             print(f"# {name}, resolved\n{to_yaml(load_config(name, overrides))}")
     if launcher == "slurm":
-        path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts)
+        path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts, grace)
         if dry_run:
             print(f"# sbatch {path}\n{text}")
             return
@@ -98,7 +100,7 @@ def run(
         table = load_table(experiment)
         print(f"{table.title}\n\n{table.claim}\n\nIt takes {table.takes}, in {len(steps)} steps. Stop it whenever you")
         print("like (Ctrl-C): the same command goes on from there.", flush=True)
-    run_steps(steps, max_restarts)
+    run_steps(steps, max_restarts, grace)
 
 
 def main(argv: list[str] | None = None) -> None:

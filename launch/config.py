@@ -95,7 +95,7 @@ class Train:
     betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-2
     eps: float = 1e-8
-    grad_clip: float = 1.0
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: as it is
     ema_decay: float = 0.9999  # the ceiling of min(ema_decay, (1 + n) / (10 + n))
     losses: Losses = dataclasses.field(default_factory=Losses)
     seed: int = 0
@@ -213,6 +213,8 @@ class Config:
         for name, seconds in (("heartbeat", self.engine.heartbeat), ("timeout", self.engine.timeout)):
             if seconds < 1:
                 raise ValueError(f"engine.{name}: at least a second, got {seconds}")
+        if self.train.grad_clip < 0:
+            raise ValueError(f"train.grad_clip: a norm, or 0 for none, got {self.train.grad_clip}")
         if len(self.train.betas) != 2:
             raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
         if self.cache.shard_size % self.cache.batch:

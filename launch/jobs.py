@@ -8,7 +8,14 @@ from randcond.launch.slurm import script
 
 
 def job_script(
-    stage: str, name: str, overrides: list[str], place: Place, steps: list[Step], options: str, max_restarts: int
+    stage: str,
+    name: str,
+    overrides: list[str],
+    place: Place,
+    steps: list[Step],
+    options: str,
+    max_restarts: int,
+    grace: int,
 ) -> tuple[Path, str]:
     """Where the sbatch script of a stage (or "all") goes, and its text.
 
@@ -29,5 +36,6 @@ def job_script(
         options=options,
         environment=QUIET,
         max_restarts=max_restarts,
+        grace=grace,
     )
     return out / f"{stage}.sbatch", text

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from randcond.launch.stage import MISTAKE, PREEMPTED, RANKS_FROM
 
-NOTICE = 120  # seconds before the time limit at which a training is asked to save
-
 
 def script(
     name: str,
@@ -25,10 +23,12 @@ def script(
     options: str,
     environment: Mapping[str, str],
     max_restarts: int,
+    grace: int,
 ) -> str:
     """The text of an sbatch script; `tasks`: one list of (command, distributed) per task, several make a job array.
 
-    `ranks`: per host; `gpus`: each takes one; `options`: further sbatch options of the site, as on its command line.
+    `ranks`: per host; `gpus`: each takes one; `options`: further sbatch options of the site, as on its command line;
+    `grace`: seconds before the time limit at which a training is asked to save.
     """
     array = len(tasks) > 1
     head = {
@@ -39,7 +39,7 @@ def script(
         "ntasks-per-node": ranks,
         **({"gpus-per-node": ranks} if gpus else {}),
         **({"array": f"0-{len(tasks) - 1}"} if array else {}),
-        "signal": f"USR1@{NOTICE}",
+        "signal": f"USR1@{grace}",
     }
     lines = [
         "#!/bin/bash",
@@ -53,6 +53,8 @@ def script(
         "export MASTER_ADDR=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
         "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
         f"export {RANKS_FROM}=slurm",
+        # srun does not take it from the job by itself
+        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         "[ -e /dev/nvidiactl ] || export DS_ACCELERATOR=cpu",
         *(f"export {key}={shlex.quote(value)}" for key, value in environment.items()),
         f"cd {shlex.quote(str(Path.cwd()))}",

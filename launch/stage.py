@@ -4,6 +4,7 @@ Reads the experiment, checks it, pins the threads, and turns the user's mistakes
 """
 
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -25,12 +26,17 @@ LOST_RANK = 69  # a rank died, hangs or is out of reach: the same command goes o
 PREEMPTED = 75  # asked to end, all is saved: the same command goes on
 STOP_FILE = "RANDCOND_STOP_FILE"  # environment: a file whose appearance asks a training to save and end
 RANKS_FROM = "RANDCOND_RANKS"  # environment: "slurm" where srun, not a launcher, says which rank this is
-_MISTAKES = (ValueError, OSError)  # a full disk, a folder that can't be written
+# A full disk, a folder that can't be written. Other errors of the system may pass: a stale file handle, a lost line.
+_DISK_OR_PATH = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
+_LASTING = {None, *_DISK_OR_PATH}
 
 
 def exit_code(error: BaseException) -> int:
-    """With which code a process ends on an error."""
-    return MISTAKE if isinstance(error, _MISTAKES) else LOST_RANK
+    """With which code a process ends on an error: whether the same command would end the same way."""
+    if isinstance(error, OSError):
+        passing = isinstance(error, ConnectionError | TimeoutError) or error.errno not in _LASTING
+        return LOST_RANK if passing else MISTAKE
+    return MISTAKE if isinstance(error, ValueError) else LOST_RANK
 
 
 def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = None) -> None:
@@ -72,11 +78,11 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
             rank = int(os.environ["RANK"])
             log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", show=rank == 0)
         run(config)
-    except _MISTAKES as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("RANDCOND_TRACEBACK"):
             raise
         say_everywhere(f"error: {error}", error=True)
-        sys.exit(MISTAKE)
+        sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:

@@ -11,39 +11,39 @@ from pathlib import Path
 
 from randcond.launch.commands import QUIET, Step
 from randcond.launch.hosts import PATIENCE, environment_lines, host_environment, wait_for_hosts
-from randcond.launch.stage import MISTAKE, PREEMPTED, STOP_FILE
+from randcond.launch.stage import LOST_RANK, MISTAKE, PREEMPTED, STOP_FILE
 
 _INTERRUPTED = 130
-_GRACE = 120.0  # seconds a training has to save once it has been asked to end
 
 
-def run_steps(steps: list[Step], max_restarts: int = 0) -> None:
+def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) -> None:
     """Runs the commands one after the other; one that lost a rank or a host starts again, `max_restarts` times.
 
+    `grace`: seconds that a training has to save once it has been asked to end.
     Raises SystemExit with the failed command's code: what is done stays done, and the same command goes on from it.
     """
     for number, step in enumerate(steps, 1):
         print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
         if step.hosts:
             wait_for_hosts(step.hosts, patience=0)
-        code = _run_step(step)
+        code = _run_step(step, grace)
         restarts = 0
         while code not in (0, MISTAKE, PREEMPTED, _INTERRUPTED) and step.distributed and restarts < max_restarts:
             restarts += 1
             print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
             if step.hosts:
                 wait_for_hosts(step.hosts, PATIENCE)
-            code = _run_step(step)
+            code = _run_step(step, grace)
         if code:
             print(f"\n{step.label} ended with code {code}. What is done is kept; the same command goes on from it.")
             raise SystemExit(code)
 
 
-def _run_step(step: Step) -> int:
+def _run_step(step: Step, grace: float) -> int:
     """Runs one step; a code other than 0 unless its artefact is there."""
     write_files(step.files)
     stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
-    code = run_command(step.command, stop, step.environment_file)
+    code = run_command(step.command, stop, step.environment_file, grace)
     if code == 0 and step.artefact and not step.artefact.is_file():
         # The deepspeed launcher ends with 0 when its node process was killed by a signal.
         print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)
@@ -58,11 +58,14 @@ def write_files(files: dict[Path, str]) -> None:
         path.write_text(text)
 
 
-def run_command(command: list[str], stop: Path | None = None, environment_file: Path | None = None) -> int:
+def run_command(
+    command: list[str], stop: Path | None = None, environment_file: Path | None = None, grace: float = 0.0
+) -> int:
     """Runs one command in a session of its own and returns its exit code; nothing it started outlives it.
 
     SIGTERM and SIGUSR1 (pre-emption) make it end with PREEMPTED: by itself where it looks out for the file `stop`,
-    at once otherwise. `environment_file`: what the deepspeed launcher gives to other hosts.
+    at once otherwise. Raises SystemExit when it has not saved after `grace` seconds.
+    `environment_file`: what the deepspeed launcher gives to other hosts.
     """
     environment = {**QUIET, **os.environ, "RANDCOND_SUPERVISOR": str(os.getpid())}
     environment["RANDCOND_HOST"] = platform.node()
@@ -80,7 +83,7 @@ def run_command(command: list[str], stop: Path | None = None, environment_file: 
         **{n: signal.signal(n, lambda *_: asked.append(time.monotonic())) for n in (signal.SIGTERM, signal.SIGUSR1)},
     }
     try:
-        return _wait(process, asked, stop)
+        return _wait(process, asked, stop, grace)
     except KeyboardInterrupt:
         print("\ninterrupted: ending the processes", flush=True)
         _signal_group(process.pid, signal.SIGINT)
@@ -98,7 +101,7 @@ def run_command(command: list[str], stop: Path | None = None, environment_file: 
             signal.signal(number, handler)
 
 
-def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | None) -> int:
+def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | None, grace: float) -> int:
     """Until the command has ended, or has had its time to after it was asked to."""
     said = False
     while True:
@@ -119,8 +122,13 @@ def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | Non
         # Who was signalled with us (a whole container, say) may have left its ranks behind, saving.
         if code == 0 or (code is not None and not _group_lives(process.pid)):
             return code if code in (0, MISTAKE) else PREEMPTED
-        if not stop or time.monotonic() - asked[0] > _GRACE:
+        if not stop:
             return PREEMPTED
+        if time.monotonic() - asked[0] > grace:
+            print(
+                f"error: not saved within {grace:g} s (--grace): it goes on from the checkpoint before", file=sys.stderr
+            )
+            raise SystemExit(LOST_RANK)  # nothing starts again: the end was asked for
         if code is not None:
             time.sleep(0.5)
 

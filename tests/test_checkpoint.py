@@ -82,6 +82,36 @@ def test_any_damaged_byte_falls_back_to_the_one_before(tmp_path: Path, capsys: p
     assert (checkpoint.newest_sound(tmp_path) or pytest.fail("")).manifest["step"] == 10
 
 
+def test_after_a_fallback_the_damaged_one_is_written_again(tmp_path: Path) -> None:
+    for step in (5, 10):
+        write(tmp_path, step)
+    damaged = tmp_path / "step-00000010" / "rank-0000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+    checkpoint.set_aside_after(tmp_path, stored.manifest["step"])
+    for step in (8, 10):
+        write(tmp_path, step, keep=2)
+    assert (checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")).manifest["step"] == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "damaged-step-00000010",
+        "step-00000008",
+        "step-00000010",
+    ]
+
+
+def test_an_error_gives_up_a_checkpoint_that_another_rank_will_not_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no thread is left that Python would wait for at its end."""
+    monkeypatch.setattr(checkpoint, "LAST_WISH", 0.3)
+    writer = checkpoint.Writer(tmp_path, 0, 2, 2)
+    with pytest.raises(MemoryError), writer:
+        writer.save(10, {kind: {"a@0": torch.zeros(12)} for kind in STATE_KINDS}, SHAPES, {})
+        raise MemoryError
+    assert writer._pending is not None and isinstance(writer._pending.exception(timeout=5), RuntimeError)
+    assert checkpoint.newest_sound(tmp_path) is None
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "kept.txt"
     path.write_text("old")

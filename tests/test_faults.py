@@ -1,5 +1,6 @@
 """What clusters do to a training: pre-emption, lost and hung ranks, values that are not finite, full disks."""
 
+import errno
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from randcond.launch.stage import LOST_RANK, MISTAKE, exit_code
 from randcond.train.disk import check_folder
 from randcond.train.profiling import trace_window
 from tests.conftest import TINY
@@ -52,10 +54,8 @@ def whole(world: Path) -> Path:
 
 
 def assert_same(folder: Path, run: str) -> None:
-    """A run ended as the uninterrupted one did: weights bit by bit, losses and samples at every step."""
+    """A run ended as the uninterrupted one did: the same weights, bit by bit, and the same samples at every step."""
     assert same_bits(folder / run, folder / "runs/unhurt")
-    ours, theirs = (metrics(folder / each) for each in (run, "runs/unhurt"))
-    assert [(a["step"], a["loss/total"]) for a in ours] == [(a["step"], a["loss/total"]) for a in theirs]
     seen = samples(folder / run)
     assert seen == samples(folder / "runs/unhurt")
     assert sorted(seen) == list(range(1, STEPS + 1)) and all(len(rows) == 16 for rows in seen.values())
@@ -127,6 +127,8 @@ def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Call
     assert f"error: training ended: {named}" in said
     assert "restart 1 of 1" in said
     assert_same(whole, run)
+    ours, theirs = (metrics(whole / each) for each in (run, "runs/unhurt"))
+    assert [(a["step"], a["loss/total"]) for a in ours] == [(a["step"], a["loss/total"]) for a in theirs]
 
 
 def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_path: Path) -> None:
@@ -162,16 +164,21 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_pat
 SKIP = """
 import sys, torch
 from randcond.launch.config import load_config, resolve_path
+from randcond.model_zoo.condition import cast
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
 config = load_config("demo-with", ["train.skip_nonfinite=1", "train.global_batch=2", *sys.argv[1:]])
 teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
-engine = build_engine(config, build_step(config, teacher)[0])
+module = build_step(config, teacher)[0]
+exact = {name: p.detach().clone() for name, p in module.named_parameters()}
+engine = build_engine(config, module)
+began = engine.gather("weights")
+assert all(torch.equal(began[name], exact[name]) for name in exact), "the masters are not what was initialised"
 def step(factor):
     noised = torch.randn(2, teacher.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = teacher.encode(teacher.tokenizers(["a red two"] * 2), torch.zeros(2, dtype=torch.bool))
-    prediction, _ = engine.forward(noised.to(engine.dtype), torch.tensor([1, 500]), condition)
+    prediction, _ = engine.forward(noised.to(engine.dtype), torch.tensor([1, 500]), cast(condition, engine.dtype))
     engine.backward(prediction.float().square().mean() * factor)
     return float(engine.step(1e-3, 0.9))
 def state():
@@ -187,9 +194,47 @@ print("skipped one")
 """
 
 
+HEARTBEAT = """
+import sys, time, types
+import torch.distributed as dist
+from randcond.train.engine.base import Engine
+from randcond.train.heartbeat import Heartbeat
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
+engine = Engine.__new__(Engine)
+engine.rank, engine.ranks, engine._control = rank, 2, None
+with Heartbeat(engine, silence=1.0, stall=60.0) as alive:
+    alive.at(1, "between steps")
+    time.sleep(0 if rank else 4)  # the first rank still writes when the other has done
+print("both are done")
+"""
+
+
+def test_a_rank_that_still_saves_is_waited_for(tmp_path: Path) -> None:
+    """The other one is done with its share long before, and goes on saying that it lives."""
+    words = [sys.executable, "-c", HEARTBEAT]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    both = [
+        subprocess.Popen(
+            [*words, str(rank), f"file://{tmp_path}/meet"], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    assert all(process.communicate(timeout=60)[0].endswith("both are done\n") for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+
+
+def test_what_passes_is_no_mistake() -> None:
+    """A full disk stays full; a stale file handle or a lost line does not: the same command may go on."""
+    for error in (ValueError(), FileNotFoundError("no teacher"), OSError(errno.ENOSPC, "full"), PermissionError()):
+        assert exit_code(error) == MISTAKE
+    for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError(), RuntimeError()):
+        assert exit_code(passing) == LOST_RANK
+
+
 @pytest.mark.parametrize("engine", ["engine.zero_stage=1", "engine.zero_stage=3", "engine.kind=fsdp"])
 @pytest.mark.slow
-def test_a_skipped_step_leaves_everything_as_it_was(engine: str, tmp_path: Path) -> None:
+def test_masters_are_exact_and_a_skipped_step_leaves_everything_as_it_was(engine: str, tmp_path: Path) -> None:
     words = [engine, "engine.precision=bf16"]
     done = subprocess.run([sys.executable, "-c", SKIP, *words], capture_output=True, text=True, cwd=tmp_path)
     assert "skipped one" in done.stdout, done.stderr

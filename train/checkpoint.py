@@ -5,10 +5,12 @@ checksums that the first rank writes last, before the rename: what has a name is
 reads the runs it needs. The newest checkpoint whose checksums hold is used.
 """
 
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
@@ -19,16 +21,29 @@ from randcond.data.files import read_json, remove, sha256, sync, write_json, wri
 from randcond.train.engine.base import STATE_KINDS, State
 
 Shapes = dict[str, tuple[int, ...]]
+LAST_WISH = 30.0  # seconds that a checkpoint under way has to become whole after an error
 
 
 class Writer:
-    """Writes checkpoints from a thread of its own; at most one is under way."""
+    """Writes checkpoints from a thread of its own; at most one is under way. A context: on leaving it is finished."""
 
     def __init__(self, folder: Path, rank: int, ranks: int, keep: int, keep_every: int = 0) -> None:
         self.folder, self.rank, self.ranks = folder, rank, ranks
         self.keep, self.keep_every = keep, keep_every
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._abandoned = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends with the last one whole; after an error, whole or given up: the other ranks may be gone."""
+        if kind is None:
+            self.wait()
+        elif self._pending is not None:
+            wait([self._pending], timeout=LAST_WISH)
+            self._abandoned.set()
 
     def save(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
         """Hands over this rank's state of a step (a copy); raises what writing the one before raised."""
@@ -48,8 +63,6 @@ class Writer:
 
     def _write(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
         path = step_folder(self.folder, step)
-        if path.is_dir():
-            return  # a resumed run comes by here again
         aside = _aside(path)
         aside.mkdir(parents=True, exist_ok=True)
         file = aside / f"rank-{self.rank:04d}.safetensors"
@@ -64,6 +77,8 @@ class Writer:
         """Waits for the other ranks' files (a rank that dies ends the job, and this thread with it) and renames."""
         notes = [aside / f"rank-{rank:04d}.json" for rank in range(self.ranks)]
         while not all(note.is_file() for note in notes):
+            if self._abandoned.is_set():
+                raise RuntimeError(f"{path}: not every rank has written its file")
             time.sleep(0.05)
         files = {note.with_suffix(".safetensors").name: read_json(note) for note in notes}
         for note in notes:
@@ -133,17 +148,33 @@ def clear_unfinished(folder: Path) -> None:
         remove(part)
 
 
-def newest_sound(folder: Path, rank: int = 0, ranks: int = 1, agree: Any = lambda faults: faults) -> Stored | None:
+def set_aside_after(folder: Path, step: int) -> None:
+    """Takes the name from checkpoints beyond a step, passed over as damaged: the run will write them again."""
+    for path in sorted(folder.glob("step-*")):
+        if path > step_folder(folder, step):
+            aside = path.with_name(f"damaged-{path.name}")
+            remove(aside)
+            path.rename(aside)
+
+
+def newest_sound(
+    folder: Path,
+    rank: int = 0,
+    ranks: int = 1,
+    broadcast: Callable[[Any], Any] = lambda value: value,
+    collect: Callable[[Any], list[Any]] = lambda value: [value],
+) -> Stored | None:
     """The newest checkpoint without a fault, None when there is none; says which ones it passed over.
 
-    Every rank checks its share of the files; `agree` sums the numbers of faults over the ranks.
+    The first rank says which there are (a host may see a shared folder as it was a minute ago); every rank checks its
+    share of the files. `broadcast`, `collect`: the engine's.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        fault = _fault(path, rank, ranks)
+    for name in broadcast([path.name for path in sorted(folder.glob("step-*"), reverse=True)]):
+        fault = _fault(folder / name, rank, ranks)
         if fault:
-            print(f"checkpoint {path} is damaged ({fault}); falling back to the one before", flush=True)
-        if not agree(int(bool(fault))):
-            return Stored(path)
+            print(f"checkpoint {folder / name} is damaged ({fault}); falling back to the one before", flush=True)
+        if not any(collect(bool(fault))):
+            return Stored(folder / name)
     return None
 
 

@@ -13,7 +13,7 @@ _REST = 50_000_000  # logs, TensorBoard, pictures
 def check_folder(folder: Path, parameters: int, keep: int) -> None:
     """Raises ValueError naming the folder when it can't be written or its disk lacks the space, with the arithmetic.
 
-    `parameters`: of the trained module; `keep`: checkpoints at once, beside the one being written.
+    `parameters`: of the trained module; `keep`: checkpoints that are there in the end, beside the one being written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def check_folder(folder: Path, parameters: int, keep: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(
-            f"paths.run: {folder} has {free / 1e9:.1f} GB free, this run writes {wanted / 1e9:.1f} GB: {keep} kept "
-            f"checkpoints and the next one of {checkpoint / 1e9:.1f} GB each, and the students. Free some, give "
-            "another paths.run, or lower train.keep_checkpoints"
+            f"paths.run: {folder} has {free / 1e9:.1f} GB free, this run writes {wanted / 1e9:.1f} GB more: "
+            f"{keep} kept checkpoints and the next one of {checkpoint / 1e9:.1f} GB each, and the students. "
+            "Free some, give another paths.run, or lower train.keep_checkpoints"
         )

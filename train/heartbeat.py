@@ -57,7 +57,7 @@ class Heartbeat:
             target = self._listen_to_all
             self._listener = listener
         else:
-            self._line = socket.create_connection((os.environ["MASTER_ADDR"], self.port), timeout=silence)
+            self._line = _connect(os.environ["MASTER_ADDR"], self.port, silence)
             self._line.settimeout(self.interval)
             target = self._report_to_first
             self._send()
@@ -77,6 +77,7 @@ class Heartbeat:
         if self.engine.ranks == 1:
             return
         if error is None or isinstance(error, SystemExit):
+            self.engine.barrier()  # all are done: until then each may still write, and says that it lives
             self._over.set()
             self.engine.barrier()  # nobody listens any more when the first connection closes
         elif isinstance(error, Exception) and any(sign in str(error) for sign in _PEER_IS_GONE):
@@ -221,6 +222,15 @@ def _listen() -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", 0), backlog=1024)
+
+
+def _connect(host: str, port: int, patience: float) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), timeout=patience)
+    except OSError as error:
+        raise ConnectionError(
+            f"{platform.node()} can't reach rank 0's heartbeat at {host}, port {port}: {error}"
+        ) from None
 
 
 def leave(verdict: str, console: bool, code: int = LOST_RANK) -> NoReturn:

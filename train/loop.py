@@ -54,7 +54,7 @@ def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> t
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
     seen = SampleLog(training.folder, engine.rank, train.log_samples)
     began, step, preempted = time.monotonic() - seconds, first, False
-    with trace_window(train.profile, first, training.folder, engine.rank) as traced:
+    with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as traced:
         while step < train.steps and not preempted:
             step += 1
             lr = train.lr * min(1.0, step / max(1, train.warmup))
@@ -81,7 +81,6 @@ def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> t
             if train.sample_every and step % train.sample_every == 0 and not preempted:
                 picture = draw_grid(config, training.teacher, engine, training.unet)
                 monitor.picture("teacher over student", picture, step)
-    checkpoints.wait()
     monitor.close()
     seen.close()
     return step, time.monotonic() - began

@@ -22,7 +22,9 @@ class Preemption:
         self.engine = engine
         self._asked = False
         path = os.environ.get(STOP_FILE)
-        self._file = Path(path) if path and engine.rank == 0 else None
+        # One rank per host looks: under torchrun each host has a command of its own.
+        looks = engine.rank == 0 or os.environ.get("LOCAL_RANK") == "0"
+        self._file = Path(path) if path and looks else None
         self._looked = 0.0
         for number in SIGNALS:
             signal.signal(number, self._ask)

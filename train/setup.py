@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 
 from randcond.data.cache import LatentCache
@@ -68,8 +67,10 @@ def start(training: Training) -> tuple[int, float]:
     config, engine, folder = training.config, training.engine, training.folder
     if engine.rank == 0:
         hold(folder)
-        parameters = sum(math.prod(shape) for shape in engine.shapes.values())
-        check_folder(folder, parameters, config.train.keep_checkpoints)
+        checkpoint.clear_unfinished(folder / "checkpoints")
+        train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
+        forever = train.steps // train.keep_every if train.keep_every else 0
+        check_folder(folder, parameters, train.keep_checkpoints + forever)
     engine.barrier()
     settle(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
@@ -84,7 +85,7 @@ def start(training: Training) -> tuple[int, float]:
 def make_ready(config: Config, first: int) -> None:
     """The run's folder as it was after `first` steps; by the first rank, before any step."""
     folder = Path(config.paths.run)
-    checkpoint.clear_unfinished(folder / "checkpoints")
+    checkpoint.set_aside_after(folder / "checkpoints", first)
     remove(folder / "train.json")  # written again when the students are
     write_text(folder / "config.yaml", to_yaml(config))
     forget_samples_after(folder, first)
@@ -111,16 +112,11 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) ->
 
     Raises ValueError when it is of another experiment or architecture, or beyond the `last` step asked for.
     """
-
-    def agree(faults: int) -> int:
-        return int(engine.all_sum(torch.tensor([float(faults)], device=engine.device)).item())
-
-    found = checkpoint.newest_sound(folder / "checkpoints", engine.rank, engine.ranks, agree)
-    step = found.manifest["step"] if found else 0
-    if agree(step) != step * engine.ranks:
-        raise ValueError(f"rank {engine.rank} finds step {step} in {folder / 'checkpoints'}, another rank another one")
+    where = folder / "checkpoints"
+    found = checkpoint.newest_sound(where, engine.rank, engine.ranks, engine.broadcast, engine.collect)
     if found is None:
         return 0, 0.0
+    step = found.manifest["step"]
     check_same(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
     check_shapes(engine.shapes, found.shapes, str(found.path))
     if step > last:

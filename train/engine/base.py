@@ -48,7 +48,9 @@ class Engine:
         self.pieces: list[Piece] = []
         self.ema: list[Tensor] = []
         # What the hosts agree on beside the training goes over the CPU: it waits for no GPU and no GPU for it.
-        self._control = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
+        self._control = (
+            dist.new_group(backend="gloo", timeout=patience(config)) if dist.get_backend() != "gloo" else None
+        )
 
     # What an engine must say of itself ------------------------------------------------------------------------------
 

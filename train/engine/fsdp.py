@@ -74,8 +74,11 @@ class FsdpEngine(Engine):
         if self.micro < self.accumulation:
             return 0.0
         self.micro = 0
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.grad_clip, norm)
         if self.skip_nonfinite and not norm.isfinite():
             self.optimizer.zero_grad(set_to_none=True)
             self.skipped += 1

@@ -31,6 +31,7 @@ class ZeroEngine(Engine):
             _unlink_shared_buffers()
         super().__init__(config, module)
         self.stage = config.engine.zero_stage
+        exact = {name: p.detach().to("cpu", copy=True).view(-1) for name, p in module.named_parameters()}
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=module,
             optimizer=optimizer_of(config, module.parameters()),
@@ -41,7 +42,11 @@ class ZeroEngine(Engine):
         self.optimizer: torch.optim.Optimizer = self.zero.optimizer if self.wrapped else self.zero
         self.zero.check_grad_overflow = self.skip_nonfinite  # its way to leave a step out; costs a wait for the device
         self._check_precision()
-        self._hold(self._find_pieces())
+        pieces = self._find_pieces()
+        for piece in pieces:  # DeepSpeed has made its fp32 masters from the weights it had rounded to bf16
+            piece.weights.copy_(exact[piece.name][piece.start : piece.start + piece.weights.numel()])
+        self.publish()
+        self._hold(pieces)
 
     def _check_precision(self) -> None:
         """One precision mode: every parameter computes in the dtype asked for."""
@@ -145,6 +150,7 @@ def deepspeed_config(config: Config, ranks: int, parameters: int) -> dict[str, A
     if config.engine.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"  # sums over the ranks too, as FSDP2's
     return settings
 
 
