@@ -30,7 +30,8 @@ def plan(
     --nodes N        hosts (default 1)
     --gpus N         GPUs of each (default 8)
     --efficiency E   the share of the GPU's dense bf16 peak that is reached: a number (0.3), or a run's folder, whose
-                     measured MFU it then is (default: 0.25, assumed; published trainings reach 0.09 to 0.31)
+                     measured MFU it then is, that run's own waiting included (default: 0.25, assumed;
+                     published trainings reach 0.09 to 0.31)
     --sweep          engines, micro-batches and hosts up to 1,024 GPUs: memory, speed, traffic against arithmetic
     --json           the same as data
 

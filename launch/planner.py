@@ -15,7 +15,7 @@ from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path
 from randcond.launch.gpus import Gpu
 from randcond.model_zoo.cost import UNetCost, decoder_cost, text_parameters, training_flop, unet_cost
-from randcond.model_zoo.memory import Sharding, activations_per_sample, state_memory, trained_shapes
+from randcond.model_zoo.memory import LIVE, Sharding, activations_per_sample, persistent, state_memory, trained_shapes
 from randcond.model_zoo.networks import layout_of, networks_of
 from randcond.model_zoo.students import find_rule, student_config
 
@@ -99,18 +99,19 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a GPU sends in one step (in rings, as many as it receives)."""
+    """What a GPU sends in one step (in rings, as much as it receives)."""
 
-    within: float  # to GPUs of its host
-    across: float  # to other hosts, or on a ring that leaves the host
-
-    def seconds(self, gpu: Gpu) -> float:
-        """How long that takes at the links' full speed."""
-        return self.within / (1e9 * gpu.within_gb_s) + self.across / (1e9 * gpu.across_gb_s)
+    sent: float  # bytes
+    seconds: float  # at the links' full speed
 
 
 def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
-    """What the engine's collectives send for the student, and for a sharded teacher."""
+    """What the engine's collectives send for the student, and for a sharded teacher.
+
+    A ring over several hosts enters and leaves each of them once, and NCCL lays one over every GPU's network card: of
+    what a GPU sends to its neighbour, 1 / (GPUs of a host) goes over its card.
+    """
+    gpu = cluster.gpu
     how = sharding(config, cluster)
     _, accumulation = batch_shape(config.train.global_batch, how.ranks, config.engine.micro_batch)
     low, total = how.compute_bytes, sizes.trained
@@ -119,25 +120,31 @@ def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
         return (number - 1) / number  # of a reduce-scatter or an all-gather; an all-reduce is both
 
     def on(ranks: int, size: float) -> Traffic:
-        return Traffic(size, 0) if ranks <= cluster.per_node else Traffic(0, size)
+        seconds = size / (1e9 * gpu.within_gb_s)
+        if ranks > cluster.per_node:
+            seconds = max(seconds, size / cluster.per_node / (1e9 * gpu.across_gb_s))
+        return Traffic(size, seconds)
 
-    per_parameter = {
-        "zero-0": 2 * 4,
-        "zero-1": low + low,
-        "zero-2": accumulation * low + low,
-        "zero-3": accumulation * 3 * low,
-        "fsdp-full": accumulation * (2 * low + 4),
-        "fsdp-grad_op": accumulation * (low + 4),
-        "fsdp-hybrid": accumulation * (2 * low + 4),
+    whole = persistent(sizes.shapes)  # ZeRO-3 gathers these once a step
+    again = max(0, total - LIVE // 2)  # and these a second time for the backward: too far from their forward to keep
+    size = {  # gradients in fp32; DeepSpeed's stages 0 to 2 all-reduce them, which is sending them twice
+        "zero-0": 2 * 4 * total,
+        "zero-1": (2 * 4 + low) * total,
+        "zero-2": (accumulation * 2 * 4 + low) * total,
+        "zero-3": accumulation * (4 * total + low * (total - whole + again)) + low * whole,
+        "fsdp-full": accumulation * (2 * low + 4) * total,
+        "fsdp-grad_op": accumulation * (low + 4) * total,
+        "fsdp-hybrid": accumulation * (2 * low + 4) * total,
     }[how.kind]
     group = how.group if how.kind == "fsdp-hybrid" and how.group else how.ranks
-    parts = [on(group, per_parameter * total * ring(group))]
-    if group < how.ranks:  # the groups' gradients are brought together
-        parts.append(Traffic(0, accumulation * 2 * 4 * total / group * ring(how.ranks // group)))
+    parts = [on(group, size * ring(group))]
+    if group < how.ranks:  # the groups' gradients are brought together, each GPU's share over its own card
+        across = accumulation * 2 * 4 * total / group * ring(how.ranks // group)
+        parts.append(Traffic(across, across / (1e9 * gpu.across_gb_s)))
     if config.engine.teacher == "sharded":
         low = 2 if config.teacher.dtype == "bf16" else 4
         parts.append(on(how.ranks, accumulation * low * sizes.teacher.parameters * ring(how.ranks)))
-    return Traffic(sum(part.within for part in parts), sum(part.across for part in parts))
+    return Traffic(sum(part.sent for part in parts), sum(part.seconds for part in parts))
 
 
 def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> tuple[float, float, float]:
@@ -146,7 +153,7 @@ def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: flo
     if config.engine.activation_checkpointing:
         flop += sizes.student.flop
     arithmetic = flop * config.train.global_batch / cluster.ranks / (1e12 * cluster.gpu.tflops * efficiency)
-    traffic = step_traffic(config, sizes, cluster).seconds(cluster.gpu)
+    traffic = step_traffic(config, sizes, cluster).seconds
     overlaps = config.engine.kind == "fsdp" or config.engine.zero_stage == 3
     return arithmetic, traffic, max(arithmetic, traffic) if overlaps else arithmetic + traffic
 
@@ -221,7 +228,6 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     memory = training_memory(config, sizes, cluster)
     arithmetic, traffic, step = step_seconds(config, sizes, cluster, efficiency)
-    sent = step_traffic(config, sizes, cluster)
     enough = fits(memory, cluster)
     return {
         "experiment": config.name,
@@ -240,7 +246,7 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
         "step_seconds": step,
         "arithmetic_seconds": arithmetic,
         "traffic_seconds": traffic,
-        "traffic_gb": (sent.within + sent.across) / 1e9,
+        "traffic_gb": step_traffic(config, sizes, cluster).sent / 1e9,
         "samples_per_second": config.train.global_batch / step,
         "stages": stage_hours(config, sizes, cluster, efficiency),
         "gpu": asdict(cluster.gpu),

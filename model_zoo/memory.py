@@ -61,7 +61,7 @@ def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], how: 
     """
     numels = [math.prod(shape) for shape in shapes]
     total, low = sum(numels), how.compute_bytes
-    bucket = low * min(BUCKET, total)
+    bucket = 4 * min(BUCKET, total)  # sums over the ranks are in fp32
     if how.kind.startswith("fsdp"):
         shards = (how.group or how.ranks) if how.kind == "fsdp-hybrid" else how.ranks
         mine = sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)  # whole rows
@@ -70,17 +70,22 @@ def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], how: 
         return StateMemory(0, 4 * mine, 16 * mine, 0, (low + 4) * gathered)
     if how.kind == "zero-3":
         mine = sum(-(-numel // how.ranks) for numel in numels)
-        whole = sum(numel for numel in numels if numel <= PERSISTENT)
+        whole = persistent(shapes)
         return StateMemory(low * (mine + whole), 4 * mine, 16 * mine, bucket, low * min(LIVE, total))
     mine = -(-total // how.ranks)
     if how.kind == "zero-2":
-        return StateMemory(low * total, 4 * mine, 16 * mine, 0, bucket)
+        return StateMemory(low * total, 4 * mine, 16 * mine, 0, 2 * bucket)
     if how.kind == "zero-1":
-        if low == 2:  # fp32 accumulators of every gradient
-            return StateMemory(low * total, 4 * total + 4 * mine, 16 * mine, 0, bucket)
+        if low == 2:  # the gradients as they come, and their fp32 accumulators, which are reduced in place
+            return StateMemory(low * total, (low + 4) * total, 16 * mine, 0, 0)
         return StateMemory(low * total, 8 * total if how.accumulates else 4 * mine, 16 * mine, 0, bucket)
     assert how.kind == "zero-0" and low == 4, how
     return StateMemory(4 * total, 4 * total, 12 * total, 0, bucket)
+
+
+def persistent(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Numbers that ZeRO-3 keeps whole on every rank."""
+    return sum(numel for numel in map(math.prod, shapes) if numel <= PERSISTENT)
 
 
 def trained_shapes(rule_name: str, teacher: UNetConfig) -> tuple[list[tuple[int, ...]], list[int]]:

@@ -1,16 +1,20 @@
-"""Under torchrun: trains two steps and prints, as JSON, what the training state takes of memory on the first rank.
+"""Under torchrun: trains three steps and prints, as JSON, what the first rank's state takes and what it sends.
 
-`torchrun --nproc-per-node 2 -m tests.state_memory EXPERIMENT [section.key=value ...]`: bytes of every tensor that is
-alive after a step's last backward, less those before the student was made. Every storage is counted once.
+`torchrun --nproc-per-node 2 -m tests.footprint EXPERIMENT [section.key=value ...]`: "resident", bytes of every tensor
+that is alive after a step's last backward, less those before the student was made, every storage once; "sent", bytes of
+one step's collectives, in rings.
 """
 
 import gc
 import json
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import load_config, resolve_path
@@ -30,6 +34,30 @@ def alive() -> int:
             storage = local.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
+
+
+TIMES = {
+    "allreduce_": 2,
+    "broadcast_": 1,
+    "_allgather_base_": 1,
+    "_reduce_scatter_base_": 1,
+}  # of (N - 1) / N of the whole tensor
+
+
+class Sent(TorchDispatchMode):
+    """Adds up what the collectives inside it send from one rank."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self.ranks, self.bytes = ranks, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            size = max(tensor.numel() * tensor.element_size() for tensor in tensors)
+            times = TIMES[func.overloadpacket.__name__]
+            self.bytes += times * size * (self.ranks - 1) / self.ranks
+        return func(*args, **(kwargs or {}))
 
 
 def main() -> None:
@@ -52,15 +80,16 @@ def main() -> None:
         **teacher.tokenizers(["a red two"] * micro),
     }
     largest = 0
-    for _ in range(2):
-        for _ in range(accumulation):
-            losses = distil(engine.forward, batch, engine.dtype)
-            engine.backward(losses.total)
-            del losses
-            largest = max(largest, alive() - before)
-            engine.step(1e-4, 0.9)
+    for _ in range(3):
+        with Sent(engine.ranks) as sent:
+            for _ in range(accumulation):
+                losses = distil(engine.forward, batch, engine.dtype)
+                engine.backward(losses.total)
+                del losses
+                largest = max(largest, alive() - before)
+                engine.step(1e-4, 0.9)
     if engine.rank == 0:
-        print(json.dumps({"resident": largest}), flush=True)
+        print(json.dumps({"resident": largest, "sent": sent.bytes}), flush=True)
     engine.close()
 
 
