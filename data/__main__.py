@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config, resolve_sources
 from randcond.launch.stage import stage_main, write_config
 
 
@@ -11,7 +11,7 @@ def check_sources(config: Config) -> None:
     from randcond.data.captions import read_source
 
     for key, sources in (("cache.captions", config.cache.captions), ("pool.sources", config.pool.sources)):
-        for source in map(resolve_path, sources):
+        for source in resolve_sources(sources):
             if not any(read_source(source)):
                 raise ValueError(f"{key}: {source} holds no caption")
 
@@ -19,8 +19,10 @@ def check_sources(config: Config) -> None:
 def pool(config: Config) -> None:
     """Builds the extra texts of the caption pool."""
     from randcond.data.pool import build
+    from randcond.data.sources import row_filter
 
-    manifest = build(Path(config.paths.pool), [resolve_path(source) for source in config.pool.sources])
+    sources = resolve_sources(config.pool.sources)
+    manifest = build(Path(config.paths.pool), sources, row_filter(config.pool), progress=True)
     write_config(Path(config.paths.pool), config)
     print(f"pool: {manifest['captions']} extra captions at {config.paths.pool}, dropped {manifest['dropped']}")
 

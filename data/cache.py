@@ -17,7 +17,7 @@ from randcond.data.files import check_same, read_json, sha256, write_json
 from randcond.data.lock import claim_each
 from randcond.data.ranks import cpu_threads, device, rank
 from randcond.data.shards import Shard, describe, shard_done, write_shard
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config, resolve_path, resolve_sources
 from randcond.launch.logs import say_everywhere
 from randcond.model_zoo.sampler import caption_seed, draw_latents
 from randcond.model_zoo.teacher import Teacher
@@ -30,7 +30,7 @@ def choose_captions(config: Config) -> list[str]:
 
     Raises ValueError when the sources hold fewer than `cache.size` of them.
     """
-    captions, _ = read_unique([resolve_path(source) for source in config.cache.captions])
+    captions, _ = read_unique(resolve_sources(config.cache.captions))
     for word in config.cache.exclude:
         if not any(map(names_any([word]).search, captions)):
             raise ValueError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")

@@ -4,6 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _held: list[int] = []  # file descriptors kept open for the life of the process
@@ -26,12 +27,26 @@ def hold(folder: Path, patience: float = 30.0) -> None:
 
     Raises ValueError when another process still holds it after `patience` seconds.
     """
+    _held.append(_take(folder, patience))
+
+
+@contextmanager
+def holding(folder: Path, patience: float = 30.0) -> Iterator[None]:
+    """The same for as long as the context lasts."""
+    handle = _take(folder, patience)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(folder: Path, patience: float) -> int:
     deadline = time.monotonic() + patience
     while (handle := _try_lock(folder / ".lock")) is None:
         if time.monotonic() > deadline:
             raise ValueError(f"{folder} is being written by another run; wait for it or end it")
         time.sleep(0.5)
-    _held.append(handle)
+    return handle
 
 
 def claim_each(pieces: list[Path], done: Callable[[Path], bool]) -> Iterator[int]:

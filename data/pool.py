@@ -1,35 +1,165 @@
-"""The caption pool's extra texts: caption files -> one memory-mapped Arrow file with a manifest.
+"""The caption pool's extra texts: caption sources -> one memory-mapped Arrow file with a manifest.
 
-In: `pool.sources`. Out: `paths.pool`/captions.arrow and manifest.json (sources, counts, what was dropped).
+In: `pool.sources`. Out: `paths.pool`/captions.arrow and manifest.json (sources, counts, what was dropped and why).
+Each source file becomes a part of its own, whole or absent, so that a killed build goes on at the file it was in; the
+parts are then merged without their duplicates. Nothing is ever held in memory but 16 bytes per caption.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from randcond.data.captions import Captions, read_unique, write_captions
-from randcond.data.files import check_same, read_json, sha256, write_json
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
 
-FORMAT = 1
+from randcond.data.captions import Captions, write_arrays
+from randcond.data.files import check_same, read_json, remove, sha256, write_json
+from randcond.data.lock import holding
+from randcond.data.sources import RowFilter, expand, identify, read_batches, settings
+
+FORMAT = 2
 
 
-def build(out: Path, sources: list[Path]) -> dict[str, Any]:
-    """Builds the pool at `out` from caption files and returns its manifest; a finished one is left as it is.
+def build(out: Path, sources: list[str], rows: RowFilter | None = None, progress: bool = False) -> dict[str, Any]:
+    """Builds the pool at `out` from caption sources and returns its manifest; a finished one is left as it is.
 
-    Raises ValueError when a source is bad, or when `out` holds a pool of other sources.
+    Raises ValueError when a source is bad, or when `out` holds a pool of other sources or filters.
     """
-    missing = [str(source) for source in sources if not source.is_file()]
-    if missing:
-        raise ValueError(f"pool.sources: no such file: {', '.join(missing)}")
-    made_of = {"format": FORMAT, "sources": [{"name": source.name, "sha256": sha256(source)} for source in sources]}
-    manifest_path = out / "manifest.json"
-    if manifest_path.is_file():
-        manifest = read_json(manifest_path)
-        check_same(manifest, made_of, f"the pool at {out}", "Remove it, or give another paths.pool.")
+    rows = rows or RowFilter()
+    files = [file for source in sources for file in expand(source)]
+    made_of = {"format": FORMAT, "sources": [identify(file) for file in files], "filter": settings(rows)}
+    remedy = "Remove it, or give another paths.pool."
+    if (out / "manifest.json").is_file():
+        manifest = read_json(out / "manifest.json")
+        check_same(manifest, made_of, f"the pool at {out}", remedy)
         return manifest
-    captions, dropped = read_unique(sources)
-    write_captions(out / "captions.arrow", captions)
-    manifest = {**made_of, "captions": len(captions), "dropped": dropped, "sha256": sha256(out / "captions.arrow")}
-    write_json(manifest_path, manifest)
+    with holding(out):
+        return _build(out, files, made_of, rows, remedy, progress)
+
+
+def _build(
+    out: Path, files: list[str], made_of: dict[str, Any], rows: RowFilter, remedy: str, progress: bool
+) -> dict[str, Any]:
+    parts = out / "parts"
+    if (out / "plan.json").is_file():
+        check_same(read_json(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy)
+    else:
+        remove(parts)
+        write_json(out / "plan.json", made_of)
+    dropped: Counter[str] = Counter()
+    for number, file in enumerate(tqdm(files, desc="reading captions", unit="file", disable=not progress)):
+        dropped += _read_part(parts / f"{number:05d}", file, rows)
+    repeated = _merge(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
+    if repeated:
+        dropped["duplicate"] = repeated
+    captions = Captions(out / "captions.arrow")
+    counts = {"captions": len(captions), "dropped": dict(sorted(dropped.items()))}
+    manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
+    write_json(out / "manifest.json", manifest)
+    remove(parts)
+    remove(out / "plan.json")
+    return manifest
+
+
+def _read_part(path: Path, source: str, rows: RowFilter) -> Counter[str]:
+    """Writes a source's captions, cleaned and filtered, as PATH.arrow; PATH.json, written last, counts the dropped."""
+    note = path.with_suffix(".json")
+    if not note.is_file():
+        dropped: Counter[str] = Counter()
+
+        def captions() -> Iterator[pa.StringArray]:
+            for batch, lost in read_batches(source, rows):
+                dropped.update(lost)
+                yield batch
+
+        if not write_arrays(path.with_suffix(".arrow"), captions()):
+            raise ValueError(f"caption source {source}: holds no caption that is taken (dropped: {dict(dropped)})")
+        write_json(note, dict(dropped))
+    return Counter(read_json(note))
+
+
+def _merge(out: Path, parts: list[Path], progress: bool) -> int:
+    """Writes the parts' captions one after the other, the first of equal ones only; returns how many were left out."""
+    opened = [Captions(part) for part in parts]
+    total = sum(map(len, opened))
+    with tqdm(total=2 * total, desc="merging", unit="caption", unit_scale=True, disable=not progress) as bar:
+        keep = first_of_each(opened, bar.update)
+
+        def kept() -> Iterator[pa.StringArray]:
+            at = 0
+            for captions in opened:
+                for chunk in captions.arrays():
+                    yield chunk.filter(pa.array(keep[at : at + len(chunk)]))
+                    at += len(chunk)
+                    bar.update(len(chunk))
+
+        return total - write_arrays(out, kept())
+
+
+def first_of_each(parts: list[Captions], seen: Any = lambda count: None) -> np.ndarray:
+    """Whether each caption of all parts, in order, is the first of its text [n], exact.
+
+    By 64-bit hashes of this process; those that meet are compared as text.
+    """
+    starts = np.cumsum([0, *map(len, parts)])
+    hashes = np.empty(starts[-1], dtype=np.int64)
+    at = 0
+    for captions in parts:
+        for chunk in captions.arrays():
+            hashes[at : at + len(chunk)] = np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk))
+            at += len(chunk)
+            seen(len(chunk))
+    order = np.argsort(hashes, kind="stable")  # equal hashes stay in the order of the captions
+    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]) + 1
+    del hashes
+    keep = np.ones(starts[-1], dtype=bool)
+
+    def text(number: int) -> str:
+        part = int(np.searchsorted(starts, number, side="right")) - 1
+        return parts[part][number - int(starts[part])]
+
+    texts: set[str] = set()  # of one hash
+    last = -1
+    for place in again.tolist():
+        if place != last + 1:
+            texts = {text(int(order[place - 1]))}
+        caption = text(int(order[place]))
+        keep[order[place]] = caption not in texts
+        texts.add(caption)
+        last = place
+    return keep
+
+
+def take(folder: Path, out: Path, count: int, seed: int) -> dict[str, Any]:
+    """Writes `count` captions of a pool, chosen by the seed, as a pool at `out`; a larger choice holds the smaller one.
+
+    Raises ValueError when the pool has fewer, or when `out` holds another pool.
+    """
+    whole = open_pool(folder)
+    if not 0 <= count <= len(whole):
+        raise ValueError(f"--n: the pool at {folder} holds {len(whole)} captions, {count} asked for")
+    source = {
+        "name": folder.name,
+        "sha256": read_json(folder / "manifest.json")["sha256"],
+        "taken": count,
+        "seed": seed,
+    }
+    made_of = {"format": FORMAT, "sources": [source], "filter": {}}
+    if (out / "manifest.json").is_file():
+        manifest = read_json(out / "manifest.json")
+        check_same(manifest, made_of, f"the pool at {out}", "Remove it, or give another OUT.")
+        return manifest
+    keep = np.zeros(len(whole), dtype=bool)
+    keep[np.random.default_rng(seed).permutation(len(whole))[:count]] = True
+    starts = np.cumsum([0, *map(len, whole.arrays())])
+    write_arrays(
+        out / "captions.arrow",
+        (chunk.filter(pa.array(keep[at : at + len(chunk)])) for at, chunk in zip(starts, whole.arrays(), strict=False)),
+    )
+    manifest = {**made_of, "captions": count, "dropped": {}, "sha256": sha256(out / "captions.arrow")}
+    write_json(out / "manifest.json", manifest)
     return manifest
 
 

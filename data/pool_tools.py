@@ -1,4 +1,4 @@
-"""Tools for caption pools: build one from caption files, look into it."""
+"""Tools for caption pools: build one from caption sources, look into it, take a part of it."""
 
 from pathlib import Path
 
@@ -7,36 +7,80 @@ import numpy as np
 from randcond.data.files import read_json
 from randcond.data.pool import build as build_pool
 from randcond.data.pool import open_pool
+from randcond.data.pool import take as take_pool
+from randcond.data.sources import RowFilter
 
 
-def build(out: str, *source: str) -> None:
-    """Builds a caption pool at OUT from txt, csv, jsonl or parquet files.
+def build(
+    out: str,
+    *source: str,
+    min_length: int = 1,
+    max_length: int = 1000,
+    nsfw: str = "",
+    min_similarity: str = "0",
+    min_width: int = 0,
+    min_height: int = 0,
+) -> None:
+    """Builds a caption pool at OUT from files, folders, globs or URLs of parquet, csv, jsonl or txt (.gz, .zst, ...).
 
-    Captions are cleaned (Unicode NFC, single spaces); empty and duplicate ones are dropped and counted. csv, jsonl
-    and parquet files need a column `caption`, `TEXT` or `text`.
+    Captions are cleaned (Unicode NFC, no control characters, single spaces); empty and duplicate ones are dropped, of
+    all sources together, and counted. Sources with columns need `caption`, `TEXT` or `text`. Memory: 17 bytes per
+    caption. A killed build goes on at the file it was in.
 
-    example    randcond pool build runs/my-pool captions.txt more.parquet
+    --min-length N      characters of a caption (default 1)
+    --max-length N      (default 1000; 0: any)
+    --nsfw A,B          accepted values of the column NSFW (LAION: UNLIKELY, UNSURE, NSFW)
+    --min-similarity X  of the column similarity (LAION: CLIP's, of caption and image)
+    --min-width N       of the column WIDTH, pixels of the image; --min-height N: of HEIGHT
+
+    examples    randcond pool build runs/my-pool captions.txt more.parquet
+                randcond pool build runs/laion "laion/*.parquet" --nsfw UNLIKELY --min-similarity 0.3
     """
     if not source:
         raise ValueError("no SOURCE given: name at least one caption file")
-    manifest = build_pool(Path(out), [Path(each) for each in source])
-    print(f"{manifest['captions']} captions at {out}; dropped: {manifest['dropped']}")
+    try:
+        similarity = float(min_similarity)
+    except ValueError:
+        raise ValueError(f"--min-similarity needs a number, got {min_similarity!r}") from None
+    accepted = tuple(filter(None, nsfw.split(",")))
+    rows = RowFilter(min_length, max_length, accepted, similarity, min_width, min_height)
+    manifest = build_pool(Path(out), list(source), rows, progress=True)
+    print(f"{manifest['captions']:,} captions at {out}; dropped: {_reasons(manifest)}")
 
 
 def info(folder: str) -> None:
     """Prints what a pool was built from, how many captions it holds and what was dropped."""
     captions = open_pool(Path(folder))
     manifest = read_json(Path(folder) / "manifest.json")
-    print(f"{len(captions)} captions, format {manifest['format']}, sha256 {manifest['sha256'][:16]}")
+    size = captions.path.stat().st_size
+    print(f"{len(captions):,} captions, {size / 1e6:,.1f} MB, format {manifest['format']}, {manifest['sha256'][:16]}")
     print(f"sources: {', '.join(source['name'] for source in manifest['sources'])}")
-    print(f"dropped: {manifest['dropped']}")
+    print(f"filter: {', '.join(f'{key} {value}' for key, value in manifest['filter'].items()) or 'none'}")
+    print(f"dropped: {_reasons(manifest)}")
 
 
 def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:
     """Prints N random captions of a pool (the same ones for the same seed)."""
     captions = open_pool(Path(folder))
+    if not len(captions):
+        raise ValueError(f"the pool at {folder} holds no caption")
     for index in np.random.default_rng(seed).integers(len(captions), size=n):
         print(captions[int(index)])
 
 
-COMMANDS = (build, info, sample)
+def take(folder: str, out: str, *, n: int, seed: int = 0) -> None:
+    """Writes N random captions of a pool as a pool of its own, in their order; more of them hold the fewer.
+
+    The paper's pools of 0, 1M, 10M and 20M extra texts are such parts of one.
+
+    example    randcond pool take runs/laion runs/laion-1m --n 1000000
+    """
+    manifest = take_pool(Path(folder), Path(out), n, seed)
+    print(f"{manifest['captions']:,} captions at {out}")
+
+
+def _reasons(manifest: dict[str, dict[str, int]]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in manifest["dropped"].items()) or "none"
+
+
+COMMANDS = (build, info, sample, take)

@@ -21,7 +21,7 @@ from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import check_same, read_json, write_json, written_whole
 from randcond.data.lock import claim_each
 from randcond.data.ranks import cpu_threads, rank
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config, resolve_sources
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import folder_fingerprint
 
@@ -39,7 +39,7 @@ def choose_prompts(config: Config) -> Prompts:
 
     Raises ValueError when the sources hold fewer.
     """
-    captions, _ = read_unique([resolve_path(source) for source in config.eval.captions])
+    captions, _ = read_unique(resolve_sources(config.eval.captions))
     excluded = names_any(config.cache.exclude)
     parts = {
         "seen": [caption for caption in captions if not excluded.search(caption)],

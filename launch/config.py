@@ -59,7 +59,13 @@ class Cache:
 class Pool:
     """The extra texts of the caption pool; the pool is the cached captions plus these."""
 
-    sources: list[str] = dataclasses.field(default_factory=list)
+    sources: list[str] = dataclasses.field(default_factory=list)  # files, folders, globs or URLs: parquet, csv, ...
+    min_length: int = 1  # characters of a caption
+    max_length: int = 1000  # 0: any
+    nsfw: list[str] = dataclasses.field(default_factory=list)  # accepted values of column NSFW, e.g. [UNLIKELY]
+    min_similarity: float = 0.0  # of column similarity (LAION: CLIP's, of caption and image); 0: not asked for
+    min_width: int = 0  # of column WIDTH, pixels of the image
+    min_height: int = 0
 
 
 @dataclass(frozen=True, config=_strict)
@@ -420,3 +426,8 @@ def resolve_path(path: str) -> Path:
     if path.startswith("package:"):
         return PACKAGE / path.removeprefix("package:")
     return Path(path)
+
+
+def resolve_sources(sources: Sequence[str]) -> list[str]:
+    """Caption sources of the configuration: URLs as they are, `package:` as in `resolve_path`."""
+    return [str(resolve_path(source)) if source.startswith("package:") else source for source in sources]

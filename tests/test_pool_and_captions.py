@@ -1,14 +1,21 @@
 """Caption sources and the pool: what is read, what is dropped, and how bad input is named."""
 
+import csv
+import gzip
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from randcond.data.captions import names_any, read_source, read_unique
-from randcond.data.pool import build, open_pool
+from randcond.data.captions import Captions, names_any, read_source, read_unique, write_captions
+from randcond.data.pool import build, first_of_each, open_pool, take
+from randcond.data.sources import RowFilter, expand, read_batches
+from randcond.launch.config import PACKAGE
 
 
 def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
@@ -18,7 +25,7 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"caption": text}) + "\n" for text in texts))
     pq.write_table(pa.table({"TEXT": texts, "width": [1, 2, 3]}), tmp_path / "a.parquet")
     for kind in ("txt", "csv", "jsonl", "parquet"):
-        assert list(read_source(tmp_path / f"a.{kind}")) == ["a café", "two dogs play", "a cat, asleep"]
+        assert list(read_source(str(tmp_path / f"a.{kind}"))) == ["a café", "two dogs play", "a cat, asleep"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +33,11 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
     [
         ("gone.txt", None, "gone.txt: no such file"),
         ("a.docx", "x", "unknown kind '.docx'"),
+        ("b.csv", "caption,id\nx,1\n\n", "b.csv, line 3: has 0 fields of 2"),
+        ("b.jsonl", '{"caption": "x"}\n{"caption": 7}\n', "b.jsonl, row 2: caption is not text"),
+        ("c.jsonl", '{"caption": "x"}\n{"text": "y"}\n', "c.jsonl, line 2: has no caption"),
+        ("d.jsonl", '["x"]\n', "d.jsonl, line 1: is no object"),
+        ("a.txt.gz", "not gzip", "a.txt.gz, after row 0"),
         ("a.csv", "id,words\n1,x\n", "a.csv: no column caption or TEXT or text; it has id, words"),
         ("a.jsonl", '{"caption": "x"}\n{oops\n', "a.jsonl, line 2"),
         ("a.parquet", "not parquet", "a.parquet"),
@@ -36,29 +48,116 @@ def test_bad_sources_are_named(tmp_path: Path, name: str, content: str | None, m
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_unique([tmp_path / name])
+        read_unique([str(tmp_path / name)])
 
 
 def test_a_pool_keeps_order_drops_duplicates_and_is_built_once(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text("b\na\n\nb\nc\n")
-    manifest = build(tmp_path / "pool", [source])
+    manifest = build(tmp_path / "pool", [str(source)])
     assert (manifest["captions"], manifest["dropped"]) == (3, {"empty": 1, "duplicate": 1})
     pool = open_pool(tmp_path / "pool")
     assert [pool[i] for i in range(len(pool))] == ["b", "a", "c"]
     written = (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns
-    assert build(tmp_path / "pool", [source]) == manifest
+    assert build(tmp_path / "pool", [str(source)]) == manifest
     assert (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns == written
     source.write_text("other\n")
     with pytest.raises(ValueError, match=r"was made otherwise: sources .* give another paths\.pool"):
-        build(tmp_path / "pool", [source])
+        build(tmp_path / "pool", [str(source)])
+
+
+def test_captions_are_cleaned_alike_and_rows_filtered_by_their_columns(tmp_path: Path) -> None:
+    rows = [
+        ("a  cafe\u0301\u2028\x07here", "UNLIKELY", 0.4, 512, 512),
+        ("not safe", "NSFW", 0.4, 512, 512),
+        ("an unlike picture", "UNLIKELY", 0.1, 512, 512),
+        ("a narrow one", "UNLIKELY", 0.4, 64, 512),
+        ("a flat one", "UNLIKELY", 0.4, 512, None),
+        ("x", "UNLIKELY", 0.4, 512, 512),
+        ("y" * 40, "UNLIKELY", 0.4, 512, 512),
+        (None, "UNLIKELY", 0.4, 512, 512),
+    ]
+    names = ["TEXT", "NSFW", "similarity", "WIDTH", "HEIGHT"]
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    with gzip.open(tmp_path / "a.csv.gz", "wt", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+    wanted = RowFilter(2, 30, ("UNLIKELY",), 0.3, 256, 256)
+    reasons = {"nsfw": 1, "similarity": 1, "width": 1, "height": 1, "too short": 1, "too long": 1, "empty": 1}
+    for name in ("a.parquet", "a.jsonl", "a.csv.gz"):
+        manifest = build(tmp_path / f"pool-{name}", [str(tmp_path / name)], wanted)
+        assert manifest["dropped"] == reasons and manifest["filter"]["min_width"] == 256
+        assert list(open_pool(tmp_path / f"pool-{name}")) == ["a caf\u00e9 here"]
+    with pytest.raises(ValueError, match=r"no column NSFW, which pool\.nsfw needs; it has caption"):
+        build(tmp_path / "pool-x", [str(PACKAGE / "data/digits/captions.txt")], wanted)
+
+
+def test_folders_globs_and_duplicates_across_files(tmp_path: Path) -> None:
+    """More than one record batch, so that a caption's place is found in each."""
+    texts = [f"caption {number % 150_000}" for number in range(200_000)]
+    (tmp_path / "in/deeper").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("\n".join(texts[:90_000]))
+    (tmp_path / "in/deeper/b.txt").write_text("\n".join(texts[90_000:]))
+    (tmp_path / "in/notes.md").write_text("no source")
+    manifest = build(tmp_path / "pool", [str(tmp_path / "in")])
+    assert (manifest["captions"], manifest["dropped"]) == (150_000, {"duplicate": 50_000})
+    pool = open_pool(tmp_path / "pool")
+    for place in (0, 1, 65_535, 65_536, 131_071, 131_072, 149_999):
+        assert pool[place] == texts[place]
+    assert list(pool) == texts[:150_000] and pool[np.int64(7)] == "caption 7"
+    with pytest.raises(IndexError):
+        pool[150_000]
+    assert not (tmp_path / "pool/parts").exists()
+    assert [Path(file).name for file in expand(str(tmp_path / "in" / "*.txt"))] == ["a.txt"]
+
+
+def test_equal_hashes_of_other_texts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_captions(tmp_path / "a.arrow", ["one", "two", "one", "three", "two", "one"])
+    monkeypatch.setattr("builtins.hash", lambda text: 7)
+    keep = first_of_each([Captions(tmp_path / "a.arrow")])
+    monkeypatch.undo()
+    assert keep.tolist() == [True, True, False, True, False, False]
+
+
+def test_a_killed_build_goes_on_at_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name}1\n{name}2\n")
+    sources = [str(tmp_path / f"{name}.txt") for name in "abc"]
+    read: list[str] = []
+
+    def reading(source: str, rows: RowFilter) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
+        read.append(Path(source).name)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        yield from read_batches(source, rows)
+
+    monkeypatch.setattr("randcond.data.pool.read_batches", reading)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "pool", sources)
+    build(tmp_path / "pool", sources)
+    assert read == ["a.txt", "b.txt", "b.txt", "c.txt"]
+    assert list(open_pool(tmp_path / "pool")) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+
+
+def test_parts_of_a_pool_hold_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"caption {number}" for number in range(1000)))
+    build(tmp_path / "pool", [str(tmp_path / "a.txt")])
+    parts = {}
+    for count in (0, 10, 100):
+        take(tmp_path / "pool", tmp_path / str(count), count, seed=1)
+        parts[count] = list(open_pool(tmp_path / str(count)))
+        assert len(parts[count]) == count
+    assert set(parts[10]) < set(parts[100])
+    with pytest.raises(ValueError, match="holds 1000 captions, 1001 asked for"):
+        take(tmp_path / "pool", tmp_path / "more", 1001, seed=1)
 
 
 def test_an_unfinished_or_damaged_pool_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no caption pool at"):
         open_pool(tmp_path)
     (tmp_path / "a.txt").write_text("x\n")
-    build(tmp_path / "pool", [tmp_path / "a.txt"])
+    build(tmp_path / "pool", [str(tmp_path / "a.txt")])
     arrow = tmp_path / "pool" / "captions.arrow"
     arrow.write_bytes(arrow.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"captions\.arrow: cannot be read"):

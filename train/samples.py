@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from randcond.data.captions import names_any, read_unique
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config, resolve_sources
 from randcond.model_zoo.export import student_unet, unet_weights
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
@@ -16,7 +16,7 @@ COLUMNS = 8
 
 def grid_captions(config: Config) -> list[str]:
     """Captions for the columns, evenly out of the evaluation's seen and, where there are any, unseen ones."""
-    captions, _ = read_unique([resolve_path(source) for source in config.eval.captions])
+    captions, _ = read_unique(resolve_sources(config.eval.captions))
     excluded = names_any(config.cache.exclude)
     unseen = [caption for caption in captions if excluded.search(caption)]
     seen = [caption for caption in captions if not excluded.search(caption)]
