@@ -91,6 +91,9 @@ def run(config: Config) -> None:
     if not (folder / "captions.arrow").is_file():
         write_captions(folder / "captions.arrow", captions)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    if (folder / "manifest.json").is_file() and "subset_of" in read_json(folder / "manifest.json"):
+        LatentCache(config, teacher.fingerprint)  # says what is wrong with it, or that it is complete
+        return
     wanted = plan(config, teacher, sha256(folder / "captions.arrow"))
     remedy = "Remove it, or give another paths.cache."
     if (folder / "plan.json").is_file():
@@ -175,7 +178,11 @@ class LatentCache:
                 )
             if shard.sha256 != entry["sha256"]:
                 raise ValueError(f"shard {shard.path}: is not the one of the manifest; run `randcond run cache` again")
-        self._members = [(shard, member) for shard in self._shards for member in shard.members]
+        self._members = [  # of a subset's last shard, the first few
+            (shard, member)
+            for shard, entry in zip(self._shards, self.manifest["shards"], strict=True)
+            for member in shard.members[: entry["samples"]]
+        ]
         if len(self._members) != len(self.captions):
             raise ValueError(f"the cache at {folder} holds {len(self._members)} latents, {len(self.captions)} captions")
 

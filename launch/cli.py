@@ -17,6 +17,7 @@ from randcond.launch.supervise import run_steps, write_files
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
     "pool": "randcond.data.pool_tools",
+    "cache": "randcond.data.cache_tools",
 }
 TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
     "students": "randcond.model_zoo.students_tool",
@@ -219,7 +220,8 @@ def _overview() -> str:
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
        randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same, on many hosts
-       randcond pool COMMAND ...                                            see `randcond pool --help`
+       randcond pool COMMAND ...                                            caption pools: build, info, sample, take
+       randcond cache COMMAND ...                                           latent caches: verify, preview, subset
        randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores

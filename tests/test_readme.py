@@ -37,7 +37,7 @@ def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRe
     else:
         (tmp_path / "data").symlink_to(ROOT / "data")
     command = [sys.executable, "-m", "randcond.launch.cli"]
-    if words[:2] == ["pool", "sample"]:
+    if words[:2] in (["pool", "sample"], ["pool", "take"]):
         subprocess.run([*command, "pool", "build", words[2], "data/digits/captions.txt"], cwd=tmp_path, check=True)
     done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,142 @@
+"""Tools for latent caches: check one against its manifest, look at it, take a part of it without copying."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from randcond.data.cache import FORMAT
+from randcond.data.captions import Captions, write_captions
+from randcond.data.files import check_same, read_json, sha256, write_json, written_whole
+from randcond.data.shards import Shard
+
+SHOWN = 20  # faults
+
+
+def verify(folder: str) -> None:
+    """Checks every shard of a cache: bytes against the manifest, every latent and caption against what must be there.
+
+    Ends with an error that names every faulty shard (and key). What is damaged is drawn again by
+    `randcond run cache EXPERIMENT` once it is removed.
+    """
+    manifest = _manifest(Path(folder))
+    captions = Captions(Path(folder) / "captions.arrow")
+    faults: list[str] = []
+    for entry in tqdm(manifest["shards"], desc="verifying", unit="shard"):
+        try:
+            faults += shard_faults(Path(folder) / entry["shard"], entry, captions, tuple(manifest["latent_shape"]))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise ValueError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
+    print(f"{folder}: {len(manifest['shards'])} shards, {manifest['captions']:,} latents, all sound")
+
+
+def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
+    """What is wrong with one shard, a line each; raises ValueError when it can't be opened at all."""
+    shard = Shard(path)
+    if sha256(path) != entry["sha256"]:
+        yield f"shard {path}: does not match its checksum; remove it and run `randcond run cache EXPERIMENT`"
+    with tarfile.open(path) as archive:
+        texts = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
+        for member in shard.members:
+            try:
+                latent = shard.latent(member)
+            except ValueError as error:
+                yield str(error)
+                continue
+            if latent.shape != shape:
+                yield f"shard {path}, key {member.key}: latent of shape {latent.shape}, the cache's are {shape}"
+            file = archive.extractfile(texts[member.key]) if member.key in texts else None
+            if file is None:
+                yield f"shard {path}, key {member.key}: has no caption (.txt)"
+            elif file.read().decode(errors="replace") != captions[member.caption_id]:
+                yield f"shard {path}, key {member.key}: its caption is not caption {member.caption_id} of the cache"
+
+
+def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int = 0) -> None:
+    """Decodes N random latents of a cache into a contact sheet with their captions.
+
+    --teacher PATH  the diffusers folder, hub id or package:... whose VAE decodes them
+    --out FILE      (default: FOLDER/preview.png)
+    --n N           how many (default 16), --seed N: which
+
+    example    randcond cache preview runs/demo/cache --teacher package:data/digits/models/teacher
+    """
+    import torch
+
+    from randcond.data.pictures import tile_sheet
+    from randcond.data.ranks import device
+    from randcond.launch.config import resolve_path
+    from randcond.model_zoo.sampler import decode
+    from randcond.model_zoo.teacher import Teacher
+
+    manifest = _manifest(Path(folder))
+    captions = Captions(Path(folder) / "captions.arrow")
+    shards = [Shard(Path(folder) / entry["shard"]) for entry in manifest["shards"]]
+    members = [(shard, member) for shard in shards for member in shard.members]
+    chosen = sorted(np.random.default_rng(seed).permutation(len(members))[:n].tolist())
+    loaded = Teacher.load(resolve_path(teacher), "fp32", device())
+    images = []
+    for shard, member in tqdm([members[index] for index in chosen], desc="decoding", unit="latent"):
+        latent = torch.from_numpy(shard.latent(member)).float()[None].to(loaded.device)
+        images.append((decode(loaded.pipe, latent)[0].cpu() / 2 + 0.5, captions[member.caption_id]))
+    path = Path(out) if out else Path(folder) / "preview.png"
+    with written_whole(path) as aside:
+        tile_sheet(images).save(aside, format="PNG")
+    print(path)
+
+
+def subset(folder: str, out: str, *, n: int) -> None:
+    """Makes a cache of the first N captions of another one at OUT, which goes on using its shards: nothing is copied.
+
+    The captions of a cache are in random order, so the first N are what `cache.size=N` alone would have drawn; the
+    paper's 10K and 100K out of its 212K (Figure 7) are such parts. Use it with paths.cache=OUT cache.size=N.
+
+    example    randcond cache subset runs/cache-212k runs/cache-10k --n 10000
+    """
+    source, target = Path(folder), Path(out)
+    manifest = _manifest(source)
+    if not 1 <= n <= manifest["captions"]:
+        raise ValueError(f"--n: the cache at {source} holds {manifest['captions']} latents, {n} asked for")
+    captions = Captions(source / "captions.arrow")
+    entries, left = [], n
+    for entry in manifest["shards"]:
+        if left > 0:
+            where = os.path.relpath((source / entry["shard"]).resolve(), target.resolve())
+            entries.append({**entry, "shard": where, "samples": min(left, entry["samples"])})
+            left -= entry["samples"]
+    if not (target / "captions.arrow").is_file():
+        write_captions(target / "captions.arrow", (captions[number] for number in range(n)))
+    wanted = {
+        **manifest,
+        "captions": n,
+        "captions_sha256": sha256(target / "captions.arrow"),
+        "subset_of": os.path.relpath(source.resolve(), target.resolve()),
+        "shards": entries,
+    }
+    if (target / "manifest.json").is_file():
+        check_same(
+            read_json(target / "manifest.json"), wanted, f"the cache at {out}", "Remove it, or give another OUT."
+        )
+    else:
+        write_json(target / "manifest.json", wanted)
+    print(f"{n:,} latents in {len(entries)} shards of {folder} at {out}")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"the cache at {folder} has format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
+COMMANDS = (verify, preview, subset)

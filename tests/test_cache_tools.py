@@ -1,0 +1,76 @@
+"""Caches checked, looked at, and used in part."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from randcond.data.cache import LatentCache
+from randcond.data.cache_tools import preview, subset, verify
+from randcond.data.shards import Shard, index_path, write_shard
+from randcond.launch.config import load_config, resolve_path
+from randcond.model_zoo.teacher import Teacher
+from tests.conftest import TINY, randcond
+
+TEACHER = "package:data/digits/models/teacher"
+
+
+@pytest.fixture
+def cache(world: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(world / "runs/demo/cache", tmp_path / "cache")
+
+
+def test_a_sound_cache_is_sound_and_a_faulty_one_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify(str(cache))
+    assert "96 latents, all sound" in capsys.readouterr().out
+    flipped = bytearray((cache / "latents-00000.tar").read_bytes())
+    flipped[1000] ^= 1
+    (cache / "latents-00000.tar").write_bytes(flipped)
+    index_path(cache / "latents-00001.tar").unlink()
+    shard = Shard(cache / "latents-00002.tar")
+    samples = [
+        {"caption_id": member.caption_id, "caption": "another", "latent": shard.latent(member), "meta": {}}
+        for member in shard.members
+    ]
+    samples[0]["latent"] = np.full_like(samples[0]["latent"], np.nan)
+    samples[1]["latent"] = samples[1]["latent"][:, :4]
+    write_shard(shard.path, samples)
+    with pytest.raises(ValueError) as caught:
+        verify(str(cache))
+    for named in (
+        "latents-00000.tar: does not match its checksum",
+        "latents-00001.tar: it or its index is missing",
+        "latents-00002.tar: does not match its checksum",
+        "key 000000064: not a finite fp16 latent",
+        "key 000000065: latent of shape",
+        "key 000000066: its caption is not caption 66",
+        "... and",
+    ):
+        assert named in str(caught.value)
+
+
+def test_a_preview_shows_latents_as_the_teacher_decodes_them(cache: Path) -> None:
+    preview(str(cache), teacher=TEACHER, n=6)
+    with Image.open(cache / "preview.png") as sheet:
+        assert sheet.width > sheet.height > 300
+        assert len(set(sheet.convert("RGB").resize((64, 64)).getdata())) > 50
+
+
+def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path: Path) -> None:
+    """Across a shard's end, opened by an experiment of that size; drawing it is done already."""
+    out = world / "runs/part"
+    subset(str(world / "runs/demo/cache"), str(out), n=40)
+    subset(str(world / "runs/demo/cache"), str(out), n=40)  # the same again: nothing to do
+    assert not list(out.glob("*.tar"))
+    words = [*TINY, "cache.size=40", f"paths.cache={out}"]
+    fingerprint = Teacher.load(resolve_path(TEACHER)).fingerprint
+    whole = LatentCache(load_config("demo-with", [*TINY, f"paths.cache={world / 'runs/demo/cache'}"]), fingerprint)
+    part = LatentCache(load_config("demo-with", words), fingerprint)
+    assert len(part) == 40
+    assert all(np.array_equal(part.latent(index), whole.latent(index)) for index in range(40))
+    randcond(world, "run", "cache", "demo-with", *words, "--gpus", "1")
+    assert not list(out.glob("*.tar"))
+    with pytest.raises(ValueError, match="holds 96 latents, 97 asked for"):
+        subset(str(world / "runs/demo/cache"), str(tmp_path), n=97)
