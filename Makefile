@@ -12,7 +12,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench bench-data tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -66,6 +66,9 @@ dryrun: $(READY) ## resolve and check every experiment, run none
 
 bench: $(READY) ## speed of the training step against a bare loop, side by side
 	$(BIN)/python -m tests.bench.step $(ARGS)
+
+bench-data: $(READY) ## a pool of 20M captions beside a pandas column: time, memory, disk, random reads
+	$(BIN)/python -m tests.bench.pool $(ARGS)
 
 tensorboard: $(READY) ## watch the runs
 	$(BIN)/tensorboard --logdir runs

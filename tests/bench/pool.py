@@ -1,0 +1,140 @@
+"""`make bench-data`, first part: a caption pool of 20M beside a pandas column; time, memory, disk, random reads.
+
+`python -m tests.bench.pool [CAPTIONS]`. The captions are synthetic, as long as LAION's (log-normal, median 52
+characters), a tenth of them duplicates, in parquet files of a million.
+"""
+
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from randcond.data.captions import Captions
+from randcond.data.pool import open_pool
+
+WORKERS = 4
+READS = 1_000_000
+PER_FILE = 1_000_000
+
+
+def main() -> None:
+    """Builds, opens and reads the pool; prints a line per measurement."""
+    total = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        raw = synthetic(folder / "sources", total)
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", BUILD, str(folder / "pool"), str(folder / "sources")], check=True)
+        seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        began = time.perf_counter()
+        pool = open_pool(folder / "pool")
+        opened = time.perf_counter() - began
+        size = pool.path.stat().st_size
+        text = sum(int(chunk.nbytes) for chunk in pool.arrays()) - 4 * len(pool)
+        print(
+            f"built      {total:,} captions ({raw / 1e6:,.0f} MB) in {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+        )
+        print(f"on disk    {len(pool):,} captions, {size / 1e6:,.0f} MB, {size / text:.3f} of their raw text")
+        print(f"opened     in {1000 * opened:.1f} ms")
+        print(f"random     {reads(pool):,.0f} captions/s of one core (warm)")
+        bare, ours = private(nothing, folder), private(read_pool, folder)
+        print(
+            f"workers    {WORKERS} hold {WORKERS * (ours - bare) / 1e6:.0f} MB beyond their interpreter, all together"
+        )
+        began = time.perf_counter()
+        column(folder)
+        plain = time.perf_counter() - began
+        held = WORKERS * (private(column, folder) - bare)
+        print(f"pandas     opens in {plain:.1f} s, {WORKERS} workers hold {held / 1e9:.2f} GB")
+
+
+BUILD = (
+    "import sys; from pathlib import Path; from randcond.data.pool import build; build(Path(sys.argv[1]), sys.argv[2:])"
+)
+
+
+def synthetic(folder: Path, total: int) -> int:
+    """Writes parquet files with a column TEXT; returns the bytes of their captions."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", dtype=np.uint8)
+    text = letters[random.integers(len(letters), size=50_000_000)].tobytes().decode()
+    size = 0
+    for number, first in enumerate(range(0, total, PER_FILE)):
+        count = min(PER_FILE, total - first)
+        lengths = np.clip(random.lognormal(np.log(52), 0.6, count), 5, 900).astype(int)
+        starts = random.integers(len(text) - 1000, size=count)
+        captions = [text[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        captions[: count // 10] = captions[-(count // 10) :]
+        size += int(lengths.sum())
+        pq.write_table(pa.table({"TEXT": captions}), folder / f"part-{number:04d}.parquet")
+    return size
+
+
+def reads(pool: Captions) -> float:
+    """Random captions per second, from pages that are in memory."""
+    order = np.random.default_rng(1).integers(len(pool), size=READS).tolist()
+    for _ in range(2):  # the first time brings the pages in
+        began = time.perf_counter()
+        for index in order:
+            pool[index]
+        seconds = time.perf_counter() - began
+    return READS / seconds
+
+
+def nothing(folder: Path) -> Any:
+    """A worker with its imports alone."""
+
+
+def read_pool(folder: Path) -> Any:
+    """A worker that has read all over the pool."""
+    pool = open_pool(folder / "pool")
+    for index in np.random.default_rng(2).integers(len(pool), size=200_000).tolist():
+        pool[index]
+    return pool
+
+
+def column(folder: Path) -> Any:
+    """The plain way: the captions as a pandas column of Python strings."""
+    import pandas
+
+    return pandas.concat(
+        [
+            pandas.read_parquet(path, columns=["TEXT"])["TEXT"].astype(object)
+            for path in sorted((folder / "sources").iterdir())
+        ]
+    )
+
+
+def private(hold: Any, folder: Path) -> float:
+    """Private bytes (USS) of a fresh process that holds what `hold` gives."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_hold, args=(hold, folder, theirs))
+    process.start()
+    ours.recv()
+    size = psutil.Process(process.pid).memory_full_info().uss
+    ours.send(None)
+    process.join()
+    return float(size)
+
+
+def _hold(hold: Any, folder: Path, line: Any) -> None:
+    held = hold(folder)
+    line.send(os.getpid())
+    line.recv()
+    del held
+
+
+if __name__ == "__main__":
+    main()
