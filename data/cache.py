@@ -16,7 +16,7 @@ from randcond.data.captions import Captions, names_any, read_unique, write_capti
 from randcond.data.files import check_same, read_json, sha256, write_json
 from randcond.data.lock import claim_each
 from randcond.data.ranks import cpu_threads, device, rank
-from randcond.data.shards import Shard, describe, shard_done, write_shard
+from randcond.data.shards import describe, shard_done, write_shard
 from randcond.launch.config import Config, resolve_path, resolve_sources
 from randcond.launch.logs import say_everywhere
 from randcond.model_zoo.sampler import caption_seed, draw_latents
@@ -92,6 +92,8 @@ def run(config: Config) -> None:
         write_captions(folder / "captions.arrow", captions)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     if (folder / "manifest.json").is_file() and "subset_of" in read_json(folder / "manifest.json"):
+        from randcond.data.latent_cache import LatentCache
+
         LatentCache(config, teacher.fingerprint)  # says what is wrong with it, or that it is complete
         return
     wanted = plan(config, teacher, sha256(folder / "captions.arrow"))
@@ -143,57 +145,3 @@ def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
         return
     write_json(folder / "manifest.json", manifest)
     say_everywhere(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}")
-
-
-class LatentCache:
-    """A complete cache, opened for reading: latents and captions by caption number."""
-
-    def __init__(self, config: Config, teacher_fingerprint: str) -> None:
-        """Raises ValueError when the cache is unfinished, damaged, or not the one the experiment asks for."""
-        folder, asked = Path(config.paths.cache), config.cache
-        if not (folder / "manifest.json").is_file():
-            raise ValueError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
-        self.manifest = read_json(folder / "manifest.json")
-        check_same(
-            self.manifest,
-            {
-                "format": FORMAT,
-                "teacher": teacher_fingerprint,
-                "seed": asked.seed,
-                "sampler": asked.sampler,
-                "steps": asked.steps,
-                "guidance": asked.guidance,
-            },
-            f"the cache at {folder}",
-            "Draw the one asked for (another paths.cache), or ask for what is there.",
-        )
-        self.captions = Captions(folder / "captions.arrow")
-        check_captions(config, self.captions)
-        self._shards = [Shard(folder / entry["shard"]) for entry in self.manifest["shards"]]
-        for shard, entry in zip(self._shards, self.manifest["shards"], strict=True):
-            if rank() == 0 and sha256(shard.path) != shard.sha256:  # one rank reads them all, for all
-                raise ValueError(
-                    f"shard {shard.path}: does not match its checksum, it is damaged; "
-                    f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
-                )
-            if shard.sha256 != entry["sha256"]:
-                raise ValueError(f"shard {shard.path}: is not the one of the manifest; run `randcond run cache` again")
-        self._members = [  # of a subset's last shard, the first few
-            (shard, member)
-            for shard, entry in zip(self._shards, self.manifest["shards"], strict=True)
-            for member in shard.members[: entry["samples"]]
-        ]
-        if len(self._members) != len(self.captions):
-            raise ValueError(f"the cache at {folder} holds {len(self._members)} latents, {len(self.captions)} captions")
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def latent(self, index: int) -> np.ndarray:
-        """Latent x_0 [C, h, w], fp16."""
-        shard, member = self._members[index]
-        return shard.latent(member)
-
-    def caption_id(self, index: int) -> int:
-        """Number of the latent's own caption."""
-        return self._members[index][1].caption_id

@@ -44,19 +44,20 @@ def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: t
         yield f"shard {path}: does not match its checksum; remove it and run `randcond run cache EXPERIMENT`"
     with tarfile.open(path) as archive:
         texts = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
-        for member in shard.members:
+        for row, caption_id in enumerate(shard.caption_ids.tolist()):
+            key = shard.key(row)
             try:
-                latent = shard.latent(member)
+                latent = shard.latent(row)
             except ValueError as error:
                 yield str(error)
                 continue
             if latent.shape != shape:
-                yield f"shard {path}, key {member.key}: latent of shape {latent.shape}, the cache's are {shape}"
-            file = archive.extractfile(texts[member.key]) if member.key in texts else None
+                yield f"shard {path}, key {key}: latent of shape {latent.shape}, the cache's are {shape}"
+            file = archive.extractfile(texts[key]) if key in texts else None
             if file is None:
-                yield f"shard {path}, key {member.key}: has no caption (.txt)"
-            elif file.read().decode(errors="replace") != captions[member.caption_id]:
-                yield f"shard {path}, key {member.key}: its caption is not caption {member.caption_id} of the cache"
+                yield f"shard {path}, key {key}: has no caption (.txt)"
+            elif file.read().decode(errors="replace") != captions[caption_id]:
+                yield f"shard {path}, key {key}: its caption is not caption {caption_id} of the cache"
 
 
 def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int = 0) -> None:
@@ -79,13 +80,13 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
     manifest = _manifest(Path(folder))
     captions = Captions(Path(folder) / "captions.arrow")
     shards = [Shard(Path(folder) / entry["shard"]) for entry in manifest["shards"]]
-    members = [(shard, member) for shard in shards for member in shard.members]
-    chosen = sorted(np.random.default_rng(seed).permutation(len(members))[:n].tolist())
+    rows = [(shard, row) for shard in shards for row in range(len(shard))]
+    chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:n].tolist())
     loaded = Teacher.load(resolve_path(teacher), "fp32", device())
     images = []
-    for shard, member in tqdm([members[index] for index in chosen], desc="decoding", unit="latent"):
-        latent = torch.from_numpy(shard.latent(member)).float()[None].to(loaded.device)
-        images.append((decode(loaded.pipe, latent)[0].cpu() / 2 + 0.5, captions[member.caption_id]))
+    for shard, row in tqdm([rows[index] for index in chosen], desc="decoding", unit="latent"):
+        latent = torch.from_numpy(shard.latent(row)).float()[None].to(loaded.device)
+        images.append((decode(loaded.pipe, latent)[0].cpu() / 2 + 0.5, captions[int(shard.caption_ids[row])]))
     path = Path(out) if out else Path(folder) / "preview.png"
     with written_whole(path) as aside:
         tile_sheet(images).save(aside, format="PNG")

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,6 @@ import numpy as np
 from webdataset import TarWriter
 
 from randcond.data.files import read_json, sha256, write_json, written_whole
-
-
-@dataclass(frozen=True)
-class Member:
-    """One cached pair: its key, its caption's number and where its latent lies in the tar."""
-
-    key: str
-    caption_id: int
-    offset: int
-    size: int
 
 
 def index_path(shard: Path) -> Path:
@@ -88,26 +77,31 @@ class Shard:
                 f"`randcond run cache EXPERIMENT` draws it again"
             )
         self.sha256: str = index["sha256"]
-        self.members = [Member(*member) for member in index["members"]]
+        table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
+        self.caption_ids, self._offsets, self._sizes = table.T  # of each latent, [n]
         self._map = np.memmap(path, dtype=np.uint8, mode="r")
 
-    def latent(self, member: Member) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.caption_ids)
+
+    def __reduce__(self) -> tuple[type["Shard"], tuple[Path]]:
+        return Shard, (self.path,)  # another process maps the file itself: a pickled map would be all its bytes
+
+    def key(self, row: int) -> str:
+        """The WebDataset key of a latent."""
+        return f"{self.caption_ids[row]:09d}"
+
+    def latent(self, row: int) -> np.ndarray:
         """The latent fp16 [C, h, w]; raises ValueError naming shard and key when it is damaged."""
-        data = io.BytesIO(self._map[member.offset : member.offset + member.size].tobytes())
+        start = self._offsets[row]
+        data = io.BytesIO(self._map[start : start + self._sizes[row]].tobytes())
         try:
             latent = np.lib.format.read_array(data, allow_pickle=False)
         except ValueError as error:
-            raise ValueError(f"shard {self.path}, key {member.key}: {error}") from None
+            raise ValueError(f"shard {self.path}, key {self.key(row)}: {error}") from None
         if latent.dtype != np.float16 or not np.isfinite(latent).all():
-            raise ValueError(f"shard {self.path}, key {member.key}: not a finite fp16 latent; draw the shard again")
+            raise ValueError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
         return latent
-
-    def caption(self, member: Member) -> str:
-        """The caption stored beside the latent."""
-        with tarfile.open(self.path) as archive:
-            file = archive.extractfile(f"{member.key}.txt")
-            assert file is not None
-            return file.read().decode()
 
 
 def describe(shard: Path) -> dict[str, Any]:

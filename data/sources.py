@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from randcond.data.fetch import open_system
 from randcond.data.files import sha256
 from randcond.launch.config import Pool
 
@@ -59,7 +60,7 @@ def expand(source: str) -> list[str]:
 
     Raises ValueError naming a source that stands for none.
     """
-    system, path = _open_system(source)
+    system, path = open_system(source)
     if any(sign in path for sign in "*?["):
         found = sorted(each for each in system.glob(path) if kind_of(each))
     elif system.isdir(path):
@@ -79,7 +80,7 @@ def expand(source: str) -> list[str]:
 
 def identify(source: str) -> dict[str, Any]:
     """What tells one source file from another: its bytes' sha256, or what a server says of them."""
-    system, path = _open_system(source)
+    system, path = open_system(source)
     name = PurePosixPath(path).name
     if "file" in system.protocol:
         return {"name": name, "sha256": sha256(Path(path))}
@@ -93,13 +94,6 @@ def kind_of(path: str) -> str | None:
     name = PurePosixPath(path)
     name = name.with_suffix("") if name.suffix in COMPRESSED else name
     return name.suffix if name.suffix in KINDS else None
-
-
-def _open_system(source: str) -> tuple[Any, str]:
-    try:
-        return fsspec.core.url_to_fs(source)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"caption source {source}: {error}") from None
 
 
 def read_batches(source: str, rows: RowFilter | None = None) -> Iterator[tuple[pa.StringArray, Counter[str]]]:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from randcond.data.cache import LatentCache
 from randcond.data.captions import Captions
+from randcond.data.latent_cache import LatentCache
 from randcond.model_zoo.teacher import Tokenizers
 
 
@@ -63,7 +63,7 @@ class Stream(Dataset[dict[str, Any]]):
         return Stream, fields
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.cache))
+        return self.cache.order(np.random.default_rng((self.seed, 0, epoch)))
 
     def _draw(self, position: int) -> Draw:
         # Every number is drawn whether it is used or not: runs that differ in p(t) alone see the same rest.
@@ -84,6 +84,9 @@ class Stream(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, len(self.cache))
         index = int(self._order(epoch)[place])
+        if self.cache.ahead:
+            later, there = divmod(position + self.cache.ahead, len(self.cache))
+            self.cache.expect(int(self._order(later)[there]))
         draw = self._draw(position)
         own = self.cache.caption_id(index)
         caption_id = draw.other if draw.replaced else own

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from randcond.launch.config import Config, eval_folder, load_arms, load_config, load_table, table_names, to_yaml
+from randcond.launch.config import Config, eval_folder, is_url, load_arms, load_config, load_table, table_names, to_yaml
 from randcond.launch.hosts import check_folder_name, read_hostfile
 
 STAGES = ("pool", "cache", "train", "eval", "report")
@@ -143,8 +143,12 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
     configs = load_arms(name, overrides) if name in table_names() else {name: load_config(name, overrides)}
+    if stage == "cache" and any(is_url(config.paths.cache) for config in configs.values()):
+        raise ValueError("paths.cache: a URL is read from; draw the cache into a folder and copy that to the server")
     order = [(s, e) for s in shared for e in experiments] + [(s, e) for e in experiments for s in own]
     for each, experiment in order:
+        if each == "cache" and is_url(configs[experiment].paths.cache):
+            continue  # it is there, on a server
         step = stage_step(each, experiment, overrides, configs[experiment], place)
         assert step.artefact is not None
         steps.setdefault((each, step.artefact), step)

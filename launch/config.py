@@ -53,6 +53,8 @@ class Cache:
     guidance: float = 7.5
     batch: int = 32  # compute batch: fixed chunks by caption id, the last one padded
     shard_size: int = 1024  # samples in one WebDataset shard
+    local: str = "~/.cache/randcond"  # where the shards of a cache on a server (paths.cache: a URL) are copied to
+    local_gb: float = 50.0  # room for them; where all have room, samples come in any order, else window by window
 
 
 @dataclass(frozen=True, config=_strict)
@@ -426,6 +428,11 @@ def resolve_path(path: str) -> Path:
     if path.startswith("package:"):
         return PACKAGE / path.removeprefix("package:")
     return Path(path)
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an address that fsspec opens (http, s3, ...)."""
+    return "://" in path
 
 
 def resolve_sources(sources: Sequence[str]) -> list[str]:

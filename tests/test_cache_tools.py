@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from randcond.data.cache import LatentCache
 from randcond.data.cache_tools import preview, subset, verify
+from randcond.data.latent_cache import LatentCache
 from randcond.data.shards import Shard, index_path, write_shard
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.teacher import Teacher
@@ -31,8 +31,8 @@ def test_a_sound_cache_is_sound_and_a_faulty_one_is_named(cache: Path, capsys: p
     index_path(cache / "latents-00001.tar").unlink()
     shard = Shard(cache / "latents-00002.tar")
     samples = [
-        {"caption_id": member.caption_id, "caption": "another", "latent": shard.latent(member), "meta": {}}
-        for member in shard.members
+        {"caption_id": caption_id, "caption": "another", "latent": shard.latent(row), "meta": {}}
+        for row, caption_id in enumerate(shard.caption_ids.tolist())
     ]
     samples[0]["latent"] = np.full_like(samples[0]["latent"], np.nan)
     samples[1]["latent"] = samples[1]["latent"][:, :4]

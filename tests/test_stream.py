@@ -21,18 +21,23 @@ N, EXTRA = 50, 30
 class Cached:
     """A latent cache of one real shard, without a teacher."""
 
+    ahead = 0
+
     def __init__(self, folder: Path) -> None:
         self.shard = Shard(folder / "latents-00000.tar")
         self.captions = Captions(folder / "captions.arrow")
 
     def __len__(self) -> int:
-        return len(self.shard.members)
+        return len(self.shard)
 
     def latent(self, index: int) -> np.ndarray:
-        return self.shard.latent(self.shard.members[index])
+        return self.shard.latent(index)
 
     def caption_id(self, index: int) -> int:
-        return self.shard.members[index].caption_id
+        return int(self.shard.caption_ids[index])
+
+    def order(self, random: np.random.Generator) -> np.ndarray:
+        return random.permutation(len(self))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Cached, (self.shard.path.parent,)
@@ -153,7 +158,7 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     write_shard(path, [{"caption_id": 4, "caption": "x", "latent": np.full((4, 8, 8), np.nan), "meta": {}}])
     shard = Shard(path)
     with pytest.raises(ValueError, match="key 000000004: not a finite fp16 latent"):
-        shard.latent(shard.members[0])
+        shard.latent(0)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="half-written or damaged"):
         Shard(path)

@@ -7,9 +7,9 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from randcond.data.cache import LatentCache
 from randcond.data.conditioning import probability_table
 from randcond.data.files import check_same, read_json, remove, write_text
+from randcond.data.latent_cache import LatentCache
 from randcond.data.lock import hold
 from randcond.data.pool import open_pool
 from randcond.data.ranks import device
@@ -102,6 +102,8 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
         "train": {key: value for key, value in resolved["train"].items() if key not in free},
         "teacher": cache.manifest["teacher"],
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
+        "cached": len(cache),
+        "window": cache.window,
         "precision": [config.engine.precision, config.teacher.dtype],
         "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
     }

@@ -1,0 +1,96 @@
+"""Where a cache's shards are: a folder, or a server whose shards are copied whole into a folder of bounded size."""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from randcond.data.fetch import fetch
+from randcond.data.files import remove
+from randcond.data.lock import holding
+from randcond.data.shards import index_path
+
+
+class LocalShards:
+    """Shards of a folder."""
+
+    open_at_once: int | None = None  # all of them
+
+    def __init__(self, folder: Path, entries: list[dict[str, Any]]) -> None:
+        self.folder, self.entries = folder, entries
+
+    def path(self, number: int) -> Path:
+        """Where a shard is."""
+        return self.folder / self.entries[number]["shard"]
+
+    def expect(self, number: int) -> None:
+        """Says that a shard will be wanted; here it is there already."""
+
+
+class RemoteShards:
+    """Shards of a server, copied when they are wanted; a host's processes share the copies.
+
+    Copies bear their shard's checksum as a name, so that two caches never meet; the least recently opened ones go when
+    there is no room. What a process has open stays readable for it.
+    """
+
+    def __init__(self, url: str, entries: list[dict[str, Any]], folder: Path, room: int, window: int | None) -> None:
+        """`room`: bytes of all copies; `window`: shards that are read from at once, None: all."""
+        self.url, self.entries, self.folder, self.room, self.window = url, entries, folder, room, window
+        self.open_at_once = window and 2 * window
+        self._pending: dict[int, Future[Path]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> Any:
+        return RemoteShards, (self.url, self.entries, self.folder, self.room, self.window)
+
+    def path(self, number: int) -> Path:
+        """The copy of a shard, fetched if it is not there; raises FetchError naming what the server doesn't give."""
+        if (pending := self._pending.pop(number, None)) is not None:
+            pending.result()
+        return self._copy(number)
+
+    def expect(self, number: int) -> None:
+        """Fetches a shard meanwhile."""
+        if number not in self._pending and not self._target(number).exists():
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(2, thread_name_prefix="shards")
+            self._pending[number] = self._pool.submit(self._copy, number)
+
+    def _target(self, number: int) -> Path:
+        return self.folder / f"{self.entries[number]['sha256']}.tar"
+
+    def _copy(self, number: int) -> Path:
+        entry, target = self.entries[number], self._target(number)
+        if not (target.exists() and index_path(target).exists()):
+            with holding(self.folder / f".{target.stem}", patience=float("inf")):  # one process of the host fetches it
+                if not (target.exists() and index_path(target).exists()):
+                    self._make_room(entry["bytes"])
+                    name = f"{self.url.rstrip('/')}/{entry['shard']}"
+                    fetch(name, target, entry["sha256"])
+                    fetch(f"{name.removesuffix('.tar')}.index.json", index_path(target))
+        os.utime(target)
+        return target
+
+    def _make_room(self, wanted: int) -> None:
+        copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
+        held = sum(path.stat().st_size for path in copies)
+        for path in copies:
+            if held + wanted <= self.room:
+                return
+            held -= path.stat().st_size
+            remove(path)
+            remove(index_path(path))
+
+
+def window_of(sizes: list[int], room: int) -> int | None:
+    """How many shards are read from at once so that as many can come meanwhile; None when all have room.
+
+    Raises ValueError when not even two have.
+    """
+    if sum(sizes) <= room:
+        return None
+    window = room // (2 * max(sizes))
+    if window < 1:
+        raise ValueError(f"cache.local_gb: {room / 1e9:g} GB have no room for two shards of {max(sizes) / 1e9:.2f} GB")
+    return window

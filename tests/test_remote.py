@@ -1,0 +1,88 @@
+"""Caches and captions on a server: copied whole into bounded room, resumed where a connection was cut, checked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from randcond.data import fetch as fetching
+from randcond.data.captions import read_source
+from randcond.data.fetch import FetchError, fetch
+from randcond.data.files import sha256
+from randcond.data.latent_cache import LatentCache
+from randcond.data.shard_store import window_of
+from randcond.launch.config import load_config, resolve_path
+from randcond.model_zoo.teacher import Teacher
+from tests.conftest import TINY, randcond
+from tests.runs import same_bits
+from tests.web import served
+
+TEACHER = "package:data/digits/models/teacher"
+
+
+def test_a_cut_transfer_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "BLOCK", 100_000)
+    monkeypatch.setattr(fetching, "PATIENCE", 0.01)
+    monkeypatch.setattr(fetching, "STALL", 1.0)
+    (tmp_path / "in").mkdir()
+    data = np.random.default_rng(0).bytes(1_000_000)
+    (tmp_path / "in/file").write_bytes(data)
+    came: list[int] = []
+    with served(tmp_path / "in", cuts=[250_000, 10, 330_000, 0, 120_000]) as url:
+        target = fetch(f"{url}/file", tmp_path / "out/file", sha256(tmp_path / "in/file"), came.append)
+        assert target.read_bytes() == data and not list((tmp_path / "out").glob("*.part"))
+        assert sum(came) == len(data)  # nothing came twice
+        with pytest.raises(FetchError, match="no such file"):
+            fetch(f"{url}/none", tmp_path / "out/none")
+        with pytest.raises(ValueError, match="do not have the checksum"):
+            fetch(f"{url}/file", tmp_path / "out/other", "0" * 64)
+    monkeypatch.setattr(fetching, "TRIES", 2)
+    with pytest.raises(FetchError, match="not given after 2 tries"):
+        fetch(f"{url}/file", tmp_path / "out/again")
+
+
+def test_captions_are_read_from_a_server(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"caption": "a red two"}\n{"caption": "a  blue one"}\n')
+    with served(tmp_path) as url:
+        assert list(read_source(f"{url}/a.jsonl")) == ["a red two", "a blue one"]
+
+
+def test_a_window_leaves_room_for_the_next_one() -> None:
+    assert window_of([10, 10, 10], 30) is None
+    assert window_of([10] * 8, 40) == 2
+    with pytest.raises(ValueError, match=r"cache\.local_gb: .* no room for two shards"):
+        window_of([10, 10, 10], 15)
+
+
+def test_a_remote_cache_in_little_room_gives_every_latent_once_an_epoch(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PATIENCE", 0.01)
+    here = world / "runs/demo/cache"
+    size = max(path.stat().st_size for path in here.glob("*.tar"))
+    fingerprint = Teacher.load(resolve_path(TEACHER)).fingerprint
+    local = LatentCache(load_config("demo-with", [*TINY, f"paths.cache={here}"]), fingerprint)
+    with served(here, cuts=[5000, 30_000, 7, 60_000]) as url:
+        words = [f"paths.cache={url}", f"cache.local={tmp_path}", f"cache.local_gb={2.5 * size / 1e9}"]
+        remote = LatentCache(load_config("demo-with", [*TINY, *words]), fingerprint)
+        assert (local.window, remote.window) == (None, 1)
+        order = remote.order(np.random.default_rng(3))
+        assert sorted(order.tolist()) == list(range(96))
+        assert [int(index) // 32 for index in order[::32]] == [
+            int(index) // 32 for index in order[31::32]
+        ]  # whole shards
+        for place, index in enumerate(order.tolist()):
+            remote.expect(int(order[min(place + remote.ahead, 95)]))
+            assert np.array_equal(remote.latent(index), local.latent(index))
+            assert remote.caption_id(index) == local.caption_id(index)
+            copies = list(tmp_path.rglob("shards/*.tar"))
+            assert sum(path.stat().st_size for path in copies) <= 2.5 * size
+
+
+def test_training_from_a_server_trains_the_same_student(world: Path, tmp_path: Path) -> None:
+    """All of it has room: the order is that of the folder, and so are the weights, bit by bit."""
+    with served(world / "runs/demo/cache", cuts=[20_000, 100_000]) as url:
+        words = [*TINY, f"paths.cache={url}", f"cache.local={tmp_path}", "paths.run=runs/remote"]
+        randcond(world, "run", "train", "demo-with", *words)
+        assert same_bits(world / "runs/remote", world / "runs/demo/with")
+        assert "a URL is read from" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
