@@ -81,6 +81,14 @@ def write_arrays(path: Path, arrays: Iterable[pa.StringArray]) -> int:
     return count
 
 
+def read_arrays(path: Path) -> Iterator[pa.StringArray]:
+    """All captions of a file, a record batch at a time and none of it kept: for passes over what memory can't hold."""
+    with pa.OSFile(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number).column(0)
+
+
 class Captions:
     """Memory-mapped captions by number."""
 

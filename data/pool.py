@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from randcond.data.captions import Captions, write_arrays
+from randcond.data.captions import Captions, read_arrays, write_arrays
 from randcond.data.files import check_same, read_json, remove, sha256, write_json
 from randcond.data.lock import holding
 from randcond.data.sources import RowFilter, expand, identify, read_batches, settings
@@ -89,8 +89,8 @@ def _merge(out: Path, parts: list[Path], progress: bool) -> int:
 
         def kept() -> Iterator[pa.StringArray]:
             at = 0
-            for captions in opened:
-                for chunk in captions.arrays():
+            for part in parts:
+                for chunk in read_arrays(part):
                     yield chunk.filter(pa.array(keep[at : at + len(chunk)]))
                     at += len(chunk)
                     bar.update(len(chunk))
@@ -107,12 +107,13 @@ def first_of_each(parts: list[Captions], seen: Any = lambda count: None) -> np.n
     hashes = np.empty(starts[-1], dtype=np.int64)
     at = 0
     for captions in parts:
-        for chunk in captions.arrays():
+        for chunk in read_arrays(captions.path):
             hashes[at : at + len(chunk)] = np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk))
             at += len(chunk)
             seen(len(chunk))
     order = np.argsort(hashes, kind="stable")  # equal hashes stay in the order of the captions
-    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]) + 1
+    hashes = hashes[order]
+    again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
     del hashes
     keep = np.ones(starts[-1], dtype=bool)
 
