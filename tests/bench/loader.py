@@ -1,0 +1,139 @@
+"""`make bench-data`, second part: the stream alone beside a dataset of one file per latent, pages dropped before each.
+
+`python -m tests.bench.loader [SAMPLES]`: latents of 4 x 64 x 64 and their captions in shards, against the published
+loader's way (`torch.load` of one file per latent, captions in a list). Both tokenize with CLIP's tokenizer.
+"""
+
+import gc
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from randcond.data.captions import Captions, write_captions
+from randcond.data.conditioning import probability_table
+from randcond.data.latent_cache import LatentCache
+from randcond.data.shard_store import LocalShards
+from randcond.data.shards import describe, write_shard
+from randcond.data.stream import CaptionPool, Positions, Stream, batches
+from randcond.model_zoo.teacher import Tokenizers
+from tests.shaped import clip_tokenizer
+
+SHARD, BATCH, WORDS = 1024, 64, 9
+WANTED = 170  # samples per second that one H200 trains
+
+
+def main() -> None:
+    """Prints samples per second with 0, 1 and 2 workers, ours and the plain way."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_480
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        captions = write(folder, count)
+        files = [*folder.glob("*.tar"), *(folder / "plain").iterdir()]
+        tokenizers = Tokenizers([clip_tokenizer()])
+        for workers in (0, 1, 2):
+            rates = {}
+            for side, make in (("ours", ours), ("plain", plain)):
+                drop(files)
+                rates[side] = rate(make(folder, captions, tokenizers, workers), count)
+            print(
+                f"{workers} workers   ours {rates['ours']:7,.0f} samples/s   a file each {rates['plain']:7,.0f}   "
+                f"ratio {rates['ours'] / rates['plain']:.1f}   one H200 needs {WANTED}",
+                flush=True,
+            )
+
+
+def write(folder: Path, count: int) -> list[str]:
+    """The same latents as shards and as files; returns the captions."""
+    random = np.random.default_rng(0)
+    words = [line.split() for line in (Path(__file__).parents[2] / "data/digits/captions.txt").read_text().splitlines()]
+    vocabulary = sorted({word for line in words for word in line})
+    captions = [" ".join(random.choice(vocabulary, WORDS)) for _ in range(count)]
+    write_captions(folder / "captions.arrow", captions)
+    (folder / "plain").mkdir()
+    for first in range(0, count, SHARD):
+        latents = random.standard_normal((min(SHARD, count - first), 4, 64, 64)).astype(np.float16)
+        samples = [
+            {"caption_id": first + row, "caption": captions[first + row], "latent": latent, "meta": {}}
+            for row, latent in enumerate(latents)
+        ]
+        write_shard(folder / f"latents-{first // SHARD:05d}.tar", samples)
+        for row, latent in enumerate(latents):
+            torch.save(torch.from_numpy(latent.copy()), folder / "plain" / f"{first + row:09d}.pt")
+    os.sync()
+    return captions
+
+
+class Opened(LatentCache):
+    """A cache's reading side, without an experiment or a teacher."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = {"shards": [describe(path) for path in sorted(folder.glob("*.tar"))]}
+        self.captions, self.window = Captions(folder / "captions.arrow"), None
+        self._store = LocalShards(folder, self.manifest["shards"])
+        self._start()
+
+
+def ours(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int) -> Iterator[Any]:
+    """The training stream."""
+    cache = Opened(folder)
+    stream = Stream(
+        cache,
+        CaptionPool(cache.captions, cache.captions),
+        probability_table("exponential", {}, 1000),
+        0.1,
+        tokenizers,
+        0,
+    )
+    steps = len(cache) // BATCH
+    return batches(stream, Positions(0, steps, BATCH, BATCH, 0, 1), workers)
+
+
+class OneFileEach(Dataset[dict[str, Any]]):
+    """The plain way."""
+
+    def __init__(self, folder: Path, captions: list[str], tokenizers: Tokenizers) -> None:
+        self.files = sorted((folder / "plain").iterdir())
+        self.captions, self.tokenizers = captions, tokenizers
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        latent = torch.load(self.files[index], weights_only=True)  # the tests' own files, to compare with
+        return {"latents": latent.float(), **{k: v[0] for k, v in self.tokenizers([self.captions[index]]).items()}}
+
+
+def plain(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int) -> Iterator[Any]:
+    """torch.load of a file per latent, a caption tokenized at a time, shuffled."""
+    dataset = OneFileEach(folder, captions, tokenizers)
+    return iter(DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True))
+
+
+def drop(files: list[Path]) -> None:
+    """Asks the system to forget the files' pages."""
+    gc.collect()
+    for path in files:
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def rate(loader: Iterator[Any], count: int) -> float:
+    """Samples per second from the first batch (the workers' start aside) to the last."""
+    next(loader)
+    began, seen = time.perf_counter(), 0
+    for batch in loader:
+        seen += len(batch["latents"])
+    return seen / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
