@@ -122,7 +122,7 @@ def test_pool_tools(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a cat\n\n a  cat \nein Hühnerei\n")
     (tmp_path / "b.csv").write_text("id,caption\n1,a dog\n2,a cat\n")
     said = randcond(tmp_path, "pool", "build", "p", "a.txt", "b.csv").stdout
-    assert "3 captions" in said and "'empty': 1" in said and "'duplicate': 2" in said
+    assert "3 captions at p; dropped: 2 duplicate, 1 empty" in said
     assert "a.txt, b.csv" in randcond(tmp_path, "pool", "info", "p").stdout
     drawn = randcond(tmp_path, "pool", "sample", "p", "--n", "5").stdout.splitlines()
     assert len(drawn) == 5 and set(drawn) <= {"a cat", "ein Hühnerei", "a dog"}
