@@ -1,6 +1,8 @@
 """A finished latent cache, opened for reading: a folder, or a server's copied shard by shard."""
 
+from bisect import bisect_right
 from collections import OrderedDict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ class LatentCache:
 
     def _start(self) -> None:
         # A subset takes the first few of its last shard.
-        self._starts = np.cumsum([0, *(entry["samples"] for entry in self.manifest["shards"])])
+        self._starts = [0, *accumulate(entry["samples"] for entry in self.manifest["shards"])]
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,17 +81,21 @@ class LatentCache:
         self._start()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
-    def latent(self, index: int) -> np.ndarray:
-        """Latent x_0 [C, h, w], fp16; raises ValueError naming shard and key when it is damaged."""
-        shard, row = self._place(index)
-        return shard.latent(row)
+    def pair(self, index: int) -> tuple[np.ndarray, int]:
+        """(latent x_0 [C, h, w], fp16; number of its own caption).
 
-    def caption_id(self, index: int) -> int:
-        """Number of the latent's own caption."""
-        shard, row = self._place(index)
-        return int(shard.caption_ids[row])
+        Raises ValueError naming shard and key when it is damaged.
+        """
+        number = self._number(index)
+        shard = self._open.get(number)
+        if shard is None:
+            shard = self._open[number] = Shard(self._store.path(number))
+            while self._store.open_at_once and len(self._open) > self._store.open_at_once:
+                self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
+        row = index - self._starts[number]
+        return shard.latent(row), int(shard.caption_ids[row])
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         """One epoch's order of the latents [N]: any order where all shards are at hand; else the shards permuted, and
@@ -107,23 +113,14 @@ class LatentCache:
     @property
     def ahead(self) -> int:
         """How many samples before its turn a latent should be expected: a window's; 0 where all are at hand."""
-        return 0 if self.window is None else self.window * int(self._starts[1])
+        return 0 if self.window is None else self.window * self._starts[1]
 
     def expect(self, index: int) -> None:
         """Says that a latent will be wanted: its shard is fetched meanwhile."""
         self._store.expect(self._number(index))
 
     def _number(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
-
-    def _place(self, index: int) -> tuple[Shard, int]:
-        number = self._number(index)
-        shard = self._open.get(number)
-        if shard is None:
-            shard = self._open[number] = Shard(self._store.path(number))
-            while self._store.open_at_once and len(self._open) > self._store.open_at_once:
-                self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
-        return shard, index - int(self._starts[number])
+        return bisect_right(self._starts, index) - 1
 
 
 def _copy_manifest(url: str, local: Path) -> Path:

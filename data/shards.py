@@ -5,6 +5,7 @@ The index (one JSON per shard, beside it) holds each latent's offset: exact rand
 
 import io
 import json
+import math
 import os
 import tarfile
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from webdataset import TarWriter
 
 from randcond.data.files import read_json, sha256, write_json, written_whole
+
+_EXPONENT = np.uint16(0x7C00)  # of an fp16
 
 
 def index_path(shard: Path) -> Path:
@@ -78,8 +81,12 @@ class Shard:
             )
         self.sha256: str = index["sha256"]
         table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
-        self.caption_ids, self._offsets, self._sizes = table.T  # of each latent, [n]
-        self._map = np.memmap(path, dtype=np.uint8, mode="r")
+        self.caption_ids = table[:, 0]  # of each latent, [n]
+        self._places: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of its .npy
+        # Copy on write: torch wants arrays it could write to. A plain view: slicing a memmap costs ten times as much.
+        self._bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+        self._header = b""  # of the .npy read last; a shard's are alike
+        self._shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.caption_ids)
@@ -92,16 +99,31 @@ class Shard:
         return f"{self.caption_ids[row]:09d}"
 
     def latent(self, row: int) -> np.ndarray:
-        """The latent fp16 [C, h, w]; raises ValueError naming shard and key when it is damaged."""
-        start = self._offsets[row]
-        data = io.BytesIO(self._map[start : start + self._sizes[row]].tobytes())
+        """The latent fp16 [C, h, w], a view of the file; raises ValueError naming shard and key when it is damaged."""
+        start, size = self._places[row]
+        data = self._bytes[start : start + size]
+        header = len(self._header)
+        if not header or data[:header].tobytes() != self._header:
+            self._read_header(row, data)
+            header = len(self._header)
+        values = data[header:].view(np.float16)
+        if (values.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # all ones: not a number, or none that is finite
+            raise ValueError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
+        return values.reshape(self._shape)
+
+    def _read_header(self, row: int, data: np.ndarray) -> None:
+        """Takes shape and length from a .npy's header; a shard's others have the same bytes, and are not read again."""
+        file = io.BytesIO(data.tobytes())
         try:
-            latent = np.lib.format.read_array(data, allow_pickle=False)
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"npy version {version}")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
             raise ValueError(f"shard {self.path}, key {self.key(row)}: {error}") from None
-        if latent.dtype != np.float16 or not np.isfinite(latent).all():
+        if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
             raise ValueError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
-        return latent
+        self._header, self._shape = data[: file.tell()].tobytes(), shape
 
 
 def describe(shard: Path) -> dict[str, Any]:

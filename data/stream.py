@@ -88,9 +88,9 @@ class Stream(Dataset[dict[str, Any]]):
             later, there = divmod(position + self.cache.ahead, len(self.cache))
             self.cache.expect(int(self._order(later)[there]))
         draw = self._draw(position)
-        own = self.cache.caption_id(index)
+        values, own = self.cache.pair(index)
         caption_id = draw.other if draw.replaced else own
-        latent = torch.from_numpy(self.cache.latent(index)).float()
+        latent = torch.from_numpy(values).float()
         return {
             "key": own,
             "latents": latent,

@@ -30,11 +30,8 @@ class Cached:
     def __len__(self) -> int:
         return len(self.shard)
 
-    def latent(self, index: int) -> np.ndarray:
-        return self.shard.latent(index)
-
-    def caption_id(self, index: int) -> int:
-        return int(self.shard.caption_ids[index])
+    def pair(self, index: int) -> tuple[np.ndarray, int]:
+        return self.shard.latent(index), int(self.shard.caption_ids[index])
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         return random.permutation(len(self))
@@ -115,7 +112,7 @@ def test_a_sample_is_what_the_cache_holds(folder: Path) -> None:
     source = stream(folder, "none")
     for position in range(N):
         sample = source[position]
-        assert np.array_equal(sample["latents"].numpy(), source.cache.latent(sample["key"]).astype(np.float32))
+        assert np.array_equal(sample["latents"].numpy(), source.cache.pair(sample["key"])[0].astype(np.float32))
         assert sample["caption"] == ("" if sample["null"] else f"a red picture number {sample['key']}")
         noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(sample["noise_seed"]))
         assert torch.equal(sample["noise"], noise)
