@@ -22,7 +22,7 @@ from randcond.launch.logs import say_everywhere
 from randcond.model_zoo.sampler import caption_seed, draw_latents
 from randcond.model_zoo.teacher import Teacher
 
-FORMAT = 1
+FORMAT = 2
 
 
 def choose_captions(config: Config) -> list[str]:

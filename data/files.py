@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file; raises ValueError naming it when it is damaged."""
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged JSON ({error}); remove it and run the same command again") from None
 
 

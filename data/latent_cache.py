@@ -15,7 +15,7 @@ from randcond.data.files import check_same, read_json, sha256
 from randcond.data.lock import holding
 from randcond.data.ranks import rank
 from randcond.data.shard_store import LocalShards, RemoteShards, window_of
-from randcond.data.shards import Shard
+from randcond.data.shards import Shard, index_path
 from randcond.launch.config import Config, is_url
 
 
@@ -42,6 +42,10 @@ class LatentCache:
             f"the cache at {where}",
             "Draw the one asked for (another paths.cache), or ask for what is there.",
         )
+        if sha256(folder / "captions.arrow") != self.manifest["captions_sha256"]:  # Arrow trusts what it maps
+            raise ValueError(
+                f"{folder / 'captions.arrow'}: does not match its checksum; remove the cache and draw it again"
+            )
         self.captions = Captions(folder / "captions.arrow")
         check_captions(config, self.captions)
         entries = self.manifest["shards"]
@@ -65,8 +69,11 @@ class LatentCache:
                     f"shard {shard.path}: does not match its checksum, it is damaged; "
                     f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
                 )
-            if shard.sha256 != entry["sha256"]:
-                raise ValueError(f"shard {shard.path}: is not the one of the manifest; run `randcond run cache` again")
+            if sha256(index_path(shard.path)) != entry["index_sha256"] or shard.sha256 != entry["sha256"]:
+                raise ValueError(
+                    f"shard {shard.path}: it or its index is not the manifest's; remove it and run "
+                    f"`randcond run cache EXPERIMENT` to draw it again"
+                )
 
     def _start(self) -> None:
         # A subset takes the first few of its last shard.

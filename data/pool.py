@@ -164,8 +164,11 @@ def take(folder: Path, out: Path, count: int, seed: int) -> dict[str, Any]:
     return manifest
 
 
-def open_pool(folder: Path) -> Captions:
-    """The extra texts of a built pool; raises ValueError naming a folder that is unfinished or of another format."""
+def open_pool(folder: Path, check: bool = False) -> Captions:
+    """The extra texts of a built pool; `check`: against its checksum, a second per GB.
+
+    Raises ValueError naming a folder that is unfinished, damaged or of another format.
+    """
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
         raise ValueError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
@@ -173,6 +176,10 @@ def open_pool(folder: Path) -> Captions:
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"the pool at {folder} has format {manifest.get('format')}, this version reads {FORMAT}: rebuild"
+        )
+    if check and sha256(folder / "captions.arrow") != manifest["sha256"]:
+        raise ValueError(
+            f"the pool at {folder}: captions.arrow does not match its checksum; remove the pool and rebuild"
         )
     captions = Captions(folder / "captions.arrow")
     if len(captions) != manifest["captions"]:

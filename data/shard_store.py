@@ -68,7 +68,7 @@ class RemoteShards:
                     self._make_room(entry["bytes"])
                     name = f"{self.url.rstrip('/')}/{entry['shard']}"
                     fetch(name, target, entry["sha256"])
-                    fetch(f"{name.removesuffix('.tar')}.index.json", index_path(target))
+                    fetch(f"{name.removesuffix('.tar')}.index.json", index_path(target), entry["index_sha256"])
         os.utime(target)
         return target
 

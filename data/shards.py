@@ -73,14 +73,20 @@ class Shard:
                 f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`"
             )
         index = read_json(index_path(path))
-        size = os.path.getsize(path)
-        if size != index["bytes"]:
+        try:
+            wanted, self.sha256 = int(index["bytes"]), str(index["sha256"])
+            table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"shard {path}: has {size} bytes, its index says {index['bytes']}: it is half-written or damaged; "
+                f"shard {path}: its index is damaged ({type(error).__name__}: {error}); remove both, "
+                f"`randcond run cache EXPERIMENT` draws it again"
+            ) from None
+        size = os.path.getsize(path)
+        if size != wanted:
+            raise ValueError(
+                f"shard {path}: has {size} bytes, its index says {wanted}: it is half-written or damaged; "
                 f"`randcond run cache EXPERIMENT` draws it again"
             )
-        self.sha256: str = index["sha256"]
-        table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
         self.caption_ids = table[:, 0]  # of each latent, [n]
         self._places: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of its .npy
         # Copy on write: torch wants arrays it could write to. A plain view: slicing a memmap costs ten times as much.
@@ -127,11 +133,12 @@ class Shard:
 
 
 def describe(shard: Path) -> dict[str, Any]:
-    """One line of the cache's manifest: name, samples, bytes and sha256."""
+    """One line of the cache's manifest: name, samples, bytes, sha256 of the shard and of its index."""
     index = json.loads(index_path(shard).read_text())
     return {
         "shard": shard.name,
         "samples": len(index["members"]),
         "bytes": index["bytes"],
         "sha256": index["sha256"],
+        "index_sha256": sha256(index_path(shard)),
     }

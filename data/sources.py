@@ -7,6 +7,8 @@ are filtered by; then cleaned captions, and how many were dropped for which reas
 import csv
 import io
 import json
+import lzma
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -109,7 +111,7 @@ def read_batches(source: str, rows: RowFilter | None = None) -> Iterator[tuple[p
             done += batch.num_rows
     except UnicodeDecodeError as error:
         raise ValueError(f"caption source {source}, after row {done}: not UTF-8 ({error.reason})") from None
-    except (pa.ArrowException, OSError, EOFError, csv.Error) as error:
+    except (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"caption source {source}, after row {done}: {error}") from None
 
 

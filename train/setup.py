@@ -12,7 +12,7 @@ from randcond.data.files import check_same, read_json, remove, write_text
 from randcond.data.latent_cache import LatentCache
 from randcond.data.lock import hold
 from randcond.data.pool import open_pool
-from randcond.data.ranks import device
+from randcond.data.ranks import device, rank
 from randcond.data.stream import CaptionPool, Stream
 from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
 from randcond.model_zoo.export import check_shapes
@@ -51,7 +51,7 @@ def set_up(config: Config) -> Training | None:
     train = config.train
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     cache = LatentCache(config, teacher.fingerprint)
-    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool)))
+    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool), check=rank() == 0))
     identity = what_decides(config, cache)
     if finished(config, identity):
         return None
