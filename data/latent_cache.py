@@ -56,14 +56,15 @@ class LatentCache:
             self._store: Any = RemoteShards(where, entries, folder / "shards", room, self.window)
         else:
             self._store = LocalShards(folder, entries)
-            self._check_shards(entries)
         self._start()
+        if not is_url(where):
+            self._check_shards(entries)
         if len(self) != len(self.captions):
             raise ValueError(f"the cache at {where} holds {len(self)} latents, {len(self.captions)} captions")
 
     def _check_shards(self, entries: list[dict[str, Any]]) -> None:
         for number, entry in enumerate(entries):
-            shard = Shard(self._store.path(number))
+            shard = self._open[number] = Shard(self._store.path(number))
             if rank() == 0 and sha256(shard.path) != shard.sha256:  # one rank reads them all, for all
                 raise ValueError(
                     f"shard {shard.path}: does not match its checksum, it is damaged; "

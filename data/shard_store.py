@@ -62,14 +62,18 @@ class RemoteShards:
 
     def _copy(self, number: int) -> Path:
         entry, target = self.entries[number], self._target(number)
-        if not (target.exists() and index_path(target).exists()):
-            with holding(self.folder / f".{target.stem}", patience=float("inf")):  # one process of the host fetches it
-                if not (target.exists() and index_path(target).exists()):
-                    self._make_room(entry["bytes"])
-                    name = f"{self.url.rstrip('/')}/{entry['shard']}"
-                    fetch(name, target, entry["sha256"])
-                    fetch(f"{name.removesuffix('.tar')}.index.json", index_path(target), entry["index_sha256"])
-        os.utime(target)
+        try:
+            os.utime(target)  # read last: it goes last
+            if index_path(target).exists():
+                return target
+        except FileNotFoundError:
+            pass
+        with holding(self.folder / ".fetching", patience=float("inf")):  # one at a time, or two would take one's room
+            if not (target.exists() and index_path(target).exists()):
+                self._make_room(entry["bytes"])
+                there, shard = self.url.rstrip("/"), Path(entry["shard"])
+                fetch(f"{there}/{shard}", target, entry["sha256"])
+                fetch(f"{there}/{index_path(shard)}", index_path(target), entry["index_sha256"])
         return target
 
     def _make_room(self, wanted: int) -> None:

@@ -158,23 +158,29 @@ def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: flo
     return arithmetic, traffic, max(arithmetic, traffic) if overlaps else arithmetic + traffic
 
 
-def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> dict[str, dict[str, float]]:
-    """Stage -> {hours, gpu_hours, samples}; caching and evaluation share out whole shards and chunks."""
+def stage_hours(
+    config: Config, sizes: Sizes, cluster: Cluster, efficiency: float, step: float
+) -> dict[str, dict[str, float]]:
+    """Stage -> {hours, gpu_hours, samples}; caching and evaluation share out whole shards and chunks.
+
+    `step`: seconds of a training step.
+    """
     rate = 1e12 * cluster.gpu.tflops * efficiency  # FLOP/s of one GPU
     cache, ev = config.cache, config.eval
     drawn = 2 * cache.steps * sizes.teacher.flop / rate  # guidance: two calls per step
     shards = -(-cache.size // cache.shard_size)
-    chunks = -(-ev.size * (2 if cache.exclude else 1) // ev.batch)
+    images = ev.size * (2 if cache.exclude else 1)  # seen and unseen captions
+    chunks = -(-images // ev.batch)
     image = (2 * ev.steps * (sizes.student.flop + sizes.teacher.flop) + 2 * sizes.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
-        "train": config.train.steps * step_seconds(config, sizes, cluster, efficiency)[2],
+        "train": config.train.steps * step,
         "eval": -(-chunks // cluster.ranks) * ev.batch * image,
     }
     samples = {
         "cache": cache.size,
         "train": config.train.steps * config.train.global_batch,
-        "eval": ev.size * (2 if cache.exclude else 1),
+        "eval": images,
     }
     return {
         stage: {"samples": samples[stage], "hours": spent / 3600, "gpu_hours": spent / 3600 * cluster.ranks}
@@ -248,7 +254,7 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
         "traffic_seconds": traffic,
         "traffic_gb": step_traffic(config, sizes, cluster).sent / 1e9,
         "samples_per_second": config.train.global_batch / step,
-        "stages": stage_hours(config, sizes, cluster, efficiency),
+        "stages": stage_hours(config, sizes, cluster, efficiency, step),
         "gpu": asdict(cluster.gpu),
     }
 
