@@ -206,6 +206,7 @@ engine.rank, engine.ranks, engine._control = rank, 2, None
 with Heartbeat(engine, silence=1.0, stall=60.0) as alive:
     alive.at(1, "between steps")
     time.sleep(0 if rank else 4)  # the first rank still writes when the other has done
+dist.destroy_process_group()  # as the engine does; left alone, gloo's threads may outlive what they use and abort
 print("both are done")
 """
 
