@@ -77,10 +77,7 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
     from randcond.model_zoo.sampler import decode
     from randcond.model_zoo.teacher import Teacher
 
-    manifest = _manifest(Path(folder))
-    captions = Captions(Path(folder) / "captions.arrow")
-    shards = [Shard(Path(folder) / entry["shard"]) for entry in manifest["shards"]]
-    rows = [(shard, row) for shard in shards for row in range(len(shard))]
+    captions, rows = open_cache(Path(folder))
     chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:n].tolist())
     loaded = Teacher.load(resolve_path(teacher), "fp32", device())
     images = []
@@ -91,6 +88,13 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
     with written_whole(path) as aside:
         tile_sheet(images).save(aside, format="PNG")
     print(path)
+
+
+def open_cache(folder: Path) -> tuple[Captions, list[tuple[Shard, int]]]:
+    """The captions of a cache, and where each latent is (shard, row); raises ValueError when it is not complete."""
+    manifest = _manifest(folder)
+    shards = [(Shard(folder / entry["shard"]), entry["samples"]) for entry in manifest["shards"]]
+    return Captions(folder / "captions.arrow"), [(shard, row) for shard, taken in shards for row in range(taken)]
 
 
 def subset(folder: str, out: str, *, n: int) -> None:

@@ -13,11 +13,14 @@ from randcond.launch.commands import STAGES, Place, plan, show
 from randcond.launch.config import experiment_names, load_config, load_table, table_names, to_yaml
 from randcond.launch.jobs import job_script
 from randcond.launch.slurm import submit
+from randcond.launch.stage import exit_code
 from randcond.launch.supervise import run_steps, write_files
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
     "pool": "randcond.data.pool_tools",
     "cache": "randcond.data.cache_tools",
+    "concepts": "randcond.data.concepts.tools",
+    "datafree": "randcond.data.datafree",
 }
 TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
     "students": "randcond.model_zoo.students_tool",
@@ -109,11 +112,13 @@ def main(argv: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(words)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
 
 
 def _dispatch(words: list[str]) -> None:
@@ -222,6 +227,8 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same, on many hosts
        randcond pool COMMAND ...                                            caption pools: build, info, sample, take
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset
+       randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
+       randcond datafree COMMAND ...                                        captions by an LLM: nouns, visual, prompts
        randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores

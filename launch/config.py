@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,10 +20,11 @@ PACKAGE = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PACKAGE / "launch" / "experiments"
 TABLES = PACKAGE / "launch" / "tables"
 
-_strict = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True)
+Settings = TypeVar("Settings")
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Teacher:
     """The frozen diffusion model that is distilled."""
 
@@ -31,7 +32,7 @@ class Teacher:
     dtype: Literal["fp32", "bf16"] = "bf16"
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Student:
     """The small U-Net that is trained."""
 
@@ -40,7 +41,7 @@ class Student:
     seed: int = 0  # of the random initialisation
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Cache:
     """The N captions whose latents the teacher draws once (paper Sec. 3.2)."""
 
@@ -57,7 +58,7 @@ class Cache:
     local_gb: float = 50.0  # room for them; where all have room, samples come in any order, else window by window
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Pool:
     """The extra texts of the caption pool; the pool is the cached captions plus these."""
 
@@ -70,7 +71,7 @@ class Pool:
     min_height: int = 0
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Conditioning:
     """Random conditioning (paper Sec. 3.3): which caption a noised latent is shown with."""
 
@@ -81,7 +82,7 @@ class Conditioning:
     null_embedding: Literal["teacher", "empty"] = "teacher"
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Losses:
     """Weights of the losses in train/losses.py; 0 leaves one out."""
 
@@ -92,7 +93,7 @@ class Losses:
     frequency: float = 0.0  # SLIM's L_freq
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Train:
     """Optimisation (paper Sec. 4.2)."""
 
@@ -118,7 +119,7 @@ class Train:
     profile: list[int] = dataclasses.field(default_factory=list)  # [first, last] step of a torch profiler trace
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Engine:
     """How the step is distributed."""
 
@@ -139,7 +140,7 @@ class Engine:
     peak_tflops: float | None = None  # dense bf16 rate of one GPU, for MFU; null: known by the GPU's name
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Eval:
     """Generation and scoring of a trained student and its teacher."""
 
@@ -153,7 +154,7 @@ class Eval:
     weights: Literal["raw", "ema"] = "raw"
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Paths:
     """Where artefacts are kept; relative paths start at the working directory."""
 
@@ -163,7 +164,7 @@ class Paths:
     reference: str  # the teacher's evaluation, shared by every experiment of the same protocol
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """One experiment, resolved."""
 
@@ -343,33 +344,45 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     data.setdefault("name", path.stem)
     where = str(path)
     for override in overrides:
-        key, found, text = override.partition("=")
-        if not found:
-            raise ValueError(f"override {override!r} is not of the form section.key=value, e.g. train.steps=100")
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r}: {error}") from None
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        data = _merge(data, value)
+        data = _merge(data, _read_override(override, "section.key=value, e.g. train.steps=100"))
         where = f"{path} and the command line"
-    return _parse(data, where)
+    return _parse(Config, data, where)
 
 
-def _parse(data: dict[str, Any], where: str) -> Config:
+def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
+    """A tool's settings out of `key=value` words, as strict as an experiment's; raises ValueError naming the key."""
+    data: dict[str, Any] = {}
+    for word in words:
+        data = _merge(data, _read_override(word, "key=value"))
+    return _parse(kind, data, "the command line")
+
+
+def _read_override(word: str, form: str) -> dict[str, Any]:
+    key, found, text = word.partition("=")
+    if not found:
+        raise ValueError(f"override {word!r} is not of the form {form}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {word!r}: {error}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
     try:
         # Strict mode takes nested mappings only from JSON.
-        return TypeAdapter(Config).validate_json(json.dumps(data, default=str))
+        return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(problem, where) for problem in error.errors())) from None
+        raise ValueError("\n".join(_explain(kind, problem, where) for problem in error.errors())) from None
 
 
-def _explain(problem: Any, where: str) -> str:
+def _explain(kind: Any, problem: Any, where: str) -> str:
     """One pydantic error as a line that names file and key and says what would do."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        section: Any = Config
+        section: Any = kind
         for part in problem["loc"][:-1]:
             section = {field.name: field.type for field in dataclasses.fields(section)}[str(part)]
         known = [field.name for field in dataclasses.fields(section)]

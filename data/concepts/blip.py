@@ -1,0 +1,66 @@
+"""What BLIP sees in the images of a cache (supplement J): a caption names a concept less often than its image shows it.
+
+In: a latent cache, its teacher's VAE, a BLIP model (diffusers and transformers folders or hub ids). Out: captions.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from randcond.data.cache_tools import open_cache
+from randcond.data.files import sha256
+from randcond.data.llm import Journal
+from randcond.data.ranks import device
+from randcond.model_zoo.sampler import decode
+from randcond.model_zoo.teacher import Teacher
+
+BATCH = 16
+MAX_TOKENS = 40
+
+
+def describe_images(cache: Path, wanted: Collection[str], teacher: Path, blip: str, journal: Path) -> dict[str, str]:
+    """Caption -> BLIP's caption of the image that a cache holds for it, greedy; those without an image are left out.
+
+    What the journal has is not done again. Raises ValueError naming a cache or a journal that is not fit.
+    """
+    from transformers import BlipForConditionalGeneration, BlipProcessor
+
+    captions, latents = open_cache(cache)
+    places = {caption: place for place, caption in enumerate(captions) if caption in wanted}
+    kept = Journal(journal, f"{blip} on the captions {sha256(captions.path)[:16]}")
+    left = [place for place in places.values() if str(place) not in kept]
+    try:
+        if left:
+            pipe = Teacher.load(teacher, "fp32", device()).pipe
+            model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
+            processor = BlipProcessor.from_pretrained(blip)
+            with tqdm(total=len(places), initial=len(places) - len(left), desc="BLIP", unit="image") as bar:
+                for start in range(0, len(left), BATCH):
+                    chunk = left[start : start + BATCH]
+                    values = np.stack([shard.latent(row) for shard, row in (latents[place] for place in chunk)])
+                    images = _images(pipe, torch.from_numpy(values))
+                    for place, text in zip(chunk, _describe(model, processor, images), strict=True):
+                        kept.add(str(place), text)
+                    bar.update(len(chunk))
+    finally:
+        kept.close()
+    return {caption: kept.answers[str(place)] for caption, place in places.items()}
+
+
+def _images(pipe: Any, latents: Tensor) -> list[Image.Image]:
+    decoded = (decode(pipe, latents.float().to(pipe.device)) / 2 + 0.5).clamp(0, 1)  # [B, 3, H, W]
+    pixels = (255 * decoded).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+@torch.inference_mode()
+def _describe(model: Any, processor: Any, images: list[Image.Image]) -> list[str]:
+    pixels = processor(images=images, return_tensors="pt").to(model.device)
+    tokens = model.generate(**pixels, max_new_tokens=MAX_TOKENS, num_beams=1, do_sample=False)
+    return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]

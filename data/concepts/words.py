@@ -1,0 +1,43 @@
+"""Which captions name a concept, by a list of words."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from randcond.launch.config import PACKAGE
+
+ANIMALS = PACKAGE / "data/concepts/animals.txt"
+_PART = re.compile(r"[^\W_]+")
+
+
+class WordList:
+    """Finds the words of a list in captions, whatever their case; a word is letters and digits, "cat-like" has two."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = {tuple(_PART.findall(word.lower())): word for word in words}
+        self._words.pop((), None)
+        self._longest = max(map(len, self._words), default=0)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def find(self, caption: str) -> str | None:
+        """The first word of the list that a caption names, the longest one at its place."""
+        parts = _PART.findall(caption.lower())
+        for start in range(len(parts)):
+            for length in range(min(self._longest, len(parts) - start), 0, -1):
+                if (word := self._words.get(tuple(parts[start : start + length]))) is not None:
+                    return word
+        return None
+
+
+def read_words(path: Path) -> WordList:
+    """A list of one word a line, `#` comments; raises ValueError naming a file that is missing or empty."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"word list {path}: {error}") from None
+    words = WordList(line for line in lines if line and not line.startswith("#"))
+    if not len(words):
+        raise ValueError(f"word list {path}: holds no word")
+    return words
