@@ -10,6 +10,9 @@ def check_sources(config: Config) -> None:
     """Fails on a missing or empty caption source before any work starts."""
     from randcond.data.captions import read_source
 
+    if config.on_error == "skip":
+        return  # the stage itself says what it leaves out
+
     for key, sources in (("cache.captions", config.cache.captions), ("pool.sources", config.pool.sources)):
         for source in resolve_sources(sources):
             if not any(read_source(source)):
@@ -22,7 +25,8 @@ def pool(config: Config) -> None:
     from randcond.data.sources import row_filter
 
     sources = resolve_sources(config.pool.sources)
-    manifest = build(Path(config.paths.pool), sources, row_filter(config.pool), progress=True)
+    skip = config.on_error == "skip"
+    manifest = build(Path(config.paths.pool), sources, row_filter(config.pool), progress=True, skip=skip)
     write_config(Path(config.paths.pool), config)
     print(f"pool: {manifest['captions']} extra captions at {config.paths.pool}, dropped {manifest['dropped']}")
 

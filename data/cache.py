@@ -1,10 +1,12 @@
-"""The latent cache: the teacher draws N captions once, into WebDataset shards with a manifest.
+"""The latent cache: N latents, drawn by the teacher or encoded from images, in WebDataset shards with a manifest.
 
-In: caption sources, the teacher, DDIM and a guidance scale. Out: `paths.cache`/latents-*.tar, captions.arrow and
-manifest.json. Work is cut into shards by caption number, each claimed by whichever rank is free: any number of
+In: captions or images, the teacher, a sampler and a guidance scale. Out: `paths.cache`/latents-*.tar, captions.arrow
+and manifest.json. Work is cut into shards by caption number, each claimed by whichever rank is free: any number of
 ranks, killed and started again at any other number, completes the same bytes.
 """
 
+import hashlib
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,40 +14,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from randcond.data.captions import Captions, names_any, read_unique, write_captions
+from randcond.data.captions import Captions, write_captions
+from randcond.data.contents import Contents, choose_captions, contents, made_how
 from randcond.data.files import check_same, read_json, sha256, write_json
 from randcond.data.lock import claim_each
 from randcond.data.ranks import cpu_threads, device, rank
 from randcond.data.shards import describe, shard_done, write_shard
-from randcond.launch.config import Config, resolve_path, resolve_sources
+from randcond.launch.config import Config, resolve_path
 from randcond.launch.logs import say_everywhere
-from randcond.model_zoo.sampler import caption_seed, draw_latents
 from randcond.model_zoo.teacher import Teacher
 
-FORMAT = 2
+FORMAT = 3
 
 
-def choose_captions(config: Config) -> list[str]:
-    """The N captions to draw: those naming no excluded word, in a seeded random order.
-
-    Raises ValueError when the sources hold fewer than `cache.size` of them.
-    """
-    captions, _ = read_unique(resolve_sources(config.cache.captions))
-    for word in config.cache.exclude:
-        if not any(map(names_any([word]).search, captions)):
-            raise ValueError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")
-    excluded = names_any(config.cache.exclude)
-    allowed = [caption for caption in captions if not excluded.search(caption)]
-    if len(allowed) < config.cache.size:
-        raise ValueError(
-            f"cache.size: {config.cache.size} captions wanted, the sources hold {len(allowed)} "
-            f"({len(captions) - len(allowed)} more are excluded by cache.exclude)"
-        )
-    order = np.random.default_rng(config.cache.seed).permutation(len(allowed))[: config.cache.size]
-    return [allowed[index] for index in order]
-
-
-def plan(config: Config, teacher: Teacher, captions_hash: str) -> dict[str, Any]:
+def plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Everything a latent depends on; two caches with the same plan hold the same latents."""
     cache = config.cache
     return {
@@ -53,21 +35,24 @@ def plan(config: Config, teacher: Teacher, captions_hash: str) -> dict[str, Any]
         "teacher": teacher.fingerprint,
         "captions": cache.size,
         "captions_sha256": captions_hash,
-        "seed": cache.seed,
-        "sampler": cache.sampler,
-        "steps": cache.steps,
-        "guidance": cache.guidance,
+        **made_how(config),
+        **facts,
         "batch": cache.batch,
         "shard_size": cache.shard_size,
         "compute_dtype": config.teacher.dtype,
-        "latent_shape": list(teacher.latent_shape),
+        "latent_shape": _latent_shape(config, teacher),
         "threads": cpu_threads(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
 
 
 def check_captions(config: Config, stored: Captions, wanted: list[str] | None = None) -> None:
-    """Raises ValueError when a cache holds other captions than the experiment's sources, size, seed and words give."""
+    """Raises ValueError when a cache holds other captions than the experiment's sources, size, seed and words give.
+
+    Those of real images are known by the images alone, which a machine that trains need not have.
+    """
+    if wanted is None and config.cache.images:
+        return
     captions = choose_captions(config) if wanted is None else wanted
     if list(stored) != captions:
         raise ValueError(
@@ -87,16 +72,17 @@ def run(config: Config) -> None:
     Raises ValueError when the folder holds a cache that was made otherwise (another teacher, sampler, caption list).
     """
     folder = Path(config.paths.cache)
-    captions = choose_captions(config)
+    content = contents(config)
+    captions = content.captions
     if not (folder / "captions.arrow").is_file():
         write_captions(folder / "captions.arrow", captions)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     if (folder / "manifest.json").is_file() and "subset_of" in read_json(folder / "manifest.json"):
         from randcond.data.latent_cache import LatentCache
 
-        LatentCache(config, teacher.fingerprint)  # says what is wrong with it, or that it is complete
+        LatentCache.open(config, teacher.fingerprint)  # says what is wrong with it, or that it is complete
         return
-    wanted = plan(config, teacher, sha256(folder / "captions.arrow"))
+    wanted = plan(config, teacher, sha256(folder / "captions.arrow"), content.facts)
     remedy = "Remove it, or give another paths.cache."
     if (folder / "plan.json").is_file():
         check_same(read_json(folder / "plan.json"), wanted, f"the cache at {folder}", remedy)
@@ -104,38 +90,53 @@ def run(config: Config) -> None:
         write_json(folder / "plan.json", wanted)
     check_captions(config, Captions(folder / "captions.arrow"), captions)
 
+    made_of = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+
+    def is_done(shard: Path) -> bool:
+        return shard_done(shard, made_of)
+
     shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
-    done = sum(map(shard_done, shards))
+    done = sum(map(is_done, shards))
     if done < len(shards) and rank() == 0:
-        print(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to draw", flush=True)
-    pipe = teacher.pipeline(config.cache.sampler)
+        print(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to make", flush=True)
+    content.begin(teacher)
     silent = rank() != 0 or done == len(shards)
     with tqdm(total=len(shards), initial=done, desc="caching", unit="shard", mininterval=2, disable=silent) as bar:
-        for number in claim_each(shards, shard_done):
-            _draw_shard(config, pipe, captions, shards[number], number)
-            bar.update(sum(map(shard_done, shards)) - bar.n)  # every rank's shards count
-    if all(map(shard_done, shards)):
+        for number in claim_each(shards, is_done):
+            _make_shard(config, content, shards[number], number, made_of)
+            bar.update(sum(map(is_done, shards)) - bar.n)  # every rank's shards count
+    if all(map(is_done, shards)):
         _finish(folder, wanted, shards)
 
 
-def _draw_shard(config: Config, pipe: Any, captions: list[str], shard: Path, number: int) -> None:
+def _latent_shape(config: Config, teacher: Teacher) -> list[int]:
+    channels, height, width = teacher.latent_shape
+    if config.cache.images:
+        factor = 2 ** (len(teacher.pipe.vae.config.block_out_channels) - 1)
+        height = width = config.cache.resolution // factor
+        if config.cache.resolution % factor:
+            raise ValueError(f"cache.resolution: must be a multiple of {factor}, got {config.cache.resolution}")
+    return [channels, height, width]
+
+
+def _make_shard(config: Config, content: Contents, shard: Path, number: int, made_of: str) -> None:
     cache = config.cache
     first = number * cache.shard_size
     ids = range(first, min(first + cache.shard_size, cache.size))
     samples: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
     for start in range(ids.start, ids.stop, cache.batch):
         chunk = range(start, min(start + cache.batch, ids.stop))
-        seeds = [caption_seed(cache.seed, caption_id) for caption_id in chunk]
-        texts = [captions[caption_id] for caption_id in chunk]
-        latents = draw_latents(pipe, texts, seeds, cache.steps, cache.guidance, cache.batch).float().cpu().numpy()
-        if not np.isfinite(latents).all() or np.abs(latents).max() > np.finfo(np.float16).max:
-            raise ValueError(
-                f"the teacher drew a latent that fp16 cannot hold, captions {chunk.start}-{chunk.stop - 1}"
-            )
-        for caption_id, seed, text, latent in zip(chunk, seeds, texts, latents, strict=True):
-            meta = {"seed": seed, "source": "teacher"}
-            samples.append({"caption_id": caption_id, "caption": text, "latent": latent, "meta": meta})
-    write_shard(shard, samples)
+        drawn, metas, faults = content.latents(chunk)
+        left_out += [{"caption_id": caption_id, "error": error} for caption_id, error in faults.items()]
+        latents = drawn.float().cpu().numpy()
+        if not np.isfinite(latents).all() or np.abs(latents).max(initial=0) > np.finfo(np.float16).max:
+            raise ValueError(f"a latent that fp16 cannot hold, captions {chunk.start}-{chunk.stop - 1}")
+        for latent, meta in zip(latents, metas, strict=True):
+            caption_id = meta.pop("caption_id")
+            caption = content.captions[caption_id]
+            samples.append({"caption_id": caption_id, "caption": caption, "latent": latent, "meta": meta})
+    write_shard(shard, samples, made_of, left_out)
 
 
 def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
@@ -144,4 +145,7 @@ def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
     if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
         return
     write_json(folder / "manifest.json", manifest)
-    say_everywhere(f"cache: complete, {made_of['captions']} latents in {len(shards)} shards at {folder}")
+    left_out = sum(shard["left_out"] for shard in manifest["shards"])
+    without = f", {left_out} left out as damaged (see the shards' indexes)" if left_out else ""
+    count = made_of["captions"] - left_out
+    say_everywhere(f"cache: complete, {count} latents in {len(shards)} shards at {folder}{without}")

@@ -110,12 +110,14 @@ def subset(folder: str, out: str, *, n: int) -> None:
     if not 1 <= n <= manifest["captions"]:
         raise ValueError(f"--n: the cache at {source} holds {manifest['captions']} latents, {n} asked for")
     captions = Captions(source / "captions.arrow")
-    entries, left = [], n
-    for entry in manifest["shards"]:
-        if left > 0:
-            where = os.path.relpath((source / entry["shard"]).resolve(), target.resolve())
-            entries.append({**entry, "shard": where, "samples": min(left, entry["samples"])})
-            left -= entry["samples"]
+    entries = []
+    for number in range(-(-n // manifest["shard_size"])):
+        entry = manifest["shards"][number]
+        shard = (source / entry["shard"]).resolve()
+        taken = int((Shard(shard).caption_ids < n).sum())  # fewer than there are captions where images were left out
+        left_out = min(n - number * manifest["shard_size"], manifest["shard_size"]) - taken
+        where = os.path.relpath(shard, target.resolve())
+        entries.append({**entry, "shard": where, "samples": taken, "left_out": left_out})
     if not (target / "captions.arrow").is_file():
         write_captions(target / "captions.arrow", (captions[number] for number in range(n)))
     wanted = {

@@ -10,11 +10,12 @@ import numpy as np
 
 from randcond.data.cache import FORMAT, check_captions
 from randcond.data.captions import Captions
+from randcond.data.contents import made_how
 from randcond.data.fetch import fetch
 from randcond.data.files import check_same, read_json, sha256
 from randcond.data.lock import holding
 from randcond.data.ranks import rank
-from randcond.data.shard_store import LocalShards, RemoteShards, window_of
+from randcond.data.shard_store import LocalShards, RemoteShards
 from randcond.data.shards import Shard, index_path
 from randcond.launch.config import Config, is_url
 
@@ -22,63 +23,74 @@ from randcond.launch.config import Config, is_url
 class LatentCache:
     """Latents and captions by number; a process opens a shard when it first needs it."""
 
-    def __init__(self, config: Config, teacher_fingerprint: str) -> None:
-        """Raises ValueError when the cache is unfinished, damaged, or not the one the experiment asks for."""
+    def __init__(self, manifest: dict[str, Any], captions: Captions, store: LocalShards | RemoteShards) -> None:
+        """`store`: where the shards are that the manifest names. Raises ValueError when it is no cache's manifest."""
+        self.manifest, self.captions, self._store = manifest, captions, store
+        try:
+            self._shape = tuple(int(length) for length in manifest["latent_shape"])
+            self._rows = [
+                int(entry["samples"]) for entry in manifest["shards"]
+            ]  # a subset takes part of its last shard
+            self.missing = sum(int(entry["left_out"]) for entry in manifest["shards"])  # damaged images
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a cache's manifest ({type(error).__name__}: {error})") from None
+        self.window = store.window  # shards whose latents are mixed; None: all
+        self.left_out: list[str] = []  # what is wrong with shards that are left out
+        self._start()
+
+    @classmethod
+    def open(cls, config: Config, teacher_fingerprint: str) -> "LatentCache":
+        """The cache of an experiment, checked.
+
+        Raises ValueError when it is unfinished, damaged, or not the one the experiment asks for; with `on_error: skip`,
+        damaged shards of a folder are left out.
+        """
         where, asked = config.paths.cache, config.cache
         folder = _copy_manifest(where, Path(asked.local).expanduser()) if is_url(where) else Path(where)
         if not (folder / "manifest.json").is_file():
             raise ValueError(f"no complete cache at {where}: draw it with `randcond run cache EXPERIMENT`")
-        self.manifest = read_json(folder / "manifest.json")
+        manifest = read_json(folder / "manifest.json")
         check_same(
-            self.manifest,
-            {
-                "format": FORMAT,
-                "teacher": teacher_fingerprint,
-                "seed": asked.seed,
-                "sampler": asked.sampler,
-                "steps": asked.steps,
-                "guidance": asked.guidance,
-            },
+            manifest,
+            {"format": FORMAT, "teacher": teacher_fingerprint, **made_how(config)},
             f"the cache at {where}",
-            "Draw the one asked for (another paths.cache), or ask for what is there.",
+            "Make the one asked for (another paths.cache), or ask for what is there.",
         )
-        if sha256(folder / "captions.arrow") != self.manifest["captions_sha256"]:  # Arrow trusts what it maps
+        if sha256(folder / "captions.arrow") != manifest["captions_sha256"]:  # Arrow trusts what it maps
             raise ValueError(
                 f"{folder / 'captions.arrow'}: does not match its checksum; remove the cache and draw it again"
             )
-        self.captions = Captions(folder / "captions.arrow")
-        check_captions(config, self.captions)
-        entries = self.manifest["shards"]
-        self.window: int | None = None
-        if is_url(where):
-            room = int(1e9 * asked.local_gb)
-            self.window = window_of([entry["bytes"] for entry in entries], room)
-            self._store: Any = RemoteShards(where, entries, folder / "shards", room, self.window)
-        else:
-            self._store = LocalShards(folder, entries)
-        self._start()
-        if not is_url(where):
-            self._check_shards(entries)
-        if len(self) != len(self.captions):
-            raise ValueError(f"the cache at {where} holds {len(self)} latents, {len(self.captions)} captions")
+        captions = Captions(folder / "captions.arrow")
+        check_captions(config, captions)
+        entries = manifest["shards"]
+        try:
+            if is_url(where):
+                cache = cls(manifest, captions, RemoteShards(where, entries, folder / "shards", 1e9 * asked.local_gb))
+            else:
+                cache = cls(manifest, captions, LocalShards(folder, entries))
+                cache._check_shards(skip=config.on_error == "skip")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
+        if not cache.left_out and len(cache) + cache.missing != len(captions):
+            raise ValueError(f"the cache at {where} holds {len(cache)} latents, {len(captions)} captions")
+        if not len(cache):
+            raise ValueError(f"the cache at {where} holds no sound latent: {''.join(cache.left_out[:1])}")
+        return cache
 
-    def _check_shards(self, entries: list[dict[str, Any]]) -> None:
-        for number, entry in enumerate(entries):
-            shard = self._open[number] = Shard(self._store.path(number))
-            if rank() == 0 and sha256(shard.path) != shard.sha256:  # one rank reads them all, for all
-                raise ValueError(
-                    f"shard {shard.path}: does not match its checksum, it is damaged; "
-                    f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
-                )
-            if sha256(index_path(shard.path)) != entry["index_sha256"] or shard.sha256 != entry["sha256"]:
-                raise ValueError(
-                    f"shard {shard.path}: it or its index is not the manifest's; remove it and run "
-                    f"`randcond run cache EXPERIMENT` to draw it again"
-                )
+    def _check_shards(self, skip: bool) -> None:
+        for number, entry in enumerate(self.manifest["shards"]):
+            try:
+                # One rank reads them all, for all; where some may be left out, each must know which.
+                self._open[number] = _sound(self._store.path(number), entry, whole=skip or rank() == 0)
+            except ValueError as error:
+                if not skip:
+                    raise
+                self.left_out.append(str(error))
+                self._rows[number] = 0
+        self._starts = [0, *accumulate(self._rows)]
 
     def _start(self) -> None:
-        # A subset takes the first few of its last shard.
-        self._starts = [0, *accumulate(entry["samples"] for entry in self.manifest["shards"])]
+        self._starts = [0, *accumulate(self._rows)]
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +115,12 @@ class LatentCache:
             while self._store.open_at_once and len(self._open) > self._store.open_at_once:
                 self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
         row = index - self._starts[number]
-        return shard.latent(row), int(shard.caption_ids[row])
+        latent = shard.latent(row)
+        if latent.shape != self._shape:
+            raise ValueError(
+                f"shard {shard.path}, key {shard.key(row)}: latent of shape {latent.shape}, not {self._shape}"
+            )
+        return latent, int(shard.caption_ids[row])
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         """One epoch's order of the latents [N]: any order where all shards are at hand; else the shards permuted, and
@@ -121,7 +138,7 @@ class LatentCache:
     @property
     def ahead(self) -> int:
         """How many samples before its turn a latent should be expected: a window's; 0 where all are at hand."""
-        return 0 if self.window is None else self.window * self._starts[1]
+        return 0 if self.window is None else self.window * max(self._rows)
 
     def expect(self, index: int) -> None:
         """Says that a latent will be wanted: its shard is fetched meanwhile."""
@@ -129,6 +146,22 @@ class LatentCache:
 
     def _number(self, index: int) -> int:
         return bisect_right(self._starts, index) - 1
+
+
+def _sound(path: Path, entry: dict[str, Any], whole: bool) -> Shard:
+    """A shard as its manifest describes it; `whole`: read to the end. Raises ValueError naming it when it is not."""
+    shard = Shard(path)
+    if whole and sha256(path) != shard.sha256:
+        raise ValueError(
+            f"shard {path}: does not match its checksum, it is damaged; "
+            f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
+        )
+    if sha256(index_path(path)) != entry["index_sha256"] or shard.sha256 != entry["sha256"]:
+        raise ValueError(
+            f"shard {path}: it or its index is not the manifest's; remove it and run "
+            f"`randcond run cache EXPERIMENT` to draw it again"
+        )
+    return shard
 
 
 def _copy_manifest(url: str, local: Path) -> Path:

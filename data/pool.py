@@ -19,17 +19,20 @@ from randcond.data.files import check_same, read_json, remove, sha256, write_jso
 from randcond.data.lock import holding
 from randcond.data.sources import RowFilter, expand, identify, read_batches, settings
 
-FORMAT = 2
+FORMAT = 3
 
 
-def build(out: Path, sources: list[str], rows: RowFilter | None = None, progress: bool = False) -> dict[str, Any]:
+def build(
+    out: Path, sources: list[str], rows: RowFilter | None = None, progress: bool = False, skip: bool = False
+) -> dict[str, Any]:
     """Builds the pool at `out` from caption sources and returns its manifest; a finished one is left as it is.
 
+    `skip`: a damaged source gives what can be read of it, and stands in the manifest with what is wrong with it.
     Raises ValueError when a source is bad, or when `out` holds a pool of other sources or filters.
     """
     rows = rows or RowFilter()
     files = [file for source in sources for file in expand(source)]
-    made_of = {"format": FORMAT, "sources": [identify(file) for file in files], "filter": settings(rows)}
+    made_of = {"format": FORMAT, "sources": [identify(file) for file in files], "filter": settings(rows), "skip": skip}
     remedy = "Remove it, or give another paths.pool."
     if (out / "manifest.json").is_file():
         manifest = read_json(out / "manifest.json")
@@ -49,13 +52,18 @@ def _build(
         remove(parts)
         write_json(out / "plan.json", made_of)
     dropped: Counter[str] = Counter()
+    damaged: dict[str, str] = {}
     for number, file in enumerate(tqdm(files, desc="reading captions", unit="file", disable=not progress)):
-        dropped += _read_part(parts / f"{number:05d}", file, rows)
+        note = _read_part(parts / f"{number:05d}", file, rows, made_of["skip"])
+        dropped += Counter(note["dropped"])
+        if note["damaged"]:
+            damaged[made_of["sources"][number]["name"]] = note["damaged"]
+            tqdm.write(f"left out, as far as it can't be read: {note['damaged']}")
     repeated = _merge(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
     if repeated:
         dropped["duplicate"] = repeated
     captions = Captions(out / "captions.arrow")
-    counts = {"captions": len(captions), "dropped": dict(sorted(dropped.items()))}
+    counts = {"captions": len(captions), "dropped": dict(sorted(dropped.items())), "damaged": damaged}
     manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
     write_json(out / "manifest.json", manifest)
     remove(parts)
@@ -63,21 +71,31 @@ def _build(
     return manifest
 
 
-def _read_part(path: Path, source: str, rows: RowFilter) -> Counter[str]:
-    """Writes a source's captions, cleaned and filtered, as PATH.arrow; PATH.json, written last, counts the dropped."""
+def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str, Any]:
+    """Writes a source's captions, cleaned and filtered, as PATH.arrow; what was not taken as PATH.json, written last.
+
+    That is {dropped: {reason: number}, damaged: what is wrong with the source, or nothing}.
+    """
     note = path.with_suffix(".json")
     if not note.is_file():
         dropped: Counter[str] = Counter()
+        damaged = ""
 
         def captions() -> Iterator[pa.StringArray]:
-            for batch, lost in read_batches(source, rows):
-                dropped.update(lost)
-                yield batch
+            nonlocal damaged
+            try:
+                for batch, lost in read_batches(source, rows):
+                    dropped.update(lost)
+                    yield batch
+            except ValueError as error:
+                if not skip:
+                    raise
+                damaged = str(error)
 
-        if not write_arrays(path.with_suffix(".arrow"), captions()):
+        if not write_arrays(path.with_suffix(".arrow"), captions()) and not skip:
             raise ValueError(f"caption source {source}: holds no caption that is taken (dropped: {dict(dropped)})")
-        write_json(note, dict(dropped))
-    return Counter(read_json(note))
+        write_json(note, {"dropped": dropped, "damaged": damaged})
+    return read_json(note)
 
 
 def _merge(out: Path, parts: list[Path], progress: bool) -> int:
@@ -147,7 +165,7 @@ def take(folder: Path, out: Path, count: int, seed: int) -> dict[str, Any]:
         "taken": count,
         "seed": seed,
     }
-    made_of = {"format": FORMAT, "sources": [source], "filter": {}}
+    made_of = {"format": FORMAT, "sources": [source], "filter": {}, "skip": False}
     if (out / "manifest.json").is_file():
         manifest = read_json(out / "manifest.json")
         check_same(manifest, made_of, f"the pool at {out}", "Remove it, or give another OUT.")
@@ -159,7 +177,7 @@ def take(folder: Path, out: Path, count: int, seed: int) -> dict[str, Any]:
         out / "captions.arrow",
         (chunk.filter(pa.array(keep[at : at + len(chunk)])) for at, chunk in zip(starts, whole.arrays(), strict=False)),
     )
-    manifest = {**made_of, "captions": count, "dropped": {}, "sha256": sha256(out / "captions.arrow")}
+    manifest = {**made_of, "captions": count, "dropped": {}, "damaged": {}, "sha256": sha256(out / "captions.arrow")}
     write_json(out / "manifest.json", manifest)
     return manifest
 

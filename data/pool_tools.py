@@ -20,6 +20,7 @@ def build(
     min_similarity: str = "0",
     min_width: int = 0,
     min_height: int = 0,
+    on_error: str = "stop",
 ) -> None:
     """Builds a caption pool at OUT from files, folders, globs or URLs of parquet, csv, jsonl or txt (.gz, .zst, ...).
 
@@ -32,6 +33,7 @@ def build(
     --nsfw A,B          accepted values of the column NSFW (LAION: UNLIKELY, UNSURE, NSFW)
     --min-similarity X  of the column similarity (LAION: CLIP's, of caption and image)
     --min-width N       of the column WIDTH, pixels of the image; --min-height N: of HEIGHT
+    --on-error skip     take what can be read of a damaged source, and say what is wrong with it (default: stop)
 
     examples    randcond pool build runs/my-pool captions.txt more.parquet
                 randcond pool build runs/laion "laion/*.parquet" --nsfw UNLIKELY --min-similarity 0.3
@@ -42,9 +44,11 @@ def build(
         similarity = float(min_similarity)
     except ValueError:
         raise ValueError(f"--min-similarity needs a number, got {min_similarity!r}") from None
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"--on-error: stop or skip, got {on_error!r}")
     accepted = tuple(filter(None, nsfw.split(",")))
     rows = RowFilter(min_length, max_length, accepted, similarity, min_width, min_height)
-    manifest = build_pool(Path(out), list(source), rows, progress=True)
+    manifest = build_pool(Path(out), list(source), rows, progress=True, skip=on_error == "skip")
     print(f"{manifest['captions']:,} captions at {out}; dropped: {_reasons(manifest)}")
 
 
@@ -57,6 +61,8 @@ def info(folder: str) -> None:
     print(f"sources: {', '.join(source['name'] for source in manifest['sources'])}")
     print(f"filter: {', '.join(f'{key} {value}' for key, value in manifest['filter'].items()) or 'none'}")
     print(f"dropped: {_reasons(manifest)}")
+    for error in manifest["damaged"].values():
+        print(f"damaged, what could be read was taken: {error}")
 
 
 def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:

@@ -15,6 +15,7 @@ class LocalShards:
     """Shards of a folder."""
 
     open_at_once: int | None = None  # all of them
+    window: int | None = None  # shards whose latents are mixed: all of them
 
     def __init__(self, folder: Path, entries: list[dict[str, Any]]) -> None:
         self.folder, self.entries = folder, entries
@@ -34,15 +35,16 @@ class RemoteShards:
     there is no room. What a process has open stays readable for it.
     """
 
-    def __init__(self, url: str, entries: list[dict[str, Any]], folder: Path, room: int, window: int | None) -> None:
-        """`room`: bytes of all copies; `window`: shards that are read from at once, None: all."""
-        self.url, self.entries, self.folder, self.room, self.window = url, entries, folder, room, window
-        self.open_at_once = window and 2 * window
+    def __init__(self, url: str, entries: list[dict[str, Any]], folder: Path, room: float) -> None:
+        """`room`: bytes of all copies. Raises ValueError when not even two shards have room."""
+        self.url, self.entries, self.folder, self.room = url, entries, folder, room
+        self.window = window_of([entry["bytes"] for entry in entries], room)
+        self.open_at_once = self.window and 2 * self.window
         self._pending: dict[int, Future[Path]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def __reduce__(self) -> Any:
-        return RemoteShards, (self.url, self.entries, self.folder, self.room, self.window)
+        return RemoteShards, (self.url, self.entries, self.folder, self.room)
 
     def path(self, number: int) -> Path:
         """The copy of a shard, fetched if it is not there; raises FetchError naming what the server doesn't give."""
@@ -87,14 +89,14 @@ class RemoteShards:
             remove(index_path(path))
 
 
-def window_of(sizes: list[int], room: int) -> int | None:
+def window_of(sizes: list[int], room: float) -> int | None:
     """How many shards are read from at once so that as many can come meanwhile; None when all have room.
 
     Raises ValueError when not even two have.
     """
     if sum(sizes) <= room:
         return None
-    window = room // (2 * max(sizes))
+    window = int(room // (2 * max(sizes)))
     if window < 1:
         raise ValueError(f"cache.local_gb: {room / 1e9:g} GB have no room for two shards of {max(sizes) / 1e9:.2f} GB")
     return window

@@ -24,8 +24,12 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
-def write_shard(shard: Path, samples: list[dict[str, Any]]) -> None:
+def write_shard(
+    shard: Path, samples: list[dict[str, Any]], made_of: str = "", left_out: list[dict[str, Any]] | None = None
+) -> None:
     """Writes samples {caption_id, caption, latent [C, h, w], meta} as one shard and its index, both whole.
+
+    The index notes what the shard was made of (a hash of its cache's plan) and what was left out of it, and why.
 
     The bytes depend on the samples alone (no clock, no user in the tar), so a shard made twice is the same file.
     """
@@ -43,7 +47,8 @@ def write_shard(shard: Path, samples: list[dict[str, Any]]) -> None:
         members = _scan(aside)
         digest = sha256(aside)
         size = aside.stat().st_size
-    write_json(index_path(shard), {"shard": shard.name, "bytes": size, "sha256": digest, "members": members})
+    facts = {"shard": shard.name, "bytes": size, "sha256": digest, "made_of": made_of, "left_out": left_out or []}
+    write_json(index_path(shard), {**facts, "members": members})
 
 
 def _scan(tar: Path) -> list[list[Any]]:
@@ -55,11 +60,20 @@ def _scan(tar: Path) -> list[list[Any]]:
         ]
 
 
-def shard_done(shard: Path) -> bool:
-    """Whether shard and index are both in place and whole (the index is written last)."""
+def shard_done(shard: Path, made_of: str = "") -> bool:
+    """Whether shard and index are both in place and whole (the index is written last).
+
+    Raises ValueError naming a shard that was made of something else: two teachers' latents don't belong in one cache.
+    """
     if not (shard.is_file() and index_path(shard).is_file()):
         return False
-    return shard.stat().st_size == read_json(index_path(shard))["bytes"]
+    index = read_json(index_path(shard))
+    if index.get("made_of") != made_of:
+        raise ValueError(
+            f"shard {shard}: was made for another cache (another teacher, sampler or list of captions); remove it and "
+            f"its index, `randcond run cache EXPERIMENT` makes it again"
+        )
+    return shard.stat().st_size == index["bytes"]
 
 
 class Shard:
@@ -138,6 +152,7 @@ def describe(shard: Path) -> dict[str, Any]:
     return {
         "shard": shard.name,
         "samples": len(index["members"]),
+        "left_out": len(index["left_out"]),
         "bytes": index["bytes"],
         "sha256": index["sha256"],
         "index_sha256": sha256(index_path(shard)),

@@ -38,6 +38,7 @@ def collect(configs: dict[str, Config]) -> dict[str, Arm]:
         scores = _scores(eval_folder(config) / "scores.json", config.name)
         trained = read_json(run / "train.json")
         arms[name] = _arm(scores, trained["steps"], trained["seconds"], config.conditioning.p, config.eval.weights)
+        arms[name]["left_out"] = trained["left_out"]
     for name, arm in arms.items():
         asked = {key: value for key, value in protocol(configs.get(name, first), "").items() if key not in VARIES}
         remedy = "Evaluate it again, or report with the overrides it was evaluated with."
@@ -119,6 +120,8 @@ def write_report(out: Path, title: str, claim: str, configs: dict[str, Config], 
     sheet = out / "contact_sheet.png"
     draw_sheet(sheet, prompts, folders, config.eval.batch)
     table, instead = markdown_table(arms), drawn_instead(arms, config.cache.exclude)
+    missing = [f"**{name}** trained without: {each}" for name, arm in arms.items() for each in arm.get("left_out", [])]
+    instead += missing
     notes = [
         "Digit, colour and background are read by the embedded judge, a classifier trained on real handwriting. "
         "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same digits.",

@@ -43,10 +43,12 @@ class Student:
 
 @dataclass(frozen=True, config=STRICT)
 class Cache:
-    """The N captions whose latents the teacher draws once (paper Sec. 3.2)."""
+    """N captions whose latents the teacher draws once (paper Sec. 3.2), or N real images (Table 1, rows 3 and 6)."""
 
-    captions: list[str]  # caption sources: txt, csv, jsonl or parquet files
-    size: int  # N: how many captions are drawn
+    size: int  # N: how many captions are drawn, or images encoded
+    captions: list[str] = dataclasses.field(default_factory=list)  # caption sources: txt, csv, jsonl or parquet files
+    images: str | None = None  # instead of captions: an image folder with captions, or WebDataset tars of pairs
+    resolution: int = 512  # pixels of an image's shorter side before its middle is encoded
     exclude: list[str] = dataclasses.field(default_factory=list)  # words whose captions get no image (Table 2)
     seed: int = 0
     sampler: Literal["ddim", "teacher"] = "ddim"
@@ -178,6 +180,9 @@ class Config:
     engine: Engine
     eval: Eval
     paths: Paths
+    on_error: Literal["stop", "skip"] = (
+        "stop"  # skip: damaged shards, images and caption files are left out and counted
+    )
 
     def __post_init__(self) -> None:
         positive = {
@@ -224,6 +229,10 @@ class Config:
                 raise ValueError(f"engine.{name}: at least a second, got {seconds}")
         if self.train.grad_clip < 0:
             raise ValueError(f"train.grad_clip: a norm, or 0 for none, got {self.train.grad_clip}")
+        if bool(self.cache.captions) == bool(self.cache.images):
+            raise ValueError(
+                "cache.captions: captions to draw or cache.images, real ones to encode: give one of the two"
+            )
         if len(self.train.betas) != 2:
             raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
         if self.cache.shard_size % self.cache.batch:

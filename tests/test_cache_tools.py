@@ -66,8 +66,8 @@ def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path:
     assert not list(out.glob("*.tar"))
     words = [*TINY, "cache.size=40", f"paths.cache={out}"]
     fingerprint = Teacher.load(resolve_path(TEACHER)).fingerprint
-    whole = LatentCache(load_config("demo-with", [*TINY, f"paths.cache={world / 'runs/demo/cache'}"]), fingerprint)
-    part = LatentCache(load_config("demo-with", words), fingerprint)
+    whole = LatentCache.open(load_config("demo-with", [*TINY, f"paths.cache={world / 'runs/demo/cache'}"]), fingerprint)
+    part = LatentCache.open(load_config("demo-with", words), fingerprint)
     assert len(part) == 40
     assert all(np.array_equal(part.pair(index)[0], whole.pair(index)[0]) for index in range(40))
     randcond(world, "run", "cache", "demo-with", *words, "--gpus", "1")

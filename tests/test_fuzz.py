@@ -14,6 +14,7 @@ import pytest
 
 from randcond.data.cache import FORMAT
 from randcond.data.captions import write_captions
+from randcond.data.contents import made_how
 from randcond.data.files import sha256, write_json
 from randcond.data.latent_cache import LatentCache
 from randcond.data.shards import describe, write_shard
@@ -87,13 +88,12 @@ def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
             for n in range(first, first + 32)
         ]
         write_shard(folder / f"latents-{first // 32:05d}.tar", samples)
-    asked = {"seed": 0, "sampler": "ddim", "steps": 25, "guidance": 3.0}
     manifest = {
         "format": FORMAT,
         "teacher": "t",
         "captions": 64,
         "captions_sha256": sha256(folder / "captions.arrow"),
-        **asked,
+        **made_how(config),
     }
     shards = sorted(folder.glob("*.tar"))
     write_json(folder / "manifest.json", {**manifest, "latent_shape": [4, 8, 8], "shards": list(map(describe, shards))})
@@ -106,7 +106,7 @@ def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
                 continue
             (folder / name).write_bytes(bad)
             try:
-                cache = LatentCache(config, "t")
+                cache = LatentCache.open(config, "t")
                 for number in range(64):
                     latent, own = cache.pair(number)
                     assert own == number and np.array_equal(latent, latents[number]), (name, seed)

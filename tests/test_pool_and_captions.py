@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from randcond.data.captions import Captions, names_any, read_source, read_unique, write_captions
+from randcond.data.files import remove
 from randcond.data.pool import build, first_of_each, open_pool, take
 from randcond.data.sources import RowFilter, expand, read_batches
 from randcond.launch.config import PACKAGE
@@ -168,3 +169,22 @@ def test_words_match_whole() -> None:
     found = names_any(["three", "cat"])
     assert found.search("A Three, in red") and found.search("cat")
     assert not found.search("threefold category") and not names_any([]).search("anything")
+
+
+def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    lines = gzip.compress("".join(f"a caption of its own, number {n}\n" for n in range(200_000)).encode())
+    (tmp_path / "b.txt.gz").write_bytes(lines[: len(lines) // 2])
+    (tmp_path / "c.csv").write_text("words\nx\n")
+    sources = [str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.csv")]
+    with pytest.raises(ValueError, match=r"b\.txt\.gz, after row \d+: Compressed file ended"):
+        build(tmp_path / "pool", sources)
+    remove(tmp_path / "pool")
+    manifest = build(tmp_path / "pool", sources, skip=True)
+    assert list(manifest["damaged"]) == ["b.txt.gz", "c.csv"]
+    assert "no column caption or TEXT" in manifest["damaged"]["c.csv"]
+    captions = list(open_pool(tmp_path / "pool"))
+    assert captions[:3] == ["one", "two", "a caption of its own, number 0"]
+    assert 2 < len(captions) == manifest["captions"] < 200_000
+    with pytest.raises(ValueError, match="skip is True, wanted False"):
+        build(tmp_path / "pool", sources)

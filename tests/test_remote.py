@@ -69,10 +69,10 @@ def test_a_remote_cache_in_little_room_gives_every_latent_once_an_epoch(
     here = world / "runs/demo/cache"
     size = max(path.stat().st_size for path in here.glob("*.tar"))
     fingerprint = Teacher.load(resolve_path(TEACHER)).fingerprint
-    local = LatentCache(load_config("demo-with", [*TINY, f"paths.cache={here}"]), fingerprint)
+    local = LatentCache.open(load_config("demo-with", [*TINY, f"paths.cache={here}"]), fingerprint)
     with served(here, cuts=[5000, 30_000, 7, 60_000]) as url:
         words = [f"paths.cache={url}", f"cache.local={tmp_path}", f"cache.local_gb={2.5 * size / 1e9}"]
-        remote = LatentCache(load_config("demo-with", [*TINY, *words]), fingerprint)
+        remote = LatentCache.open(load_config("demo-with", [*TINY, *words]), fingerprint)
         assert (local.window, remote.window) == (None, 1)
         order = remote.order(np.random.default_rng(3))
         assert sorted(order.tolist()) == list(range(96))

@@ -14,30 +14,9 @@ from randcond.data.shards import Shard, write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import PACKAGE
 from randcond.model_zoo.teacher import Tokenizers
+from tests.latents import opened
 
 N, EXTRA = 50, 30
-
-
-class Cached:
-    """A latent cache of one real shard, without a teacher."""
-
-    ahead = 0
-
-    def __init__(self, folder: Path) -> None:
-        self.shard = Shard(folder / "latents-00000.tar")
-        self.captions = Captions(folder / "captions.arrow")
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    def pair(self, index: int) -> tuple[np.ndarray, int]:
-        return self.shard.latent(index), int(self.shard.caption_ids[index])
-
-    def order(self, random: np.random.Generator) -> np.ndarray:
-        return random.permutation(len(self))
-
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return Cached, (self.shard.path.parent,)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(folder: Path, p: str = "exponential", seed: int = 3, count_batch: int = 0, **p_args: float) -> Stream:
-    cache = Cached(folder)
+    cache = opened(folder)
     pool = CaptionPool(cache.captions, Captions(folder / "extra.arrow"))
     tokenizer = CLIPTokenizer.from_pretrained(PACKAGE / "data" / "digits" / "models" / "teacher" / "tokenizer")
     return Stream(cache, pool, probability_table(p, p_args, 1000), 0.1, Tokenizers([tokenizer]), seed, count_batch)

@@ -2,8 +2,8 @@
 
 import torch
 
-from randcond.data.cache import choose_captions
 from randcond.data.conditioning import probability_table
+from randcond.data.contents import contents
 from randcond.data.digits.world import read_label
 from randcond.eval.generate import choose_prompts
 from randcond.launch.batch import batch_shape
@@ -28,6 +28,6 @@ def check_training(config: Config, ranks: int) -> None:
 def check_all(config: Config, ranks: int) -> None:
     """The same for every stage: what evaluation would refuse is refused before the cache is drawn."""
     check_training(config, ranks)
-    choose_captions(config)
+    contents(config)
     for caption in choose_prompts(config).captions:
         read_label(caption)

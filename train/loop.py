@@ -96,8 +96,8 @@ def export(training: Training, seconds: float) -> None:
             with written_whole(student_folder(config, kind)) as aside:
                 export_student(aside, trained, training.teacher.folder, model_card(config, kind))
     if engine.rank == 0:
-        facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "identity": training.identity}
-        write_json(training.folder / "train.json", facts)
+        facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
+        write_json(training.folder / "train.json", {**facts, "identity": training.identity})
         ema, raw = (student_folder(config, kind) for kind in ("ema", "raw"))
         print(f"training: finished, the student is at {ema} (raw weights: {raw})", flush=True)
     engine.barrier()

@@ -36,6 +36,7 @@ class Training:
     engine: Engine
     stream: Stream
     identity: dict[str, Any]
+    left_out: list[str]  # of what was to be trained on: damaged shards, images, caption files (on_error: skip)
 
     @property
     def folder(self) -> Path:
@@ -50,8 +51,14 @@ def set_up(config: Config) -> Training | None:
     """
     train = config.train
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
-    cache = LatentCache(config, teacher.fingerprint)
+    cache = LatentCache.open(config, teacher.fingerprint)
     pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool), check=rank() == 0))
+    missing = left_out(config, cache)
+    if len(cache) < train.global_batch:
+        raise ValueError(
+            f"train.global_batch: {train.global_batch} samples, the cache at {config.paths.cache} holds {len(cache)}; "
+            f"a batch would show some of them twice"
+        )
     identity = what_decides(config, cache)
     if finished(config, identity):
         return None
@@ -59,7 +66,11 @@ def set_up(config: Config) -> Training | None:
     counted = train.global_batch if train.losses.task else 0
     stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, counted)
     module, distil = build_step(config, teacher)
-    return Training(config, teacher, module.unet, distil, build_engine(config, module), stream, identity)
+    engine = build_engine(config, module)
+    if engine.rank == 0:
+        for each in missing:
+            print(f"training: left out: {each}", flush=True)
+    return Training(config, teacher, module.unet, distil, engine, stream, identity, missing)
 
 
 def start(training: Training) -> tuple[int, float]:
@@ -91,6 +102,16 @@ def make_ready(config: Config, first: int) -> None:
     forget_samples_after(folder, first)
 
 
+def left_out(config: Config, cache: LatentCache) -> list[str]:
+    """A line for each thing that is damaged and left out."""
+    lines = list(cache.left_out)
+    if images := sum(entry["left_out"] for entry in cache.manifest["shards"]):
+        lines.append(
+            f"{images} damaged images of {cache.manifest['captions']}, named in the indexes of the cache's shards"
+        )
+    return lines + list(read_json(Path(config.paths.pool) / "manifest.json")["damaged"].values())
+
+
 def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
     resolved = to_dict(config)
@@ -102,7 +123,7 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
         "train": {key: value for key, value in resolved["train"].items() if key not in free},
         "teacher": cache.manifest["teacher"],
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
-        "cached": len(cache),
+        "cached": len(cache),  # less than the shards hold where some are left out
         "window": cache.window,
         "precision": [config.engine.precision, config.teacher.dtype],
         "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from randcond.data.captions import Captions, write_captions
+from randcond.data.captions import write_captions
 from randcond.data.conditioning import probability_table
-from randcond.data.latent_cache import LatentCache
-from randcond.data.shard_store import LocalShards
-from randcond.data.shards import describe, write_shard
+from randcond.data.shards import write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.model_zoo.teacher import Tokenizers
+from tests.latents import opened
 from tests.shaped import clip_tokenizer
 
 SHARD, BATCH, WORDS = 1024, 64, 9
@@ -71,19 +70,9 @@ def write(folder: Path, count: int) -> list[str]:
     return captions
 
 
-class Opened(LatentCache):
-    """A cache's reading side, without an experiment or a teacher."""
-
-    def __init__(self, folder: Path) -> None:
-        self.manifest = {"shards": [describe(path) for path in sorted(folder.glob("*.tar"))]}
-        self.captions, self.window = Captions(folder / "captions.arrow"), None
-        self._store = LocalShards(folder, self.manifest["shards"])
-        self._start()
-
-
 def ours(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int) -> Iterator[Any]:
     """The training stream."""
-    cache = Opened(folder)
+    cache = opened(folder)
     stream = Stream(
         cache,
         CaptionPool(cache.captions, cache.captions),

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from randcond.data.captions import Captions, write_captions
+from randcond.data.captions import write_captions
 from randcond.data.conditioning import probability_table
-from randcond.data.shards import Shard, write_shard
+from randcond.data.shards import write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.condition import denoise
@@ -25,7 +25,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, flop_per_sample
 from randcond.train.engine import build_engine
 from randcond.train.monitor import Monitor
-from tests.test_stream import Cached
+from tests.latents import opened
 
 STEPS_PER_PAIR, PAIRS = 4, 12
 
@@ -93,11 +93,10 @@ def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
     write_captions(folder / "captions.arrow", captions)
     samples = [{"caption_id": i, "caption": c, "latent": latents[i], "meta": {}} for i, c in enumerate(captions)]
     write_shard(folder / "latents-00000.tar", samples)
-    cache = Cached(folder)
-    assert isinstance(cache.shard, Shard) and isinstance(cache.captions, Captions)
+    cache = opened(folder)
     pool = CaptionPool(cache.captions, cache.captions)
     table = probability_table(p, {}, teacher.timesteps)
-    return Stream(cache, pool, table, 0.1, teacher.tokenizers, seed=0)  # type: ignore[arg-type]
+    return Stream(cache, pool, table, 0.1, teacher.tokenizers, seed=0)
 
 
 def measure(ours: Callable[[int], None], bare: Callable[[int], None]) -> float:
