@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from randcond.data.fetch import open_system
 from randcond.data.files import sha256
+from randcond.data.inputs import missing_input
 from randcond.launch.config import Pool
 
 COLUMNS = ("caption", "TEXT", "text")
@@ -69,7 +70,7 @@ def expand(source: str) -> list[str]:
         found = sorted(each for each in system.find(path) if kind_of(each))
     else:
         if not system.exists(path):
-            raise ValueError(f"caption source {source}: no such file")
+            raise ValueError(f"caption source {source}: no such file{missing_input(source)}")
         if not kind_of(path):
             known = ", ".join(KINDS)
             raise ValueError(f"caption source {source}: unknown kind {PurePosixPath(path).suffix!r}; known: {known}")

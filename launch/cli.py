@@ -26,6 +26,7 @@ TOOLS = {  # tool -> the module that holds the function of its name, imported wh
     "students": "randcond.model_zoo.students_tool",
     "export": "randcond.train.export_tool",
     "plan": "randcond.launch.plan_tool",
+    "fetch": "randcond.data.inputs",
 }
 
 
@@ -166,20 +167,22 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
             checked.append(word)
             given += 1
             continue
-        name, has_value, value = word.lstrip("-").partition("=")
+        said, has_value, value = word.partition("=")
+        name = said.lstrip("-")
         name = name.replace("-", "_")
+        name = f"{name}_" if f"{name}_" in flags else name  # --from: no name for a parameter
         if name not in flags:
             raise ValueError(f"unknown flag {word}{_near(name, list(flags))}; {usage}")
         if flags[name].annotation is bool:
             if has_value and value not in ("True", "False"):
-                raise ValueError(f"--{name} takes no value; {usage}")
+                raise ValueError(f"{said} takes no value; {usage}")
             value = value or "True"
         elif not has_value:
             value = next(rest, "")
             if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
-                raise ValueError(f"--{name} needs a value; {usage}")
+                raise ValueError(f"{said} needs a value; {usage}")
         if "int" in str(flags[name].annotation) and not value.isdigit():
-            raise ValueError(f"--{name} needs a whole number, got {value!r}")
+            raise ValueError(f"{said} needs a whole number, got {value!r}")
         checked.append(f"--{name}={value}")
     if given < len(required):
         raise ValueError(f"{required[given]} is missing; {usage}")
@@ -202,7 +205,7 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
 def _usage(function: Callable[..., None], name: str) -> str:
     words = [name]
     for parameter in inspect.signature(function).parameters.values():
-        flag = f"--{parameter.name.replace('_', '-')}"
+        flag = f"--{parameter.name.strip('_').replace('_', '-')}"
         if parameter.kind is parameter.VAR_POSITIONAL:
             words.append(f"[{parameter.name.upper()} ...]")
         elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
@@ -229,6 +232,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset
        randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
        randcond datafree COMMAND ...                                        captions by an LLM: nouns, visual, prompts
+       randcond fetch NAME [--from URL|PATH] [--list]                       what the full-scale experiments read
        randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores

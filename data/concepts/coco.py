@@ -49,7 +49,7 @@ def split_coco(
 def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing: `randcond fetch coco-annotations`, unpack it, name its annotations folder"
+            f"{path} is missing: ANNOTATIONS is the folder it is in; `randcond fetch coco-annotations` brings it"
         )
     try:
         data = json.loads(path.read_text())

@@ -1,0 +1,141 @@
+"""What the full-scale experiments read: where it is published, and `randcond fetch`, which brings it.
+
+In: inputs.yaml, a name. Out: FOLDER/NAME/, whole, with fetched.json: each file's address and checksum.
+"""
+
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import TypeAdapter
+from tqdm import tqdm
+
+from randcond.data.fetch import fetch as bring
+from randcond.data.fetch import open_system
+from randcond.data.files import read_json, sha256, write_json, written_whole
+from randcond.data.lock import holding
+from randcond.launch.config import PACKAGE, is_url, read_yaml
+
+FOLDER = "inputs"
+NOTE = "fetched.json"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One line of the table."""
+
+    what: str
+    files: list[str]  # addresses; one that ends in "/" is a page that lists files
+    size: str
+    licence: str
+    pattern: str = ""  # of the files that are taken from such a page
+    unpack: bool = False
+    sha256: dict[str, str] = field(default_factory=dict)  # by file name, where it is known beforehand
+
+
+def known_inputs() -> dict[str, Input]:
+    """The table, by name."""
+    return TypeAdapter(dict[str, Input]).validate_python(read_yaml(PACKAGE / "data/inputs.yaml"))
+
+
+def missing_input(path: str) -> str:
+    """How to get a file that is not there, when it is one of an input; else nothing."""
+    parts = PurePosixPath(path).parts
+    for name in known_inputs():
+        if name in parts[1:] and parts[parts.index(name) - 1] == FOLDER:
+            return f"; `randcond fetch {name}` brings it"
+    return ""
+
+
+def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = False) -> None:
+    """Brings what an experiment reads to inputs/NAME: resumed where it was cut, checked, unpacked.
+
+    --list           the table: names, sizes, licences, addresses, and what is here already
+    --from WHERE     a mirror (URL or folder that holds the files) or the file itself, instead of the address
+    --to FOLDER      (default inputs)
+
+    Checksums that nobody publishes are recorded at the first fetch, in NAME/fetched.json, and hold from then on.
+
+    examples    randcond fetch --list
+                randcond fetch coco-annotations
+                randcond fetch laion-212k --from /mnt/mirror/preprocessed_212k.tar.gz
+    """
+    inputs = known_inputs()
+    if list:
+        for each, entry in inputs.items():
+            here = "here" if (Path(to) / each / NOTE).is_file() else ""
+            print(f"{each:<22}{entry.size:<16}{here:<6}{entry.what}\n{'':<44}{entry.licence}\n{'':<44}{entry.files[0]}")
+        return
+    if name not in inputs:
+        raise ValueError(f"unknown input {name!r}; known: {', '.join(inputs)}")
+    folder = Path(to) / name
+    with holding(folder):
+        _fetch(inputs[name], folder, from_)
+    print(f"{name}: {folder}")
+
+
+def _fetch(entry: Input, folder: Path, source: str) -> None:
+    note: dict[str, Any] = {"licence": entry.licence, "files": {}}
+    if (folder / NOTE).is_file():
+        note = read_json(folder / NOTE)
+    for address in _addresses(entry, source):
+        name = PurePosixPath(address).name
+        wanted = note["files"].get(name, {}).get("sha256") or entry.sha256.get(name)
+        target = folder / name
+        if name in note["files"] and (target.exists() or (entry.unpack and _unpacked(target).exists())):
+            continue
+        if not target.exists():  # a kill may have come between bringing and unpacking it
+            part = target.with_name(f"{name}.part")
+            start = part.stat().st_size if part.exists() else 0
+            with tqdm(total=_size(address), initial=start, desc=name, unit="B", unit_scale=True) as bar:
+                bring(address, target, wanted, bar.update)
+        note["files"][name] = {"from": address, "bytes": target.stat().st_size, "sha256": sha256(target)}
+        if entry.unpack:
+            _unpack(target)
+            target.unlink()
+        write_json(folder / NOTE, note)
+
+
+def _addresses(entry: Input, source: str) -> list[str]:
+    """Where the files are, in order; raises ValueError naming what gives none."""
+    names = [PurePosixPath(address).name for address in entry.files]
+    if source and not entry.pattern and not source.endswith("/") and (is_url(source) or Path(source).is_file()):
+        if len(names) > 1:
+            raise ValueError(f"--from: {len(names)} files are needed, {source} is one; name the folder of them")
+        return [source]
+    if not entry.pattern:
+        return [f"{source.rstrip('/')}/{name}" for name in names] if source else entry.files
+    system, path = open_system(source or entry.files[0])
+    found = sorted(system.glob(f"{path.rstrip('/')}/{entry.pattern}"))
+    if not found:
+        raise ValueError(f"{source or entry.files[0]}: lists no {entry.pattern}")
+    return [str(each) if "file" in system.protocol else system.unstrip_protocol(each) for each in found]
+
+
+def _size(address: str) -> int | None:
+    system, path = open_system(address)
+    try:
+        return system.info(path)["size"]
+    except OSError:
+        return None  # bringing it says what is wrong
+
+
+def _unpacked(archive: Path) -> Path:
+    return archive.with_name(archive.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".zip"))
+
+
+def _unpack(archive: Path) -> None:
+    """Unpacks an archive beside it, whole; raises ValueError naming one that is damaged or leaves its folder."""
+    with written_whole(_unpacked(archive)) as aside:
+        aside.mkdir()
+        try:
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as packed:
+                    packed.extractall(aside)  # takes no absolute or upward paths
+            else:
+                with tarfile.open(archive) as packed_tar:
+                    packed_tar.extractall(aside, filter="data")
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{archive}: {error}; remove it and fetch it again") from None
