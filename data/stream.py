@@ -65,7 +65,8 @@ class Stream(Dataset[dict[str, Any]]):
     def _permutation(self, epoch: int) -> np.ndarray:
         return self.cache.order(np.random.default_rng((self.seed, 0, epoch)))
 
-    def _draw(self, position: int) -> Draw:
+    def draw(self, position: int) -> Draw:
+        """What chance decides about the sample at a global position."""
         # Every number is drawn whether it is used or not: runs that differ in p(t) alone see the same rest.
         random = np.random.Generator(np.random.Philox(key=(self.seed, position)))
         timestep = int(random.integers(len(self.probability)))
@@ -79,7 +80,7 @@ class Stream(Dataset[dict[str, Any]]):
 
     def _count_unreplaced(self, step: int) -> int:
         positions = range(step * self.count_batch, (step + 1) * self.count_batch)
-        return sum(not self._draw(position).replaced for position in positions)
+        return sum(not self.draw(position).replaced for position in positions)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, len(self.cache))
@@ -87,7 +88,7 @@ class Stream(Dataset[dict[str, Any]]):
         if self.cache.ahead:
             later, there = divmod(position + self.cache.ahead, len(self.cache))
             self.cache.expect(int(self._order(later)[there]))
-        draw = self._draw(position)
+        draw = self.draw(position)
         values, own = self.cache.pair(index)
         caption_id = draw.other if draw.replaced else own
         latent = torch.from_numpy(values).float()

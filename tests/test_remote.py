@@ -1,5 +1,7 @@
 """Caches and captions on a server: copied whole into bounded room, resumed where a connection was cut, checked."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from randcond.data.shard_store import window_of
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.teacher import Teacher
 from tests.conftest import TINY, randcond
-from tests.runs import same_bits
-from tests.web import served
+from tests.runs import same_bits, samples
+from tests.web import nginx, s3, served
 
 TEACHER = "package:data/digits/models/teacher"
 
@@ -86,10 +88,31 @@ def test_a_remote_cache_in_little_room_gives_every_latent_once_an_epoch(
             assert sum(map(size_of, tmp_path.rglob("shards/*.tar"))) <= 2.5 * size
 
 
-def test_training_from_a_server_trains_the_same_student(world: Path, tmp_path: Path) -> None:
-    """All of it has room: the order is that of the folder, and so are the weights, bit by bit."""
-    with served(world / "runs/demo/cache", cuts=[20_000, 100_000]) as url:
+@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="apt-get install nginx-light")
+def test_training_from_nginx_trains_the_same_student(world: Path, tmp_path: Path) -> None:
+    """All of it has room: the order is that of the folder, and so are the weights, bit by bit, over two cuts."""
+    with nginx(world / "runs/demo/cache", tmp_path / "nginx", cuts=[900, 20_000, 15_000]) as url:
         words = [*TINY, f"paths.cache={url}", f"cache.local={tmp_path}", "paths.run=runs/remote"]
         randcond(world, "run", "train", "demo-with", *words)
         assert same_bits(world / "runs/remote", world / "runs/demo/with")
+        asked = re.findall(r"GET /(latents-\d+\.tar) ", (tmp_path / "nginx/access.log").read_text())
+        assert len(set(asked)) == 3 < len(asked)  # one was cut in the middle
         assert "a URL is read from" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
+
+
+def test_training_from_s3_in_little_room_sees_every_latent_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the three shards have room, and lines are cut in the middle: nothing is lost, nothing comes twice."""
+    here = world / "runs/demo/cache"
+    room = 2.5 * max(path.stat().st_size for path in here.glob("*.tar")) / 1e9
+    with s3(here, tmp_path / "s3", cuts=[900, 20_000, 15_000]) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        words = ["paths.cache=s3://bucket/cache", f"cache.local={tmp_path}", f"cache.local_gb={room}"]
+        words += ["paths.run=runs/s3", "train.log_samples=true"]
+        randcond(world, "run", "train", "demo-with", *TINY, *words)
+    seen = samples(world / "runs/s3")
+    for first in (1, 7):  # an epoch is six steps of sixteen
+        keys = sorted(sample[0] for step in range(first, first + 6) for sample in seen[step])
+        assert keys == list(range(96))

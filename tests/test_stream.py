@@ -65,14 +65,6 @@ def test_an_epoch_shows_every_latent_once_and_epochs_differ(folder: Path) -> Non
     assert first != second
 
 
-def test_resuming_replays_the_exact_batches_at_another_world_size(folder: Path) -> None:
-    whole = flat(list(batches(stream(folder), Positions(0, 9, 8, 8, 0, 1), workers=0)))
-    for step in (1, 4, 8):
-        tail = [flat(list(batches(stream(folder), Positions(step, 9, 8, 4, rank, 2), 0))) for rank in range(2)]
-        joined = [s for k in range(9 - step) for part in tail for s in part[k * 4 : k * 4 + 4]]
-        assert joined == whole[step * 8 :]
-
-
 def test_runs_that_differ_in_p_see_the_same_rest(folder: Path) -> None:
     one, other = stream(folder, "none"), stream(folder, "constant", value=1.0)
     for position in range(200):

@@ -1,67 +1,161 @@
-"""A real HTTP server of a folder, with ranges, and a line to it that is cut now and then."""
+"""Real servers of a folder (aiohttp, nginx, an S3 API), and a line to one that is cut now and then."""
 
 import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 
 @contextmanager
-def served(folder: Path, cuts: list[int] | None = None) -> Iterator[str]:
-    """Yields the address; `cuts`: after how many bytes each of the first connections is closed without a word."""
-    ready, address, loop = threading.Event(), [], asyncio.new_event_loop()
-    over = asyncio.Event()
-    cuts = list(cuts or [])
+def line_to(port: int, cuts: list[int]) -> Iterator[int]:
+    """Yields the port of a line to another one; `cuts`: after how many bytes each of its first connections is closed
+    without a word.
+    """
+    cuts, given_port = list(cuts), []
 
-    async def start() -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = cuts.pop(0) if cuts else None
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def requests() -> None:
+            while data := await reader.read(65536):
+                up_writer.write(data)
+            up_writer.close()
+
+        sending = asyncio.create_task(requests())
+        given = 0
+        while data := await up_reader.read(65536):
+            if left is not None and given + len(data) > left:
+                writer.write(data[: left - given])
+                break
+            writer.write(data)
+            await writer.drain()
+            given += len(data)
+        sending.cancel()
+        writer.close()
+        up_writer.close()
+
+    async def start(ready: threading.Event, over: asyncio.Event) -> None:
+        line = await asyncio.start_server(forward, "127.0.0.1", 0)
+        given_port.append(line.sockets[0].getsockname()[1])
+        ready.set()
+        await over.wait()
+        line.close()
+
+    with _in_thread(start):
+        yield given_port[0]
+    assert not cuts, "not every cut was made"
+
+
+@contextmanager
+def _in_thread(start: Any) -> Iterator[None]:
+    """Runs `start(ready, over)` in an event loop of its own until the context is left."""
+    ready, held = threading.Event(), []
+
+    async def main() -> None:
+        over = asyncio.Event()
+        held.append((asyncio.get_running_loop(), over))
+        await start(ready, over)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)  # ends what is still open, too
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield
+    finally:
+        loop, over = held[0]
+        loop.call_soon_threadsafe(over.set)
+        thread.join(10)
+
+
+@contextmanager
+def served(folder: Path, cuts: list[int] | None = None) -> Iterator[str]:
+    """A folder by aiohttp's own server, over a line with cuts; yields the address."""
+    ports: list[int] = []
+
+    async def start(ready: threading.Event, over: asyncio.Event) -> None:
         app = web.Application()
         app.router.add_static("/", folder)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-
-        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            left = cuts.pop(0) if cuts else None
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
-
-            async def requests() -> None:
-                while data := await reader.read(65536):
-                    up_writer.write(data)
-                up_writer.close()
-
-            sending = asyncio.create_task(requests())
-            given = 0
-            while data := await up_reader.read(65536):
-                if left is not None and given + len(data) > left:
-                    writer.write(data[: left - given])
-                    break
-                writer.write(data)
-                await writer.drain()
-                given += len(data)
-            sending.cancel()
-            writer.close()
-            up_writer.close()
-
-        line = await asyncio.start_server(forward, "127.0.0.1", 0)
-        address.append(f"http://127.0.0.1:{line.sockets[0].getsockname()[1]}")
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ports.append(runner.addresses[0][1])
         ready.set()
         await over.wait()
-        line.close()
         await runner.cleanup()
 
-    def run() -> None:
-        loop.run_until_complete(start())
+    with _in_thread(start), line_to(ports[0], cuts or []) as port:
+        yield f"http://127.0.0.1:{port}"
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10)
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def _running(command: list[str], port: int, log: Path, **environment: str) -> Iterator[None]:
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
     try:
-        yield address[0]
+        for _ in range(200):
+            assert process.poll() is None, log.read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
     finally:
-        loop.call_soon_threadsafe(over.set)
-        thread.join(10)
+        process.terminate()
+        process.wait(10)
+
+
+NGINX = """
+daemon off; worker_processes 1; pid {work}/pid; error_log {work}/error.log; user root;
+events {{ worker_connections 64; }}
+http {{
+  access_log {work}/access.log; client_body_temp_path {work}/a; proxy_temp_path {work}/b; fastcgi_temp_path {work}/c;
+  uwsgi_temp_path {work}/d; scgi_temp_path {work}/e;
+  server {{ listen 127.0.0.1:{port}; root {folder}; }}
+}}
+"""
+
+
+@contextmanager
+def nginx(folder: Path, work: Path, cuts: list[int]) -> Iterator[str]:
+    """A folder by nginx, over a line with cuts; yields the address."""
+    work.mkdir()
+    port, program = _free_port(), shutil.which("nginx") or "/usr/sbin/nginx"
+    (work / "nginx.conf").write_text(NGINX.format(work=work, port=port, folder=folder))
+    command = [program, "-c", str(work / "nginx.conf"), "-e", str(work / "error.log")]
+    with _running(command, port, work / "log"), line_to(port, cuts) as line:
+        yield f"http://127.0.0.1:{line}"
+
+
+@contextmanager
+def s3(folder: Path, work: Path, cuts: list[int]) -> Iterator[dict[str, str]]:
+    """A folder as s3://bucket/cache of a real S3 API, over a line with cuts; yields the environment to find it."""
+    work.mkdir()
+    port = _free_port()
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, work / "log"):
+        from s3fs import S3FileSystem
+
+        system = S3FileSystem(key="key", secret="secret", endpoint_url=f"http://127.0.0.1:{port}")
+        system.mkdir("bucket")
+        for path in folder.iterdir():
+            if path.is_file():
+                system.put_file(str(path), f"bucket/cache/{path.name}")
+        with line_to(port, cuts) as line:
+            yield {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{line}"}
