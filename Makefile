@@ -67,8 +67,9 @@ dryrun: $(READY) ## resolve and check every experiment, run none
 bench: $(READY) ## speed of the training step against a bare loop, side by side
 	$(BIN)/python -m tests.bench.step $(ARGS)
 
-bench-data: $(READY) ## a pool of 20M captions beside a pandas column: time, memory, disk, random reads
+bench-data: $(READY) ## 20M captions beside a pandas column, the stream beside a file per latent
 	$(BIN)/python -m tests.bench.pool $(ARGS)
+	$(BIN)/python -m tests.bench.loader
 
 tensorboard: $(READY) ## watch the runs
 	$(BIN)/tensorboard --logdir runs

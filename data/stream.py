@@ -1,6 +1,6 @@
 """The training stream: every sample a pure function of (seed, global position), so any rank, worker or restart agrees.
 
-In: a latent cache, the extra texts, p(t). Out: batches {key, latents, token_ids (token_ids_2), timesteps, noise,
+In: a latent cache, the extra texts, p(t). Out: batches {key, latents (fp16), token_ids (token_ids_2), timesteps,
 noise_seed, replaced, null, caption_id, unreplaced_in_batch}.
 """
 
@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from randcond.data.captions import Captions
 from randcond.data.latent_cache import LatentCache
 from randcond.model_zoo.teacher import Tokenizers
+
+NUMBERS = ("key", "caption_id", "timesteps", "noise_seed", "replaced", "null")  # of a sample
 
 
 class CaptionPool:
@@ -40,6 +42,20 @@ class Draw(NamedTuple):
     noise_seed: int
 
 
+class _Chance:
+    """A random generator for each position: Philox keyed by (seed, position), set anew instead of made anew."""
+
+    def __init__(self, seed: int) -> None:
+        self._philox = np.random.Philox(key=(seed, 0))
+        self._fresh: Any = self._philox.state
+        self._random = np.random.Generator(self._philox)
+
+    def at(self, position: int) -> np.random.Generator:
+        self._fresh["state"]["key"][1] = position
+        self._philox.state = self._fresh
+        return self._random
+
+
 class Stream(Dataset[dict[str, Any]]):
     """Samples by global position (0, 1, 2, ... over the whole run); an epoch is one pass over the cache."""
 
@@ -55,6 +71,7 @@ class Stream(Dataset[dict[str, Any]]):
     ) -> None:
         self.cache, self.pool, self.tokenizers = cache, pool, tokenizers
         self.probability, self.null, self.seed, self.count_batch = probability, null, seed, count_batch
+        self._chance = _Chance(seed)
         self._order = lru_cache(maxsize=2)(self._permutation)
         self._unreplaced = lru_cache(maxsize=2)(self._count_unreplaced)
 
@@ -68,7 +85,7 @@ class Stream(Dataset[dict[str, Any]]):
     def draw(self, position: int) -> Draw:
         """What chance decides about the sample at a global position."""
         # Every number is drawn whether it is used or not: runs that differ in p(t) alone see the same rest.
-        random = np.random.Generator(np.random.Philox(key=(self.seed, position)))
+        random = self._chance.at(position)
         timestep = int(random.integers(len(self.probability)))
         return Draw(
             timestep=timestep,
@@ -91,26 +108,40 @@ class Stream(Dataset[dict[str, Any]]):
         draw = self.draw(position)
         values, own = self.cache.pair(index)
         caption_id = draw.other if draw.replaced else own
-        latent = torch.from_numpy(values).float()
         return {
             "key": own,
-            "latents": latent,
+            "latents": torch.from_numpy(values),
             "caption": "" if draw.null else self.pool[caption_id],
             "caption_id": -1 if draw.null else caption_id,
             "timesteps": draw.timestep,
-            "noise": torch.randn(latent.shape, generator=torch.Generator().manual_seed(draw.noise_seed)),
             "noise_seed": draw.noise_seed,
             "replaced": draw.replaced,
             "null": draw.null,
             "unreplaced_in_batch": self._unreplaced(position // self.count_batch) if self.count_batch else 0,
         }
 
+    def pack(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Samples in as few tensors as can be: each costs a loader process, and who reads from it, a tenth of a ms.
+
+        Captions are tokenized: token_ids [B, L] per text encoder.
+        """
+        return {
+            "latents": torch.utils.data.default_collate([sample["latents"] for sample in samples]),
+            **self.tokenizers([sample["caption"] for sample in samples]),
+            "numbers": torch.tensor([[sample[name] for sample in samples] for name in NUMBERS]),
+            "unreplaced_in_batch": samples[0]["unreplaced_in_batch"],  # one number: a step is one global batch
+        }
+
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stacks samples into a batch and tokenizes their captions: token_ids [B, L] per text encoder."""
-        captions = [sample.pop("caption") for sample in samples]
-        counted = [sample.pop("unreplaced_in_batch") for sample in samples]  # one number: a step is one global batch
-        batch = torch.utils.data.default_collate(samples)
-        return {**batch, **self.tokenizers(captions), "unreplaced_in_batch": counted[0]}
+        """A batch of samples."""
+        return unpack(self.pack(samples))
+
+
+def unpack(packed: dict[str, Any]) -> dict[str, Any]:
+    """The batch that `Stream.pack` packed."""
+    numbers = dict(zip(NUMBERS, packed.pop("numbers"), strict=True))
+    flags = {name: numbers.pop(name).bool() for name in ("replaced", "null")}
+    return {**packed, **numbers, **flags}
 
 
 class Positions(Sampler[list[int]]):
@@ -143,11 +174,11 @@ def batches(
     loader: DataLoader[dict[str, Any]] = DataLoader(
         stream,
         batch_sampler=positions,
-        collate_fn=stream.collate,
+        collate_fn=stream.pack,
         num_workers=workers,
         worker_init_fn=begin,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         multiprocessing_context="spawn" if workers else None,
     )
-    return iter(loader)
+    return map(unpack, loader)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -43,20 +44,25 @@ class Tokenizers:
     """Captions -> token ids per text encoder: {"token_ids": [B, L], "token_ids_2": [B, L]} (the second: SDXL)."""
 
     def __init__(self, tokenizers: list[Any]) -> None:
-        self.tokenizers = tokenizers
+        """`tokenizers`: transformers' own; each gives its backend, a copy, which takes half the time of calling it."""
+        self._parts = []
+        for tokenizer in tokenizers:
+            assert tokenizer.padding_side == "right", "padded on the left"
+            backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+            backend.enable_truncation(tokenizer.model_max_length)
+            backend.no_padding()
+            self._parts.append((backend, tokenizer.model_max_length, tokenizer.pad_token_id))
 
     def __call__(self, captions: list[str]) -> dict[str, Tensor]:
         """Pads and truncates to each tokenizer's own length."""
-        return {
-            key: tokenizer(
-                captions,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for key, tokenizer in zip(("token_ids", "token_ids_2"), self.tokenizers, strict=False)
-        }
+        encoded = {}
+        for key, (backend, length, padding) in zip(("token_ids", "token_ids_2"), self._parts, strict=False):
+            ids = np.full((len(captions), length), padding, dtype=np.int64)
+            for row, encoding in zip(ids, backend.encode_batch_fast(captions), strict=True):
+                tokens = encoding.ids
+                row[: len(tokens)] = tokens
+            encoded[key] = torch.from_numpy(ids)
+        return encoded
 
 
 @dataclass
@@ -120,7 +126,7 @@ class Teacher:
         """One text encoder, or SDXL's two."""
         return [network for name in ("text_encoder", "text_encoder_2") if (network := getattr(self.pipe, name, None))]
 
-    @property
+    @cached_property
     def tokenizers(self) -> Tokenizers:
         """The tokenizers of the text encoders, in their order."""
         return Tokenizers([t for name in ("tokenizer", "tokenizer_2") if (t := getattr(self.pipe, name, None))])

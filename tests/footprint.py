@@ -72,7 +72,7 @@ def main() -> None:
     off = torch.zeros(micro, dtype=torch.bool)
     batch = {
         "latents": torch.randn(shape),
-        "noise": torch.randn(shape),
+        "noise_seed": torch.arange(micro),
         "timesteps": torch.randint(teacher.timesteps, (micro,)),
         "null": off,
         "replaced": off,

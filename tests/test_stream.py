@@ -14,6 +14,7 @@ from randcond.data.shards import Shard, write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import PACKAGE
 from randcond.model_zoo.teacher import Tokenizers
+from randcond.train.step import draw_noise
 from tests.latents import opened
 
 N, EXTRA = 50, 30
@@ -83,10 +84,15 @@ def test_a_sample_is_what_the_cache_holds(folder: Path) -> None:
     source = stream(folder, "none")
     for position in range(N):
         sample = source[position]
-        assert np.array_equal(sample["latents"].numpy(), source.cache.pair(sample["key"])[0].astype(np.float32))
+        assert np.array_equal(sample["latents"].numpy(), source.cache.pair(sample["key"])[0])
         assert sample["caption"] == ("" if sample["null"] else f"a red picture number {sample['key']}")
-        noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(sample["noise_seed"]))
-        assert torch.equal(sample["noise"], noise)
+
+
+def test_noise_is_each_samples_own() -> None:
+    seeds = torch.tensor([5, 2**62, 5])
+    noise = draw_noise(seeds, torch.empty(3, 4, 8, 8))
+    for row, seed in zip(noise, seeds.tolist(), strict=True):
+        assert torch.equal(row, torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_null_captions_are_the_encoding_of_nothing(folder: Path) -> None:

@@ -165,7 +165,7 @@ def test_the_step_gives_gradients_to_student_and_projectors_alone(
     batch = {
         **teacher.tokenizers(CAPTIONS),
         "latents": torch.randn(3, 4, 16, 16, generator=generator),
-        "noise": torch.randn(3, 4, 16, 16, generator=generator),
+        "noise_seed": torch.tensor([1, 2, 3]),
         "timesteps": torch.tensor([0, 500, 999]),
         "null": torch.tensor([False, True, False]),
         "replaced": torch.tensor([False, False, True]),
@@ -194,3 +194,14 @@ def test_a_v_prediction_student_is_exported_and_draws_the_same(folders: dict[str
     ours = draw_here(pipe)
     export_student(tmp_path / "student", unet, teacher.folder, "a card")
     assert np.array_equal(draw_elsewhere(tmp_path / "student", tmp_path / "drawn.npy"), ours)
+
+
+def test_token_ids_are_those_of_transformers(folders: dict[str, Path]) -> None:
+    captions = ["", "a red two", "Ünïcode, \t <|endoftext|> &amp; 3D!", "long " * 200]
+    for layout in ("sd-v1-4", "sdxl"):
+        teacher = Teacher.load(folders[layout], "fp32")
+        ours = teacher.tokenizers(captions)
+        for key, name in (("token_ids", "tokenizer"), ("token_ids_2", "tokenizer_2")):
+            if (tokenizer := getattr(teacher.pipe, name, None)) is not None:
+                settings = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+                assert torch.equal(ours[key], tokenizer(captions, return_tensors="pt", **settings).input_ids)

@@ -24,6 +24,19 @@ class Losses:
     per_sample: Tensor  # [B], detached
 
 
+def draw_noise(seeds: Tensor, like: Tensor) -> Tensor:
+    """Noise of the shape and on the device of `like`, each sample's by its own seed [B].
+
+    Drawn on the CPU, so that every machine draws the same; here and not by the loader's workers, who would have to hand
+    over three times as many bytes.
+    """
+    noise = torch.empty(like.shape, pin_memory=like.device.type == "cuda")
+    generator = torch.Generator()
+    for sample, seed in zip(noise, seeds.tolist(), strict=True):
+        sample.normal_(generator=generator.manual_seed(seed))
+    return noise.to(like.device, non_blocking=True)
+
+
 class DistillationStep:
     """Holds the frozen teacher and its taps; called with the engine's forward and a batch of the stream."""
 
@@ -39,8 +52,8 @@ class DistillationStep:
         """Returns the losses of one micro-batch; `dtype` is the student's compute type."""
         teacher, device = self.teacher, self.teacher.device
         timesteps = batch["timesteps"].to(device, non_blocking=True)  # [B]
-        latents = batch["latents"].to(device, non_blocking=True)  # [B, C, h, w]
-        noise = batch["noise"].to(device, non_blocking=True)  # [B, C, h, w]
+        latents = batch["latents"].to(device, non_blocking=True).float()  # [B, C, h, w]
+        noise = draw_noise(batch["noise_seed"], latents)  # [B, C, h, w]
         noised = teacher.add_noise(latents, noise, timesteps)
         condition = teacher.encode(batch, batch["null"], self.zero_null)
         with torch.no_grad():

@@ -135,11 +135,10 @@ def speed(step: Any, batch: int) -> float:
 def noise_batch(teacher: Teacher, size: int) -> dict[str, Any]:
     """A batch as the stream gives it, of noise."""
     generator = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(size, *teacher.latent_shape, generator=generator) for _ in range(2))
     return {
         **teacher.tokenizers([CAPTION] * size),
-        "latents": latents,
-        "noise": noise,
+        "latents": torch.randn(size, *teacher.latent_shape, generator=generator).half(),
+        "noise_seed": torch.arange(size),
         "timesteps": torch.randint(0, teacher.timesteps, (size,), generator=generator),
         "null": torch.zeros(size, dtype=torch.bool),
         "replaced": torch.zeros(size, dtype=torch.bool),

@@ -25,6 +25,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, flop_per_sample
 from randcond.train.engine import build_engine
 from randcond.train.monitor import Monitor
+from randcond.train.step import draw_noise
 from tests.latents import opened
 
 STEPS_PER_PAIR, PAIRS = 4, 12
@@ -66,9 +67,11 @@ def main() -> None:
         fixed = stream.collate([stream[i] for i in range(batch)])
         optimizer = torch.optim.AdamW(bare_module.parameters(), lr=1e-4, betas=(0.9, 0.99))
         condition = teacher.encode(fixed)
+        latents = fixed["latents"].float()
+        noise = draw_noise(fixed["noise_seed"], latents)
 
         def bare(_: int) -> None:
-            noised = teacher.add_noise(fixed["latents"], fixed["noise"], fixed["timesteps"])
+            noised = teacher.add_noise(latents, noise, fixed["timesteps"])
             with torch.no_grad():
                 target: Tensor = denoise(teacher.unet, noised, fixed["timesteps"], condition)
                 features = taps.collect()
