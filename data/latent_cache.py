@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -108,19 +109,29 @@ class LatentCache:
 
         Raises ValueError naming shard and key when it is damaged.
         """
-        number = self._number(index)
-        shard = self._open.get(number)
-        if shard is None:
-            shard = self._open[number] = Shard(self._store.path(number))
-            while self._store.open_at_once and len(self._open) > self._store.open_at_once:
-                self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
-        row = index - self._starts[number]
+        shard, row = self._place(index)
         latent = shard.latent(row)
         if latent.shape != self._shape:
             raise ValueError(
                 f"shard {shard.path}, key {shard.key(row)}: latent of shape {latent.shape}, not {self._shape}"
             )
         return latent, int(shard.caption_ids[row])
+
+    def read_ahead(self, indices: Iterable[int]) -> None:
+        """Has the system read latents from the disk meanwhile, for whichever process will want them."""
+        if isinstance(self._store, LocalShards):
+            for index in indices:
+                shard, row = self._place(index)
+                shard.read_ahead(row)
+
+    def _place(self, index: int) -> tuple[Shard, int]:
+        number = self._number(index)
+        shard = self._open.get(number)
+        if shard is None:
+            shard = self._open[number] = Shard(self._store.path(number))
+            while self._store.open_at_once and len(self._open) > self._store.open_at_once:
+                self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
+        return shard, index - self._starts[number]
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         """One epoch's order of the latents [N]: any order where all shards are at hand; else the shards permuted, and

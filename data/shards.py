@@ -6,6 +6,7 @@ The index (one JSON per shard, beside it) holds each latent's offset: exact rand
 import io
 import json
 import math
+import mmap
 import os
 import tarfile
 from pathlib import Path
@@ -103,8 +104,9 @@ class Shard:
             )
         self.caption_ids = table[:, 0]  # of each latent, [n]
         self._places: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of its .npy
-        # Copy on write: torch wants arrays it could write to. A plain view: slicing a memmap costs ten times as much.
-        self._bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+        with path.open("rb") as file:  # copy on write: torch wants arrays it could write to
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._header = b""  # of the .npy read last; a shard's are alike
         self._shape: tuple[int, ...] = ()
 
@@ -117,6 +119,12 @@ class Shard:
     def key(self, row: int) -> str:
         """The WebDataset key of a latent."""
         return f"{self.caption_ids[row]:09d}"
+
+    def read_ahead(self, row: int) -> None:
+        """Has the system read a latent from the disk meanwhile."""
+        start, size = self._places[row]
+        first = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
 
     def latent(self, row: int) -> np.ndarray:
         """The latent fp16 [C, h, w], a view of the file; raises ValueError naming shard and key when it is damaged."""

@@ -99,12 +99,18 @@ class Stream(Dataset[dict[str, Any]]):
         positions = range(step * self.count_batch, (step + 1) * self.count_batch)
         return sum(not self.draw(position).replaced for position in positions)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def read_ahead(self, positions: list[int]) -> None:
+        """Has the system read some samples' latents from the disk meanwhile."""
+        self.cache.read_ahead(map(self._index, positions))
+
+    def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.cache))
-        index = int(self._order(epoch)[place])
+        return int(self._order(epoch)[place])
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        index = self._index(position)
         if self.cache.ahead:
-            later, there = divmod(position + self.cache.ahead, len(self.cache))
-            self.cache.expect(int(self._order(later)[there]))
+            self.cache.expect(self._index(position + self.cache.ahead))
         draw = self.draw(position)
         values, own = self.cache.pair(index)
         caption_id = draw.other if draw.replaced else own
@@ -164,6 +170,21 @@ class Positions(Sampler[list[int]]):
                 yield list(range(start, start + self.micro_batch))
 
 
+class _ReadAhead(Sampler[list[int]]):
+    """The same micro-batches; what a worker will be asked for next comes from the disk while it does the one before."""
+
+    def __init__(self, stream: Stream, positions: Positions) -> None:
+        self.stream, self.positions = stream, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for each in self.positions:
+            self.stream.read_ahead(each)
+            yield each
+
+
 def batches(
     stream: Stream, positions: Positions, workers: int, begin: Callable[[int], None] | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -173,7 +194,7 @@ def batches(
     """
     loader: DataLoader[dict[str, Any]] = DataLoader(
         stream,
-        batch_sampler=positions,
+        batch_sampler=_ReadAhead(stream, positions) if workers else positions,
         collate_fn=stream.pack,
         num_workers=workers,
         worker_init_fn=begin,
