@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from randcond.data.files import write_json, write_text, written_whole
-from randcond.data.llm import Question, Unusable, ask, read_endpoint
+from randcond.data.llm import Answer, Question, Unusable, ask, read_endpoint
+from randcond.data.sources import clean_text
 from randcond.data.wordnet import WordNet, find_wordnet
 
 # Supplement A, word by word.
@@ -28,7 +29,7 @@ PROMPTS = (
     "numbering.\n\nInput: '{noun}'"
 )
 _VERDICT_TOKENS, _PROMPT_TOKENS = 40, 28  # of one answer and of one prompt, about
-_ITEM = re.compile(r"^\s*(?:\d+\s*[.):]|[-*•])\s*(.*\S)")
+_ITEM = re.compile(r"^[\s*_]*\d+\s*[.):]+[*_]*\s+(.*\S)")
 
 
 def nouns(out: str, *, depth: int = 14, wordnet: str = "") -> None:
@@ -61,7 +62,12 @@ def visual(out: str, *llm: str, dry_run: bool = False) -> None:
         return
     shown = [noun for noun, question in questions.items() if kept.answers.get(question.id)]
     write_text(Path(out) / "visual.txt", "\n".join(shown) + "\n")
-    print(f"{len(shown):,} of {len(wanted):,} nouns can be seen, {len(kept.unusable):,} unclear: {out}/visual.txt")
+    unclear = sum(question.id in kept.unusable for question in questions.values())
+    print(f"{len(shown):,} of {len(wanted):,} nouns can be seen: {out}/visual.txt")
+    if unclear:
+        print(
+            f"{unclear:,} unclear, left out; their answers are in {journal}, without their lines they are asked again"
+        )
 
 
 def prompts(out: str, *llm: str, per_noun: int = 128, dry_run: bool = False) -> None:
@@ -141,17 +147,21 @@ def even_shares(sizes: list[int], n: int, random: np.random.Generator) -> list[i
     return shares
 
 
-def read_verdict(question: Question, answer: str) -> bool:
+def read_verdict(question: Question, answer: Answer) -> bool:
     """Whether an answer begins with yes; raises Unusable when it begins with neither yes nor no."""
-    word = re.match(r"[\W_]*(yes|no)\b", answer, re.IGNORECASE)
+    word = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
     if word is None:
         raise Unusable
     return word[1].lower() == "yes"
 
 
-def read_prompts(question: Question, answer: str) -> list[str]:
-    """The numbered lines of an answer, without numbers, quotes and repetitions; raises Unusable when there are none."""
-    items = [match[1].strip("\"'“”*_ ") for line in answer.splitlines() if (match := _ITEM.match(line))]
+def read_prompts(question: Question, answer: Answer) -> list[str]:
+    """The numbered lines of an answer, cleaned as captions are, without numbers, quotes and repetitions.
+
+    The last line of one that was cut is half a prompt. Raises Unusable when there are none.
+    """
+    lines = answer.text.splitlines()[: -1 if answer.cut else None]
+    items = [clean_text(match[1]).strip("\"'“”*_ ") for line in lines if (match := _ITEM.match(line))]
     if not (found := list(dict.fromkeys(filter(None, items)))):
         raise Unusable
     return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from randcond.data.inputs import missing_input
-from randcond.data.sources import COLUMNS
+from randcond.data.sources import COLUMNS, clean_text
 from randcond.launch.config import is_url
 
 KINDS = (".jpg", ".jpeg", ".png", ".webp")
@@ -63,7 +63,7 @@ def _in_folder(folder: Path) -> list[Picture]:
             beside = image.with_suffix(".txt")
             if not beside.is_file():
                 raise ValueError(f"cache.images: {image} has no caption: {beside.name} beside it, or a metadata.csv")
-            found.append(Picture(str(image.relative_to(folder)), _clean(beside.read_text()), image))
+            found.append(Picture(str(image.relative_to(folder)), clean_text(beside.read_text()), image))
     return found
 
 
@@ -80,7 +80,7 @@ def _listed(folder: Path, listing: Path) -> list[Picture]:
             raise ValueError(f"cache.images: {listing}, row {number}: needs file_name and {' or '.join(COLUMNS)}")
         if not (folder / row["file_name"]).is_file():
             raise ValueError(f"cache.images: {listing}, row {number}: no file {row['file_name']}")
-        found.append(Picture(row["file_name"], _clean(caption), folder / row["file_name"]))
+        found.append(Picture(row["file_name"], clean_text(caption), folder / row["file_name"]))
     return found
 
 
@@ -94,17 +94,13 @@ def _in_tar(tar: Path) -> Iterable[Picture]:
                 if f".{kind.lower()}" in KINDS:
                     images[key] = (member.offset_data, member.size)
                 elif kind == "txt" and (file := archive.extractfile(member)) is not None:
-                    captions[key] = _clean(file.read().decode())
+                    captions[key] = clean_text(file.read().decode())
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"cache.images: {tar}: {error}") from None
     for key, (start, size) in images.items():
         if key not in captions:
             raise ValueError(f"cache.images: {tar}, key {key}: has no caption (.txt)")
         yield Picture(f"{tar.name}/{key}", captions[key], tar, start, size)
-
-
-def _clean(caption: str) -> str:
-    return " ".join(caption.split())
 
 
 def read_picture(picture: Picture) -> Image.Image:

@@ -56,7 +56,14 @@ def read_endpoint(words: Iterable[str]) -> Endpoint:
 
 
 class Unusable(Exception):
-    """An answer that is not what was asked for."""
+    """An answer that is not what was asked for; kept in the journal, and asked again when its line is removed."""
+
+
+class Answer(NamedTuple):
+    """What a model said."""
+
+    text: str
+    cut: bool = False  # it came to the limit of its length
 
 
 class Question(NamedTuple):
@@ -161,7 +168,7 @@ def ask(
     endpoint: Endpoint,
     questions: Iterable[Question],
     journal: Path,
-    read: Callable[[Question, str], Any],
+    read: Callable[[Question, Answer], Any],
     answer_tokens: float,
     label: str,
     dry_run: bool = False,
@@ -207,7 +214,7 @@ class _Asker:
     """The questions under way."""
 
     def __init__(
-        self, endpoint: Endpoint, key: str, journal: Journal, read: Callable[[Question, str], Any], bar: "tqdm[Any]"
+        self, endpoint: Endpoint, key: str, journal: Journal, read: Callable[[Question, Answer], Any], bar: "tqdm[Any]"
     ) -> None:
         import openai
         from aiolimiter import AsyncLimiter
@@ -234,9 +241,8 @@ class _Asker:
             self.stopping.set()  # the others still take the answers under way
             if waiting:
                 await asyncio.wait(waiting)
-        for worker in workers:
-            if (error := worker.exception()) is not None:
-                raise error
+        if errors := [error for worker in workers if (error := worker.exception()) is not None]:
+            raise errors[0]
 
     def _stop(self, sign: int) -> None:
         if self.stopping.is_set():
@@ -254,26 +260,29 @@ class _Asker:
     async def _answer(self, question: Question) -> None:
         tokens = (0, 0)
         for attempt in range(TRIES):
-            text, whole, spent = await self._complete(question)
+            answer, spent = await self._complete(question, self.endpoint.retries)
             tokens = (tokens[0] + spent[0], tokens[1] + spent[1])
-            try:  # what was cut ends in half a line
-                self.journal.add(question.id, self.read(question, text if whole else text.rpartition("\n")[0]), tokens)
+            try:
+                self.journal.add(question.id, self.read(question, answer), tokens)
+                await self._pay(spent[1])  # after it is kept: waiting for the rate must lose nothing
                 return
             except Unusable:
                 if attempt == TRIES - 1:
-                    self.journal.give_up(question.id, text, tokens)
+                    self.journal.give_up(question.id, answer.text, tokens)
                 elif self.stopping.is_set():
                     return
 
-    async def _complete(self, question: Question) -> tuple[str, bool, tuple[int, int]]:
-        """An answer, whether it was said to the end, and the tokens of both."""
+    async def _pay(self, tokens: float) -> None:
+        if self.tokens and not self.stopping.is_set():
+            await self.tokens.acquire(min(tokens, self.endpoint.tpm))
+
+    async def _complete(self, question: Question, retries: int) -> tuple[Answer, tuple[int, int]]:
+        """An answer, and the tokens of both."""
         import openai
 
         if self.requests:
             await self.requests.acquire()
-        if self.tokens:
-            expected = (len(question.system) + len(question.user)) / CHARACTERS_PER_TOKEN
-            await self.tokens.acquire(min(expected, self.endpoint.tpm))
+        await self._pay((len(question.system) + len(question.user)) / CHARACTERS_PER_TOKEN)
         settings: dict[str, Any] = {"temperature": self.endpoint.temperature, "max_tokens": self.endpoint.max_tokens}
         try:
             answer = await self.client.chat.completions.create(
@@ -293,12 +302,18 @@ class _Asker:
                 f"{self._where()}: no answer after {self.endpoint.retries} retries ({error}); "
                 f"what was answered is kept, the same command goes on"
             ) from None
-        if not answer.choices:
-            return "", True, (0, 0)
+        if not getattr(answer, "choices", None):  # gateways put an error, or a page, into a reply that says all is well
+            if retries and not self.stopping.is_set():
+                await asyncio.sleep(min(8.0, 2.0 ** (self.endpoint.retries - retries) / 2))
+                return await self._complete(question, retries - 1)
+            raise ConnectionError(
+                f"{self._where()}: its reply is no chat completion: {str(answer)[:200]!r}; is the url right (.../v1)? "
+                f"What was answered is kept, the same command goes on"
+            )
         spent = (answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else (0, 0)
-        if self.tokens:
-            await self.tokens.acquire(min(spent[1], self.endpoint.tpm))
-        return answer.choices[0].message.content or "", answer.choices[0].finish_reason != "length", spent
+        choice = answer.choices[0]
+        text = (choice.message.content or "").encode(errors="replace").decode()  # half a surrogate can't be kept
+        return Answer(text, choice.finish_reason == "length"), spent
 
     def _where(self) -> str:
         return f"the endpoint {self.client.base_url}"

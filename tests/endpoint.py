@@ -23,10 +23,15 @@ class Asked:
 
 @contextmanager
 def scripted(
-    answer: Callable[[str], str], trouble: dict[int, int] | None = None, delay: float = 0.01, port: int = 0
+    answer: Callable[[str], str],
+    trouble: dict[int, int] | None = None,
+    delay: float = 0.01,
+    port: int = 0,
+    said: str = "",
 ) -> Iterator[Asked]:
     """`answer`: a question's text -> its answer.
 
+    `said`: what every reply is instead.
     `trouble`: which request (1, 2, ...) gets which status instead of an answer; 0: a line that is cut.
     """
     asked, ready, loop, over = Asked(), threading.Event(), asyncio.new_event_loop(), asyncio.Event()
@@ -47,6 +52,8 @@ def scripted(
         if status:
             headers = {"Retry-After": "0"}
             return web.json_response({"error": {"message": f"trouble {status}"}}, status=status, headers=headers)
+        if said:
+            return web.Response(text=said, content_type="application/json" if said.startswith("{") else "text/html")
         asked.open += 1
         asked.most_open = max(asked.most_open, asked.open)
         await asyncio.sleep(delay)

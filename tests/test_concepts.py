@@ -95,6 +95,12 @@ def test_captions_are_split_by_words_and_by_a_model(tmp_path: Path, capsys: pyte
         counts = Counter(asked.answered)
         tools.split(str(out), source, *words, per_question=3)
         assert asked.answered == counts and verdicts(out) == found  # nothing is asked twice
+        (tmp_path / "captions.txt").write_text("\n".join(["a new one", *CAPTIONS]) + "\n")
+        tools.split(str(out), source, *words, per_question=2)
+        new = asked.answered - counts  # a caption keeps its verdict, whichever captions it stands beside
+        assert len(new) == 1 and "a new one" in next(iter(new)) and "sunset" not in next(iter(new))
+        (tmp_path / "captions.txt").write_text("\n".join([*CAPTIONS, "a sunset"]) + "\n")
+        tools.split(str(out), source, *words, per_question=3)
     first = next(question for question in counts if "a red car" in question)
     assert first.startswith(
         "Read each of the following sentences and determine if it contains a reference to an animal."
@@ -156,6 +162,7 @@ def test_images_show_what_their_captions_do_not_name(world: Path, tmp_path: Path
     described = {caption: verdict["blip"] for caption, verdict in found.items() if "blip" in verdict}
     assert len(described) == 96 and len(found) == 3200  # the captions that have an image
     journal = (out / "blip.jsonl").read_bytes()
+    described = {caption: texts[0] for caption, texts in described.items()}
     common = Counter(text.split()[0] for text in described.values() if text).most_common(1)[0][0]
     (tmp_path / "words.txt").write_text(f"{common}\n")
     tools.split(str(out), source, words=str(tmp_path / "words.txt"), **more)

@@ -14,18 +14,18 @@ import pytest
 
 from randcond.data import datafree
 from randcond.data.datafree import even_shares, read_prompts, read_verdict
-from randcond.data.llm import Endpoint, Journal, Question, Unusable, ask, estimate, read_endpoint
+from randcond.data.llm import Answer, Endpoint, Journal, Question, Unusable, ask, estimate, read_endpoint
 from tests.endpoint import Asked, scripted
 
 QUESTIONS = [Question("be brief", f"question {number}") for number in range(60)]
 ANY = Question("", "")
 
 
-def take(question: Question, answer: str) -> str:
+def take(question: Question, answer: Answer) -> str:
     """Answers that say "mumble" can't be read."""
-    if "mumble" in answer:
+    if "mumble" in answer.text:
         raise Unusable
-    return answer
+    return answer.text
 
 
 def test_every_question_is_answered_once_whatever_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +57,34 @@ def test_limits_are_kept(tmp_path: Path) -> None:
         began = time.monotonic()
         ask(endpoint, QUESTIONS[:30], tmp_path / "a.jsonl", take, 5, "asking")
         assert time.monotonic() - began > 1.5
+
+
+def test_the_token_limit_holds_nothing_back_that_was_answered(tmp_path: Path) -> None:
+    """The limit lets a fraction through; what was answered is in the journal at once."""
+    with scripted(lambda text: "word " * 200) as asked:
+        words = f"""
+import sys
+from pathlib import Path
+from tests.test_llm import Endpoint, QUESTIONS, ask, take
+ask(Endpoint(model="m", url="{asked.url}", tpm=40, concurrency=8), QUESTIONS, Path("{tmp_path}/a.jsonl"), take, 5, "x")
+"""
+        process = subprocess.Popen([sys.executable, "-c", words], cwd=Path(__file__).parents[1])
+        time.sleep(8)
+        assert process.poll() is None  # it waits for the rate
+        process.kill()
+        process.wait()
+    kept = Journal(tmp_path / "a.jsonl", "m")
+    assert 0 < len(kept.answers) == sum(asked.answered.values()) < 60
+
+
+@pytest.mark.parametrize("said", ['{"error": {"message": "overloaded"}}', "<html>not here</html>"])
+def test_a_reply_that_is_no_completion_is_no_answer(tmp_path: Path, said: str) -> None:
+    with scripted(str, said=said) as asked:
+        endpoint = Endpoint(model="m", url=asked.url, concurrency=2, retries=0)
+        with pytest.raises(ConnectionError, match="reply is no chat completion"):
+            ask(endpoint, QUESTIONS, tmp_path / "a.jsonl", take, 5, "asking")
+    kept = Journal(tmp_path / "a.jsonl", "m")
+    assert not kept.answers and not kept.unusable
 
 
 def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +180,7 @@ def test_an_endpoint_that_goes_away_and_comes_back(tmp_path: Path) -> None:
         line = words("datafree", "visual", str(tmp_path), asked=first)
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while sum(first.answered.values()) < 20:
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
     time.sleep(1)
     with scripted(reply, port=port or 0) as second:
@@ -162,14 +191,21 @@ def test_an_endpoint_that_goes_away_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_answers_are_read() -> None:
-    assert [read_verdict(ANY, text) for text in ("Yes.", "'no', it", "**NO**", "yes")] == [True, False, False, True]
+    assert [read_verdict(ANY, Answer(text)) for text in ("Yes.", "'no', it", "**NO**", "yes")] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     for text in ("", "Maybe yes", "Nowhere", "yesterday"):
         with pytest.raises(Unusable):
-            read_verdict(ANY, text)
-    text = 'Sure:\n1. "A cat on a mat"\n 2) **A dog**\n3: a cat?\n- a cat?\nnot this\n4.\n'
-    assert read_prompts(ANY, text) == ["A cat on a mat", "A dog", "a cat?"]
+            read_verdict(ANY, Answer(text))
+    assert read_verdict(ANY, Answer("Yes. A text-to-image model can clearly", cut=True))
+    text = '**Here are 9:**\n---\n1. "A cat  on a mat"\n 2) **A dog**\n**3.** a cat?\n4: a cat?\nnot this\n5.\n6. half'
+    assert read_prompts(ANY, Answer(text)) == ["A cat on a mat", "A dog", "a cat?", "half"]
+    assert read_prompts(ANY, Answer(text, cut=True)) == ["A cat on a mat", "A dog", "a cat?"]
     with pytest.raises(Unusable):
-        read_prompts(ANY, "I can't do that.")
+        read_prompts(ANY, Answer("I can't do that."))
 
 
 @pytest.mark.parametrize(

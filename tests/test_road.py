@@ -57,17 +57,19 @@ def test_a_finished_run_is_left_alone(world: Path) -> None:
 
 
 def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path) -> None:
-    other = ["paths.cache=runs/cache-again"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "randcond.launch.cli", "run", "cache", "demo-with", *TINY, *other], cwd=world
-    )
-    shard = world / "runs/cache-again/latents-00000.tar"
-    wait_for(lambda: shard.is_file(), process)
-    kill(process)
-    assert not (world / "runs/cache-again/manifest.json").exists()
-    randcond(world, "run", "cache", "demo-with", "--gpus", "1", *TINY, *other)
+    """Drawn by two ranks (the world's), by one, and by two of which one is killed and the command given again."""
+    command = ["run", "cache", "demo-with", *TINY]
+    randcond(world, *command, "paths.cache=runs/cache-one", "--gpus", "1")
+    again = [sys.executable, "-m", "randcond.launch.cli", *command, "paths.cache=runs/cache-killed"]
+    process = subprocess.Popen(again, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any((world / "runs/cache-killed").glob("latents-*.tar")), process)
+    ranks(process)[1].kill()
+    assert process.wait(60) != 0
+    assert not (world / "runs/cache-killed/manifest.json").exists()
+    randcond(world, *command, "paths.cache=runs/cache-killed")
     for path in sorted((world / "runs/demo/cache").glob("latents-*")):
-        assert path.read_bytes() == (world / "runs/cache-again" / path.name).read_bytes(), path.name
+        for other in ("cache-one", "cache-killed"):
+            assert path.read_bytes() == (world / "runs" / other / path.name).read_bytes(), (other, path.name)
 
 
 def test_nothing_outlives_a_killed_command(world: Path) -> None:

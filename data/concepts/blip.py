@@ -24,33 +24,39 @@ BATCH = 16
 MAX_TOKENS = 40
 
 
-def describe_images(cache: Path, wanted: Collection[str], teacher: Path, blip: str, journal: Path) -> dict[str, str]:
-    """Caption -> BLIP's caption of the image that a cache holds for it, greedy; those without an image are left out.
+def describe_images(
+    cache: Path, wanted: Collection[str], teacher: Path, blip: str, journal: Path
+) -> dict[str, list[str]]:
+    """Caption -> BLIP's captions, greedy, of the images that a cache holds for it; captions without one are left out.
 
     What the journal has is not done again. Raises ValueError naming a cache or a journal that is not fit.
     """
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
     captions, latents = open_cache(cache)
-    places = {caption: place for place, caption in enumerate(captions) if caption in wanted}
-    kept = Journal(journal, f"{blip} on the captions {sha256(captions.path)[:16]}")
-    left = [place for place in places.values() if str(place) not in kept]
+    images = {int(shard.caption_ids[row]): (shard, row) for shard, row in latents}  # by the number of their caption
+    shown = [number for number in sorted(images) if captions[number] in wanted]
+    kept = Journal(journal, f"{blip} on the cache {sha256(cache / 'manifest.json')[:16]}")
+    left = [number for number in shown if str(number) not in kept]
     try:
         if left:
             pipe = Teacher.load(teacher, "fp32", device()).pipe
             model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
             processor = BlipProcessor.from_pretrained(blip)
-            with tqdm(total=len(places), initial=len(places) - len(left), desc="BLIP", unit="image") as bar:
+            with tqdm(total=len(shown), initial=len(shown) - len(left), desc="BLIP", unit="image") as bar:
                 for start in range(0, len(left), BATCH):
                     chunk = left[start : start + BATCH]
-                    values = np.stack([shard.latent(row) for shard, row in (latents[place] for place in chunk)])
-                    images = _images(pipe, torch.from_numpy(values))
-                    for place, text in zip(chunk, _describe(model, processor, images), strict=True):
-                        kept.add(str(place), text)
+                    values = np.stack([shard.latent(row) for shard, row in (images[number] for number in chunk)])
+                    pictures = _images(pipe, torch.from_numpy(values))
+                    for number, text in zip(chunk, _describe(model, processor, pictures), strict=True):
+                        kept.add(str(number), text)
                     bar.update(len(chunk))
     finally:
         kept.close()
-    return {caption: kept.answers[str(place)] for caption, place in places.items()}
+    texts: dict[str, list[str]] = {}
+    for number in shown:
+        texts.setdefault(captions[number], []).append(kept.answers[str(number)])
+    return texts
 
 
 def _images(pipe: Any, latents: Tensor) -> list[Image.Image]:

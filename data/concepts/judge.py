@@ -1,12 +1,13 @@
 """Which captions have to do with a concept, in a language model's opinion (supplement J)."""
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from randcond.data.llm import Endpoint, Question, Unusable, ask
+from randcond.data.llm import Answer, Endpoint, Journal, Question, Unusable, ask
 
 # Supplement J, word by word but for the concept's name.
 SYSTEM = (
@@ -36,41 +37,52 @@ class Judge:
 
     def __init__(self, endpoint: Endpoint, journal: Path, concept: str, many: str, per_question: int) -> None:
         """`concept`: one (animal), `many`: several of it (animals); `per_question`: captions asked about at once."""
+        if per_question < 1:
+            raise ValueError(f"--per-question: at least 1, got {per_question}")
         self.endpoint, self.journal, self.many, self.per_question = endpoint, journal, many, per_question
         self.names = {"name": concept, "one": f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}", "many": many}
 
     def judge(self, captions: Sequence[str], label: str, dry_run: bool = False) -> dict[str, Verdict | None]:
-        """Caption -> verdict, None where the model gave no readable one (with `dry_run`: where it was not asked)."""
-        batches = [captions[start : start + self.per_question] for start in range(0, len(captions), self.per_question)]
-        verdicts = self._ask(batches, label, dry_run)
-        unclear = [[caption] for caption in captions if verdicts[caption] is None]
-        if unclear and self.per_question > 1 and not dry_run:
-            verdicts |= self._ask(unclear, f"{label}, one by one", dry_run)
-        return verdicts
+        """Caption -> verdict, None where the model gave no readable one (with `dry_run`: where it was not asked).
 
-    def _ask(self, batches: Sequence[Sequence[str]], label: str, dry_run: bool) -> dict[str, Verdict | None]:
-        asked = [(batch, self._question(batch)) for batch in batches]
-        counts = {question.id: len(batch) for batch, question in asked}
+        A caption that was ever judged keeps its verdict, whichever captions it stood beside.
+        """
+        for size in (self.per_question, 1):
+            known, unusable = self._verdicts()
+            left = [caption for caption in captions if self._id(caption) not in known]
+            left = [caption for caption in left if self._question([caption]).id not in unusable]
+            batches = [left[start : start + size] for start in range(0, len(left), size)]
+            self._ask(batches, label if size > 1 else f"{label}, one by one", dry_run)
+            if dry_run:
+                break
+        known, _ = self._verdicts()
+        return {caption: known.get(self._id(caption)) for caption in captions}
+
+    def _id(self, caption: str) -> str:
+        return hashlib.sha256(f"{self.many}\0{caption}".encode()).hexdigest()[:16]
+
+    def _verdicts(self) -> tuple[dict[str, Verdict], set[str]]:
+        """All that the journal holds, by caption; and the questions without a readable answer."""
+        kept = Journal(self.journal, self.endpoint.model)
+        kept.close()
+        said = ((caption, Verdict(*said)) for answer in kept.answers.values() for caption, said in answer.items())
+        return dict(said), kept.unusable
+
+    def _ask(self, batches: list[list[str]], label: str, dry_run: bool) -> None:
+        asked = {(question := self._question(batch)).id: (question, batch) for batch in batches}
+
+        def read(question: Question, answer: Answer) -> dict[str, tuple[bool, str]]:
+            batch = asked[question.id][1]
+            verdicts = read_verdicts(answer.text, f"contains_{self.many}", len(batch))
+            return dict(zip(map(self._id, batch), verdicts, strict=True))
+
         tokens = _TOKENS * sum(map(len, batches)) / max(1, len(batches))
-        questions = [question for _, question in asked]
-        kept = ask(self.endpoint, questions, self.journal, self._reader(counts), tokens, label, dry_run)
-        verdicts: dict[str, Verdict | None] = {}
-        for batch, question in asked:
-            answers = kept.answers.get(question.id) or [None] * len(batch)
-            verdicts.update(
-                (caption, Verdict(*answer) if answer else None) for caption, answer in zip(batch, answers, strict=True)
-            )
-        return verdicts
+        questions = [question for question, _ in asked.values()]
+        ask(self.endpoint, questions, self.journal, read, tokens, label, dry_run)
 
     def _question(self, batch: Sequence[str]) -> Question:
         sentences = json.dumps(list(batch), ensure_ascii=False)
         return Question(SYSTEM.format(**self.names), USER.format(**self.names, sentences=sentences))
-
-    def _reader(self, counts: dict[str, int]) -> Callable[[Question, str], list[tuple[bool, str]]]:
-        def read(question: Question, answer: str) -> list[tuple[bool, str]]:
-            return read_verdicts(answer, f"contains_{self.many}", counts[question.id])
-
-        return read
 
 
 def read_verdicts(answer: str, key: str, count: int) -> list[tuple[bool, str]]:
@@ -79,7 +91,7 @@ def read_verdicts(answer: str, key: str, count: int) -> list[tuple[bool, str]]:
     try:
         entries: list[dict[str, Any]] = json.loads(found[0]) if found else []
         verdicts = [({"yes": True, "no": False}[entry[key].lower()], str(entry.get("reason", ""))) for entry in entries]
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise Unusable from None
     if len(verdicts) != count:
         raise Unusable

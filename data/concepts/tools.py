@@ -57,8 +57,8 @@ def split(
     --words FILE  one word a line (default: animals, 9,600 words; `randcond concepts words` makes others)
     --concept, --plural  what the model is asked about (animal, animals)
     --per-question N     captions asked about at once (20)
-    --cache FOLDER --teacher PATH --blip MODEL  a latent cache, the teacher whose VAE decodes it, and a BLIP captioning
-                  model (a folder or hub id, e.g. Salesforce/blip-image-captioning-large); real images: see `cache real`
+    --cache FOLDER --teacher PATH --blip MODEL  a latent cache, the teacher whose VAE decodes it, a BLIP captioning
+                  model (a folder or hub id, Salesforce/blip-image-captioning-large); real images: a cache of them
     --dry-run     what the language model's stage would cost
 
     examples    randcond concepts split runs/animals captions.parquet
@@ -71,7 +71,7 @@ def split(
     listed = read_words(Path(words)) if words else read_words(ANIMALS)
     judge = Judge(read_endpoint(llm), folder / "judge.jsonl", concept, plural, per_question) if llm else None
     verdicts: dict[str, dict[str, Any]] = {caption: {"unseen": False} for caption in captions}
-    _pass(verdicts, {caption: caption for caption in captions}, listed, judge, "", dry_run)
+    _pass(verdicts, {caption: [caption] for caption in captions}, listed, judge, "", dry_run)
     if dry_run:
         return
     if blip:
@@ -79,15 +79,15 @@ def split(
 
         seen = {caption for caption, verdict in verdicts.items() if not verdict["unseen"]}
         shown = describe_images(Path(cache), seen, resolve_path(teacher), blip, folder / "blip.jsonl")
-        for caption, text in shown.items():
-            verdicts[caption]["blip"] = text
+        for caption, texts in shown.items():
+            verdicts[caption]["blip"] = texts
         _pass(verdicts, shown, listed, judge, "blip, ", dry_run)
     _write(folder, verdicts, {"source": source, "words": len(listed), "concept": concept, "dropped": dropped})
 
 
 def _pass(
     verdicts: dict[str, dict[str, Any]],
-    texts: dict[str, str],
+    texts: dict[str, list[str]],
     words: WordList,
     judge: Judge | None,
     stage: str,
@@ -95,20 +95,22 @@ def _pass(
 ) -> None:
     """Judges captions by texts about them, by words and then by the model, and notes what is unseen."""
     left = {}
-    for caption, text in texts.items():
-        if word := words.find(text):
+    for caption, each in texts.items():
+        if word := next(filter(None, map(words.find, each)), None):
             verdicts[caption] |= {"unseen": True, "by": f"{stage}words", "word": word}
         else:
-            left[caption] = text
+            left[caption] = each
     if judge is None:
         return
-    opinions = judge.judge(list(dict.fromkeys(left.values())), f"{stage}judge", dry_run)
-    for caption, text in left.items():
-        verdict = opinions[text]
-        if verdict is None:  # no image of it is drawn: the split is about what is surely unseen
+    opinions = judge.judge(
+        list(dict.fromkeys(text for each in left.values() for text in each)), f"{stage}judge", dry_run
+    )
+    for caption, each in left.items():
+        said = [opinions[text] for text in each]
+        if yes := next((verdict for verdict in said if verdict and verdict.unseen), None):
+            verdicts[caption] |= {"unseen": True, "by": f"{stage}judge", "word": yes.word}
+        elif None in said:  # no image of it is drawn: seen is what surely is
             verdicts[caption] |= {"unseen": True, "by": f"{stage}unclear", "word": ""}
-        elif verdict.unseen:
-            verdicts[caption] |= {"unseen": True, "by": f"{stage}judge", "word": verdict.word}
 
 
 def _write(folder: Path, verdicts: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
