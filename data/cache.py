@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from randcond.data.captions import Captions, write_captions
-from randcond.data.contents import Contents, choose_captions, contents, made_how
+from randcond.data.contents import Contents, contents, made_how
 from randcond.data.files import check_same, read_json, sha256, write_json
 from randcond.data.lock import claim_each
 from randcond.data.ranks import cpu_threads, device, rank
@@ -46,21 +46,6 @@ def plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, 
     }
 
 
-def check_captions(config: Config, stored: Captions, wanted: list[str] | None = None) -> None:
-    """Raises ValueError when a cache holds other captions than the experiment's sources, size, seed and words give.
-
-    Those of real images are known by the images alone, which a machine that trains need not have.
-    """
-    if wanted is None and config.cache.images:
-        return
-    captions = choose_captions(config) if wanted is None else wanted
-    if list(stored) != captions:
-        raise ValueError(
-            f"the cache at {config.paths.cache} holds other captions than cache.captions, size, exclude and seed give "
-            f"({len(stored)} there, {len(captions)} wanted). Remove it, or give another paths.cache."
-        )
-
-
 def shard_paths(folder: Path, size: int, shard_size: int) -> list[Path]:
     """The shards of a cache of `size` samples, in order."""
     return [folder / f"latents-{number:05d}.tar" for number in range(-(-size // shard_size))]
@@ -88,7 +73,8 @@ def run(config: Config) -> None:
         check_same(read_json(folder / "plan.json"), wanted, f"the cache at {folder}", remedy)
     else:
         write_json(folder / "plan.json", wanted)
-    check_captions(config, Captions(folder / "captions.arrow"), captions)
+    if list(Captions(folder / "captions.arrow")) != captions:
+        raise ValueError(f"the cache at {folder} holds other captions than its sources give now. {remedy}")
 
     made_of = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
 
@@ -111,8 +97,8 @@ def run(config: Config) -> None:
 
 def _latent_shape(config: Config, teacher: Teacher) -> list[int]:
     channels, height, width = teacher.latent_shape
-    if config.cache.images:
-        factor = 2 ** (len(teacher.pipe.vae.config.block_out_channels) - 1)
+    if config.cache.images and config.cache.resolution:
+        factor = teacher.resolution // height
         height = width = config.cache.resolution // factor
         if config.cache.resolution % factor:
             raise ValueError(f"cache.resolution: must be a multiple of {factor}, got {config.cache.resolution}")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from randcond.data.cache import FORMAT
 from randcond.data.captions import Captions, write_captions
 from randcond.data.files import check_same, read_json, sha256, write_json, written_whole
+from randcond.data.latent_cache import check_shard
 from randcond.data.shards import Shard
 
 SHOWN = 20  # faults
@@ -24,27 +25,34 @@ def verify(folder: str) -> None:
     `randcond run cache EXPERIMENT` once it is removed.
     """
     manifest = _manifest(Path(folder))
-    captions = Captions(Path(folder) / "captions.arrow")
+    path = Path(folder) / "captions.arrow"
+    if sha256(path) != manifest["captions_sha256"]:
+        raise ValueError(f"{path}: does not match its checksum; remove the cache and draw it again")
+    captions = Captions(path)
     faults: list[str] = []
     for entry in tqdm(manifest["shards"], desc="verifying", unit="shard"):
         try:
-            faults += shard_faults(Path(folder) / entry["shard"], entry, captions, tuple(manifest["latent_shape"]))
-        except ValueError as error:
-            faults.append(str(error))
+            for fault in shard_faults(Path(folder) / entry["shard"], entry, captions, tuple(manifest["latent_shape"])):
+                faults.append(fault)  # one by one: what comes before a shard that breaks off counts
+        except (ValueError, tarfile.TarError, OSError) as error:
+            faults.append(str(error) if entry["shard"] in str(error) else f"shard {entry['shard']}: {error}")
     if faults:
         more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise ValueError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
-    print(f"{folder}: {len(manifest['shards'])} shards, {manifest['captions']:,} latents, all sound")
+    latents = sum(entry["samples"] for entry in manifest["shards"])
+    print(f"{folder}: {len(manifest['shards'])} shards, {latents:,} latents, all sound")
 
 
 def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
     """What is wrong with one shard, a line each; raises ValueError when it can't be opened at all."""
     shard = Shard(path)
-    if sha256(path) != entry["sha256"]:
-        yield f"shard {path}: does not match its checksum; remove it and run `randcond run cache EXPERIMENT`"
+    try:
+        check_shard(shard, entry, whole=True)
+    except ValueError as error:
+        yield str(error)
     with tarfile.open(path) as archive:
         texts = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
-        for row, caption_id in enumerate(shard.caption_ids.tolist()):
+        for row, caption_id in enumerate(shard.caption_ids[: entry["samples"]].tolist()):
             key = shard.key(row)
             try:
                 latent = shard.latent(row)

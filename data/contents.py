@@ -5,6 +5,7 @@ Both give a latent for each number, a function of (teacher, number, seed, comput
 
 import hashlib
 import json
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,10 +42,12 @@ def contents(config: Config) -> Contents:
 def made_how(config: Config) -> dict[str, Any]:
     """What of an experiment decides its cache's latents, beside teacher and captions."""
     cache = config.cache
+    names = [PurePosixPath(source).name for source in cache.captions]  # the cache stage looks into them
+    asked = {"seed": cache.seed, "exclude": cache.exclude, "sources": names}
     if cache.images:
-        return {"source": "images", "seed": cache.seed, "resolution": cache.resolution}
+        return {"source": "images", "resolution": cache.resolution, **asked}
     drawn = {"sampler": cache.sampler, "steps": cache.steps, "guidance": cache.guidance}
-    return {"source": "teacher", "seed": cache.seed, **drawn}
+    return {"source": "teacher", **drawn, **asked}
 
 
 class Drawn:
@@ -87,7 +90,7 @@ class Real:
 
     def begin(self, teacher: Teacher) -> None:
         """Takes the teacher's VAE."""
-        self.pipe, self.square = teacher.pipe, to_square(self.config.resolution)
+        self.pipe, self.square = teacher.pipe, to_square(self.config.resolution or teacher.resolution)
 
     def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
         """Encodes one compute batch; a damaged image is left out where that was asked for."""

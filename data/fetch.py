@@ -88,10 +88,13 @@ def _append(system: Any, path: str, part: Path, start: int, size: int | None, se
             out.write(system.cat_file(path))
             return
         while start < size:
-            data = system.cat_file(path, start=start, end=min(start + BLOCK, size))
-            if not data:
-                raise ConnectionError(f"ended at byte {start} of {size}")
+            stop = min(start + BLOCK, size)
+            data = system.cat_file(path, start=start, end=stop)
+            if len(data) == size > stop - start:  # a server that knows no ranges
+                out.truncate(0)
+            elif len(data) != stop - start:
+                raise ConnectionError(f"gave {len(data)} bytes for {stop - start}, from byte {start} of {size}")
             out.write(data)
             out.flush()
-            start += len(data)
+            start = out.tell()
             seen(len(data))

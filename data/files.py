@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,15 @@ def sha256(path: Path) -> str:
     """Hex sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files, where it may, to have room for so many and some more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any], what: str, remedy: str) -> None:

@@ -68,19 +68,23 @@ def _in_folder(folder: Path) -> list[Picture]:
 
 
 def _listed(folder: Path, listing: Path) -> list[Picture]:
-    with listing.open(newline="") as file:
+    with listing.open(newline="", encoding="utf-8-sig") as file:
         try:
             rows = list(csv.DictReader(file)) if listing.suffix == ".csv" else [json.loads(line) for line in file]
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             raise ValueError(f"cache.images: {listing}: {error}") from None
     found = []
     for number, row in enumerate(rows, 1):
-        caption = next((row[column] for column in COLUMNS if row.get(column) is not None), None)
-        if not row.get("file_name") or caption is None:
-            raise ValueError(f"cache.images: {listing}, row {number}: needs file_name and {' or '.join(COLUMNS)}")
-        if not (folder / row["file_name"]).is_file():
-            raise ValueError(f"cache.images: {listing}, row {number}: no file {row['file_name']}")
-        found.append(Picture(row["file_name"], clean_text(caption), folder / row["file_name"]))
+        fields = row if isinstance(row, dict) else {}
+        caption = next((fields[column] for column in COLUMNS if isinstance(fields.get(column), str)), None)
+        name = fields.get("file_name")
+        if not (name and isinstance(name, str)) or caption is None:
+            raise ValueError(
+                f"cache.images: {listing}, row {number}: needs file_name and {' or '.join(COLUMNS)}, as text"
+            )
+        if not (folder / name).is_file():
+            raise ValueError(f"cache.images: {listing}, row {number}: no file {name}")
+        found.append(Picture(name, clean_text(caption), folder / name))
     return found
 
 
@@ -88,15 +92,17 @@ def _in_tar(tar: Path) -> Iterable[Picture]:
     images: dict[str, tuple[int, int]] = {}
     captions: dict[str, str] = {}
     try:
-        with tarfile.open(tar) as archive:
+        with tarfile.open(tar, "r:") as archive:  # plain: images are read where they lie in it
             for member in archive:
-                key, _, kind = member.name.partition(".")
+                place, _, name = member.name.removeprefix("./").rpartition("/")
+                key, _, kind = name.partition(".")
+                key = f"{place}/{key}" if place else key
                 if f".{kind.lower()}" in KINDS:
                     images[key] = (member.offset_data, member.size)
                 elif kind == "txt" and (file := archive.extractfile(member)) is not None:
                     captions[key] = clean_text(file.read().decode())
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"cache.images: {tar}: {error}") from None
+        raise ValueError(f"cache.images: {tar}: {error}; it must be a plain, whole tar") from None
     for key, (start, size) in images.items():
         if key not in captions:
             raise ValueError(f"cache.images: {tar}, key {key}: has no caption (.txt)")

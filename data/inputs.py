@@ -3,8 +3,10 @@
 In: inputs.yaml, a name. Out: FOLDER/NAME/, whole, with fetched.json: each file's address and checksum.
 """
 
+import lzma
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +18,7 @@ from randcond.data.fetch import fetch as bring
 from randcond.data.fetch import open_system
 from randcond.data.files import read_json, sha256, write_json, written_whole
 from randcond.data.lock import holding
-from randcond.launch.config import PACKAGE, is_url, read_yaml
+from randcond.launch.config import PACKAGE, read_yaml
 
 FOLDER = "inputs"
 NOTE = "fetched.json"
@@ -65,8 +67,9 @@ def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = Fal
     inputs = known_inputs()
     if list:
         for each, entry in inputs.items():
-            here = "here" if (Path(to) / each / NOTE).is_file() else ""
-            print(f"{each:<22}{entry.size:<16}{here:<6}{entry.what}\n{'':<44}{entry.licence}\n{'':<44}{entry.files[0]}")
+            note = Path(to) / each / NOTE
+            here = ("here" if read_json(note)["complete"] else "in part") if note.is_file() else ""
+            print(f"{each:<22}{entry.size:<16}{here:<8}{entry.what}\n{'':<46}{entry.licence}\n{'':<46}{entry.files[0]}")
         return
     if name not in inputs:
         raise ValueError(f"unknown input {name!r}; known: {', '.join(inputs)}")
@@ -77,41 +80,50 @@ def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = Fal
 
 
 def _fetch(entry: Input, folder: Path, source: str) -> None:
-    note: dict[str, Any] = {"licence": entry.licence, "files": {}}
+    note: dict[str, Any] = {"licence": entry.licence, "complete": False, "files": {}}
     if (folder / NOTE).is_file():
         note = read_json(folder / NOTE)
-    for address in _addresses(entry, source):
-        name = PurePosixPath(address).name
+    if note["complete"] and all((folder / kept["as"]).exists() for kept in note["files"].values()):
+        return
+    for name, address in _addresses(entry, source).items():
         wanted = note["files"].get(name, {}).get("sha256") or entry.sha256.get(name)
         target = folder / name
-        if name in note["files"] and (target.exists() or (entry.unpack and _unpacked(target).exists())):
+        lasting = _unpacked(target) if entry.unpack else target
+        if name in note["files"] and lasting.exists():
             continue
         if not target.exists():  # a kill may have come between bringing and unpacking it
             part = target.with_name(f"{name}.part")
             start = part.stat().st_size if part.exists() else 0
             with tqdm(total=_size(address), initial=start, desc=name, unit="B", unit_scale=True) as bar:
                 bring(address, target, wanted, bar.update)
-        note["files"][name] = {"from": address, "bytes": target.stat().st_size, "sha256": sha256(target)}
+        facts = {"from": address, "bytes": target.stat().st_size, "sha256": sha256(target), "as": lasting.name}
         if entry.unpack:
             _unpack(target)
             target.unlink()
+        note["files"][name] = facts
         write_json(folder / NOTE, note)
+    write_json(folder / NOTE, {**note, "complete": True})
 
 
-def _addresses(entry: Input, source: str) -> list[str]:
-    """Where the files are, in order; raises ValueError naming what gives none."""
-    names = [PurePosixPath(address).name for address in entry.files]
-    if source and not entry.pattern and not source.endswith("/") and (is_url(source) or Path(source).is_file()):
-        if len(names) > 1:
-            raise ValueError(f"--from: {len(names)} files are needed, {source} is one; name the folder of them")
-        return [source]
-    if not entry.pattern:
-        return [f"{source.rstrip('/')}/{name}" for name in names] if source else entry.files
-    system, path = open_system(source or entry.files[0])
-    found = sorted(system.glob(f"{path.rstrip('/')}/{entry.pattern}"))
-    if not found:
-        raise ValueError(f"{source or entry.files[0]}: lists no {entry.pattern}")
-    return [str(each) if "file" in system.protocol else system.unstrip_protocol(each) for each in found]
+def _addresses(entry: Input, source: str) -> dict[str, str]:
+    """Each file's name -> where it is; raises ValueError naming what gives none."""
+    if entry.pattern:
+        system, path = open_system(source or entry.files[0])
+        found = sorted(system.glob(f"{path.rstrip('/')}/{entry.pattern}"))
+        if not found:
+            raise ValueError(f"{source or entry.files[0]}: lists no {entry.pattern}")
+        local = "file" in system.protocol
+        return {PurePosixPath(each).name: str(each) if local else system.unstrip_protocol(each) for each in found}
+    names = {PurePosixPath(address).name: address for address in entry.files}
+    if not source:
+        return names
+    within = {name: f"{source.rstrip('/')}/{name}" for name in names}
+    system, path = open_system(next(iter(within.values())))
+    if system.exists(path):
+        return within
+    if len(names) > 1:
+        raise ValueError(f"--from: {len(names)} files are needed, and {source} is no folder that holds {path}")
+    return dict.fromkeys(names, source)  # the file itself, whatever it is called there
 
 
 def _size(address: str) -> int | None:
@@ -137,5 +149,7 @@ def _unpack(archive: Path) -> None:
             else:
                 with tarfile.open(archive) as packed_tar:
                     packed_tar.extractall(aside, filter="data")
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+                    while packed_tar.fileobj and packed_tar.fileobj.read(1 << 20):
+                        pass  # to the end, where gzip keeps its checksum
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             raise ValueError(f"{archive}: {error}; remove it and fetch it again") from None

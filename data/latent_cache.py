@@ -1,5 +1,6 @@
 """A finished latent cache, opened for reading: a folder, or a server's copied shard by shard."""
 
+import platform
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -9,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from randcond.data.cache import FORMAT, check_captions
+from randcond.data.cache import FORMAT
 from randcond.data.captions import Captions
 from randcond.data.contents import made_how
 from randcond.data.fetch import fetch
-from randcond.data.files import check_same, read_json, sha256
+from randcond.data.files import allow_open_files, check_same, read_json, sha256
 from randcond.data.lock import holding
 from randcond.data.ranks import rank
 from randcond.data.shard_store import LocalShards, RemoteShards
@@ -35,6 +36,7 @@ class LatentCache:
             self.missing = sum(int(entry["left_out"]) for entry in manifest["shards"])  # damaged images
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a cache's manifest ({type(error).__name__}: {error})") from None
+        allow_open_files(len(self._rows))
         self.window = store.window  # shards whose latents are mixed; None: all
         self.left_out: list[str] = []  # what is wrong with shards that are left out
         self._start()
@@ -53,7 +55,7 @@ class LatentCache:
         manifest = read_json(folder / "manifest.json")
         check_same(
             manifest,
-            {"format": FORMAT, "teacher": teacher_fingerprint, **made_how(config)},
+            {"format": FORMAT, "teacher": teacher_fingerprint, "captions": asked.size, **made_how(config)},
             f"the cache at {where}",
             "Make the one asked for (another paths.cache), or ask for what is there.",
         )
@@ -62,11 +64,11 @@ class LatentCache:
                 f"{folder / 'captions.arrow'}: does not match its checksum; remove the cache and draw it again"
             )
         captions = Captions(folder / "captions.arrow")
-        check_captions(config, captions)
         entries = manifest["shards"]
+        copies = folder / f"shards-{platform.node()}"  # a home may be shared: each host has copies of its own
         try:
             if is_url(where):
-                cache = cls(manifest, captions, RemoteShards(where, entries, folder / "shards", 1e9 * asked.local_gb))
+                cache = cls(manifest, captions, RemoteShards(where, entries, copies, 1e9 * asked.local_gb))
             else:
                 cache = cls(manifest, captions, LocalShards(folder, entries))
                 cache._check_shards(skip=config.on_error == "skip")
@@ -82,7 +84,9 @@ class LatentCache:
         for number, entry in enumerate(self.manifest["shards"]):
             try:
                 # One rank reads them all, for all; where some may be left out, each must know which.
-                self._open[number] = _sound(self._store.path(number), entry, whole=skip or rank() == 0)
+                shard = Shard(self._store.path(number))
+                check_shard(shard, entry, whole=skip or rank() == 0)
+                self._open[number] = shard
             except ValueError as error:
                 if not skip:
                     raise
@@ -128,10 +132,18 @@ class LatentCache:
         number = self._number(index)
         shard = self._open.get(number)
         if shard is None:
-            shard = self._open[number] = Shard(self._store.path(number))
+            shard = self._open[number] = self._open_shard(number)
             while self._store.open_at_once and len(self._open) > self._store.open_at_once:
                 self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
         return shard, index - self._starts[number]
+
+    def _open_shard(self, number: int) -> Shard:
+        try:
+            return Shard(self._store.path(number))
+        except (ValueError, FileNotFoundError):  # a copy that made room for another just now
+            if isinstance(self._store, LocalShards):
+                raise
+            return Shard(self._store.path(number))
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         """One epoch's order of the latents [N]: any order where all shards are at hand; else the shards permuted, and
@@ -159,20 +171,19 @@ class LatentCache:
         return bisect_right(self._starts, index) - 1
 
 
-def _sound(path: Path, entry: dict[str, Any], whole: bool) -> Shard:
-    """A shard as its manifest describes it; `whole`: read to the end. Raises ValueError naming it when it is not."""
-    shard = Shard(path)
-    if whole and sha256(path) != shard.sha256:
+def check_shard(shard: Shard, entry: dict[str, Any], whole: bool) -> None:
+    """Raises ValueError naming a shard that is not as its manifest describes it; `whole`: read to the end."""
+    if whole and sha256(shard.path) != shard.sha256:
         raise ValueError(
-            f"shard {path}: does not match its checksum, it is damaged; "
+            f"shard {shard.path}: does not match its checksum, it is damaged; "
             f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
         )
-    if sha256(index_path(path)) != entry["index_sha256"] or shard.sha256 != entry["sha256"]:
+    same = sha256(index_path(shard.path)) == entry["index_sha256"] and shard.sha256 == entry["sha256"]
+    if not same or len(shard) < entry["samples"]:
         raise ValueError(
-            f"shard {path}: it or its index is not the manifest's; remove it and run "
+            f"shard {shard.path}: it or its index is not the manifest's; remove it and run "
             f"`randcond run cache EXPERIMENT` to draw it again"
         )
-    return shard
 
 
 def _copy_manifest(url: str, local: Path) -> Path:

@@ -53,18 +53,22 @@ def claim_each(pieces: list[Path], done: Callable[[Path], bool]) -> Iterator[int
     """Numbers of the pieces that are not done and that no other process works at, each claimed while it is used.
 
     Any number of processes on any hosts that share the folder may iterate at once: every piece is given to one of
-    them, a killed one's goes to the next, and whoever finishes last sees all of them done.
+    them, and a killed one's goes to another. Ends when all are done: it waits for those that others work at.
     """
-    for number, piece in enumerate(pieces):
-        if done(piece):
-            continue
-        lock = piece.parent / f".{piece.name}.claim"
-        handle = _try_lock(lock)
-        if handle is None:
-            continue
-        try:
-            if not done(piece):
-                yield number
-        finally:
-            lock.unlink(missing_ok=True)
-            os.close(handle)
+    left = list(range(len(pieces)))
+    while left := [number for number in left if not done(pieces[number])]:
+        busy = True
+        for number in left:
+            lock = pieces[number].parent / f".{pieces[number].name}.claim"
+            handle = _try_lock(lock)
+            if handle is None:
+                continue
+            try:
+                if not done(pieces[number]):
+                    busy = False
+                    yield number
+            finally:
+                lock.unlink(missing_ok=True)
+                os.close(handle)
+        if busy:
+            time.sleep(0.5)

@@ -57,7 +57,7 @@ def _build(
         note = _read_part(parts / f"{number:05d}", file, rows, made_of["skip"])
         dropped += Counter(note["dropped"])
         if note["damaged"]:
-            damaged[made_of["sources"][number]["name"]] = note["damaged"]
+            damaged[file] = note["damaged"]
             tqdm.write(f"left out, as far as it can't be read: {note['damaged']}")
     repeated = _merge(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
     if repeated:

@@ -1,6 +1,7 @@
 """Where a cache's shards are: a folder, or a server whose shards are copied whole into a folder of bounded size."""
 
 import os
+import posixpath
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class RemoteShards:
     def path(self, number: int) -> Path:
         """The copy of a shard, fetched if it is not there; raises FetchError naming what the server doesn't give."""
         if (pending := self._pending.pop(number, None)) is not None:
-            pending.result()
+            pending.exception()  # waits; what went wrong then may go well now
         return self._copy(number)
 
     def expect(self, number: int) -> None:
@@ -73,9 +74,10 @@ class RemoteShards:
         with holding(self.folder / ".fetching", patience=float("inf")):  # one at a time, or two would take one's room
             if not (target.exists() and index_path(target).exists()):
                 self._make_room(entry["bytes"])
-                there, shard = self.url.rstrip("/"), Path(entry["shard"])
-                fetch(f"{there}/{shard}", target, entry["sha256"])
-                fetch(f"{there}/{index_path(shard)}", index_path(target), entry["index_sha256"])
+                scheme, _, there = self.url.partition("://")
+                shard = Path(posixpath.normpath(f"{there}/{entry['shard']}"))  # of a subset: ../, which S3 doesn't know
+                fetch(f"{scheme}://{shard}", target, entry["sha256"])
+                fetch(f"{scheme}://{index_path(shard)}", index_path(target), entry["index_sha256"])
         return target
 
     def _make_room(self, wanted: int) -> None:

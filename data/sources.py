@@ -7,12 +7,11 @@ are filtered by; then cleaned captions, and how many were dropped for which reas
 import csv
 import io
 import json
-import lzma
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fsspec
@@ -20,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from randcond.data.fetch import open_system
+from randcond.data.fetch import fetch, open_system
 from randcond.data.files import sha256
 from randcond.data.inputs import missing_input
-from randcond.launch.config import Pool
+from randcond.launch.config import Pool, is_url
 
 COLUMNS = ("caption", "TEXT", "text")
 KINDS = (".txt", ".csv", ".jsonl", ".parquet")
@@ -112,8 +111,10 @@ def read_batches(source: str, rows: RowFilter | None = None) -> Iterator[tuple[p
             done += batch.num_rows
     except UnicodeDecodeError as error:
         raise ValueError(f"caption source {source}, after row {done}: not UTF-8 ({error.reason})") from None
-    except (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"caption source {source}, after row {done}: {error}") from None
+    except Exception as error:  # whatever a library calls a damaged file
+        if isinstance(error, ValueError) and str(error).startswith("caption source"):
+            raise
+        raise ValueError(f"caption source {source}, after row {done}: {error or type(error).__name__}") from None
 
 
 def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Counter[str]]:
@@ -139,11 +140,11 @@ def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Coun
         accepted = pc.is_in(batch.column("NSFW"), value_set=pa.array(rows.nsfw)).to_numpy(zero_copy_only=False)
         drop("nsfw", ~accepted)
     if rows.min_similarity:
-        drop("similarity", column("similarity") < rows.min_similarity)
+        drop("similarity", ~(column("similarity") >= rows.min_similarity))  # neither is what is no number
     if rows.min_width:
-        drop("width", column("WIDTH") < rows.min_width)
+        drop("width", ~(column("WIDTH") >= rows.min_width))
     if rows.min_height:
-        drop("height", column("HEIGHT") < rows.min_height)
+        drop("height", ~(column("HEIGHT") >= rows.min_height))
     return captions.filter(pa.array(keep)), dropped
 
 
@@ -160,13 +161,16 @@ def clean_text(caption: str) -> str:
 
 def _raw_batches(source: str, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     reader = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[kind_of(source) or ".txt"]
-    with fsspec.open(source, "rb", compression="infer") as file:
-        yield from reader(source, file, rows)
+    with TemporaryDirectory(prefix="randcond-") as folder:
+        # A server's file is brought whole, over cuts, and read from there.
+        here = str(fetch(source, Path(folder) / PurePosixPath(source).name)) if is_url(source) else source
+        with fsspec.open(here, "rb", compression="infer") as file:
+            yield from reader(source, file, rows)
 
 
 def _txt(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     _find_columns(source, ["caption"], rows)
-    yield from _batched(source, ["caption"], ((line,) for line in io.TextIOWrapper(file, encoding="utf-8")))
+    yield from _batched(source, ["caption"], ((line.decode(),) for line in file))  # so that a bad line is one
 
 
 def _csv(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
@@ -192,7 +196,7 @@ def _jsonl(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     columns: dict[str, str] = {}
 
     def lines() -> Iterator[tuple[Any, ...]]:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), 1):
+        for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
@@ -241,12 +245,19 @@ def _batched(source: str, names: list[str], lines: Iterable[tuple[Any, ...]]) ->
     """Rows of Python values as record batches; numbers may be written as text."""
     held: list[tuple[Any, ...]] = []
     done = 0
-    for line in lines:
-        held.append(line)
-        if len(held) == BATCH:
+    try:
+        for line in lines:
+            held.append(line)
+            if len(held) == BATCH:
+                yield _record_batch(source, names, held, done)
+                done += len(held)
+                held = []
+    except GeneratorExit:
+        raise
+    except Exception:
+        if held:  # what was sound before the damage
             yield _record_batch(source, names, held, done)
-            done += len(held)
-            held = []
+        raise
     if held:
         yield _record_batch(source, names, held, done)
 
@@ -259,8 +270,8 @@ def _record_batch(source: str, names: list[str], lines: list[tuple[Any, ...]], b
                 arrays.append(pa.array(values, pa.string()))
             else:
                 arrays.append(pa.array([float(value) if value not in (None, "") else None for value in values]))
-        except (pa.ArrowException, TypeError, ValueError):
-            row = before + next(i for i, value in enumerate(values, 1) if not _fine(name, value))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            row = before + next((i for i, value in enumerate(values, 1) if not _fine(name, value)), 1)
             kind = "text" if name in ("caption", "NSFW") else "a number"
             raise ValueError(f"caption source {source}, row {row}: {name} is not {kind}") from None
     return pa.RecordBatch.from_arrays(arrays, names=names)
@@ -268,10 +279,10 @@ def _record_batch(source: str, names: list[str], lines: list[tuple[Any, ...]], b
 
 def _fine(name: str, value: Any) -> bool:
     if name in ("caption", "NSFW"):
-        return value is None or isinstance(value, str)
+        return value is None or (isinstance(value, str) and value == value.encode(errors="replace").decode())
     try:
         return value in (None, "") or float(value) is not None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

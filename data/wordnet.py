@@ -10,21 +10,25 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = "entity"
-_PLACES = ("/usr/share/wordnet", "/usr/local/share/wordnet", "~/nltk_data/corpora/wordnet")
+_PLACES = ("inputs/wordnet", "/usr/share/wordnet", "/usr/local/share/wordnet", "~/nltk_data/corpora/wordnet")
 
 
 def find_wordnet(folder: str = "") -> Path:
-    """The folder of WordNet's files: the one given, $WNSEARCHDIR, or where Debian and nltk keep it.
+    """The folder of WordNet's files: in the one given, $WNSEARCHDIR, or where `fetch`, Debian and nltk keep it.
 
     Raises ValueError saying how to get it.
     """
-    places = [folder] if folder else [os.environ.get("WNSEARCHDIR", ""), *_PLACES]
-    for place in filter(None, places):
-        if (Path(place).expanduser() / "data.noun").is_file():
-            return Path(place).expanduser()
+    places = [
+        Path(place).expanduser()
+        for place in ([folder] if folder else [os.environ.get("WNSEARCHDIR"), *_PLACES])
+        if place
+    ]
+    for place in places:
+        if found := next(iter(sorted(place.rglob("data.noun"))), None):
+            return found.parent
     raise ValueError(
-        f"no WordNet in {', '.join(filter(None, places))}: `apt-get install wordnet-base`, or nltk.download('wordnet') "
-        f"and unpack it, or `randcond fetch wordnet`; --wordnet names another folder"
+        f"no data.noun in {', '.join(map(str, places))}: `randcond fetch wordnet`, `apt-get install wordnet-base`, "
+        f"or nltk.download('wordnet') and unpack it; --wordnet names the folder that holds it"
     )
 
 
@@ -36,7 +40,6 @@ class WordNet:
         self.folder = folder
         self.words: dict[str, list[str]] = {}  # synset -> its lemmas, as written, blanks for underscores
         self.above: dict[str, list[str]] = {}  # synset -> its hypernyms; an instance (Paris) has none of these
-        self.instances: set[str] = set()
         for line in self._lines("data.noun"):
             try:
                 fields = line.split(" | ")[0].split()
@@ -44,8 +47,6 @@ class WordNet:
                 pointers = fields[5 + 2 * count :]
                 self.words[fields[0]] = [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
                 self.above[fields[0]] = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] == "@"]
-                if "@i" in pointers[::4]:
-                    self.instances.add(fields[0])
             except (IndexError, ValueError):
                 raise ValueError(f"{folder / 'data.noun'}: not a line of WordNet's: {line[:80]!r}") from None
 
@@ -66,22 +67,28 @@ class WordNet:
         return found
 
     @cached_property
-    def depths(self) -> dict[str, int]:
-        """Synset -> hypernyms on the shortest way up to "entity"; instances are not in it."""
+    def _below(self) -> dict[str, list[str]]:
+        """Synset -> its hyponyms."""
         below: dict[str, list[str]] = defaultdict(list)
         for synset, hypernyms in self.above.items():
             for hypernym in hypernyms:
                 below[hypernym].append(synset)
-        level = [self.senses[ROOT][0]]
-        depths = dict.fromkeys(level, 0)
+        return below
+
+    def depths(self, top: str) -> dict[str, int]:
+        """The kinds of a synset, itself included -> steps on the shortest way up to it; instances are not in it."""
+        level, steps = [top], 0
+        depths = {top: 0}
         while level:
-            level = [each for synset in level for each in below[synset] if each not in depths]
-            depths.update(dict.fromkeys(level, max(depths.values()) + 1))
+            steps += 1
+            level = [each for synset in level for each in self._below[synset] if each not in depths]
+            depths.update(dict.fromkeys(level, steps))
         return depths
 
     def nouns(self, depth: int) -> list[str]:
         """The nouns with a sense at most `depth` below "entity", in the order of the alphabet; no proper names."""
-        return sorted({word for synset, at in self.depths.items() if at <= depth for word in self.words[synset]})
+        kinds = self.depths(self.senses[ROOT][0])
+        return sorted({word for synset, at in kinds.items() if at <= depth for word in self.words[synset]})
 
     def under(self, concept: str) -> set[str]:
         """Nouns whose most frequent sense is a kind of `concept` (in its own most frequent sense), itself included.
@@ -91,11 +98,7 @@ class WordNet:
         """
         if concept.lower() not in self.senses:
             raise ValueError(f"WordNet has no noun {concept!r}")
-        top = self.senses[concept.lower()][0]
-        kinds = {top}
-        for synset in sorted(self.depths, key=self.depths.__getitem__):  # hypernyms come first
-            if kinds.intersection(self.above[synset]):
-                kinds.add(synset)
+        kinds = self.depths(self.senses[concept.lower()][0])
         return {
             word for synset in kinds for word in self.words[synset] if self.senses.get(word.lower(), [""])[0] == synset
         }

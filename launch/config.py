@@ -48,7 +48,7 @@ class Cache:
     size: int  # N: how many captions are drawn, or images encoded
     captions: list[str] = dataclasses.field(default_factory=list)  # caption sources: txt, csv, jsonl or parquet files
     images: str | None = None  # instead of captions: an image folder with captions, or WebDataset tars of pairs
-    resolution: int = 512  # pixels of an image's shorter side before its middle is encoded
+    resolution: int | None = None  # pixels of an image's shorter side before its middle is encoded; null: the teacher's
     exclude: list[str] = dataclasses.field(default_factory=list)  # words whose captions get no image (Table 2)
     seed: int = 0
     sampler: Literal["ddim", "teacher"] = "ddim"

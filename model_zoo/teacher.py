@@ -112,6 +112,11 @@ class Teacher:
         return self.pipe.unet.config.in_channels, size, size
 
     @property
+    def resolution(self) -> int:
+        """Pixels of an image's side."""
+        return self.latent_shape[1] * self.pipe.vae_scale_factor
+
+    @property
     def timesteps(self) -> int:
         """T, the length of the noise schedule."""
         return self.schedule.config.num_train_timesteps

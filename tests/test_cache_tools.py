@@ -1,5 +1,6 @@
 """Caches checked, looked at, and used in part."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_a_sound_cache_is_sound_and_a_faulty_one_is_named(cache: Path, capsys: p
     for named in (
         "latents-00000.tar: does not match its checksum",
         "latents-00001.tar: it or its index is missing",
-        "latents-00002.tar: does not match its checksum",
+        "latents-00002.tar: it or its index is not the manifest's",
         "key 000000064: not a finite fp16 latent",
         "key 000000065: latent of shape",
         "key 000000066: its caption is not caption 66",
@@ -74,3 +75,24 @@ def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path:
     assert not list(out.glob("*.tar"))
     with pytest.raises(ValueError, match="holds 96 latents, 97 asked for"):
         subset(str(world / "runs/demo/cache"), str(tmp_path), n=97)
+
+
+def test_verify_knows_parts_of_caches_and_every_kind_of_damage(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(world / "runs/demo/cache", folder)
+    subset(str(folder), str(tmp_path / "part"), n=40)
+    verify(str(tmp_path / "part"))
+    assert "2 shards, 40 latents, all sound" in capsys.readouterr().out
+    shard = folder / "latents-00001.tar"
+    whole, index = shard.read_bytes(), index_path(shard).read_text()
+    shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(ValueError, match=r"latents-00001\.tar: does not match its checksum"):
+        verify(str(folder))
+    shard.write_bytes(whole)
+    fewer = json.loads(index)
+    fewer["members"] = fewer["members"][:10]
+    index_path(shard).write_text(json.dumps(fewer))
+    with pytest.raises(ValueError, match="it or its index is not the manifest's"):
+        verify(str(folder))

@@ -15,7 +15,7 @@ from randcond.data import fetch as fetching
 from randcond.data import inputs
 from randcond.data.captions import read_source
 from randcond.data.inputs import known_inputs, missing_input
-from tests.web import served
+from tests.web import plain, served
 
 
 def test_the_table_says_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_several_files_and_files_of_a_page(tmp_path: Path) -> None:
     to = str(tmp_path / "inputs")
     inputs.fetch("compbench", from_=str(mirror), to=to)
     assert len(list((tmp_path / "inputs/compbench").glob("*_val*.txt"))) == 9
-    with pytest.raises(ValueError, match="9 files are needed"):
+    with pytest.raises(ValueError, match=r"9 files are needed, and .* is no folder that holds"):
         inputs.fetch("compbench", from_=str(mirror / "color_val.txt"), to=str(tmp_path / "other"))
     for number in range(2):
         (mirror / f"part-{number}.parquet").write_bytes(b"x" * (number + 1))
@@ -88,6 +88,29 @@ def test_archives_that_are_none_or_reach_out(tmp_path: Path) -> None:
     write_tar(tmp_path / "preprocessed_11k.tar.gz", ["../outside.jpg"])
     with pytest.raises(ValueError, match="outside"):
         inputs.fetch("laion-11k", from_=str(tmp_path), to=str(tmp_path / "inputs"))
+
+
+def test_a_file_of_another_name_comes_under_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/metadata.csv").write_text("file_name,text\n")
+    with served(tmp_path / "mirror") as url:
+        inputs.fetch("coco-prompts", from_=url, to=str(tmp_path / "one"))  # a folder, without the slash
+    (tmp_path / "mirror/metadata.csv").rename(tmp_path / "mine.csv")
+    inputs.fetch("coco-prompts", from_=str(tmp_path / "mine.csv"), to=str(tmp_path / "two"))
+    for folder in ("one", "two"):
+        assert (tmp_path / folder / "coco-prompts/metadata.csv").read_text() == "file_name,text\n"
+
+
+def test_a_server_without_ranges_does_not_spoil_what_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "BLOCK", 1000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/file").write_bytes(bytes(range(250)) * 20)
+    (tmp_path / "file.part").write_bytes(bytes(range(250)) * 6)
+    with plain(tmp_path / "in") as url:
+        fetching.fetch(f"{url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == bytes(range(250)) * 20
 
 
 def test_what_lacks_an_input_names_the_command() -> None:

@@ -79,7 +79,6 @@ def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     words = ["cache.size=64", "cache.batch=32", "cache.shard_size=32", f"paths.cache={folder}"]
     config = load_config("demo-with", words)
     captions = [f"picture {number}" for number in range(64)]
-    monkeypatch.setattr("randcond.data.cache.choose_captions", lambda config: captions)
     latents = np.random.default_rng(0).standard_normal((64, 4, 8, 8)).astype(np.float16)
     write_captions(folder / "captions.arrow", captions)
     for first in (0, 32):

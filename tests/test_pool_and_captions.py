@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from randcond.data.captions import Captions, names_any, read_source, read_unique, write_captions
 from randcond.data.files import remove
@@ -181,10 +183,33 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
         build(tmp_path / "pool", sources)
     remove(tmp_path / "pool")
     manifest = build(tmp_path / "pool", sources, skip=True)
-    assert list(manifest["damaged"]) == ["b.txt.gz", "c.csv"]
-    assert "no column caption or TEXT" in manifest["damaged"]["c.csv"]
+    assert list(manifest["damaged"]) == sources[1:]
+    assert "no column caption or TEXT" in manifest["damaged"][sources[2]]
     captions = list(open_pool(tmp_path / "pool"))
     assert captions[:3] == ["one", "two", "a caption of its own, number 0"]
     assert 2 < len(captions) == manifest["captions"] < 200_000
     with pytest.raises(ValueError, match="skip is True, wanted False"):
         build(tmp_path / "pool", sources)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b'{"caption": "one"}\n{"caption": "\\ud83d"}\n', "row 2: caption is not text"),
+        ("a.jsonl", b'{"caption": "one"}\n' + b"[" * 100_000 + b"\n", "after row 1"),
+        ("a.txt", b"one\n" * 1000 + b"\xff\n", "after row 1000: not UTF-8"),
+        ("a.jsonl.zst", b"no zstandard", "after row 0"),
+    ],
+)
+def test_what_no_library_reads_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"caption source .*{re.escape(said)}"):
+        list(read_source(str(tmp_path / name)))
+
+
+def test_zstandard_is_read_and_numbers_that_are_none_pass_no_filter(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b'{"caption": "one"}\n'))
+    assert list(read_source(str(tmp_path / "a.jsonl.zst"))) == ["one"]
+    pq.write_table(pa.table({"TEXT": ["a", "b"], "similarity": [float("nan"), 0.4]}), tmp_path / "a.parquet")
+    captions, dropped = next(read_batches(str(tmp_path / "a.parquet"), RowFilter(min_similarity=0.3)))
+    assert captions.to_pylist() == ["b"] and dropped == {"similarity": 1}

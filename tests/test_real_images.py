@@ -192,3 +192,20 @@ def test_a_shard_of_another_cache_is_refused(world: Path, tmp_path: Path) -> Non
         (folder / name).unlink()
     with pytest.raises(ValueError, match=r"latents-00000\.tar: was made for another cache"):
         cache.run(load_config("demo-with", [*TINY, "cache.guidance=4.0", f"paths.cache={folder}"]))
+
+
+def test_tars_as_people_make_them(tmp_path: Path) -> None:
+    """Names with a leading ./ or dots in a folder; a compressed one is refused, as nothing could be read in it."""
+    write_tars(tmp_path / "in")
+    with tarfile.open(tmp_path / "in/00000.tar") as source, tarfile.open(tmp_path / "other.tar", "w") as target:
+        for number, member in enumerate(source):
+            file = source.extractfile(member)
+            member.name = f"{'./' if number < 4 else 'v1.0/'}{member.name}"
+            target.addfile(member, file)
+    found = find_pictures(str(tmp_path / "other.tar"))
+    assert len(found) == COUNT // 2 and found[0].name == "other.tar/000000"
+    assert np.array_equal(np.asarray(read_picture(found[-1])), np.asarray(picture(COUNT - 2)))
+    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as target:
+        target.add(tmp_path / "in")
+    with pytest.raises(ValueError, match="plain, whole tar"):
+        find_pictures(str(tmp_path / "packed.tar.gz"))

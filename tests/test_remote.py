@@ -85,7 +85,7 @@ def test_a_remote_cache_in_little_room_gives_every_latent_once_an_epoch(
             remote.expect(int(order[min(place + remote.ahead, 95)]))
             (ours, own), (theirs, own_too) = remote.pair(index), local.pair(index)
             assert np.array_equal(ours, theirs) and own == own_too
-            assert sum(map(size_of, tmp_path.rglob("shards/*.tar"))) <= 2.5 * size
+            assert sum(map(size_of, tmp_path.rglob("shards-*/*.tar"))) <= 2.5 * size
 
 
 @pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="apt-get install nginx-light")

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,16 @@ def served(folder: Path, cuts: list[int] | None = None) -> Iterator[str]:
 
     with _in_thread(start), line_to(ports[0], cuts or []) as port:
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def plain(folder: Path) -> Iterator[str]:
+    """A folder by Python's own server, which knows no ranges; yields the address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def _free_port() -> int:

@@ -13,12 +13,13 @@ def split_coco(
 ) -> dict[str, int]:
     """Writes OUT/seen.csv, unseen.csv and all.csv (columns file_name, caption), one caption per image; their counts.
 
-    `annotations`: the folder with instances_DATASET.json and captions_DATASET.json. An image is unseen when one of its
-    objects is of the supercategory. The caption of an image is that of `prompts` (a csv with file name and caption, as
-    BSK-SDM publishes 30K), else its first by annotation id. Raises ValueError naming a file that is not COCO's.
+    `annotations`: a folder that holds instances_DATASET.json and captions_DATASET.json, somewhere below. An image is
+    unseen when one of its objects is of the supercategory. The caption of an image is that of `prompts` (a csv with
+    file name and caption, as BK-SDM publishes 30K), else its first by annotation id. Raises ValueError naming a file
+    that is not COCO's.
     """
-    instances = _read(annotations / f"instances_{dataset}.json", ("categories", "annotations"))
-    captions = _read(annotations / f"captions_{dataset}.json", ("images", "annotations"))
+    instances = _read(annotations, f"instances_{dataset}.json", ("categories", "annotations"))
+    captions = _read(annotations, f"captions_{dataset}.json", ("images", "annotations"))
     groups = {each["id"]: each["supercategory"] for each in instances["categories"]}
     if supercategory not in groups.values():
         raise ValueError(f"--supercategory: COCO has {', '.join(sorted(set(groups.values())))}, got {supercategory!r}")
@@ -46,11 +47,10 @@ def split_coco(
     return {part: len(held) for part, held in rows.items()}
 
 
-def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: ANNOTATIONS is the folder it is in; `randcond fetch coco-annotations` brings it"
-        )
+def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    path = next(iter(sorted(folder.rglob(name))), None)
+    if path is None:
+        raise ValueError(f"no {name} in {folder}: `randcond fetch coco-annotations` brings it")
     try:
         data = json.loads(path.read_text())
     except ValueError as error:
