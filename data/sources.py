@@ -165,7 +165,8 @@ def _raw_batches(source: str, rows: RowFilter) -> Iterator[pa.RecordBatch]:
         # A server's file is brought whole, over cuts, and read from there.
         here = str(fetch(source, Path(folder) / PurePosixPath(source).name)) if is_url(source) else source
         with fsspec.open(here, "rb", compression="infer") as file:
-            yield from reader(source, file, rows)
+            # zstandard's reader gives bytes, not lines
+            yield from reader(source, io.BufferedReader(file) if here.endswith(".zst") else file, rows)
 
 
 def _txt(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:

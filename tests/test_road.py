@@ -300,7 +300,7 @@ def test_what_is_watched(world: Path) -> None:
         (["paths.cache=runs/none"], "no complete cache at runs/none"),
         (["paths.pool=runs/none"], "no caption pool at runs/none"),
         (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0, wanted 5.0"),
-        (["paths.run=runs/new", "cache.exclude=[four]"], "holds other captions"),
+        (["paths.run=runs/new", "cache.exclude=[four]"], "exclude is ['three'], wanted ['four']"),
     ],
 )
 def test_bad_input_is_named_before_work_starts(
