@@ -27,22 +27,28 @@ def read_source(source: str) -> Iterator[str]:
             yield from captions.to_pylist()
 
 
-def read_unique(sources: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tuple[list[str], dict[str, int]]:
     """The distinct non-empty captions of all sources in their order, and how many were dropped by reason.
 
-    In memory: for what is drawn or evaluated, not for the pool. Raises ValueError naming a source without any caption.
+    In memory: for what is drawn or evaluated, not for the pool. `damaged`: takes what is wrong with a file, whose
+    captions before that count. Raises ValueError naming a source without any caption, and, without it, a damaged file.
     """
     found: dict[str, None] = {}
     dropped: Counter[str] = Counter()
     for source in sources:
         read = 0
         for file in expand(source):
-            for captions, lost in read_batches(file):
-                dropped += lost
-                before = len(found)
-                found.update(dict.fromkeys(captions.to_pylist()))
-                dropped["duplicate"] += len(captions) - (len(found) - before)
-                read += len(captions)
+            try:
+                for captions, lost in read_batches(file):
+                    dropped += lost
+                    before = len(found)
+                    found.update(dict.fromkeys(captions.to_pylist()))
+                    dropped["duplicate"] += len(captions) - (len(found) - before)
+                    read += len(captions)
+            except ValueError as error:
+                if damaged is None:
+                    raise
+                damaged.append(str(error))
         if not read:
             raise ValueError(f"caption source {source}: holds no caption")
     return list(found), {reason: number for reason, number in dropped.items() if number}

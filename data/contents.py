@@ -54,8 +54,10 @@ class Drawn:
     """Latents that the teacher draws."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.captions = config.cache, choose_captions(config)
-        self.facts: dict[str, Any] = {}
+        damaged: list[str] = []
+        self.config = config.cache
+        self.captions = choose_captions(config, damaged if config.on_error == "skip" else None)
+        self.facts: dict[str, Any] = {"damaged": damaged}
 
     def begin(self, teacher: Teacher) -> None:
         """Builds the pipeline with the sampler asked for."""
@@ -86,7 +88,10 @@ class Real:
         self.pictures: list[Picture] = _shuffled(allowed, cache.seed)[: cache.size]
         self.captions = [picture.caption for picture in self.pictures]
         listing = json.dumps([[picture.name, _bytes(picture)] for picture in self.pictures])
-        self.facts = {"images_sha256": hashlib.sha256(listing.encode()).hexdigest()}  # of names and sizes
+        self.facts = {
+            "damaged": [],
+            "images_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        }  # of names and sizes
 
     def begin(self, teacher: Teacher) -> None:
         """Takes the teacher's VAE."""
@@ -116,12 +121,12 @@ def _bytes(picture: Picture) -> int:
     return picture.size if picture.size >= 0 else picture.file.stat().st_size
 
 
-def choose_captions(config: Config) -> list[str]:
-    """The N captions to draw: those naming no excluded word, in a seeded random order.
+def choose_captions(config: Config, damaged: list[str] | None = None) -> list[str]:
+    """The N captions to draw: those naming no excluded word, in a seeded random order; `damaged`: see `read_unique`.
 
     Raises ValueError when the sources hold fewer than `cache.size` of them.
     """
-    captions, _ = read_unique(resolve_sources(config.cache.captions))
+    captions, _ = read_unique(resolve_sources(config.cache.captions), damaged)
     for word in config.cache.exclude:
         if not any(map(names_any([word]).search, captions)):
             raise ValueError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")

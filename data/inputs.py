@@ -97,6 +97,8 @@ def _fetch(entry: Input, folder: Path, source: str) -> None:
             with tqdm(total=_size(address), initial=start, desc=name, unit="B", unit_scale=True) as bar:
                 bring(address, target, wanted, bar.update)
         facts = {"from": address, "bytes": target.stat().st_size, "sha256": sha256(target), "as": lasting.name}
+        if wanted and facts["sha256"] != wanted:
+            raise ValueError(f"{target}: does not have the checksum {wanted[:16]}...; remove it and fetch it again")
         if entry.unpack:
             _unpack(target)
             target.unlink()

@@ -14,6 +14,7 @@ from PIL import Image
 from webdataset import WebDataset
 
 from randcond.data import cache
+from randcond.data.contents import contents
 from randcond.data.digits.world import load_glyphs, sample_images
 from randcond.data.images import find_pictures, read_picture, to_square
 from randcond.data.latent_cache import LatentCache
@@ -165,6 +166,15 @@ def test_damaged_images_and_shards_stop_or_are_counted(
     assert len(facts["left_out"]) == 2 and facts["identity"]["cached"] in (15, 16)
     assert "loss/task" in (world / "runs/left/metrics.jsonl").read_text()
     shutil.rmtree(world / "runs/left")
+
+
+def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("".join(f"a red two, number {n}\n" for n in range(100)).encode() + b"\xff\n")
+    words = [*TINY, f"cache.captions=[{tmp_path / 'a.txt'}]", "cache.exclude=[]"]
+    with pytest.raises(ValueError, match=r"a\.txt, after row 100: not UTF-8"):
+        contents(load_config("demo-with", words))
+    drawn = contents(load_config("demo-with", [*words, "on_error=skip"]))
+    assert len(drawn.captions) == 96 and "not UTF-8" in drawn.facts["damaged"][0]
 
 
 def test_fewer_samples_than_a_batch_and_wrong_shapes_are_refused(world: Path, tmp_path: Path) -> None:

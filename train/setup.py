@@ -104,7 +104,7 @@ def make_ready(config: Config, first: int) -> None:
 
 def left_out(config: Config, cache: LatentCache) -> list[str]:
     """A line for each thing that is damaged and left out."""
-    lines = list(cache.left_out)
+    lines = [*cache.left_out, *cache.manifest["damaged"]]
     if images := sum(entry["left_out"] for entry in cache.manifest["shards"]):
         lines.append(
             f"{images} damaged images of {cache.manifest['captions']}, named in the indexes of the cache's shards"
