@@ -91,7 +91,7 @@ def run(config: Config) -> None:
         for number in claim_each(shards, is_done):
             _make_shard(config, content, shards[number], number, made_of)
             bar.update(sum(map(is_done, shards)) - bar.n)  # every rank's shards count
-    if all(map(is_done, shards)):
+    if rank() == 0:
         _finish(folder, wanted, shards)
 
 
@@ -126,7 +126,7 @@ def _make_shard(config: Config, content: Contents, shard: Path, number: int, mad
 
 
 def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
-    """Writes the manifest; whichever rank sees the last shard in place does it, and all would write the same."""
+    """Writes the manifest; of several commands at work in one folder each does it, and all write the same."""
     manifest = {**made_of, "shards": [describe(shard) for shard in shards]}
     if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
         return

@@ -89,8 +89,8 @@ def generate(
     out: Path,
     made_of: dict[str, Any],
     what: str,
-) -> bool:
-    """Draws the missing chunks this rank can claim; returns whether all ranks' chunks are now in place.
+) -> None:
+    """Draws the missing chunks this rank can claim; returns when all ranks' chunks are in place.
 
     Raises ValueError when `out` holds images made otherwise.
     """
@@ -114,7 +114,6 @@ def generate(
             save_file({"images": images, "read": read, "features": features}, aside)
         bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # every rank's chunks count
     bar.close()
-    return all(chunk.is_file() for chunk in chunks)
 
 
 def load_chunks(out: Path, count: int, batch: int) -> dict[str, Tensor]:

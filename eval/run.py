@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from randcond.data.digits.judge import Judge
 from randcond.data.files import write_json
-from randcond.data.ranks import device
+from randcond.data.ranks import device, rank
 from randcond.eval.generate import choose_prompts, generate, load_chunks, protocol
 from randcond.eval.score import score
 from randcond.launch.config import Config, eval_folder, resolve_path, student_folder
@@ -37,8 +37,9 @@ def run(config: Config) -> None:
         if (out / "scores.json").is_file() and (out / "plan.json").is_file():
             generate(config, pipe, prompts, judge, out, made_of, what)  # nothing to draw: checks that it is the same
             continue
-        if not generate(config, pipe, prompts, judge, out, made_of, f"drawing ({what})"):
-            continue  # another rank draws the last chunk, and scores
+        generate(config, pipe, prompts, judge, out, made_of, f"drawing ({what})")
+        if rank() != 0:
+            continue
         drawn = load_chunks(out, len(prompts.captions), config.eval.batch)
         scores = score(prompts, drawn["read"], drawn["features"], judge)
         write_json(out / "scores.json", {"protocol": made_of, "splits": scores})

@@ -167,7 +167,8 @@ def stage_hours(
     """
     rate = 1e12 * cluster.gpu.tflops * efficiency  # FLOP/s of one GPU
     cache, ev = config.cache, config.eval
-    drawn = 2 * cache.steps * sizes.teacher.flop / rate  # guidance: two calls per step
+    # Guidance: two calls per step. A real image goes through the VAE's encoder, which takes less than its decoder.
+    drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
     images = ev.size * (2 if cache.exclude else 1)  # seen and unseen captions
     chunks = -(-images // ev.batch)
