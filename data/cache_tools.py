@@ -12,7 +12,7 @@ from tqdm import tqdm
 from randcond.data.cache import FORMAT
 from randcond.data.captions import Captions, write_captions
 from randcond.data.files import check_same, read_json, sha256, write_json, written_whole
-from randcond.data.latent_cache import check_shard
+from randcond.data.latent_cache import check_shard, checked_captions
 from randcond.data.shards import Shard
 
 SHOWN = 20  # faults
@@ -25,10 +25,7 @@ def verify(folder: str) -> None:
     `randcond run cache EXPERIMENT` once it is removed.
     """
     manifest = _manifest(Path(folder))
-    path = Path(folder) / "captions.arrow"
-    if sha256(path) != manifest["captions_sha256"]:
-        raise ValueError(f"{path}: does not match its checksum; remove the cache and draw it again")
-    captions = Captions(path)
+    captions = checked_captions(Path(folder), manifest)
     faults: list[str] = []
     for entry in tqdm(manifest["shards"], desc="verifying", unit="shard"):
         try:

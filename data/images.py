@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
@@ -122,8 +123,6 @@ def read_picture(picture: Picture) -> Image.Image:
 
 def to_square(resolution: int) -> Callable[[Image.Image], Tensor]:
     """A function from an image to its middle [3, resolution, resolution] in [-1, 1], the shorter side scaled to it."""
-    import torch
-
     return v2.Compose(
         [
             v2.Resize(resolution, antialias=True),

@@ -59,11 +59,7 @@ class LatentCache:
             f"the cache at {where}",
             "Make the one asked for (another paths.cache), or ask for what is there.",
         )
-        if sha256(folder / "captions.arrow") != manifest["captions_sha256"]:  # Arrow trusts what it maps
-            raise ValueError(
-                f"{folder / 'captions.arrow'}: does not match its checksum; remove the cache and draw it again"
-            )
-        captions = Captions(folder / "captions.arrow")
+        captions = checked_captions(folder, manifest)
         entries = manifest["shards"]
         copies = folder / f"shards-{platform.node()}"  # a home may be shared: each host has copies of its own
         try:
@@ -169,6 +165,14 @@ class LatentCache:
 
     def _number(self, index: int) -> int:
         return bisect_right(self._starts, index) - 1
+
+
+def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
+    """A cache's captions; raises ValueError when they are not the manifest's: Arrow trusts what it maps."""
+    path = folder / "captions.arrow"
+    if sha256(path) != manifest["captions_sha256"]:
+        raise ValueError(f"{path}: does not match its checksum; remove the cache and draw it again")
+    return Captions(path)
 
 
 def check_shard(shard: Shard, entry: dict[str, Any], whole: bool) -> None:

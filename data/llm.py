@@ -10,7 +10,6 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,8 +233,7 @@ class _Asker:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(sign, self._stop, sign)
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self.client.close)
+        async with self.client:
             workers = [asyncio.create_task(self._work(rest)) for _ in range(self.endpoint.concurrency)]
             _, waiting = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             self.stopping.set()  # the others still take the answers under way
@@ -262,15 +260,16 @@ class _Asker:
         for attempt in range(TRIES):
             answer, spent = await self._complete(question, self.endpoint.retries)
             tokens = (tokens[0] + spent[0], tokens[1] + spent[1])
+            over = True
             try:
                 self.journal.add(question.id, self.read(question, answer), tokens)
-                await self._pay(spent[1])  # after it is kept: waiting for the rate must lose nothing
-                return
             except Unusable:
-                if attempt == TRIES - 1:
+                over = attempt == TRIES - 1
+                if over:
                     self.journal.give_up(question.id, answer.text, tokens)
-                elif self.stopping.is_set():
-                    return
+            await self._pay(spent[1])  # after it is kept: waiting for the rate must lose nothing
+            if over or self.stopping.is_set():
+                return
 
     async def _pay(self, tokens: float) -> None:
         if self.tokens and not self.stopping.is_set():

@@ -105,9 +105,10 @@ def make_ready(config: Config, first: int) -> None:
 def left_out(config: Config, cache: LatentCache) -> list[str]:
     """A line for each thing that is damaged and left out."""
     lines = [*cache.left_out, *cache.manifest["damaged"]]
-    if images := sum(entry["left_out"] for entry in cache.manifest["shards"]):
+    if cache.missing:
         lines.append(
-            f"{images} damaged images of {cache.manifest['captions']}, named in the indexes of the cache's shards"
+            f"{cache.missing} damaged images of {cache.manifest['captions']}, "
+            f"named in the indexes of the cache's shards"
         )
     return lines + list(read_json(Path(config.paths.pool) / "manifest.json")["damaged"].values())
 
