@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from randcond.data.lock import holding
-from randcond.launch.config import STRICT, read_settings
+from randcond.launch.config import read_settings
+from randcond.launch.sections import STRICT
 
 TRIES = 3  # of a question whose answer can't be read
 CHARACTERS_PER_TOKEN = 4.0  # of English text, for the estimate

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from randcond.data.fetch import fetch, open_system
 from randcond.data.files import sha256
 from randcond.data.inputs import missing_input
-from randcond.launch.config import Pool, is_url
+from randcond.launch.config import is_url
+from randcond.launch.sections import Pool
 
 COLUMNS = ("caption", "TEXT", "text")
 KINDS = (".txt", ".csv", ".jsonl", ".parquet")

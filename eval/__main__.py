@@ -5,12 +5,10 @@ from randcond.launch.stage import stage_main, write_config
 
 
 def check(config: Config) -> None:
-    """Fails on captions the judge cannot read before any image is drawn."""
-    from randcond.data.digits.world import read_label
-    from randcond.eval.generate import choose_prompts
+    """Fails on what is wrong with captions, metrics or protocol before any image is drawn."""
+    from randcond.eval.check import check_evaluation  # imports torch, whose threads are not pinned before now
 
-    for caption in choose_prompts(config).captions:
-        read_label(caption)
+    check_evaluation(config)
 
 
 def evaluate(config: Config) -> None:

@@ -1,79 +1,46 @@
-"""Draws the evaluation's images by per-caption seeds, judged in the same pass, resumable by chunk.
+"""Draws the evaluation's images by per-caption seeds and reads their features in the same pass, resumable by chunk.
 
-In: a caption list and a network (the teacher's U-Net or an exported student's). Out: OUT/chunk-*.safetensors holding
-images, the judge's reading of each, and its features. Chunks are fixed by caption number, so ranks and restarts agree.
+In: prompts, a pipeline, a protocol, extractors. Out: OUT/chunk-*.safetensors, one per compute batch: rows of features
+by name, and the images that a contact sheet shows. Chunks are fixed by caption number, so ranks and restarts agree.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from webdataset import TarWriter
 
-from randcond.data.captions import names_any, read_unique
-from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import check_same, read_json, write_json, written_whole
 from randcond.data.lock import claim_each
-from randcond.data.ranks import cpu_threads, rank
-from randcond.launch.config import Config, resolve_sources
-from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
-from randcond.model_zoo.teacher import folder_fingerprint
+from randcond.data.ranks import rank
+from randcond.eval.features import Extractor, Rows
+from randcond.eval.pictures import scored_images
+from randcond.eval.prompts import Prompts
+from randcond.launch.protocols import Protocol
+from randcond.launch.sections import Eval
+from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """The evaluation's captions by number; those of the split "unseen" name a word without images."""
+class Task:
+    """Everything that decides the images of an evaluation and what is read from them."""
 
-    captions: list[str]
-    splits: dict[str, range]
+    prompts: Prompts
+    protocol: Protocol
+    ev: Eval
+    extractors: dict[str, Extractor]
 
-
-def choose_prompts(config: Config) -> Prompts:
-    """`eval.size` seen captions and, where words were excluded from the cache, as many unseen, in a seeded order.
-
-    Raises ValueError when the sources hold fewer.
-    """
-    captions, _ = read_unique(resolve_sources(config.eval.captions))
-    excluded = names_any(config.cache.exclude)
-    parts = {
-        "seen": [caption for caption in captions if not excluded.search(caption)],
-        "unseen": [caption for caption in captions if excluded.search(caption)],
-    }
-    chosen: list[str] = []
-    splits = {}
-    for split, part in parts.items():
-        if split == "unseen" and not config.cache.exclude:
-            continue
-        if len(part) < config.eval.size:
-            raise ValueError(f"eval.size: {config.eval.size} {split} captions wanted, the sources hold {len(part)}")
-        order = np.random.default_rng(config.eval.seed).permutation(len(part))[: config.eval.size]
-        splits[split] = range(len(chosen), len(chosen) + config.eval.size)
-        chosen += [part[index] for index in order]
-    return Prompts(chosen, splits)
-
-
-def protocol(config: Config, network: str) -> dict[str, Any]:
-    """Everything a score depends on, printed beside it; `network` is the fingerprint of what drew."""
-    ev, prompts = config.eval, choose_prompts(config)
-    return {
-        "network": network,
-        "judge": folder_fingerprint(EMBEDDED_JUDGE),
-        "prompts_sha256": sha256("\n".join(prompts.captions).encode()).hexdigest()[:16],
-        "splits": {split: len(ids) for split, ids in prompts.splits.items()},
-        "sampler": ev.sampler,
-        "steps": ev.steps,
-        "guidance": ev.guidance,
-        "seed": ev.seed,
-        "batch": ev.batch,
-        "dtype": config.teacher.dtype,
-        "threads": cpu_threads(),
-    }
+    @property
+    def shown(self) -> set[int]:
+        """The captions whose images are kept."""
+        return {number for ids in self.prompts.shown(self.ev.shown).values() for number in ids}
 
 
 def chunk_paths(out: Path, count: int, batch: int) -> list[Path]:
@@ -82,51 +49,91 @@ def chunk_paths(out: Path, count: int, batch: int) -> list[Path]:
 
 
 def generate(
-    config: Config,
+    task: Task,
     pipe: DiffusionPipeline,
-    prompts: Prompts,
-    judge: Judge,
     out: Path,
     made_of: dict[str, Any],
     what: str,
+    beat: Callable[[], object] = lambda: None,
 ) -> None:
     """Draws the missing chunks this rank can claim; returns when all ranks' chunks are in place.
 
-    Raises ValueError when `out` holds images made otherwise.
+    `beat` is called after each of them. Raises ValueError when `out` holds images made otherwise.
     """
-    batch = config.eval.batch
+    batch, count = task.ev.batch, len(task.prompts.captions)
     if (out / "plan.json").is_file():
-        check_same(read_json(out / "plan.json"), made_of, f"the evaluation at {out}", "Remove it and evaluate again.")
+        remedy = "Remove it and evaluate again, or give another paths.run."
+        check_same(read_json(out / "plan.json"), made_of, f"the evaluation at {out}", remedy)
     else:
         write_json(out / "plan.json", made_of)
-    chunks = chunk_paths(out, len(prompts.captions), batch)
+    chunks = chunk_paths(out, count, batch)
     done = sum(map(Path.is_file, chunks))
     silent = rank() != 0 or done == len(chunks)
     bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
     for number in claim_each(chunks, Path.is_file):
-        ids = range(number * batch, min((number + 1) * batch, len(prompts.captions)))
-        seeds = [caption_seed(config.eval.seed, caption_id) for caption_id in ids]
-        texts = [prompts.captions[caption_id] for caption_id in ids]
-        latents = draw_latents(pipe, texts, seeds, config.eval.steps, config.eval.guidance, batch)
-        images = to_bytes(decode(pipe, latents)).cpu()
-        read, features = judge.classify(from_bytes(images))
+        ids = list(range(number * batch, min((number + 1) * batch, count)))
+        rows = _draw(task, pipe, ids, out, number)
         with written_whole(chunks[number]) as aside:
-            save_file({"images": images, "read": read, "features": features}, aside)
+            save_file({name: values.contiguous() for name, values in rows.items()}, aside)
+        beat()
         bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # every rank's chunks count
     bar.close()
 
 
-def load_chunks(out: Path, count: int, batch: int) -> dict[str, Tensor]:
-    """All chunks of an evaluation joined: images uint8 [n, 3, H, W], read [n, 3], features [n, 64]."""
-    parts = [load_file(chunk) for chunk in chunk_paths(out, count, batch)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int], out: Path, number: int) -> Rows:
+    """One compute batch: drawn, put through the protocol, read by every extractor."""
+    ev, protocol = task.ev, task.protocol
+    captions = [task.prompts.captions[each] for each in ids]
+    seeds = [caption_seed(ev.seed, each) for each in ids]
+    latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, ev.batch, ev.resolution)
+    drawn = to_bytes(decode(pipe, latents)).cpu()
+    images, files = scored_images(drawn, protocol)
+    rows: Rows = {}
+    for extractor in task.extractors.values():
+        rows |= extractor.read(images, captions)
+    shown = [place for place, each in enumerate(ids) if each in task.shown]
+    if shown:
+        rows["shown"] = images[shown]  # [k, 3, h, w]
+        rows["shown_ids"] = torch.tensor([ids[place] for place in shown])
+    if ev.save != "none":
+        _save(ev, protocol, out, number, ids, captions, files)
+    return rows
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8, as an image file would hold them."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
+def _save(
+    ev: Eval, protocol: Protocol, out: Path, number: int, ids: list[int], captions: list[str], files: list[bytes]
+) -> None:
+    """The scored files of one chunk: a WebDataset tar, or a file each."""
+    kind = "jpg" if protocol.jpeg else "png"
+    if ev.save == "files":
+        for each, data in zip(ids, files, strict=True):
+            with written_whole(out / "images" / f"{each:06d}.{kind}") as aside:
+                aside.write_bytes(data)
+        return
+    with (
+        written_whole(out / "images" / f"images-{number:05d}.tar") as aside,
+        TarWriter(str(aside), mtime=0, user="randcond", group="randcond") as tar,
+    ):
+        for each, caption, data in zip(ids, captions, files, strict=True):
+            tar.write({"__key__": f"{each:09d}", kind: data, "txt": caption})
 
 
-def from_bytes(images: Tensor) -> Tensor:
-    """uint8 images -> [-1, 1]."""
-    return images.float() / 127.5 - 1
+def load_rows(out: Path, count: int, batch: int, name: str) -> Tensor:
+    """One row of features of all captions [n, ...], in their order."""
+    return torch.cat([_read(chunk, name) for chunk in chunk_paths(out, count, batch)])
+
+
+def load_shown(out: Path, count: int, batch: int) -> dict[int, Tensor]:
+    """The kept images, uint8 [3, h, w], by caption number."""
+    found: dict[int, Tensor] = {}
+    for chunk in chunk_paths(out, count, batch):
+        with safe_open(chunk, framework="pt") as file:
+            if "shown" in file.keys():  # noqa: SIM118 (not a dict)
+                ids = file.get_tensor("shown_ids").tolist()
+                found.update(zip(ids, file.get_tensor("shown"), strict=True))
+    return found
+
+
+def _read(chunk: Path, name: str) -> Tensor:
+    with safe_open(chunk, framework="pt") as file:
+        return file.get_tensor(name)

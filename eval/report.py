@@ -1,194 +1,227 @@
-"""The report of an experiment or a table: `python -m randcond.eval.report NAME [key=value ...]`.
+"""The report of experiments or a table: `randcond report NAME ... [key=value ...]`.
 
-In: scores.json of every arm and of the teacher. Out: report.json, report.md, report.html (self-contained) and
+In: scores.json of every row and of the teacher. Out: report.json, report.md, report.html (self-contained) and
 contact_sheet.png: teacher and arms side by side, same captions, same seeds.
 """
 
 import base64
-import html
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randcond.data.files import check_same, read_json, write_json, write_text
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from randcond.data.files import read_json, write_json, write_text
 from randcond.data.ranks import rank
-from randcond.eval.contact_sheet import draw_sheet
-from randcond.eval.generate import choose_prompts, protocol
-from randcond.launch.config import (
-    Config,
-    eval_folder,
-    load_arms,
-    load_config,
-    load_table,
-    resolve_path,
-    table_names,
-)
+from randcond.eval.collect import Row, collect, curves
+from randcond.eval.contact_sheet import Images, draw_sheet
+from randcond.eval.curves import draw_curves
+from randcond.eval.generate import load_shown
+from randcond.eval.prompts import Prompts, choose_prompts, grid_prompts
+from randcond.eval.table import as_markdown, as_text, table
+from randcond.launch.config import Config, load_arms, load_config, load_table, table_names
 
-Arm = dict[str, Any]
-VARIES = ("network", "threads")  # of a protocol, between arms that may be compared
+GRID_COLUMNS = 12
 
 
-def collect(configs: dict[str, Config]) -> dict[str, Arm]:
-    """Every arm's scores, the teacher first; raises ValueError naming an arm that is not evaluated."""
-    first = next(iter(configs.values()))
-    arms: dict[str, Arm] = {"teacher": _teacher(first)}
-    for name, config in configs.items():
-        run = Path(config.paths.run)
-        scores = _scores(eval_folder(config) / "scores.json", config.name)
-        trained = read_json(run / "train.json")
-        arms[name] = _arm(scores, trained["steps"], trained["seconds"], config.conditioning.p, config.eval.weights)
-        arms[name]["left_out"] = trained["left_out"]
-    for name, arm in arms.items():
-        asked = {key: value for key, value in protocol(configs.get(name, first), "").items() if key not in VARIES}
-        remedy = "Evaluate it again, or report with the overrides it was evaluated with."
-        check_same(arm["protocol"], asked, f"the evaluation of {name}", remedy)
-    return arms
+@dataclass(frozen=True)
+class Report:
+    """What is written: where, under which title, about which experiments."""
+
+    out: Path
+    title: str
+    claim: str
+    rows: list[Row]
+    configs: dict[str, Config]
+    following: list[str]  # commands to try next
 
 
-def _teacher(config: Config) -> Arm:
-    scores = _scores(Path(config.paths.reference) / "scores.json", config.name)
-    facts = resolve_path(config.teacher.path) / "training.json"
-    trained = read_json(facts) if facts.is_file() else {}
-    return _arm(scores, trained.get("steps"), trained.get("seconds"), None, "raw")
-
-
-def _scores(path: Path, name: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"no scores at {path}: run `randcond run eval {name}` first")
-    return read_json(path)
-
-
-def _arm(scores: dict[str, Any], steps: int | None, seconds: float | None, p: str | None, weights: str) -> Arm:
-    splits = scores["splits"]
-    arm: Arm = {"conditioning": p, "weights": weights, "steps": steps, "seconds": seconds}
-    for score in (
-        "digit_accuracy",
-        "colour_accuracy",
-        "background_accuracy",
-        "frechet_judge",
-        "images",
-        "digits_drawn",
-    ):
-        arm[score] = {split: values[score] for split, values in splits.items()}
-    arm["protocol"] = scores["protocol"]
-    return arm
-
-
-def markdown_table(arms: dict[str, Arm]) -> str:
-    """The scores as a Markdown table, a row per arm."""
-    splits = list(next(iter(arms.values()))["digit_accuracy"])
-    head = ["", "p(t)", "weights", "steps", "seconds", *(f"digit right, {split}" for split in splits)]
-    head += [f"colour right, {split}" for split in splits] + [f"Fréchet (judge), {split}" for split in splits]
-    rows = [head, ["---"] * len(head)]
-    for name, arm in arms.items():
-        row = [name, arm["conditioning"] or "", arm["weights"], _plain(arm["steps"]), _plain(arm["seconds"])]
-        row += [f"{arm['digit_accuracy'][split]:.1%}" for split in splits]
-        row += [f"{arm['colour_accuracy'][split]:.1%}" for split in splits]
-        row += [f"{arm['frechet_judge'][split]:.0f}" for split in splits]
-        rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
-
-
-def drawn_instead(arms: dict[str, Arm], words: list[str]) -> list[str]:
-    """What each arm drew when it was asked for what had no image."""
+def drawn_instead(rows: list[Row], words: list[str]) -> list[str]:
+    """What each row of the digits world drew when it was asked for what had no image."""
     lines = []
-    for name, arm in arms.items():
-        if "unseen" in arm["digits_drawn"]:
-            total = arm["images"]["unseen"]
-            drawn = ", ".join(f"{digit} {n / total:.0%}" for digit, n in arm["digits_drawn"]["unseen"].items())
-            lines.append(f"asked for {'/'.join(words)}, **{name}** drew: {drawn}")
+    for row in rows:
+        unseen = row.scores.get("unseen", {})
+        if drawn := unseen.get("digits_drawn"):
+            shares = ", ".join(f"{digit} {n / unseen['images']:.0%}" for digit, n in drawn.items())
+            lines.append(f"asked for {'/'.join(words)}, **{row.name}** drew: {shares}")
     return lines
 
 
-def protocol_line(arm: Arm) -> str:
+def protocol_line(row: Row) -> str:
     """Everything a score depends on, in a line."""
-    return ", ".join(f"{key} {value}" for key, value in arm["protocol"].items() if key not in ("network", "splits"))
+    return ", ".join(f"{key} {value}" for key, value in row.protocol.items() if key not in ("network", "splits"))
 
 
-def write_report(out: Path, title: str, claim: str, configs: dict[str, Config], following: list[str]) -> None:
-    """Writes the four files into `out` and prints the table."""
-    arms = collect(configs)
-    config = next(iter(configs.values()))
-    prompts = choose_prompts(config)
-    folders = {"teacher": Path(config.paths.reference)}
-    folders |= {name: eval_folder(each) for name, each in configs.items()}
-    sheet = out / "contact_sheet.png"
-    draw_sheet(sheet, prompts, folders, config.eval.batch)
-    table, instead = markdown_table(arms), drawn_instead(arms, config.cache.exclude)
-    missing = [f"**{name}** trained without: {each}" for name, arm in arms.items() for each in arm.get("left_out", [])]
-    instead += missing
-    notes = [
-        "Digit, colour and background are read by the embedded judge, a classifier trained on real handwriting. "
-        "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same digits.",
-        f"Protocol: {protocol_line(next(iter(arms.values())))}.",
-    ]
-    body = [f"# {title}", claim, table, *instead, f"![same captions, same seeds]({sheet.name})", *notes]
+def write_report(report: Report) -> None:
+    """Writes the files into the report's folder and prints the table."""
+    rows, out = report.rows, report.out
+    config = next(iter(report.configs.values()))
+    lines = table(rows)
+    pictures = _pictures(report)
+    said = drawn_instead(rows, config.cache.exclude)
+    said += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
+    notes = _notes(rows)
+    shown = [f"![{title}]({path.name})" for title, path in pictures.items()]
+    body = [f"# {report.title}", report.claim, as_markdown(lines), *said, *shown, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
-    write_text(out / "report.html", _page(title, claim, arms, instead, sheet, notes))
-    write_json(out / "report.json", {"title": title, "arms": arms})
-    print(f"\n{title}\n")
-    print(_console_table(table))
-    print("\n" + "\n".join(line.replace("**", "") for line in instead))
-    print(f"\nthe picture   {sheet}\nthe report    {out / 'report.html'} (also report.md, report.json)")
-    if following:
-        print("try next      " + "\n              ".join(following))
+    write_text(out / "report.html", _page(report, lines, said, pictures, notes))
+    write_json(out / "report.json", {"title": report.title, "arms": {row.name: _as_json(row) for row in rows}})
+    print(f"\n{report.title}\n")
+    print(as_text(lines))
+    print("\n" + "\n".join(line.replace("**", "") for line in said))
+    for path in pictures.values():
+        print(f"\nthe picture   {path}", end="")
+    print(f"\nthe report    {out / 'report.html'} (also report.md, report.json)")
+    if report.following:
+        print("try next      " + "\n              ".join(report.following))
 
 
-def _console_table(markdown: str) -> str:
-    """The Markdown table with its columns aligned."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
-    del rows[1]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+def _as_json(row: Row) -> dict[str, Any]:
+    """Facts, then each score by split, the paper's figures and the protocol."""
+    names = list(dict.fromkeys(name for scores in row.scores.values() for name in scores))
+    by_score = {name: {split: scores[name] for split, scores in row.scores.items() if name in scores} for name in names}
+    return {**row.facts, **by_score, "paper": row.paper, "notes": row.notes, "protocol": row.protocol}
 
 
-def _page(title: str, claim: str, arms: dict[str, Arm], instead: list[str], sheet: Path, notes: list[str]) -> str:
+def _pictures(report: Report) -> dict[str, Path]:
+    """The contact sheet, and the sheet of the report's own captions where there are some; title -> file."""
+    config = next(iter(report.configs.values()))
+    drawn = [row for row in report.rows if row.folder]
+    found = {}
+    prompts = choose_prompts(config)
+    bands = dict(sorted(prompts.shown(config.eval.shown).items(), reverse=True))  # unseen first
+    sheets = {"same captions, same seeds": ("contact_sheet.png", prompts, bands, "")}
+    if config.eval.grid:
+        grid = grid_prompts(config)
+        numbers = list(range(len(grid.captions)))
+        parts = [numbers[start : start + GRID_COLUMNS] for start in range(0, len(numbers), GRID_COLUMNS)]
+        bands = {f"{part[0] + 1} - {part[-1] + 1}": part for part in parts}
+        sheets["the captions of eval.grid, same seeds"] = ("grid.png", grid, bands, "grid")
+    for title, (name, prompts, bands, below) in sheets.items():
+        arms = {row.name: _shown(row, prompts, below) for row in drawn if row.folder}
+        if arms and all(bands.values()) and any(bands):
+            draw_sheet(report.out / name, prompts.captions, bands, arms)
+            found[title] = report.out / name
+    return found
+
+
+def _shown(row: Row, prompts: Prompts, below: str) -> Images:
+    assert row.folder is not None
+    return load_shown(row.folder / below, len(prompts.captions), row.protocol["batch"])
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    measured = [row for row in rows if row.scores]
+    notes = []
+    if any("frechet_judge" in scores for row in measured for scores in row.scores.values()):
+        notes.append(
+            "Digit, colour and background are read by the embedded judge, a classifier trained on real handwriting. "
+            "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same "
+            "digits."
+        )
+    if measured:
+        notes.append(f"Protocol: {protocol_line(measured[0])}.")
+    return notes
+
+
+def _page(report: Report, lines: list[list[str]], said: list[str], pictures: dict[str, Path], notes: list[str]) -> str:
     """One self-contained HTML page: nothing is loaded from anywhere."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown_table(arms).splitlines()]
-    cells = "".join(
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in [("th", rows[0]), *(("td", row) for row in rows[2:])]
+    environment = Environment(loader=PackageLoader("randcond.eval", ""), autoescape=select_autoescape(["html", "j2"]))
+    plots = []
+    for name, title, log in (("loss/total", "loss", True), ("grad_norm", "gradient norm", True)):
+        logged = {row.name: line for row in report.rows if (line := curves(row, (name,)).get(name))}
+        if logged:
+            plots.append(draw_curves(title, logged, log))
+    plots += _score_curves(report.rows)
+    rows = [{**vars(row), "config": _config_text(row)} for row in report.rows]
+    return environment.get_template("page.html.j2").render(
+        title=report.title,
+        claim=report.claim,
+        lines=lines,
+        said=[line.replace("**", "") for line in said],
+        pictures=[
+            {"title": title, "data": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()
+        ],
+        curves=plots,
+        notes=notes,
+        rows=rows,
     )
-    said = "".join(f"<li>{html.escape(line).replace('**', '')}</li>" for line in instead)
-    small = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in notes)
-    picture = base64.b64encode(sheet.read_bytes()).decode()
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}"
-        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;"
-        "text-align:right}td:first-child{text-align:left;font-weight:600}img{max-width:100%}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style></head><body><h1>{html.escape(title)}</h1><p>{html.escape(claim)}</p>"
-        f'<img alt="same captions, same seeds" src="data:image/png;base64,{picture}">'
-        f"<table>{cells}</table><ul>{said}</ul>{small}</body></html>\n"
-    )
+
+
+def _score_curves(rows: list[Row]) -> list[str]:
+    """A plot for each score that was taken while training."""
+    logged: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        names = _evaluated(row)
+        for name, line in curves(row, tuple(names)).items():
+            weights, score = name.removeprefix("eval/").split("/", 1)
+            logged.setdefault(score, {})[f"{row.name} ({weights})"] = line
+    return [draw_curves(f"{score} while training", lines) for score, lines in sorted(logged.items())]
+
+
+def _evaluated(row: Row) -> list[str]:
+    """The names under which a run logged scores."""
+    path = row.run / "best.json" if row.run else None
+    return read_json(path)["logged"] if path and path.is_file() else []
+
+
+def _config_text(row: Row) -> str:
+    path = row.folder / "config.yaml" if row.folder else None
+    return path.read_text() if path and path.is_file() else ""
+
+
+def load_report(names: list[str], overrides: list[str], out: str = "") -> Report:
+    """A table's report, or one of experiments side by side; raises ValueError naming what is not evaluated."""
+    if len(names) == 1 and names[0] in table_names():
+        wanted = load_table(names[0])
+        configs = load_arms(names[0], overrides)
+        rows = collect(wanted, configs)
+        return Report(Path(out or wanted.report), wanted.title, wanted.claim, rows, configs, wanted.next)
+    if tables := set(names) & set(table_names()):
+        raise ValueError(f"{sorted(tables)[0]} is a table: report it alone, or name experiments only")
+    loaded = [load_config(name, overrides) for name in names]
+    configs = {config.name: config for config in loaded}
+    if len(configs) < len(names):
+        raise ValueError("two of the experiments have the same name")
+    if len(names) > 1 and not out:
+        raise ValueError("--out FOLDER: where the report of several experiments goes")
+    said = [
+        f"{each.name}: student {each.student.rule}, p(t) {each.conditioning.p}, {each.train.steps} steps."
+        if each.trains
+        else f"{each.name}: {each.teacher.path}, as it is."
+        for each in loaded
+    ]
+    title = ", ".join(configs)
+    return Report(Path(out or loaded[0].home), title, " ".join(said), collect(None, configs), configs, [])
+
+
+def report(*names: str, out: str = "") -> None:
+    """Collects evaluated experiments into one table beside the paper's figures: Markdown, HTML, JSON, a contact sheet.
+
+    names        a table, or experiments (names or YAML files), and overrides they were run with (section.key=value)
+    --out FOLDER where it goes (default: the table's own folder, or the one experiment's)
+
+    examples     randcond report demo
+                 randcond report demo-with demo-without --out runs/compared
+    """
+    words = [name for name in names if "=" not in name]
+    if not words:
+        raise ValueError("name a table or experiments, see `randcond --help`")
+    write_report(load_report(words, [name for name in names if "=" in name], out))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Reports a table or a single experiment; exits 2 with one line on the user's mistake."""
+    """Reports a table or experiments; exits 2 with one line on the user's mistake."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
     if not words or words[0].startswith("-"):
         print("usage: python -m randcond.eval.report EXPERIMENT|TABLE [section.key=value ...]")
         return
-    name, overrides = words[0], words[1:]
     if rank() != 0:
         return
     try:
-        if name in table_names():
-            table = load_table(name)
-            loaded = load_arms(name, overrides)
-            configs = {arm: loaded[experiment] for arm, experiment in table.arms.items()}
-            write_report(Path(table.report), table.title, table.claim, configs, table.next)
-        else:
-            config = load_config(name, overrides)
-            claim = f"Student {config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps."
-            write_report(Path(config.paths.run), config.name, claim, {config.name: config}, [])
+        report(*words)
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("RANDCOND_TRACEBACK"):
             raise

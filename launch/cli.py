@@ -21,12 +21,14 @@ GROUPS = {  # tool group -> the module that holds its functions, imported when i
     "cache": "randcond.data.cache_tools",
     "concepts": "randcond.data.concepts.tools",
     "datafree": "randcond.data.datafree",
+    "eval": "randcond.eval.tools",
 }
 TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
     "students": "randcond.model_zoo.students_tool",
     "export": "randcond.train.export_tool",
     "plan": "randcond.launch.plan_tool",
     "fetch": "randcond.data.inputs",
+    "report": "randcond.eval.report",
 }
 
 
@@ -84,7 +86,7 @@ def run(
     if sbatch and launcher != "slurm":
         raise ValueError("--sbatch is for --launcher slurm")
     if dry_run:
-        for name in load_table(experiment).arms.values() if is_table else [experiment]:
+        for name in load_table(experiment).experiments if is_table else [experiment]:
             print(f"# {name}, resolved\n{to_yaml(load_config(name, overrides))}")
     if launcher == "slurm":
         path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts, grace)
@@ -233,6 +235,8 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
        randcond datafree COMMAND ...                                        captions by an LLM: nouns, visual, prompts
        randcond fetch NAME [--from URL|PATH] [--list]                       what the full-scale experiments read
+       randcond eval COMMAND ...                                            statistics of real images: stats
+       randcond report NAME ... [--out FOLDER]                              scores beside the paper's, as a page
        randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores

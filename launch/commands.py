@@ -78,7 +78,7 @@ class Step:
 
 def launch_folder(config: Config) -> Path:
     """Where what a run was launched with is kept."""
-    return Path(config.paths.run) / "launch"
+    return Path(config.home) / "launch"
 
 
 def stage_step(stage: str, experiment: str, overrides: list[str], config: Config, place: Place) -> Step:
@@ -138,7 +138,7 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     """
     if stage not in (*STAGES, "all"):
         raise ValueError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}, all")
-    experiments = list(load_table(name).arms.values()) if name in table_names() else [name]
+    experiments = load_table(name).experiments if name in table_names() else [name]
     wanted = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
@@ -147,6 +147,10 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
         raise ValueError("paths.cache: a URL is read from; draw the cache into a folder and copy that to the server")
     order = [(s, e) for s in shared for e in experiments] + [(s, e) for e in experiments for s in own]
     for each, experiment in order:
+        if each != "eval" and not configs[experiment].trains:
+            if stage == each and len(experiments) == 1:
+                raise ValueError(f"{experiment}: evaluates {configs[experiment].teacher.path} as it is; stage eval")
+            continue
         if each == "cache" and is_url(configs[experiment].paths.cache):
             continue  # it is there, on a server
         step = stage_step(each, experiment, overrides, configs[experiment], place)
@@ -163,7 +167,9 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
 
 def out_folder(name: str, configs: dict[str, Config]) -> Path:
     """Where what belongs to a whole table, or to one experiment, is written."""
-    return Path(load_table(name).report if name in table_names() else configs[name].paths.run)
+    if name in table_names():
+        return Path(load_table(name).report)
+    return Path(configs[name].home)
 
 
 def _check(experiments: list[str], overrides: list[str], place: Place) -> Step:

@@ -1,7 +1,7 @@
-"""One experiment = one strict YAML: dataclasses, composition of bases, overrides, errors that name the key.
+"""One experiment = one strict YAML: composition of bases, overrides, errors that name the key.
 
-In: an experiment's name or file and `key=value` overrides. Out: a frozen `Config`.
-A leaf: imports nothing of ours and no torch, so that a login node reads a configuration in a fraction of a second.
+In: an experiment's name or file and `key=value` overrides. Out: a frozen `Config` (launch/sections.py).
+A leaf: imports no torch, so that a login node reads a configuration in a fraction of a second.
 """
 
 import dataclasses
@@ -10,236 +10,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from randcond.launch.sections import STRICT, Config
 
 PACKAGE = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PACKAGE / "launch" / "experiments"
 TABLES = PACKAGE / "launch" / "tables"
 
-STRICT = ConfigDict(extra="forbid", strict=True)
 Settings = TypeVar("Settings")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Teacher:
-    """The frozen diffusion model that is distilled."""
-
-    path: str  # a diffusers folder, a hub id, or package:... for one that ships with randcond
-    dtype: Literal["fp32", "bf16"] = "bf16"
-
-
-@dataclass(frozen=True, config=STRICT)
-class Student:
-    """The small U-Net that is trained."""
-
-    rule: str = "block-base"  # a name in model_zoo/students.py, see `randcond students`
-    init: Literal["random", "teacher"] = "teacher"
-    seed: int = 0  # of the random initialisation
-
-
-@dataclass(frozen=True, config=STRICT)
-class Cache:
-    """N captions whose latents the teacher draws once (paper Sec. 3.2), or N real images (Table 1, rows 3 and 6)."""
-
-    size: int  # N: how many captions are drawn, or images encoded
-    captions: list[str] = dataclasses.field(default_factory=list)  # caption sources: txt, csv, jsonl or parquet files
-    images: str | None = None  # instead of captions: an image folder with captions, or WebDataset tars of pairs
-    resolution: int | None = None  # pixels of an image's shorter side before its middle is encoded; null: the teacher's
-    exclude: list[str] = dataclasses.field(default_factory=list)  # words whose captions get no image (Table 2)
-    seed: int = 0
-    sampler: Literal["ddim", "teacher"] = "ddim"
-    steps: int = 25
-    guidance: float = 7.5
-    batch: int = 32  # compute batch: fixed chunks by caption id, the last one padded
-    shard_size: int = 1024  # samples in one WebDataset shard
-    local: str = "~/.cache/randcond"  # where the shards of a cache on a server (paths.cache: a URL) are copied to
-    local_gb: float = 50.0  # room for them; where all have room, samples come in any order, else window by window
-
-
-@dataclass(frozen=True, config=STRICT)
-class Pool:
-    """The extra texts of the caption pool; the pool is the cached captions plus these."""
-
-    sources: list[str] = dataclasses.field(default_factory=list)  # files, folders, globs or URLs: parquet, csv, ...
-    min_length: int = 1  # characters of a caption
-    max_length: int = 1000  # 0: any
-    nsfw: list[str] = dataclasses.field(default_factory=list)  # accepted values of column NSFW, e.g. [UNLIKELY]
-    min_similarity: float = 0.0  # of column similarity (LAION: CLIP's, of caption and image); 0: not asked for
-    min_width: int = 0  # of column WIDTH, pixels of the image
-    min_height: int = 0
-
-
-@dataclass(frozen=True, config=STRICT)
-class Conditioning:
-    """Random conditioning (paper Sec. 3.3): which caption a noised latent is shown with."""
-
-    p: str = "exponential"  # p(t) of Table C: a name in data/conditioning.py
-    p_args: dict[str, float] = dataclasses.field(default_factory=dict)  # its parameters, e.g. {lam: 5}
-    null: float = 0.1  # share of empty captions, drawn after the replacement
-    # teacher: what its pipeline takes as unconditional (SDXL: zeros); empty: the encoding of ""
-    null_embedding: Literal["teacher", "empty"] = "teacher"
-
-
-@dataclass(frozen=True, config=STRICT)
-class Losses:
-    """Weights of the losses in train/losses.py; 0 leaves one out."""
-
-    output: float = 1.0  # Eq. 1
-    feature: float = 1.0  # Eq. 2
-    task: float = 0.0  # L_DDPM on the pairs that kept their caption
-    spatial: float = 0.0  # SLIM's L_spatial
-    frequency: float = 0.0  # SLIM's L_freq
-
-
-@dataclass(frozen=True, config=STRICT)
-class Train:
-    """Optimisation (paper Sec. 4.2)."""
-
-    steps: int = 125_000
-    global_batch: int = 256
-    lr: float = 5e-5
-    warmup: int = 0
-    betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 1e-2
-    eps: float = 1e-8
-    grad_clip: float = 1.0  # largest norm of the gradient; 0: as it is
-    ema_decay: float = 0.9999  # the ceiling of min(ema_decay, (1 + n) / (10 + n))
-    losses: Losses = dataclasses.field(default_factory=Losses)
-    seed: int = 0
-    workers: int = 2  # loader processes per rank
-    log_every: int = 50
-    checkpoint_every: int = 25_000
-    keep_checkpoints: int = 3  # the newest ones
-    keep_every: int = 0  # steps whose multiples are kept for good; 0: none
-    sample_every: int = 10_000  # steps between teacher-student sample grids; 0 turns them off
-    skip_nonfinite: int = 0  # how many steps whose gradient is not finite are left out before one stops the run
-    log_samples: bool = False  # which samples each step saw: samples/rank-NNNN.jsonl
-    profile: list[int] = dataclasses.field(default_factory=list)  # [first, last] step of a torch profiler trace
-
-
-@dataclass(frozen=True, config=STRICT)
-class Engine:
-    """How the step is distributed."""
-
-    kind: Literal["deepspeed", "fsdp"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2, 3] = 1  # deepspeed: what is sharded: nothing, optimizer, + gradients, + weights
-    sharding: Literal["full", "grad_op", "hybrid"] = "full"  # fsdp: as ZeRO-3, as ZeRO-2, ZeRO-3 within groups
-    shard_group: int | None = None  # ranks of one group of a hybrid; null: those of one host
-    precision: Literal["fp32", "bf16"] = "bf16"
-    processes: int = 1  # ranks on this machine when no host file is given
-    threads: int | None = None  # CPU threads per rank; null leaves torch's default
-    micro_batch: int | None = None  # samples per rank and forward; null: global_batch / ranks
-    attention: Literal["auto", "sdpa", "xformers"] = "auto"  # auto: the faster of the two, by a probe at start
-    compile: bool = False  # torch.compile of the repeated transformer blocks
-    activation_checkpointing: bool = False  # less memory for a third more student compute
-    teacher: Literal["replicated", "sharded"] = "replicated"  # sharded: by FSDP2, where it does not fit beside the rest
-    heartbeat: float = 60.0  # seconds without a sign of life from a rank that end the job
-    timeout: float = 1800.0  # seconds without progress of any rank that end the job: compilation takes minutes
-    peak_tflops: float | None = None  # dense bf16 rate of one GPU, for MFU; null: known by the GPU's name
-
-
-@dataclass(frozen=True, config=STRICT)
-class Eval:
-    """Generation and scoring of a trained student and its teacher."""
-
-    captions: list[str]  # caption sources; captions naming a word of cache.exclude count as unseen
-    size: int = 200  # captions drawn from each of seen and unseen
-    sampler: Literal["ddim", "teacher"] = "ddim"
-    steps: int = 25
-    guidance: float = 7.5
-    batch: int = 32
-    seed: int = 1
-    weights: Literal["raw", "ema"] = "raw"
-
-
-@dataclass(frozen=True, config=STRICT)
-class Paths:
-    """Where artefacts are kept; relative paths start at the working directory."""
-
-    cache: str
-    pool: str
-    run: str
-    reference: str  # the teacher's evaluation, shared by every experiment of the same protocol
-
-
-@dataclass(frozen=True, config=STRICT)
-class Config:
-    """One experiment, resolved."""
-
-    name: str
-    teacher: Teacher
-    student: Student
-    cache: Cache
-    pool: Pool
-    conditioning: Conditioning
-    train: Train
-    engine: Engine
-    eval: Eval
-    paths: Paths
-    on_error: Literal["stop", "skip"] = (
-        "stop"  # skip: damaged shards, images and caption files are left out and counted
-    )
-
-    def __post_init__(self) -> None:
-        positive = {
-            "cache.size": self.cache.size,
-            "cache.steps": self.cache.steps,
-            "cache.batch": self.cache.batch,
-            "cache.shard_size": self.cache.shard_size,
-            "train.steps": self.train.steps,
-            "train.global_batch": self.train.global_batch,
-            "train.log_every": self.train.log_every,
-            "train.checkpoint_every": self.train.checkpoint_every,
-            "train.keep_checkpoints": self.train.keep_checkpoints,
-            "engine.processes": self.engine.processes,
-            "eval.size": self.eval.size,
-            "eval.steps": self.eval.steps,
-            "eval.batch": self.eval.batch,
-        }
-        for key, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{key}: must be at least 1, got {value}")
-        if self.engine.kind == "deepspeed" and self.engine.zero_stage == 0 and self.engine.precision == "bf16":
-            raise ValueError(
-                "engine.zero_stage: DeepSpeed's stage 0 would add up gradients in bf16; "
-                "take stage 1 (the same numbers, less memory), or engine.precision=fp32"
-            )
-        if self.engine.micro_batch is not None and self.engine.micro_batch < 1:
-            raise ValueError(f"engine.micro_batch: must be at least 1 or null, got {self.engine.micro_batch}")
-        if not 0 <= self.conditioning.null <= 1:
-            raise ValueError(f"conditioning.null: a share between 0 and 1, got {self.conditioning.null}")
-        weights = dataclasses.asdict(self.train.losses)  # type: ignore[call-overload]
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"train.losses.{name}: a weight must be at least 0, got {weight}")
-        if not any(weights.values()):
-            raise ValueError("train.losses: every weight is 0, nothing would be learned")
-        if self.train.skip_nonfinite and self.engine.kind == "deepspeed" and self.engine.zero_stage == 0:
-            raise ValueError("train.skip_nonfinite: DeepSpeed's stage 0 can't leave a step out; take stage 1 or fsdp")
-        if self.train.profile and not (
-            len(self.train.profile) == 2 and 1 <= self.train.profile[0] <= self.train.profile[1]
-        ):
-            raise ValueError(f"train.profile: [first, last] step of the trace, got {self.train.profile}")
-        for name, seconds in (("heartbeat", self.engine.heartbeat), ("timeout", self.engine.timeout)):
-            if seconds < 1:
-                raise ValueError(f"engine.{name}: at least a second, got {seconds}")
-        if self.train.grad_clip < 0:
-            raise ValueError(f"train.grad_clip: a norm, or 0 for none, got {self.train.grad_clip}")
-        if bool(self.cache.captions) == bool(self.cache.images):
-            raise ValueError(
-                "cache.captions: captions to draw or cache.images, real ones to encode: give one of the two"
-            )
-        if len(self.train.betas) != 2:
-            raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
-        if self.cache.shard_size % self.cache.batch:
-            raise ValueError(
-                f"cache.shard_size: must be a multiple of cache.batch ({self.cache.batch}), "
-                f"so that no compute batch crosses a shard; got {self.cache.shard_size}"
-            )
 
 
 class _Loader(yaml.SafeLoader):
@@ -290,14 +73,25 @@ def find_experiment(name: str) -> Path:
         raise ValueError(f"no experiment file {name}")
     path = EXPERIMENTS / f"{name}.yaml"
     if name in table_names():
-        arms = ", ".join(load_table(name).arms.values())
+        arms = ", ".join(load_table(name).experiments)
         raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
     if not path.is_file():
         raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names())}")
     return path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class Arm:
+    """A row of a table: an experiment, or figures that are quoted."""
+
+    experiment: str = ""  # empty: a row of the literature, quoted and not run
+    paper: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # score or {split: {score}} -> the paper's figure(s)
+    note: str = ""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Table:
     """Experiments whose scores stand in one report."""
 
@@ -306,19 +100,23 @@ class Table:
     claim: str  # what the table shows, in a sentence or two
     takes: str  # how long it takes, on what
     report: str  # the folder of its report
-    next: list[str]  # commands to try after it
-    arms: dict[str, str]  # row name -> experiment
+    arms: dict[str, Arm]  # row name -> what stands in it
+    next: list[str] = dataclasses.field(default_factory=list)  # commands to try after it
+    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)  # the paper's figures of the teacher
+
+    @property
+    def experiments(self) -> list[str]:
+        """The experiments of its rows, each once, in their order."""
+        return list(dict.fromkeys(arm.experiment for arm in self.arms.values() if arm.experiment))
 
 
 def load_table(name: str) -> Table:
-    """A table of launch/tables by name; raises ValueError when its keys are wrong."""
+    """A table of launch/tables by name; a row may be just its experiment. Raises ValueError naming a wrong key."""
     path = TABLES / f"{name}.yaml"
     data = {"name": name, **read_yaml(path)}
-    fields = {field.name for field in dataclasses.fields(Table)}
-    if set(data) != fields:
-        wrong = sorted(set(data) ^ fields)
-        raise ValueError(f"{path}: keys must be {sorted(fields - {'name'})}; wrong or missing: {wrong}")
-    return Table(**data)
+    rows = data.get("arms") or {}
+    data["arms"] = {row: {"experiment": arm} if isinstance(arm, str) else arm for row, arm in rows.items()}
+    return _parse(Table, data, str(path))
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -412,7 +210,7 @@ def load_arms(name: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
 
     Raises ValueError naming an override of a key in which the arms differ: it would make them one.
     """
-    experiments = list(load_table(name).arms.values())
+    experiments = load_table(name).experiments
     plain = [to_dict(load_config(experiment)) for experiment in experiments]
     for override in overrides:
         section, _, key = override.partition("=")[0].partition(".")
@@ -436,7 +234,9 @@ def to_yaml(config: Config) -> str:
 
 
 def eval_folder(config: Config, weights: str | None = None) -> Path:
-    """Where the student's evaluation is kept: raw and EMA weights apart (default: those of `eval.weights`)."""
+    """Where an evaluation is kept: a student's raw and EMA weights apart (default: those of `eval.weights`)."""
+    if not config.trains:
+        return Path(config.paths.reference)
     return Path(config.paths.run) / f"eval-{weights or config.eval.weights}"
 
 

@@ -24,7 +24,7 @@ def job_script(
     table = name in table_names()
     configs = load_arms(name, overrides) if table else {name: load_config(name, overrides)}
     out = out_folder(name, configs) / "launch"
-    spread = table and stage in ("train", "eval") and len(load_table(name).arms) > 1
+    spread = table and stage in ("train", "eval") and len(load_table(name).experiments) > 1
     groups = [[step] for step in steps] if spread else [steps]
     text = script(
         name=f"{stage}-{name}",

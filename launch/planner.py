@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path
 from randcond.launch.gpus import Gpu
+from randcond.launch.protocols import protocol_of
 from randcond.model_zoo.cost import UNetCost, decoder_cost, text_parameters, training_flop, unet_cost
 from randcond.model_zoo.memory import LIVE, Sharding, activations_per_sample, persistent, state_memory, trained_shapes
 from randcond.model_zoo.networks import layout_of, networks_of
@@ -21,6 +22,8 @@ from randcond.model_zoo.students import find_rule, student_config
 
 RUNTIME = 2.0e9  # bytes a process takes on a GPU beside its tensors: CUDA, NCCL, cuDNN's and the allocator's slack
 USABLE = 0.95  # of a GPU's memory
+WHOLE_LIST = 30_000  # images of an evaluation that names no size: the captions of the paper's protocol
+LIBRARY_STEPS = 50  # of a sampler where nothing says how many: most pipelines' own
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,11 @@ def stage_hours(
     # Guidance: two calls per step. A real image goes through the VAE's encoder, which takes less than its decoder.
     drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
-    images = ev.size * (2 if cache.exclude else 1)  # seen and unseen captions
+    images = (ev.size or WHOLE_LIST) * (2 if ev.size and cache.exclude else 1)  # seen and unseen captions
     chunks = -(-images // ev.batch)
-    image = (2 * ev.steps * (sizes.student.flop + sizes.teacher.flop) + 2 * sizes.decode) / rate
+    drawing = {"teacher": sizes.teacher.flop, "student": sizes.student.flop}
+    steps = protocol_of(ev).steps or LIBRARY_STEPS
+    image = sum(2 * steps * drawing[who] + sizes.decode for who in ev.of) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
         "train": config.train.steps * step,

@@ -94,7 +94,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 
 def logs_folder(config: Config) -> Path:
     """Where the ranks' logs are kept."""
-    return Path(config.paths.run) / "logs"
+    return Path(config.home) / "logs"
 
 
 def adopt_slurm_ranks() -> None:

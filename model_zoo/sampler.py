@@ -4,10 +4,47 @@ In: a diffusers pipeline, one chunk of captions and seeds. Out: latents as the U
 """
 
 import hashlib
+import inspect
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from torch import Tensor
+
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> its class, and what does not come from the checkpoint
+    "ddim": (DDIMScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion's own: as many calls as steps
+    "euler": (EulerDiscreteScheduler, {}),
+    "dpm++": (DPMSolverMultistepScheduler, {}),
+}
+DECODED_AT_ONCE = 1 << 20  # pixels: a batch of large images would not fit an autoencoder's activations
+
+
+def build_sampler(name: str, own: Any) -> Any:
+    """A sampler built from the checkpoint's `own` one's configuration (supplement K); "teacher": its own, anew.
+
+    Raises ValueError for a flow-matching model, whose schedule no other sampler here follows.
+    """
+    config = {**own.config, "clip_sample": False}  # latents are never clipped
+    # What diffusers filled in, it would fill in again, and DDIM's own default is to clip.
+    config["_use_default_values"] = [key for key in config.get("_use_default_values", []) if key != "clip_sample"]
+    if name == "teacher":
+        return type(own).from_config(config)
+    if type(own).__name__.startswith("FlowMatch"):
+        raise ValueError(f"sampler {name}: the model is a flow-matching one ({type(own).__name__}); take `teacher`")
+    kind, options = SAMPLERS[name]
+    return kind.from_config(config, **options)
+
+
+def default_setting(pipe: DiffusionPipeline, name: str) -> Any:
+    """What a pipeline takes for a setting of its call that is not given, e.g. num_inference_steps."""
+    return inspect.signature(type(pipe).__call__).parameters[name].default
 
 
 def caption_seed(seed: int, caption_id: int) -> int:
@@ -18,21 +55,33 @@ def caption_seed(seed: int, caption_id: int) -> int:
 
 @torch.no_grad()
 def draw_latents(
-    pipe: DiffusionPipeline, captions: list[str], seeds: list[int], steps: int, guidance: float, batch: int
+    pipe: DiffusionPipeline,
+    captions: list[str],
+    seeds: list[int],
+    steps: int | None,
+    guidance: float | None,
+    batch: int,
+    resolution: int | None = None,
 ) -> Tensor:
     """Draws up to `batch` captions as one compute batch -> latents x_0 [n, C, h, w], scaled as the U-Net sees them.
 
     A short chunk is padded to `batch` with its own last caption, so that every latent is computed in the same shapes.
+    Steps, guidance or resolution None: the pipeline's own.
     """
     assert 0 < len(captions) == len(seeds) <= batch
     padding = batch - len(captions)
     generators = [torch.Generator().manual_seed(seed) for seed in [*seeds, *([seeds[-1]] * padding)]]
+    asked = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "height": resolution,
+        "width": resolution,
+    }
     drawn = pipe(
         [*captions, *([captions[-1]] * padding)],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
         generator=generators,
         output_type="latent",
+        **{name: value for name, value in asked.items() if value is not None},
     )
     return drawn.images[: len(captions)]
 
@@ -57,9 +106,16 @@ def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int
 def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Latents [n, C, h, w] as the U-Net sees them -> images [n, 3, H, W] in [-1, 1], in the VAE's own precision."""
     config = pipe.vae.config
-    scaled = latents.to(pipe.vae.dtype) / config.scaling_factor
+    scaled = latents.to(pipe.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
     centre, spread = _statistics(pipe, scaled)
-    return pipe.vae.decode(scaled * spread + centre, return_dict=False)[0].clamp(-1, 1).float()
+    pixels = latents[0, 0].numel() * pipe.vae_scale_factor**2
+    parts = (scaled * spread + centre).split(max(1, DECODED_AT_ONCE // pixels))
+    return torch.cat([pipe.vae.decode(part, return_dict=False)[0].clamp(-1, 1).float() for part in parts])
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images [n, 3, H, W] in [-1, 1] -> uint8, as diffusers' own image processor rounds them."""
+    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
 
 
 def _statistics(pipe: DiffusionPipeline, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
@@ -26,11 +25,14 @@ from diffusers import (
 from diffusers.utils import logging
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from randcond.model_zoo.condition import Condition
+from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.students import UNetConfig, complete_config
 
 logging.disable_progress_bar()  # ours says what takes long
+transformers_logging.disable_progress_bar()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Pipeline class -> its options that are no part of the model.
@@ -83,10 +85,9 @@ class Teacher:
         """
         folder = local_folder(path)
         family = pipeline_class(folder)
-        # Most autoencoders overflow, or show their rounding, in 16 bits; diffusers takes an unset flag for set.
-        upcast = json.loads((folder / "vae" / "config.json").read_text()).get("force_upcast", True)
-        dtypes = {"default": DTYPES[dtype], "vae": torch.float32 if upcast else DTYPES[dtype]}
-        pipe = family.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **FAMILIES[family])
+        pipe = family.from_pretrained(
+            folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
+        )
         check_unet(pipe.unet.config, folder)
         schedule = noise_schedule(dict(pipe.scheduler.config), folder)
         for network in pipe.components.values():
@@ -182,12 +183,8 @@ class Teacher:
 
         "ddim" is built from the teacher's own scheduler config (paper, supplement K); "teacher" is the one it ships.
         """
-        own = {**self.pipe.scheduler.config, "clip_sample": False}  # latents are never clipped
-        # What diffusers filled in, it would fill in again, and DDIM's own default is to clip.
-        own["_use_default_values"] = [key for key in own.get("_use_default_values", []) if key != "clip_sample"]
-        schedulers: dict[str, Any] = {"ddim": DDIMScheduler, "teacher": type(self.pipe.scheduler)}
         unet = self.pipe.unet if unet is None else unet
-        pipe = with_parts(self.pipe, scheduler=schedulers[sampler].from_config(own), unet=unet)
+        pipe = with_parts(self.pipe, scheduler=build_sampler(sampler, self.pipe.scheduler), unet=unet)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -211,6 +208,13 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
+    """The types of a pipeline's parts: all in `dtype`, but an autoencoder that asks for more in fp32."""
+    # Most autoencoders overflow, or show their rounding, in 16 bits; diffusers takes an unset flag for set.
+    upcast = json.loads((folder / "vae" / "config.json").read_text()).get("force_upcast", True)
+    return {"default": DTYPES[dtype], "vae": torch.float32 if upcast else DTYPES[dtype]}
 
 
 def with_parts(pipe: Any, **parts: Any) -> Any:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from randcond.launch.config import Losses, load_config
+from randcond.launch.config import load_config
+from randcond.launch.sections import Losses
 from randcond.train.losses import (
     LOSSES,
     Outputs,

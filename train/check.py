@@ -4,8 +4,7 @@ import torch
 
 from randcond.data.conditioning import probability_table
 from randcond.data.contents import contents
-from randcond.data.digits.world import read_label
-from randcond.eval.generate import choose_prompts
+from randcond.eval.check import check_evaluation
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path
 from randcond.model_zoo.features import projectors
@@ -27,7 +26,7 @@ def check_training(config: Config, ranks: int) -> None:
 
 def check_all(config: Config, ranks: int) -> None:
     """The same for every stage: what evaluation would refuse is refused before the cache is drawn."""
-    check_training(config, ranks)
-    contents(config)
-    for caption in choose_prompts(config).captions:
-        read_label(caption)
+    if config.trains:
+        check_training(config, ranks)
+        contents(config)
+    check_evaluation(config)

@@ -18,13 +18,14 @@ def main(words: list[str]) -> None:
         try:
             config = load_config(name, overrides)
             check_all(config, config.engine.processes)
-            print(f"{name}: {config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps")
+            said = f"{config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps"
+            print(f"{name}: {said if config.trains else f'{config.teacher.path}, evaluated as it is'}")
         except (ValueError, FileNotFoundError) as error:
             wrong += 1
             print(f"error: {name}: {error}", file=sys.stderr)
     if not names:
         for table in table_names():
-            if unknown := set(load_table(table).arms.values()) - set(experiment_names()):
+            if unknown := set(load_table(table).experiments) - set(experiment_names()):
                 wrong += 1
                 print(f"error: table {table}: unknown experiments {sorted(unknown)}", file=sys.stderr)
         print(f"{len(experiment_names())} experiments and {len(table_names())} tables resolved, {wrong} wrong")

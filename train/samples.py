@@ -6,6 +6,7 @@ from torchvision.utils import make_grid
 
 from randcond.data.captions import names_any, read_unique
 from randcond.launch.config import Config, resolve_sources
+from randcond.launch.protocols import protocol_of
 from randcond.model_zoo.export import student_unet, unet_weights
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
@@ -38,11 +39,11 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.M
         return torch.empty(0)
     captions = grid_captions(config)
     seeds = [caption_seed(config.eval.seed, number) for number in range(len(captions))]
-    rows = []
+    protocol, rows = protocol_of(config.eval), []
     # Eager: the grid's batch size would have compiled blocks compiled again, while the other ranks wait.
     with torch.compiler.set_stance("force_eager"):
         for network in networks:
-            pipe = teacher.pipeline(config.eval.sampler, network)
-            latents = draw_latents(pipe, captions, seeds, config.eval.steps, config.eval.guidance, len(captions))
+            pipe = teacher.pipeline(protocol.sampler, network)
+            latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, len(captions))
             rows.append(decode(pipe, latents))
     return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=COLUMNS)

@@ -1,0 +1,22 @@
+"""What can be known to be wrong with an evaluation before any image is drawn."""
+
+from randcond.data.digits.world import read_label
+from randcond.eval.metrics import find_metrics
+from randcond.eval.prompts import choose_prompts
+from randcond.launch.config import Config
+from randcond.launch.protocols import protocol_of
+
+
+def check_evaluation(config: Config) -> None:
+    """Raises ValueError naming the key: captions, metrics, protocol; captions that the digits' judge can't read."""
+    metrics = find_metrics(config.eval.metrics)
+    protocol_of(config.eval)
+    prompts = choose_prompts(config)
+    if "digits" in metrics:
+        for caption in prompts.captions:
+            read_label(caption)
+    for name, metric in metrics.items():
+        if metric.compares and config.eval.statistics is None:
+            raise ValueError(
+                f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
+            )

@@ -1,0 +1,117 @@
+"""What a report is made of: the scores of every row beside the paper's figures, and the runs behind them.
+
+In: a table or experiments, evaluated. Out: rows in the table's order, the teacher first.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from randcond.data.files import check_same, read_json
+from randcond.eval.prompts import choose_prompts
+from randcond.launch.config import Config, Table, eval_folder, resolve_path
+from randcond.launch.protocols import protocol_of
+
+COMPARABLE = ("prompts_sha256", "seed", "sampler", "steps", "guidance", "images", "extractors", "statistics")
+Scores = dict[str, dict[str, Any]]  # split -> score -> value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a report: what was measured, what the paper says, how it came about."""
+
+    name: str
+    scores: Scores = field(default_factory=dict)  # empty: quoted
+    paper: Scores = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # p(t), weights, steps, seconds
+    folder: Path | None = None  # of the evaluation
+    run: Path | None = None  # of the training
+    command: str = ""  # that makes it
+
+
+def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
+    """The rows of a table, or of experiments on their own.
+
+    Raises ValueError naming an experiment that is not evaluated, or not as its configuration says now.
+    """
+    first = next(iter(configs.values()))
+    rows = []
+    if any("teacher" in config.eval.of and config.trains for config in configs.values()):
+        paper = by_split(table.teacher if table else {})
+        known = _training(resolve_path(first.teacher.path) / "training.json")
+        rows.append(_row("teacher", first, Path(first.paths.reference), {"weights": "raw", **known}, paper, []))
+    arms = {name: (arm.experiment, by_split(arm.paper), arm.note) for name, arm in table.arms.items()} if table else {}
+    for name, (experiment, paper, note) in (arms or {name: (name, {}, "") for name in configs}).items():
+        notes = [note] if note else []
+        if not experiment:
+            rows.append(Row(name, paper=paper, notes=notes))
+            continue
+        config = configs[experiment]
+        facts: dict[str, Any] = {"weights": config.eval.weights}
+        if config.trains:
+            trained = _training(Path(config.paths.run) / "train.json")
+            facts |= {"conditioning": config.conditioning.p, **trained}
+            notes += [f"trained without: {each}" for each in trained.pop("left_out", [])]
+            facts.pop("left_out", None)
+        rows.append(_row(name, config, eval_folder(config), facts, paper, notes))
+    _check_comparable(rows)
+    return rows
+
+
+def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: Scores, notes: list[str]) -> Row:
+    path = folder / "scores.json"
+    if not path.is_file():
+        raise ValueError(f"no scores at {path}: run `randcond run eval {config.name}` first")
+    scored = read_json(path)
+    named = protocol_of(config.eval)
+    asked = {"prompts_sha256": choose_prompts(config).sha256, "seed": config.eval.seed, "batch": config.eval.batch}
+    asked |= {
+        key: value for key in ("sampler", "steps", "guidance", "images") if (value := getattr(named, key)) is not None
+    }
+    remedy = "Evaluate it again, or report with the overrides it was evaluated with."
+    check_same(scored["protocol"], asked, f"the evaluation of {name}", remedy)
+    notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
+    run = Path(config.paths.run) if config.trains and name != "teacher" else None
+    command = f"randcond run all {config.name}"
+    return Row(name, scored["splits"], paper, scored["protocol"], notes, facts, folder, run, command)
+
+
+def by_split(paper: dict[str, Any]) -> Scores:
+    """The paper's figures by split; those that name none are of all captions."""
+    nested = {split: values for split, values in paper.items() if isinstance(values, dict)}
+    flat = {score: value for score, value in paper.items() if not isinstance(value, dict)}
+    return {**nested, **({"all": flat} if flat else {})}
+
+
+def _training(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    known = read_json(path)
+    return {key: known[key] for key in ("steps", "seconds", "left_out") if key in known}
+
+
+def _check_comparable(rows: list[Row]) -> None:
+    """Rows that were scored differently don't belong in one table, unless the table says so by its experiments."""
+    measured = [row for row in rows if row.scores]
+    for row in measured[1:]:
+        mine = {key: row.protocol.get(key) for key in COMPARABLE}
+        differing = [key for key in COMPARABLE if mine[key] != measured[0].protocol.get(key)]
+        if differing:
+            row.notes.append(f"scored otherwise than {measured[0].name}: {', '.join(differing)}")
+
+
+def curves(row: Row, names: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+    """Logged values of a run by name: [(step, value)]; empty where it logged none."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    path = row.run / "metrics.jsonl" if row.run else None
+    if path is None or not path.is_file():
+        return found
+    for line in path.read_text().splitlines():
+        values = json.loads(line)
+        for name in names:
+            if isinstance(values.get(name), (int, float)):
+                found.setdefault(name, []).append((values["step"], values[name]))
+    return found

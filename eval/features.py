@@ -1,0 +1,161 @@
+"""What is read from an image in the one pass over it: Inception and DINOv2 features, CLIP cosines, the digits' judge.
+
+In: images uint8 [n, 3, H, W] as the protocol gives them, and their captions. Out: rows by name, fp32 [n, ...].
+Every extractor is a library's own network, in eval mode and fp32.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
+from randcond.data.files import sha256
+from randcond.data.inputs import missing_input
+from randcond.eval.pictures import to_picture
+from randcond.launch.sections import Eval
+from randcond.model_zoo.teacher import folder_fingerprint
+
+Rows = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that reads images; `identity` says which weights, for the protocol beside every score."""
+
+    identity: str
+    read: Callable[[Tensor, list[str]], Rows]  # (images uint8 [n, 3, H, W], captions) -> rows
+
+
+def load_extractors(names: Iterable[str], ev: Eval, device: torch.device | str) -> dict[str, Extractor]:
+    """The named extractors (inception, clip, dino, judge) with the weights that the experiment names.
+
+    Raises ValueError naming the key and the file whose weights are not there or don't load.
+    """
+    makers = {"inception": _inception, "clip": _clip, "dino": _dino, "judge": _judge}
+    return {name: makers[name](ev, device) for name in names}
+
+
+def _inception(ev: Eval, device: torch.device | str) -> Extractor:
+    """torch-fidelity's port of TensorFlow's Inception v3: rows inception [n, 2048], logits [n, 1008] (no bias)."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = Path(ev.inception)
+    held = io.BytesIO()  # its constructor unpickles a file: it gets tensors that were read as nothing but tensors
+    torch.save(read_tensors(path, "eval.inception"), held)
+    held.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=held
+        )
+    except RuntimeError as error:
+        raise ValueError(f"eval.inception: {path}: not TF Inception v3's weights ({_first_line(error)})") from None
+    network.to(device)
+
+    @torch.no_grad()
+    def read(images: Tensor, captions: list[str]) -> Rows:
+        features, logits = network(images.to(device))
+        return {"inception": features.float().cpu(), "logits": logits.float().cpu()}
+
+    return Extractor(f"inception-v3-compat {sha256(path)[:16]}", read)
+
+
+def _clip(ev: Eval, device: torch.device | str) -> Extractor:
+    """open_clip's image-text cosine: row clip [n]."""
+    import open_clip
+
+    local = ev.clip.startswith("local-dir:")
+    weights = Path(ev.clip_weights)
+    try:
+        with redirect_stderr(io.StringIO()):
+            model, preprocess = open_clip.create_model_from_pretrained(
+                ev.clip, pretrained=None if local else ev.clip_weights, precision="fp32", device=device
+            )
+        tokenize = open_clip.get_tokenizer(ev.clip)
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        where = ev.clip if local else f"{ev.clip}, eval.clip_weights: {ev.clip_weights}"
+        raise ValueError(f"eval.clip: {where}: does not load ({_first_line(error)})") from None
+    model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def read(images: Tensor, captions: list[str]) -> Rows:
+        pixels = torch.stack([preprocess(to_picture(image)) for image in images])
+        seen = model.encode_image(pixels.to(device), normalize=True)  # [n, d]
+        said = model.encode_text(tokenize(captions).to(device), normalize=True)
+        return {"clip": (seen * said).sum(dim=1).float().cpu()}
+
+    if local:
+        identity = f"open_clip {folder_fingerprint(Path(ev.clip.removeprefix('local-dir:')))}"
+    else:
+        identity = f"open_clip {ev.clip} {sha256(weights)[:16] if weights.is_file() else ev.clip_weights}"
+    return Extractor(identity, read)
+
+
+def _dino(ev: Eval, device: torch.device | str) -> Extractor:
+    """DINOv2's normalised class token of the image at 224 (Pillow, bicubic): row dino [n, d]."""
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(ev.dino, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"eval.dino: {ev.dino}: does not load ({_first_line(error)})") from None
+    model.to(device).eval().requires_grad_(False)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
+
+    @torch.no_grad()
+    def read(images: Tensor, captions: list[str]) -> Rows:
+        resized = [np.array(to_picture(image).resize((224, 224))) for image in images]
+        pixels = (torch.from_numpy(np.stack(resized)) / 255 - mean) / std  # [n, 224, 224, 3]
+        return {"dino": model(pixels.permute(0, 3, 1, 2).to(device)).pooler_output.float().cpu()}
+
+    folder = Path(ev.dino)
+    return Extractor(f"{ev.dino if not folder.is_dir() else 'dinov2 ' + _files_hash(folder)}", read)
+
+
+def _judge(ev: Eval, device: torch.device | str) -> Extractor:
+    """The digits world's classifier: rows judge_read [n, 3] (digit, colour, background), judge_features [n, 64]."""
+    judge = Judge.load()
+
+    def read(images: Tensor, captions: list[str]) -> Rows:
+        labels, features = judge.classify(images.float() / 127.5 - 1)
+        return {"judge_read": labels.float(), "judge_features": features}
+
+    return Extractor(f"judge {folder_fingerprint(EMBEDDED_JUDGE)}", read)
+
+
+def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pth file and nothing else of it.
+
+    Raises ValueError naming the key of the configuration when the file is not there or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"{key}: no weights at {path}{missing_input(str(path))}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)  # refuses whatever would run code
+    except Exception as error:  # whatever a damaged file makes of either reader
+        raise ValueError(f"{key}: {path}: weights that don't load ({_first_line(error)})") from None
+
+
+def _files_hash(folder: Path) -> str:
+    """Hash of a model folder's configuration and weights (16 hex digits)."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors"):
+            digest.update(f"{path.name}{sha256(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: BaseException) -> str:
+    said: Any = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else ''}"[:300]

@@ -1,0 +1,95 @@
+"""Statistics of real images, which drawn ones are compared with: one .npz per split, mu and sigma as pytorch-fid's.
+
+In: a folder of images, lists of file names by split. Out: SPLIT.npz (mu [d], sigma [d, d], facts as JSON text) and
+SPLIT.safetensors (features of up to 10,000 of them, for KID, precision and recall); SPLIT-dino.* for DINOv2.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from randcond.data.files import sha256, written_whole
+from randcond.data.inputs import missing_input
+from randcond.eval.moments import Moments
+
+KEPT = 10_000  # features of a split that are kept
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The statistics of one split of real images."""
+
+    path: Path
+    moments: Moments
+    facts: dict[str, Any]  # {extractor, size, images, ...}; empty where the file says nothing (other tools' files)
+
+    @property
+    def identity(self) -> str:
+        """What tells these statistics from others, for the protocol."""
+        return f"{self.path.name} {sha256(self.path)[:16]}"
+
+    def features(self) -> Tensor:
+        """Features [up to 10,000, d] of the real images; raises ValueError where the statistics came without."""
+        kept = self.path.with_suffix(".safetensors")
+        if not kept.is_file():
+            raise ValueError(
+                f"eval.statistics: {self.path} has no features beside it ({kept.name}), which KID, precision and "
+                f"recall need; `randcond eval stats` writes them"
+            )
+        return load_file(kept)["features"]
+
+
+def file_name(split: str, row: str) -> str:
+    """The file of a split's statistics of a row of features."""
+    return f"{split}.npz" if row == "inception" else f"{split}-{row}.npz"
+
+
+def write_statistics(folder: Path, split: str, row: str, features: Tensor, facts: dict[str, Any]) -> Path:
+    """Writes the statistics of features [n, d]; raises ValueError for fewer than two."""
+    if len(features) < 2:
+        raise ValueError(f"split {split}: {len(features)} images; statistics need more than one")
+    moments = Moments.of(features)
+    path = folder / file_name(split, row)
+    kept = torch.from_numpy(np.random.default_rng(0).permutation(len(features))[:KEPT].copy()).sort().values
+    with written_whole(path.with_suffix(".safetensors")) as aside:
+        save_file({"features": features[kept].contiguous()}, aside)
+    with written_whole(path) as aside, aside.open("wb") as file:
+        text = np.array(json.dumps({**facts, "images": len(features)}))
+        np.savez(file, mu=moments.mean, sigma=moments.covariance, facts=text)
+    return path
+
+
+def read_statistics(where: str, split: str, row: str, extractor: str, size: int | None) -> Reference:
+    """The statistics of a split: SPLIT.npz of a folder, or the one file that was given, for all splits.
+
+    Raises ValueError naming the file when it is not there, not statistics, or of another extractor or resolution
+    than `extractor` and `size` pixels (None: not asked for).
+    """
+    path = Path(where)
+    path = path / file_name(split, row) if path.is_dir() or not path.suffix else path
+    if not path.is_file():
+        hint = missing_input(where) or "; `randcond eval stats` makes them of a folder of images"
+        raise ValueError(f"eval.statistics: no {path}{hint}")
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
+            facts = json.loads(str(held["facts"])) if "facts" in held else {}
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"eval.statistics: {path}: not FID statistics with mu and sigma ({error})") from None
+    width = mean.size
+    if mean.ndim != 1 or covariance.shape != (width, width):
+        raise ValueError(f"eval.statistics: {path}: mu {mean.shape} and sigma {covariance.shape} don't belong together")
+    for name, value, wanted in (("extractor", facts.get("extractor"), extractor), ("size", facts.get("size"), size)):
+        if facts and wanted is not None and value != wanted:
+            raise ValueError(
+                f"eval.statistics: {path}: made with {name} {value}, the evaluation uses {wanted}; make them with the "
+                f"same (`randcond eval stats`), or give others"
+            )
+    return Reference(path, Moments(int(facts.get("images", 0)), mean, covariance), facts)

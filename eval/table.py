@@ -1,0 +1,105 @@
+"""The table of a report: each score of each split beside the paper's figure and the difference.
+
+In: rows. Out: a header and cells, as Markdown, for the console and for the page.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from randcond.eval.collect import Row
+from randcond.eval.prompts import ALL
+
+
+class Column(NamedTuple):
+    """How a score is written."""
+
+    label: str
+    form: str
+
+
+COLUMNS = {
+    "digit_accuracy": Column("digit right", ".1%"),
+    "colour_accuracy": Column("colour right", ".1%"),
+    "frechet_judge": Column("Fréchet (judge)", ".0f"),
+    "fid": Column("FID↓", ".2f"),
+    "is": Column("IS↑", ".2f"),
+    "clip": Column("CLIP↑", ".4f"),
+    "kid": Column("KID↓", ".5f"),
+    "precision": Column("precision↑", ".3f"),
+    "recall": Column("recall↑", ".3f"),
+    "fd_dinov2": Column("FD-DINOv2↓", ".1f"),
+    "color": Column("color↑", ".4f"),
+    "shape": Column("shape↑", ".4f"),
+    "texture": Column("texture↑", ".4f"),
+    "spatial": Column("spatial↑", ".4f"),
+    "non_spatial": Column("non-spatial↑", ".4f"),
+    "complex": Column("complex↑", ".4f"),
+    "average": Column("average↑", ".4f"),
+}
+OF_PARTS_ONLY = ("digit_accuracy", "colour_accuracy", "frechet_judge")  # mean little over seen and unseen together
+FACTS = {"conditioning": "p(t)", "weights": "weights", "steps": "steps", "seconds": "seconds"}
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """The header and a line per row; a score has columns for the paper and the difference where the paper gives one."""
+    facts = [fact for fact in FACTS if any(row.facts.get(fact) is not None for row in rows)]
+    places = _places(rows)
+    header = ["", *(FACTS[fact] for fact in facts)]
+    for split, score, quoted in places:
+        alone = len({each for each, *_ in places}) == 1
+        header.append(COLUMNS[score].label + ("" if alone else f", {split}"))
+        header += ["paper", "Δ"] if quoted else []
+    lines = [header]
+    for row in rows:
+        line = [row.name, *(_plain(row.facts.get(fact)) for fact in facts)]
+        for split, score, quoted in places:
+            ours, form = row.scores.get(split, {}).get(score), COLUMNS[score].form
+            theirs = _figures(row.paper.get(split, {}).get(score))
+            line.append("" if ours is None else format(ours, form))
+            if quoted:
+                line.append(" / ".join(format(each, form) for each in theirs))
+                line.append("" if ours is None else " / ".join(format(ours - each, "+" + form) for each in theirs))
+        lines.append(line)
+    return lines
+
+
+def _places(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """(split, score, whether the paper gives it) of every pair of columns, split by split."""
+    splits = list(dict.fromkeys(split for row in rows for split in (*row.scores, *row.paper)))
+    splits.sort(key=lambda split: split == ALL)
+    found = []
+    for split in splits:
+        for score in COLUMNS:
+            measured = any(score in row.scores.get(split, {}) for row in rows)
+            quoted = any(score in row.paper.get(split, {}) for row in rows)
+            if split == ALL and len(splits) > 1 and score in OF_PARTS_ONLY:
+                continue
+            if measured or quoted:
+                found.append((split, score, quoted))
+    # Digits first for all splits, then colours, as one compares them.
+    if all(score in OF_PARTS_ONLY for _, score, _ in found):
+        found.sort(key=lambda place: OF_PARTS_ONLY.index(place[1]))
+    return found
+
+
+def _figures(value: object) -> list[float]:
+    """The paper's figure, or the two it gives for one configuration."""
+    if value is None:
+        return []
+    return [float(each) for each in value] if isinstance(value, list) else [float(value)]  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else f"{value:.0f}" if isinstance(value, int | float) else str(value)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The table as Markdown."""
+    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def as_text(lines: Sequence[Sequence[str]]) -> str:
+    """The table with its columns aligned, for a console."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,43 @@
+"""Any text-to-image pipeline that diffusers can load, ready to draw: teachers, exported students, other systems.
+
+In: a diffusers folder or a hub id, a sampler's name. Out: a frozen pipeline; `model_zoo/sampler.py` draws with it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoPipelineForText2Image
+from torch import nn
+
+from randcond.model_zoo.export import load_unet
+from randcond.model_zoo.sampler import build_sampler
+from randcond.model_zoo.teacher import DTYPES, FAMILIES, local_folder, part_dtypes, with_parts
+
+
+def load_system(path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher") -> Any:
+    """The pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
+
+    Raises FileNotFoundError when it is not there, ValueError naming the folder when it is no text-to-image pipeline.
+    """
+    folder = local_folder(path)
+    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    family = next((family for family in FAMILIES if family.__name__ == name), None)
+    options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
+    if family:  # part by part: the U-Net may be of a class that diffusers does not know (SLIM)
+        pipe = family.from_pretrained(folder, unet=None, **options, **FAMILIES[family])
+        pipe = with_parts(pipe, unet=load_unet(folder / "unet", DTYPES[dtype]))
+    else:
+        try:
+            pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
+        except ValueError as error:
+            raise ValueError(f"{folder}: a {name}, which is no text-to-image pipeline to diffusers ({error})") from None
+    if not hasattr(getattr(pipe, "vae", None), "config") or "scaling_factor" not in pipe.vae.config:
+        raise ValueError(f"{folder}: a {name} has no autoencoder whose latents can be decoded here")
+    for network in pipe.components.values():
+        if isinstance(network, nn.Module):
+            network.to(device).eval().requires_grad_(False)
+    pipe.scheduler = build_sampler(sampler, pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
