@@ -16,6 +16,12 @@ def check_evaluation(config: Config) -> None:
         for caption in prompts.captions:
             read_label(caption)
     for name, metric in metrics.items():
+        for split, ids in prompts.splits.items():
+            if len(ids) < metric.least:
+                raise ValueError(
+                    f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more, or "
+                    f"take it out"
+                )
         if metric.compares and config.eval.statistics is None:
             raise ValueError(
                 f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"

@@ -28,6 +28,7 @@ class Metric:
     compares: str | None = None  # the row whose statistics of real images it needs
     best: str | None = None  # the score by which evaluations are compared
     lower: bool = False  # whether less of it is better
+    least: int = 1  # images of a split
 
 
 def _fid(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
@@ -77,13 +78,13 @@ def _digits(rows: dict[str, Tensor], captions: list[str], real: Reference | None
 
 INCEPTION = {"inception": "inception"}
 METRICS = {
-    "fid": Metric(INCEPTION, _fid, compares="inception", best="fid", lower=True),
-    "is": Metric({"logits": "inception"}, _is, best="is"),
+    "fid": Metric(INCEPTION, _fid, compares="inception", best="fid", lower=True, least=2),
+    "is": Metric({"logits": "inception"}, _is, best="is", least=10),
     "clip": Metric({"clip": "clip"}, _clip, best="clip"),
-    "kid": Metric(INCEPTION, _kid, compares="inception", best="kid", lower=True),
-    "precision-recall": Metric(INCEPTION, _precision_recall, compares="inception", best="precision"),
-    "fd-dinov2": Metric({"dino": "dino"}, _fd_dinov2, compares="dino", best="fd_dinov2", lower=True),
-    "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, best="digit_accuracy"),
+    "kid": Metric(INCEPTION, _kid, compares="inception", best="kid", lower=True, least=2),
+    "precision-recall": Metric(INCEPTION, _precision_recall, compares="inception", best="precision", least=5),
+    "fd-dinov2": Metric({"dino": "dino"}, _fd_dinov2, compares="dino", best="fd_dinov2", lower=True, least=2),
+    "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, best="digit_accuracy", least=2),
 }
 
 

@@ -22,6 +22,8 @@ def load_system(path: Path | str, dtype: str, device: torch.device | str, sample
     Raises FileNotFoundError when it is not there, ValueError naming the folder when it is no text-to-image pipeline.
     """
     folder = local_folder(path)
+    if not (folder / "vae" / "config.json").is_file():
+        raise ValueError(f"{folder}: no text-to-image pipeline whose latents are decoded by an autoencoder (vae/)")
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     family = next((family for family in FAMILIES if family.__name__ == name), None)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
@@ -33,8 +35,6 @@ def load_system(path: Path | str, dtype: str, device: torch.device | str, sample
             pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
         except ValueError as error:
             raise ValueError(f"{folder}: a {name}, which is no text-to-image pipeline to diffusers ({error})") from None
-    if not hasattr(getattr(pipe, "vae", None), "config") or "scaling_factor" not in pipe.vae.config:
-        raise ValueError(f"{folder}: a {name} has no autoencoder whose latents can be decoded here")
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
             network.to(device).eval().requires_grad_(False)

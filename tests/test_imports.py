@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"launch.config", "launch.sections", "launch.protocols", "launch.stage", "launch.logs", "launch.gpus", "launch.batch"}
+LEAVES = {
+    "launch.config",
+    "launch.sections",
+    "launch.protocols",
+    "launch.stage",
+    "launch.logs",
+    "launch.gpus",
+    "launch.batch",
+}
 ALLOWED = {  # package -> packages of ours it may import
     "launch": {"model_zoo"},  # the planner; the rest of it starts without torch
     "model_zoo": set(),
