@@ -1,6 +1,9 @@
 """What can be known to be wrong with an evaluation before any image is drawn."""
 
+from pathlib import Path
+
 from randcond.data.digits.world import read_label
+from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.metrics import find_metrics
 from randcond.eval.prompts import choose_prompts
 from randcond.launch.config import Config
@@ -15,6 +18,11 @@ def check_evaluation(config: Config) -> None:
     if "digits" in metrics:
         for caption in prompts.captions:
             read_label(caption)
+    bench = config.eval.compbench
+    for category in bench.categories if bench.lists else ():
+        listed = read_prompts(Path(str(bench.lists)), category)
+        if category == "complex":
+            read_complex_kinds(Path(str(bench.lists)), listed)
     for name, metric in metrics.items():
         for split, ids in prompts.splits.items():
             if len(ids) < metric.least:

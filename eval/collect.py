@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from randcond.data.files import check_same, read_json
-from randcond.eval.prompts import choose_prompts
+from randcond.eval.prompts import ALL, choose_prompts
 from randcond.launch.config import Config, Table, eval_folder, resolve_path
 from randcond.launch.protocols import protocol_of
 
@@ -76,7 +76,15 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}"
-    return Row(name, scored["splits"], paper, scored["protocol"], notes, facts, folder, run, command)
+    splits = scored["splits"]
+    bench = folder / "compbench" / "scores.json"
+    if config.eval.compbench.lists:
+        if not bench.is_file():
+            raise ValueError(f"no scores at {bench}: run `randcond run eval {config.name}` first")
+        more = read_json(bench)
+        splits = {**splits, ALL: {**splits[ALL], **more["scores"]}}
+        scored["protocol"]["compbench"] = more["scorers"]
+    return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command)
 
 
 def by_split(paper: dict[str, Any]) -> Scores:

@@ -27,6 +27,8 @@ from randcond.launch.protocols import Protocol
 from randcond.launch.sections import Eval
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
+Draw = Callable[["Task", Path, str], dict[str, Any]]  # (task, folder, what) -> everything its images depend on
+
 
 @dataclass(frozen=True)
 class Task:

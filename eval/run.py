@@ -5,11 +5,13 @@ Out: `paths.reference` (the teacher's rows and scores, shared) and `paths.run`/e
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from randcond.data.files import read_json, write_json
 from randcond.data.ranks import cpu_threads, device, rank
+from randcond.eval.compbench.run import evaluate_compbench, load_scorer
 from randcond.eval.features import load_extractors
 from randcond.eval.generate import Task, generate, load_rows
 from randcond.eval.metrics import METRICS, find_metrics, warnings
@@ -38,12 +40,16 @@ def run(config: Config) -> None:
         arms["student"] = trained_student(config, kind), eval_folder(config), kind
     task = prepare(config)
     real = references(config, task)
+    scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
     for who in config.eval.of:
         folder, out, weights = arms[who]
         evaluate(config, task, real, folder, out, weights, who)
         if config.eval.grid:
             grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=GRID))
             draw(config, grid, folder, out / "grid", weights, f"grid ({who})")
+        if scorer:
+            drawn = partial(_draw_more, config, folder, weights)
+            evaluate_compbench(task, scorer, out, who, drawn)
 
 
 def prepare(config: Config) -> Task:
@@ -106,6 +112,10 @@ def draw(
     made_of = protocol_facts(config, task, folder_fingerprint(folder), weights)
     generate(task, pipe, out, made_of, what, beat)
     return made_of
+
+
+def _draw_more(config: Config, folder: Path, weights: str, task: Task, out: Path, what: str) -> dict[str, Any]:
+    return draw(config, task, folder, out, weights, what)
 
 
 def protocol_facts(config: Config, task: Task, network: str, weights: str) -> dict[str, Any]:

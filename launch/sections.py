@@ -131,6 +131,22 @@ class Engine:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CompBench:
+    """T2I-CompBench (Table D): its prompts, and the networks that score them, by folder or hub id (owner/name@rev)."""
+
+    lists: str | None = None  # the folder of its prompt lists (`randcond fetch compbench`); null: not evaluated
+    categories: list[str] = dataclasses.field(
+        default_factory=lambda: ["color", "shape", "texture", "spatial", "non_spatial", "complex"]
+    )
+    images: int = 10  # of each prompt
+    blip: str = "Salesforce/blip-vqa-capfilt-large@refs/pr/7"  # where its safetensors are: the hub's converter's
+    clip: str = "timm/vit_base_patch32_clip_224.openai"
+    detector: str = "google/owlv2-base-patch16-ensemble"
+    spacy: str = "en_core_web_sm"
+    batch: int = 16
+
+
+@dataclass(frozen=True, config=STRICT)
 class Eval:
     """Generation and scoring: which networks draw which captions how, and what is measured."""
 
@@ -153,6 +169,7 @@ class Eval:
     clip_weights: str = "laion2b_s34b_b88k"  # its tag, or a file
     dino: str = "facebook/dinov2-large"  # a transformers folder or hub id, for fd-dinov2
     grid: list[str] = dataclasses.field(default_factory=list)  # sources of captions drawn for the report only
+    compbench: CompBench = CompBench()
     shown: int = 12  # captions of each split whose images are kept for the contact sheet
     save: Literal["none", "shards", "files"] = "none"  # all images, too: WebDataset tars, or a file each
 
@@ -208,6 +225,8 @@ class Config:
             "eval.size": self.eval.size,
             "eval.steps": self.eval.steps,
             "eval.batch": self.eval.batch,
+            "eval.compbench.images": self.eval.compbench.images,
+            "eval.compbench.batch": self.eval.compbench.batch,
             **({"cache.size": self.cache.size} if self.trains else {}),
         }
         for key, value in positive.items():

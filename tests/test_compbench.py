@@ -1,5 +1,6 @@
 """T2I-CompBench: its lists, what spaCy takes out of a prompt, the three scores and their mean, on real components."""
 
+import json
 import os
 import random
 import shutil
@@ -15,13 +16,18 @@ from spacy.tokens import Doc
 from torchvision.transforms.functional import to_pil_image
 from transformers import BlipForConditionalGeneration
 
-from randcond.eval.compbench import nouns, prompts, score
+from randcond.eval.check import check_evaluation
+from randcond.eval.collect import collect
+from randcond.eval.compbench import nouns, prompts
 from randcond.eval.compbench.attributes import IMAGE_SIZE, attribute_scores, load_blip, plain, see, yes_probability
 from randcond.eval.compbench.detector import NOTE, load_detector
 from randcond.eval.compbench.score import Scorer
 from randcond.eval.compbench.similarity import CLIP_FILES, cosines, load_clip
 from randcond.eval.compbench.spatial import Box, object_name, position_score, relation, spatial_score
 from randcond.eval.compbench.weights import TRANSFORMERS_FILES, fingerprint, model_folder
+from randcond.eval.generate import load_rows
+from randcond.eval.run import run
+from randcond.launch.config import load_config
 from tests.compbench_models import annotated, make_blip, make_clip, make_detector, make_pipeline
 
 # --- the lists
@@ -454,7 +460,36 @@ def test_the_facts_name_the_networks(scorer: Scorer, models: dict[str, str]) -> 
         assert fingerprint(Path(models[name])) in facts[name]
     assert fingerprint(Path(models["spacy"]), whole=True) in facts["spacy"] and "en_pipeline" in facts["spacy"]
     assert set(facts) == {"spacy", "blip", "detector", "detector_note", "clip"}
-    assert all(source.count("/") >= 1 for source in (score.BLIP, score.CLIP, score.DETECTOR))
+
+
+def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for category in ("color", "non_spatial", "complex"):
+        texts = list(dict.fromkeys(PROMPTS[category]))
+        (lists / f"{category}_val.txt").write_text("\n".join(texts) + "\n")
+    for kind, text in zip(KINDS, PROMPTS["complex"][:3], strict=False):
+        (lists / f"complex_val_{kind}.txt").write_text(text + "\n")
+    (tmp_path / "system.yaml").write_text(
+        "base: digits\n"
+        "eval: {of: [teacher], size: 4, batch: 4, steps: 2}\n"
+        f"paths: {{reference: {tmp_path / 'out'}}}\n"
+    )
+    words = [f"{name}={path}" for name, path in models.items()]
+    words += [f"lists={lists}", "categories=[color,non_spatial,complex]", "images=2"]
+    config = load_config(str(tmp_path / "system.yaml"), [f"eval.compbench.{word}" for word in words])
+    check_evaluation(config)
+    run(config)
+    found = json.loads((tmp_path / "out" / "compbench" / "scores.json").read_text())
+    assert set(found["scores"]) == {"color", "non_spatial", "complex", "average"}
+    held = load_rows(tmp_path / "out" / "compbench" / "color", 6, 4, "compbench")
+    assert held.shape == (6,) and found["scores"]["color"] == pytest.approx(held.mean().item())
+    assert held[0] != held[1]  # two images of one prompt
+    row = collect(None, {"system": config})[0]
+    assert row.scores["all"]["complex"] == found["scores"]["complex"]
+    (lists / "complex_val_action.txt").write_text("Another.\n")
+    with pytest.raises(ValueError, match="stands in none of"):
+        check_evaluation(config)
 
 
 def test_a_fingerprint_follows_the_files(models: dict[str, str], tmp_path: Path) -> None:

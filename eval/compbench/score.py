@@ -19,12 +19,6 @@ from randcond.eval.compbench.similarity import CLIP_FILES, Clip, cosines, load_c
 from randcond.eval.compbench.spatial import FRAME, Box, object_name, spatial_score
 from randcond.eval.compbench.weights import TRANSFORMERS_FILES, fingerprint, model_folder
 
-# The safetensors of BLIP's folder stand in a pull request of the hub's converter, not in its main branch.
-BLIP = "Salesforce/blip-vqa-capfilt-large@refs/pr/7"
-CLIP = "timm/vit_base_patch32_clip_224.openai"
-DETECTOR = "google/owlv2-base-patch16-ensemble"
-SPACY = "en_core_web_sm"
-
 NEEDS = {  # category -> what scores it
     **{category: {"spacy", "blip"} for category in ATTRIBUTES},
     "spatial": {"spacy", "detector"},
@@ -49,10 +43,10 @@ class Scorer:
         cls,
         categories: Iterable[str],
         *,
-        blip: str = BLIP,
-        clip: str = CLIP,
-        detector: str = DETECTOR,
-        spacy: str = SPACY,
+        blip: str,
+        clip: str,
+        detector: str,
+        spacy: str,
         device: torch.device | str = "cpu",
         batch: int = 16,
     ) -> "Scorer":
