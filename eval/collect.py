@@ -50,7 +50,7 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
             rows.append(Row(name, paper=paper, notes=notes))
             continue
         config = configs[experiment]
-        facts: dict[str, Any] = {"weights": config.eval.weights}
+        facts: dict[str, Any] = {"weights": config.eval.weights if config.trains else "raw"}
         if config.trains:
             trained = _training(Path(config.paths.run) / "train.json")
             facts |= {"conditioning": config.conditioning.p, **trained}

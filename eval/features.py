@@ -4,24 +4,21 @@ In: images uint8 [n, 3, H, W] as the protocol gives them, and their captions. Ou
 Every extractor is a library's own network, in eval mode and fp32.
 """
 
-import hashlib
 import io
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import sha256
-from randcond.data.inputs import missing_input
 from randcond.eval.pictures import to_picture
+from randcond.eval.weights import fingerprint, first_line, read_tensors
 from randcond.launch.sections import Eval
 from randcond.model_zoo.teacher import folder_fingerprint
 
@@ -58,7 +55,7 @@ def _inception(ev: Eval, device: torch.device | str) -> Extractor:
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=held
         )
     except RuntimeError as error:
-        raise ValueError(f"eval.inception: {path}: not TF Inception v3's weights ({_first_line(error)})") from None
+        raise ValueError(f"eval.inception: {path}: not TF Inception v3's weights ({first_line(error)})") from None
     network.to(device)
 
     @torch.no_grad()
@@ -83,7 +80,7 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
         tokenize = open_clip.get_tokenizer(ev.clip)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         where = ev.clip if local else f"{ev.clip}, eval.clip_weights: {ev.clip_weights}"
-        raise ValueError(f"eval.clip: {where}: does not load ({_first_line(error)})") from None
+        raise ValueError(f"eval.clip: {where}: does not load ({first_line(error)})") from None
     model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -107,7 +104,7 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
     try:
         model = AutoModel.from_pretrained(ev.dino, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise ValueError(f"eval.dino: {ev.dino}: does not load ({_first_line(error)})") from None
+        raise ValueError(f"eval.dino: {ev.dino}: does not load ({first_line(error)})") from None
     model.to(device).eval().requires_grad_(False)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
 
@@ -118,7 +115,7 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
         return {"dino": model(pixels.permute(0, 3, 1, 2).to(device)).pooler_output.float().cpu()}
 
     folder = Path(ev.dino)
-    return Extractor(f"{ev.dino if not folder.is_dir() else 'dinov2 ' + _files_hash(folder)}", read)
+    return Extractor(f"{ev.dino if not folder.is_dir() else 'dinov2 ' + fingerprint(folder)}", read)
 
 
 def _judge(ev: Eval, device: torch.device | str) -> Extractor:
@@ -130,32 +127,3 @@ def _judge(ev: Eval, device: torch.device | str) -> Extractor:
         return {"judge_read": labels.float(), "judge_features": features}
 
     return Extractor(f"judge {folder_fingerprint(EMBEDDED_JUDGE)}", read)
-
-
-def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file and nothing else of it.
-
-    Raises ValueError naming the key of the configuration when the file is not there or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise ValueError(f"{key}: no weights at {path}{missing_input(str(path))}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)  # refuses whatever would run code
-    except Exception as error:  # whatever a damaged file makes of either reader
-        raise ValueError(f"{key}: {path}: weights that don't load ({_first_line(error)})") from None
-
-
-def _files_hash(folder: Path) -> str:
-    """Hash of a model folder's configuration and weights (16 hex digits)."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors"):
-            digest.update(f"{path.name}{sha256(path)}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    said: Any = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0] if said else ''}"[:300]

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -191,7 +191,8 @@ def _explain(kind: Any, problem: Any, where: str) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         section: Any = kind
         for part in problem["loc"][:-1]:
-            section = {field.name: field.type for field in dataclasses.fields(section)}[str(part)]
+            inner = get_args(section)[1] if get_origin(section) is dict else None
+            section = inner or {field.name: field.type for field in dataclasses.fields(section)}[str(part)]
         known = [field.name for field in dataclasses.fields(section)]
         return f"{where}: {key}: unknown key{_suggest(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":

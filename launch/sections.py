@@ -104,6 +104,9 @@ class Train:
     keep_checkpoints: int = 3  # the newest ones
     keep_every: int = 0  # steps whose multiples are kept for good; 0: none
     sample_every: int = 10_000  # steps between teacher-student sample grids; 0 turns them off
+    eval_every: int = 0  # steps between evaluations by the `eval:` section (supplement K: 25,000); 0 turns them off
+    eval_size: int | None = None  # captions of each split then; null: as many as eval.size
+    eval_weights: list[Literal["raw", "ema"]] = dataclasses.field(default_factory=lambda: ["raw", "ema"])
     skip_nonfinite: int = 0  # how many steps whose gradient is not finite are left out before one stops the run
     log_samples: bool = False  # which samples each step saw: samples/rank-NNNN.jsonl
     profile: list[int] = dataclasses.field(default_factory=list)  # [first, last] step of a torch profiler trace
@@ -225,6 +228,7 @@ class Config:
             "eval.size": self.eval.size,
             "eval.steps": self.eval.steps,
             "eval.batch": self.eval.batch,
+            "train.eval_size": self.train.eval_size,
             "eval.compbench.images": self.eval.compbench.images,
             "eval.compbench.batch": self.eval.compbench.batch,
             **({"cache.size": self.cache.size} if self.trains else {}),

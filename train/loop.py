@@ -14,6 +14,7 @@ from randcond.model_zoo.export import export_student, student_unet, unet_weights
 from randcond.train import checkpoint
 from randcond.train.build import flop_per_sample
 from randcond.train.card import model_card
+from randcond.train.evaluation import evaluate_at, make_up_for
 from randcond.train.heartbeat import Heartbeat
 from randcond.train.monitor import Monitor
 from randcond.train.preemption import Preemption, ignore_in_worker
@@ -54,6 +55,7 @@ def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> t
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
     seen = SampleLog(training.folder, engine.rank, train.log_samples)
     began, step, preempted = time.monotonic() - seconds, first, False
+    began += make_up_for(training, monitor, alive, first)
     with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as traced:
         while step < train.steps and not preempted:
             step += 1
@@ -81,6 +83,8 @@ def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> t
             if train.sample_every and step % train.sample_every == 0 and not preempted:
                 picture = draw_grid(config, training.teacher, engine, training.unet)
                 monitor.picture("teacher over student", picture, step)
+            if not preempted:
+                began += evaluate_at(training, monitor, alive, step)  # no part of the training's time
     monitor.close()
     seen.close()
     return step, time.monotonic() - began

@@ -161,6 +161,14 @@ class Monitor:
             shown["mfu"] = f"{record['mfu']:.1%}"
         self.bar.set_postfix(shown)
 
+    def scores(self, step: int, values: dict[str, float], spent: float) -> None:
+        """What an evaluation of this step found; the seconds it took are no part of the training's speed."""
+        self.began += spent
+        if self.chief and values:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+
     def picture(self, name: str, grid: Tensor, step: int) -> None:
         """A grid of images [3, H, W] in [0, 1] onto the board."""
         if self.chief:

@@ -117,7 +117,7 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
     resolved = to_dict(config)
     free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "sample_every"}
-    free |= {"skip_nonfinite", "log_samples", "profile"}
+    free |= {"skip_nonfinite", "log_samples", "profile", "eval_every", "eval_size", "eval_weights"}
     return {
         "student": resolved["student"],
         "conditioning": resolved["conditioning"],

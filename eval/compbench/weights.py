@@ -4,7 +4,6 @@ In: a folder, or `owner/name` or `owner/name@revision` on the hub. Out: a folder
 what transformers makes of it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from randcond.data.files import sha256
+from randcond.eval.weights import SUFFIXES, first_line
 from randcond.model_zoo.teacher import is_hub_id
 
-SUFFIXES = (".json", ".txt", ".safetensors")
 TRANSFORMERS_FILES = ("config.json", "model.safetensors")
 
 
@@ -61,20 +59,3 @@ def load_network(network: Any, processor: Any, folder: Path, families: Sequence[
         return model.eval().requires_grad_(False), processor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder}: does not load as {network.__name__} ({first_line(error)})") from None
-
-
-def fingerprint(folder: Path, whole: bool = False) -> str:
-    """sha256 over names and contents of a folder's configurations and weights (16 hex digits).
-
-    `whole`: of all its files, at any depth, as a spaCy pipeline needs it.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*") if whole else folder.glob("*")):
-        if path.is_file() and (whole or path.suffix in SUFFIXES):
-            digest.update(f"{path.relative_to(folder)}\n{sha256(path)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough to stand inside one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

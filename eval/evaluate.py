@@ -1,0 +1,134 @@
+"""One network's evaluation: its images drawn, what is read from them, its scores by split.
+
+In: a pipeline ready to draw, a task (prompts, protocol, extractors), statistics of real images. Out: OUT/chunk-*,
+OUT/plan.json (what images depend on) and OUT/scores.json (scores, and everything they depend on).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from randcond.data.files import read_json, write_json
+from randcond.data.ranks import cpu_threads, device, rank
+from randcond.eval.features import load_extractors
+from randcond.eval.generate import Task, generate, load_rows
+from randcond.eval.metrics import METRICS, find_metrics, warnings
+from randcond.eval.prompts import choose_prompts
+from randcond.eval.statistics import Reference, read_statistics
+from randcond.launch.config import Config
+from randcond.launch.logs import say_everywhere
+from randcond.launch.protocols import protocol_of
+from randcond.model_zoo.sampler import default_setting
+
+References = dict[tuple[str, str], Reference]  # (split, row) -> statistics of real images
+
+
+@dataclass(frozen=True)
+class System:
+    """A network that draws, in its pipeline."""
+
+    name: str  # for progress and logs
+    pipe: Any  # a diffusers pipeline with the protocol's sampler
+    network: str  # fingerprint of its weights
+    weights: str  # raw or ema
+    dtype: str
+    beat: Callable[[], object] = lambda: None  # called after every chunk
+
+
+def prepare(config: Config) -> Task:
+    """Prompts, protocol and extractors of an experiment; raises ValueError naming what of them is not there."""
+    wanted = sorted({extractor for m in find_metrics(config.eval.metrics).values() for extractor in m.needs.values()})
+    extractors = load_extractors(wanted, config.eval, device())
+    return Task(choose_prompts(config), protocol_of(config.eval), config.eval, extractors)
+
+
+def references(config: Config, task: Task) -> References:
+    """The statistics of real images that the metrics compare with, by split; raises ValueError naming what is wrong."""
+    found: References = {}
+    for metric in find_metrics(config.eval.metrics).values():
+        if metric.compares is None:
+            continue
+        assert config.eval.statistics is not None  # checked before anything is loaded
+        for split in task.prompts.splits:
+            extractor = task.extractors[metric.needs[metric.compares]].identity
+            known = (config.eval.statistics, split, metric.compares, extractor, task.protocol.size)
+            found[split, metric.compares] = read_statistics(*known)
+    return found
+
+
+def evaluate(system: System, task: Task, real: References, out: Path) -> None:
+    """Draws what `out` lacks, and scores it; the last is the first rank's."""
+    made_of = draw(system, task, out, f"drawing ({system.name})")
+    compared = {f"{split} {row}": reference.identity for (split, row), reference in real.items()}
+    facts = {"protocol": {**made_of, "statistics": compared}, "metrics": task.ev.metrics}
+    path = out / "scores.json"
+    if rank() != 0 or (path.is_file() and facts.items() <= read_json(path).items()):
+        return
+    scores = score(task, real, out)
+    write_json(path, {**facts, **scores})
+    say_everywhere(f"eval: {system.name}: {headline(task.ev.metrics, scores['splits'])}")
+
+
+def draw(system: System, task: Task, out: Path, what: str) -> dict[str, Any]:
+    """Draws what `out` lacks; everything that the images depend on."""
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    own = {
+        key: default_setting(system.pipe, name) for key, name in names.items() if getattr(task.protocol, key) is None
+    }
+    task = replace(task, protocol=replace(task.protocol, **own))
+    made_of = protocol_facts(system, task)
+    generate(task, system.pipe, out, made_of, what, system.beat)
+    return made_of
+
+
+def protocol_facts(system: System, task: Task) -> dict[str, Any]:
+    """Everything that images and their features depend on."""
+    ev, protocol, prompts = task.ev, task.protocol, task.prompts
+    return {
+        "network": system.network,
+        "weights": system.weights,
+        "protocol": protocol.name,
+        "images": protocol.images,
+        "sampler": protocol.sampler,
+        "steps": protocol.steps,
+        "guidance": protocol.guidance,
+        "resolution": ev.resolution,
+        "prompts_sha256": prompts.sha256,
+        "splits": {split: len(ids) for split, ids in prompts.splits.items()},
+        "seed": ev.seed,
+        "batch": ev.batch,
+        "dtype": system.dtype,
+        "threads": cpu_threads(),
+        "extractors": {name: extractor.identity for name, extractor in task.extractors.items()},
+        "saved": ev.save,
+        "shown": ev.shown,
+    }
+
+
+def score(task: Task, real: References, out: Path) -> dict[str, Any]:
+    """Scores by split, and what must be known to read them, of an evaluation whose chunks are all there."""
+    metrics = find_metrics(task.ev.metrics)
+    captions = task.prompts.captions
+    splits: dict[str, dict[str, Any]] = {split: {"images": len(ids)} for split, ids in task.prompts.splits.items()}
+    notes: dict[str, list[str]] = {}
+    for row_names in sorted({tuple(sorted(metric.needs)) for metric in metrics.values()}):  # each read once
+        rows = {row: load_rows(out, len(captions), task.ev.batch, row) for row in row_names}
+        for split, ids in task.prompts.splits.items():
+            part = {row: values[ids] for row, values in rows.items()}
+            said = [captions[number] for number in ids]
+            for metric in metrics.values():
+                if tuple(sorted(metric.needs)) == row_names:
+                    compared = real.get((split, metric.compares)) if metric.compares else None
+                    splits[split] |= metric.score(part, said, compared)
+    for split, ids in task.prompts.splits.items():
+        first = next((reference for key, reference in real.items() if key[0] == split), None)
+        if found := warnings(task.ev.metrics, len(ids), first):
+            notes[split] = found
+    return {"splits": splits, "notes": notes}
+
+
+def headline(metrics: list[str], splits: dict[str, dict[str, Any]]) -> str:
+    """The scores of an evaluation in a line."""
+    names = [best for name in metrics if (best := METRICS[name].best)]
+    return "; ".join(f"{split} {', '.join(f'{n} {v[n]:.4g}' for n in names)}" for split, v in splits.items())

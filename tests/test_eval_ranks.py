@@ -1,0 +1,121 @@
+"""Evaluation on several ranks, killed and started again: the same images, the same scores, none made twice."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, randcond
+from tests.interruptions import ranks, wait_for
+from tests.runs import metrics, same_bits
+
+SYSTEM = """
+base: digits
+cache: {exclude: [three]}
+eval: {of: [teacher], size: 13, batch: 4, steps: 4, save: files}
+paths: {reference: out}
+"""
+
+
+def system(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "system.yaml").write_text(SYSTEM)
+    return folder
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Every artefact of an evaluation, by name."""
+    out = folder / "out"
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.suffix in (".safetensors", ".png", ".json")
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluated by one rank."""
+    folder = system(tmp_path_factory.mktemp("alone"))
+    randcond(folder, "run", "eval", "system.yaml", "--gpus", "1")
+    return folder
+
+
+def test_two_ranks_make_the_same_bytes_and_scores(alone: Path, tmp_path: Path) -> None:
+    """26 captions in chunks of 4: an uneven split."""
+    randcond(system(tmp_path), "run", "eval", "system.yaml", "--gpus", "2")
+    assert len(held(tmp_path)) == 26 + 7 + 2 and held(tmp_path) == held(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prompts", "gpus"), [(13, 2), (13, 3), (2, 3)])
+def test_a_prime_number_of_prompts_and_more_ranks_than_prompts(tmp_path: Path, prompts: int, gpus: int) -> None:
+    words = ["cache.exclude=[]", f"eval.size={prompts}", "eval.batch=1"]
+    randcond(system(tmp_path / "many"), "run", "eval", "system.yaml", "--gpus", str(gpus), *words)
+    randcond(system(tmp_path / "one"), "run", "eval", "system.yaml", "--gpus", "1", *words)
+    assert held(tmp_path / "many") == held(tmp_path / "one")
+    scores = json.loads((tmp_path / "many/out/scores.json").read_text())
+    assert scores["splits"]["all"]["images"] == prompts
+    assert len(list((tmp_path / "many/out/images").iterdir())) == prompts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_a_random_moment(alone: Path, tmp_path: Path, seed: int) -> None:
+    folder, chance = system(tmp_path), random.Random(seed)
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "eval", "system.yaml", "--gpus", "2"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    made = chance.randrange(0, 6)
+    wait_for(
+        lambda: (folder / "out/plan.json").is_file() and len(list((folder / "out").glob("chunk-*"))) >= made, process
+    )
+    victims = ranks(process)
+    for victim in victims if chance.random() < 0.5 else [chance.choice(victims)]:
+        victim.send_signal(signal.SIGKILL)
+    process.wait(90)
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("chunk-*")}
+    print(f"\nseed {seed}: killed after {made} chunks, {len(before)} there")
+    randcond(folder, "run", "eval", "system.yaml", "--gpus", "2")
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("chunk-*")}
+    assert {name: after[name] for name in before} == before  # none made twice
+    assert held(folder) == held(alone)
+
+
+def test_evaluation_during_training(world: Path) -> None:
+    """Raw and EMA weights on two ranks; the training ends with the same bits; a cut-off evaluation is made up for."""
+    words = [*TINY, "train.eval_every=4", "train.eval_size=4", "train.sample_every=0", "paths.run=runs/watched"]
+    randcond(world, "run", "train", "demo-with", *words)
+    run = world / "runs/watched"
+    assert same_bits(run, world / "runs/demo/with")
+    logged = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
+    assert list(logged) == [4, 8, 12]
+    for step, line in logged.items():
+        for kind in ("raw", "ema"):
+            scored = json.loads((run / f"evaluations/step-{step:06d}/{kind}/scores.json").read_text())
+            assert scored["splits"]["unseen"]["images"] == 4 and scored["protocol"]["weights"] == kind
+            assert line[f"eval/{kind}/unseen/frechet_judge"] == scored["splits"]["unseen"]["frechet_judge"]
+    best = json.loads((run / "best.json").read_text())
+    values = [line[f"eval/{kind}/all/digit_accuracy"] for line in logged.values() for kind in ("raw", "ema")]
+    assert best["value"] == max(values) and (run / best["folder"] / "model_index.json").is_file()
+    assert any((run / "tensorboard").iterdir())
+    # As if killed in the last evaluation: its values are not there.
+    lines = [
+        line for line in (run / "metrics.jsonl").read_text().splitlines() if not line.startswith('{"step": 8, "eval')
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run / "evaluations/step-000008/ema/scores.json").unlink()
+    for path in (run / "checkpoints").glob("step-*12"):
+        path.rename(run / "later")
+    (run / "train.json").unlink()
+    randcond(world, "run", "train", "demo-with", *words)
+    assert same_bits(run, world / "runs/demo/with")
+    again = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
+    assert again == logged
+    randcond(world, "run", "eval", "demo-with", *TINY, "paths.run=runs/watched")
+    randcond(world, "report", "demo-with", *TINY, "paths.run=runs/watched")
+    page = (run / "report.html").read_text()
+    assert "all/digit_accuracy while training" in page and "demo-with (ema)" in page

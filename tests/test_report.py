@@ -1,0 +1,141 @@
+"""The report: the paper's figures beside ours, differences, notes, quoted rows; a page that loads nothing."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from randcond.eval.collect import Row, by_split
+from randcond.eval.curves import draw_curves
+from randcond.eval.report import load_report, report, write_report
+from randcond.eval.run import run
+from randcond.eval.table import as_markdown, as_text, table
+from randcond.launch import config as configuration
+from randcond.launch.config import load_config, load_table
+
+TABLE = """
+title: A table of two
+claim: Said of it.
+takes: seconds
+report: REPORT
+teacher: {digit_accuracy: 0.9}
+arms:
+  ours: {experiment: one, paper: {digit_accuracy: [0.5, 0.75], seen: {digit_accuracy: 0.4}}}
+  other: two
+  literature: {paper: {all: {digit_accuracy: 0.1}}, note: quoted from somewhere}
+"""
+SYSTEM = """
+base: digits
+cache: {{exclude: [three]}}
+eval: {{of: [teacher], size: 3, batch: 4, steps: 2, seed: {seed}}}
+paths: {{reference: {folder}}}
+"""
+
+
+class Loads(HTMLParser):
+    """What a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action") and value:
+                self.found += [value] if not value.startswith(("data:", "#")) else []
+        if tag in ("script", "link", "iframe", "object"):
+            self.found.append(tag)
+
+
+def loads(page: str) -> list[str]:
+    parser = Loads()
+    parser.feed(page)
+    return parser.found + [part for part in page.split("url(")[1:] if not part.startswith(("#", "data:"))]
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of experiments and tables of its own, both evaluated."""
+    experiments = tmp_path / "experiments"
+    shutil.copytree(configuration.EXPERIMENTS / "base", experiments / "base")
+    for name, seed in (("one", 1), ("two", 2)):
+        (experiments / f"{name}.yaml").write_text(SYSTEM.format(seed=seed, folder=tmp_path / name))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "both.yaml").write_text(TABLE.replace("REPORT", str(tmp_path / "report")))
+    monkeypatch.setattr(configuration, "EXPERIMENTS", experiments)
+    monkeypatch.setattr(configuration, "TABLES", tmp_path / "tables")
+    return tmp_path
+
+
+def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"no scores at .*one/scores.json: run `randcond run eval one` first"):
+        load_report(["both"], [])
+    for name in ("one", "two"):
+        run(load_config(name))
+    report("both")
+    ours = json.loads((tables / "one" / "scores.json").read_text())["splits"]
+    text = (tables / "report" / "report.md").read_text()
+    header, _, first, second, third = [line for line in text.splitlines() if line.startswith("|")]
+    assert "digit right, seen | paper | Δ" in header and "digit right, all" not in header
+    mine = ours["seen"]["digit_accuracy"]
+    assert f"| {mine:.1%} | 40.0% | {mine - 0.4:+.1%} |" in first
+    assert second.startswith("| other | raw |") and third.startswith("| literature |")
+    assert "**literature**: quoted from somewhere" in text
+    assert "**other**: scored otherwise than ours: prompts_sha256, seed" in text
+    page = (tables / "report" / "report.html").read_text()
+    assert loads(page) == [] and page.count("data:image/png;base64,") == 1
+    for said in ("How each row was made", "randcond run all one", "prompts_sha256", "guidance: 3.0"):
+        assert said in page
+    held = json.loads((tables / "report" / "report.json").read_text())["arms"]
+    assert held["ours"]["paper"] == {"seen": {"digit_accuracy": 0.4}, "all": {"digit_accuracy": [0.5, 0.75]}}
+    assert "A table of two" in capsys.readouterr().out
+
+
+def test_experiments_side_by_side(tables: Path) -> None:
+    for name in ("one", "two"):
+        run(load_config(name))
+    with pytest.raises(ValueError, match="--out FOLDER"):
+        load_report(["one", "two"], [])
+    with pytest.raises(ValueError, match="both is a table"):
+        load_report(["one", "both"], [])
+    write_report(load_report(["one", "two"], [], str(tables / "side")))
+    assert "| one |" in (tables / "side" / "report.md").read_text()
+    with pytest.raises(ValueError, match="the evaluation of one was made otherwise: steps is 2, wanted 3"):
+        load_report(["one"], ["eval.steps=3"])
+
+
+def test_two_figures_of_one_configuration_are_both_printed() -> None:
+    rows = [
+        Row("teacher", {"all": {"fid": 13.0, "is": 36.5}}, by_split({"fid": 13.05, "is": 36.76})),
+        Row("B-Base", {"all": {"fid": 15.0, "is": 36.0}}, by_split({"fid": [15.76, 14.47], "is": [36.03, 36.5]})),
+        Row("quoted", paper=by_split({"fid": 12.0})),
+    ]
+    lines = table(rows)
+    assert lines[0] == ["", "FID↓", "paper", "Δ", "IS↑", "paper", "Δ"]
+    assert lines[1] == ["teacher", "13.00", "13.05", "-0.05", "36.50", "36.76", "-0.26"]
+    assert lines[2][:4] == ["B-Base", "15.00", "15.76 / 14.47", "-0.76 / +0.53"]
+    assert lines[3] == ["quoted", "", "12.00", "", "", "", ""]
+    assert as_markdown(lines).splitlines()[1] == "| --- | --- | --- | --- | --- | --- | --- |"
+    assert len({len(line) for line in as_text(lines).splitlines()}) == 1
+
+
+def test_wrong_keys_of_a_table_are_named(tables: Path) -> None:
+    path = tables / "tables" / "both.yaml"
+    text = path.read_text()
+    for wrong, said in (
+        (text.replace("claim:", "clam:"), "clam: unknown key; did you mean 'claim'?"),
+        (text.replace("note:", "nota:"), "arms.literature.nota: unknown key; did you mean 'note'?"),
+        (text.replace("title: A table of two\n", ""), "title: is missing"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+            load_table("both")
+
+
+def test_curves_are_the_same_bytes_and_load_nothing() -> None:
+    lines = {"one": [(1, 2.0), (2, 1.0)], "two": [(1, 2.5), (2, 1.5)]}
+    drawn = draw_curves("loss", lines, log=True)
+    assert drawn == draw_curves("loss", lines, log=True)
+    assert drawn.startswith("<svg") and loads(drawn) == []

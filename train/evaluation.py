@@ -1,0 +1,143 @@
+"""Evaluation during training: raw and EMA weights on all ranks, every `train.eval_every` steps, best so far kept.
+
+In: a training at some step. Out: RUN/evaluations/step-NNNNNN/{raw,ema}/ (the U-Net that drew, chunks, scores), values
+for TensorBoard and metrics.jsonl, RUN/best.json and RUN/best/ (students in diffusers format). Nothing is deleted.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from randcond.data.files import read_json, remove, write_json, written_whole
+from randcond.eval.evaluate import References, System, evaluate, prepare, references
+from randcond.eval.generate import Task
+from randcond.eval.metrics import METRICS
+from randcond.eval.prompts import ALL, first_prompts
+from randcond.eval.weights import fingerprint
+from randcond.launch.config import Config
+from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
+from randcond.model_zoo.teacher import DTYPES
+from randcond.train.card import model_card
+from randcond.train.heartbeat import Heartbeat
+from randcond.train.monitor import Monitor
+from randcond.train.setup import Training
+
+
+def evaluate_at(training: Training, monitor: Monitor, alive: Heartbeat, step: int) -> float:
+    """Evaluates where `train.eval_every` says so; the seconds it took. Every rank must call it."""
+    every, began = training.config.train.eval_every, time.monotonic()
+    if not (every and step and step % every == 0):
+        return 0.0
+    values = evaluate_now(training, step, lambda: alive.at(step, "evaluating"))
+    spent = time.monotonic() - began
+    monitor.scores(step, values, spent)
+    return spent
+
+
+def make_up_for(training: Training, monitor: Monitor, alive: Heartbeat, first: int) -> float:
+    """The evaluation of the step that a run goes on from, where it was cut off: its values were not logged."""
+    path = training.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    logged = any(line["step"] == first and any(name.startswith("eval/") for name in line) for line in lines)
+    return 0.0 if logged else evaluate_at(training, monitor, alive, first)
+
+
+def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> dict[str, float]:
+    """Evaluates the weights as they are; eval/WEIGHTS/SPLIT/SCORE -> value, on the first rank, else empty.
+
+    Every rank must call it: weights are gathered, images shared out. `beat` says that this rank lives.
+    """
+    config, engine = training.config, training.engine
+    task = prepare(config)
+    task = replace(task, prompts=first_prompts(task.prompts, config.train.eval_size))
+    real = references(config, task)
+    values: dict[str, float] = {}
+    for kind in config.train.eval_weights:
+        out = _folder(config, step) / kind
+        gathered = engine.gather("weights" if kind == "raw" else kind)
+        if engine.rank == 0:
+            _write_unet(training, unet_weights(gathered), out)
+        engine.barrier()
+        beat()
+        _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
+        if engine.rank == 0:
+            splits = read_json(out / "scores.json")["splits"]
+            found = {f"{s}/{name}": v for s, part in splits.items() for name, v in part.items() if _is_number(v)}
+            values |= {f"eval/{kind}/{name}": value for name, value in found.items()}
+            _keep_best(training, unet_weights(gathered), kind, step, splits, sorted(values))
+        engine.barrier()
+        beat()
+    return values
+
+
+def _folder(config: Config, step: int) -> Path:
+    return Path(config.paths.run) / "evaluations" / f"step-{step:06d}"
+
+
+def _write_unet(training: Training, weights: dict[str, Tensor], out: Path) -> None:
+    """The U-Net that draws, in the evaluation's own type; an evaluation of other weights there is set aside."""
+    unet = student_unet(training.unet, weights, DTYPES[training.config.teacher.dtype])
+    aside = out.with_name(f".{out.name}.new")
+    with written_whole(aside / "unet") as folder:
+        unet.save_pretrained(folder, safe_serialization=True)
+    if out.exists() and fingerprint(out / "unet") != fingerprint(aside / "unet"):
+        number = sum(1 for _ in out.parent.glob(f"{out.name}-before-*"))
+        out.rename(out.with_name(f"{out.name}-before-{number}"))
+    if out.exists():
+        remove(aside)
+    else:
+        aside.rename(out)
+
+
+def _draw_and_score(
+    training: Training,
+    task: Task,
+    real: References,
+    out: Path,
+    name: str,
+    kind: str,
+    beat: Callable[[], object],
+) -> None:
+    config, teacher = training.config, training.teacher
+    unet = load_unet(out / "unet", teacher.dtype).to(teacher.device)
+    pipe = teacher.pipeline(task.protocol.sampler, unet)
+    system = System(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat)
+    with torch.compiler.set_stance("force_eager"):  # another batch size would have compiled blocks compiled again
+        evaluate(system, task, real, out)
+
+
+def _keep_best(
+    training: Training,
+    weights: dict[str, Tensor],
+    kind: str,
+    step: int,
+    splits: dict[str, dict[str, Any]],
+    logged: list[str],
+) -> None:
+    """Exports the student when the first metric says that it is the best so far; notes it in best.json."""
+    config, run = training.config, training.folder
+    metric = METRICS[config.eval.metrics[0]]
+    path = run / "best.json"
+    before = read_json(path) if path.is_file() else None
+    assert metric.best is not None
+    value = splits[ALL][metric.best]
+    note = {"score": metric.best, "split": ALL, "logged": sorted({*logged, *(before or {}).get("logged", [])})}
+    if before and not (value < before["value"] if metric.lower else value > before["value"]):
+        write_json(path, {**before, "logged": note["logged"]})
+        return
+    folder = run / "best" / f"step-{step:06d}-{kind}"
+    trained = student_unet(training.unet, weights, torch.float32)
+    with written_whole(folder) as aside:
+        export_student(aside, trained, training.teacher.folder, model_card(config, kind))
+    write_json(path, {**note, "value": value, "step": step, "weights": kind, "folder": str(folder.relative_to(run))})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
