@@ -19,7 +19,7 @@ from webdataset import TarWriter
 
 from randcond.data.files import check_same, read_json, write_json, written_whole
 from randcond.data.lock import claim_each
-from randcond.data.ranks import rank
+from randcond.data.ranks import rank, world_size
 from randcond.eval.features import Extractor, Rows
 from randcond.eval.pictures import scored_images
 from randcond.eval.prompts import Prompts
@@ -70,6 +70,7 @@ def generate(
         write_json(out / "plan.json", made_of)
     chunks = chunk_paths(out, count, batch)
     done = sum(map(Path.is_file, chunks))
+    mine = 0
     silent = rank() != 0 or done == len(chunks)
     bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
     for number in claim_each(chunks, Path.is_file):
@@ -77,9 +78,12 @@ def generate(
         rows = _draw(task, pipe, ids, out, number)
         with written_whole(chunks[number]) as aside:
             save_file({name: values.contiguous() for name, values in rows.items()}, aside)
+        mine += 1
         beat()
         bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # every rank's chunks count
     bar.close()
+    if mine and world_size() > 1:
+        print(f"{what}: rank {rank()} drew {mine} of {len(chunks)} batches", flush=True)
 
 
 def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int], out: Path, number: int) -> Rows:

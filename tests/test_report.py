@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from randcond.eval.__main__ import evaluate
 from randcond.eval.collect import Row, by_split
 from randcond.eval.curves import draw_curves
 from randcond.eval.report import load_report, report, write_report
-from randcond.eval.run import run
 from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch import config as configuration
 from randcond.launch.config import load_config, load_table
@@ -73,7 +73,7 @@ def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFix
     with pytest.raises(ValueError, match=r"no scores at .*one/scores.json: run `randcond run eval one` first"):
         load_report(["both"], [])
     for name in ("one", "two"):
-        run(load_config(name))
+        evaluate(load_config(name))
     report("both")
     ours = json.loads((tables / "one" / "scores.json").read_text())["splits"]
     text = (tables / "report" / "report.md").read_text()
@@ -95,7 +95,7 @@ def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFix
 
 def test_experiments_side_by_side(tables: Path) -> None:
     for name in ("one", "two"):
-        run(load_config(name))
+        evaluate(load_config(name))
     with pytest.raises(ValueError, match="--out FOLDER"):
         load_report(["one", "two"], [])
     with pytest.raises(ValueError, match="both is a table"):

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -138,3 +139,35 @@ def test_a_host_that_does_not_answer_is_named_before_anything_starts(hosts: TwoH
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "no answer to `ssh HOST true` from host-c" in done.stderr
+
+
+def test_one_command_evaluates_on_both_hosts_and_gives_one_row(
+    hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher as it is, 26 captions in chunks of 2; then the same by one host."""
+    (folder / "system.yaml").write_text(
+        "base: digits\n"
+        "cache: {exclude: [three]}\n"
+        "eval: {of: [teacher], size: 13, batch: 2, steps: 4}\n"
+        "engine: {processes: 1}\n"
+        "paths: {reference: runs/by-two}\n"
+    )
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LINK}
+    command = [*hosts.on(NAMES[0]), *RANDCOND, "launch", "eval", "system.yaml", "--hostfile", "hosts"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = [*RANDCOND, "run", "eval", "system.yaml", "--gpus", "1", "paths.reference=runs/by-one"]
+    assert subprocess.run(alone, cwd=folder, capture_output=True, timeout=300).returncode == 0
+    for path in sorted((folder / "runs/by-one").glob("*.*")):
+        if path.suffix in (".safetensors", ".json"):
+            assert path.read_bytes() == (folder / "runs/by-two" / path.name).read_bytes(), path.name
+    logs = [(folder / f"runs/by-two/logs/eval-rank-{rank:04d}.log").read_text() for rank in range(2)]
+    shares = [int(re.search(rf"rank {rank} drew (\d+) of 13 batches", log)[1]) for rank, log in enumerate(logs)]
+    assert sum(shares) == 13
+    said = subprocess.run(
+        [*RANDCOND, "report", "system.yaml", "paths.reference=runs/by-two"], cwd=folder, capture_output=True, text=True
+    )
+    with capsys.disabled():
+        print(f"\nbatches by host: {shares}\n{said.stdout}")
+    rows = [line for line in (folder / "runs/by-two/report.md").read_text().splitlines() if line.startswith("| system")]
+    assert len(rows) == 1
