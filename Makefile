@@ -12,7 +12,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench bench-data tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench bench-data bench-eval tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -70,6 +70,9 @@ bench: $(READY) ## speed of the training step against a bare loop, side by side
 bench-data: $(READY) ## 20M captions beside a pandas column, the stream beside a file per latent
 	$(BIN)/python -m tests.bench.pool $(ARGS)
 	$(BIN)/python -m tests.bench.loader
+
+bench-eval: $(READY) ## what scoring adds to drawing, one pass beside tool after tool, memory over 10,000 images
+	$(BIN)/python -m tests.bench.evaluation $(ARGS)
 
 tensorboard: $(READY) ## watch the runs
 	$(BIN)/tensorboard --logdir runs

@@ -35,7 +35,7 @@ def draw_sheet(
             pen.multiline_text(place, "\n".join(textwrap.wrap(arm, 12)), "black", font)
         for column, number in enumerate(ids):
             left = MARGIN + column * (tile + GAP)
-            for line, words in enumerate(textwrap.wrap(captions[number], tile // 6 + 1)[:LINES]):
+            for line, words in enumerate(textwrap.wrap(captions[number], tile // 6)[:LINES]):
                 pen.text((left, top + 8 + LINE * line), words, "#666", small)
             for row, images in enumerate(arms.values()):
                 picture = to_picture(images[number]).resize((tile, tile), Image.Resampling.BICUBIC)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 Line = list[tuple[int, float]]  # (step, value)
 
@@ -25,6 +26,8 @@ def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False) -> str
     axes.grid(alpha=0.3)
     if log:
         axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.legend(fontsize=9, frameon=False)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})

@@ -24,6 +24,7 @@ from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch.config import Config, load_arms, load_config, load_table, table_names
 
 GRID_COLUMNS = 12
+UNSAID = ("network", "splits", "saved", "shown")  # of a protocol, in its one line
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def drawn_instead(rows: list[Row], words: list[str]) -> list[str]:
 
 def protocol_line(row: Row) -> str:
     """Everything a score depends on, in a line."""
-    return ", ".join(f"{key} {value}" for key, value in row.protocol.items() if key not in ("network", "splits"))
+    said = {key: value for key, value in row.protocol.items() if key not in UNSAID and value not in (None, {})}
+    return ", ".join(f"{key} {value}" for key, value in said.items())
 
 
 def write_report(report: Report) -> None:

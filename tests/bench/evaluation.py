@@ -1,0 +1,179 @@
+"""`make bench-eval`: what scoring adds to drawing, one pass beside tool after tool, memory over many images.
+
+Ratios in one run, on the embedded teacher; networks of the published architectures with random weights.
+`--images N` for the first two, `--many N` for the memory.
+"""
+
+import csv
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import open_clip
+import psutil
+import torch
+from PIL import Image
+from pytorch_fid import fid_score
+from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
+
+from randcond.eval.evaluate import System, draw, prepare, references, score
+from randcond.eval.generate import Task
+from randcond.eval.pictures import to_picture
+from randcond.eval.real_images import statistics_of_folder
+from randcond.launch.config import Config, load_config, resolve_path
+from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
+from randcond.model_zoo.systems import load_system
+from tests.networks import clip_folder, digit_images, inception_weights, save_pictures
+
+SYSTEM = "base: digits\neval: {of: [teacher], batch: 32}\npaths: {reference: OUT}\n"
+
+
+def configured(folder: Path, *words: str) -> Config:
+    path = folder / "system.yaml"
+    path.write_text(SYSTEM.replace("OUT", str(folder / "out")))
+    return load_config(str(path), words)
+
+
+def captions(folder: Path, count: int) -> str:
+    """A list of so many captions, each with an image's name: captions may repeat."""
+    known = (resolve_path("package:data/digits/captions.txt")).read_text().splitlines()
+    path = folder / f"list-{count}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file_name", "caption"))
+        writer.writerows((f"{number:06d}.png", known[number % len(known)]) for number in range(count))
+    return f"eval.captions=[{path}]"
+
+
+def loaded(config: Config) -> System:
+    pipe = load_system(resolve_path(config.teacher.path), "fp32", "cpu", "ddim")
+    return System("teacher", pipe, "", "raw", "fp32")
+
+
+def scoring_share(folder: Path, images: int, rounds: int) -> None:
+    """Drawing with the digits' scores beside drawing alone, interleaved."""
+    config = configured(folder, "eval.size=null", captions(folder, images))
+    system, task = loaded(config), prepare(config)
+    bare, ratios = replace(task, extractors={}), []
+    for number in range(rounds):
+        seconds = []
+        for name, each in (("with", task), ("bare", bare)):
+            began = time.perf_counter()
+            draw(system, each, folder / f"{name}-{number}", "drawing")
+            if each is task:
+                score(task, {}, folder / f"{name}-{number}")
+            seconds.append(time.perf_counter() - began)
+        ratios.append(seconds[0] / seconds[1] - 1)
+    spread = f"median of {rounds}, {min(ratios):.1%} to {max(ratios):.1%}"
+    print(f"scoring   adds {np.median(ratios):.1%} to drawing {images} images ({spread})", flush=True)
+
+
+def one_pass(folder: Path, images: int) -> None:
+    """FID, IS and CLIP in the pass that draws; files on a disk, then pytorch-fid, fidelity and open_clip on them."""
+    weights = inception_weights(folder / "inception.pth", digit_images(16))
+    real = save_pictures(folder / "real", digit_images(images, 64, seed=3))
+    words = [f"inception={weights}", f"clip=local-dir:{clip_folder(folder / 'clip')}", "metrics=[fid,is,clip]"]
+    words += [
+        "protocol=sdxl",
+        "sampler=ddim",
+        "steps=10",
+        "guidance=3.0",
+        "size=null",
+        f"statistics={folder / 'real-256'}",
+    ]
+    config = configured(folder, captions(folder, images), *[f"eval.{word}" for word in words])
+    statistics_of_folder(real, folder / "real-256", config.eval, None, 256, jpeg=True)
+    system = loaded(config)
+
+    began = time.perf_counter()
+    task = prepare(config)
+    draw(system, task, folder / "one-pass", "one pass")
+    ours = score(task, references(config, task), folder / "one-pass")["splits"]["all"]
+    spent = time.perf_counter() - began
+
+    began = time.perf_counter()
+    drawn = drawn_to_files(system, task, folder / "files")
+    drawing = time.perf_counter() - began
+    cached = folder / "torch" / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights.read_bytes())
+    torch.hub.set_dir(str(folder / "torch" / "hub"))
+    model = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+    mean, covariance = fid_score.compute_statistics_of_path(str(drawn), model, 32, 2048, "cpu", 0)
+    with np.load(folder / "real-256" / "all.npz") as real_moments:
+        fid = fid_score.calculate_frechet_distance(mean, covariance, real_moments["mu"], real_moments["sigma"])
+    fidelity = [sys.executable, "-m", "torch_fidelity.fidelity", "--isc", "--input1", str(drawn), "--cpu", "--silent"]
+    fidelity += ["--batch-size", "32", "--no-cache", "--feature-extractor-weights-path", str(weights)]
+    subprocess.run(fidelity, check=True, capture_output=True)
+    clip = clip_of_files(config.eval.clip, drawn, task.prompts.captions)
+    tools = time.perf_counter() - began
+    took = f"{spent:.0f} s; to files ({drawing:.0f} s) and tool after tool {tools:.0f} s; ratio {tools / spent:.2f}"
+    print(f"one pass  {took}")
+    fids, clips = f"{ours['fid']:.1f} and {fid:.1f} (they resize otherwise)", f"{ours['clip']:.6f} and {clip:.6f}"
+    print(f"          FID {fids}, CLIP {clips}")
+
+
+def drawn_to_files(system: System, task: Task, folder: Path) -> Path:
+    """The protocol on a disk: JPEG, resize, JPEG."""
+    (folder / "drawn").mkdir(parents=True)
+    (folder / "256").mkdir()
+    ev, protocol, texts = task.ev, task.protocol, task.prompts.captions
+    for start in range(0, len(texts), ev.batch):
+        ids = range(start, min(start + ev.batch, len(texts)))
+        seeds = [caption_seed(ev.seed, number) for number in ids]
+        said = [texts[number] for number in ids]
+        latents = draw_latents(system.pipe, said, seeds, protocol.steps, protocol.guidance, ev.batch)
+        for number, image in zip(ids, to_bytes(decode(system.pipe, latents)), strict=True):
+            to_picture(image).save(folder / "drawn" / f"{number:06d}.jpg")
+    for path in sorted((folder / "drawn").iterdir()):
+        Image.open(path).resize((256, 256)).save(folder / "256" / path.name)
+    return folder / "256"
+
+
+def clip_of_files(name: str, folder: Path, texts: list[str]) -> float:
+    """The usual script: one image after the other from the disk."""
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    tokenize, found = open_clip.get_tokenizer(name), []
+    with torch.no_grad():
+        for path, text in zip(sorted(folder.iterdir()), texts, strict=True):
+            seen = model.encode_image(preprocess(Image.open(path))[None], normalize=True)
+            found.append((seen * model.encode_text(tokenize([text]), normalize=True)).sum().item())
+    return float(np.mean(found))
+
+
+def memory(folder: Path, images: int) -> None:
+    """Resident memory while so many images are drawn, read and scored."""
+    config = configured(folder, captions(folder, images), "eval.size=null", "eval.steps=2", "eval.guidance=1.0")
+    seen: list[float] = []
+    mine = psutil.Process()
+    system = replace(loaded(config), beat=lambda: seen.append(mine.memory_info().rss / 1e6))
+    task = prepare(config)
+    draw(system, task, folder / "many", "many images")
+    tenth = max(1, len(seen) // 10)
+    marks = " ".join(f"{max(seen[start : start + tenth]):.0f}" for start in range(0, len(seen), tenth))
+    score(task, {}, folder / "many")
+    after = mine.memory_info().rss / 1e6
+    said = f"MB while {images:,} images were drawn, by tenths: {marks}; after scoring {after:.0f}"
+    print(f"memory    {said}", flush=True)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--many", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # as the embedded world's ranks; two would wait for each other beside other work
+    with TemporaryDirectory() as folder:
+        scoring_share(Path(folder), asked.images, asked.rounds)
+        memory(Path(folder), asked.many)
+        one_pass(Path(folder), asked.images)
+
+
+if __name__ == "__main__":
+    main()
