@@ -34,7 +34,7 @@ class Input:
     licence: str
     pattern: str = ""  # of the files that are taken from such a page
     unpack: bool = False
-    sha256: dict[str, str] = field(default_factory=dict)  # by file name, where it is known beforehand
+    sha256: dict[str, str] = field(default_factory=dict)  # by file name, its beginning or all, where it is known
 
 
 def known_inputs() -> dict[str, Input]:
@@ -97,7 +97,7 @@ def _fetch(entry: Input, folder: Path, source: str) -> None:
             with tqdm(total=_size(address), initial=start, desc=name, unit="B", unit_scale=True) as bar:
                 bring(address, target, wanted, bar.update)
         facts = {"from": address, "bytes": target.stat().st_size, "sha256": sha256(target), "as": lasting.name}
-        if wanted and facts["sha256"] != wanted:
+        if wanted and not facts["sha256"].startswith(wanted):
             raise ValueError(f"{target}: does not have the checksum {wanted[:16]}...; remove it and fetch it again")
         if entry.unpack:
             _unpack(target)

@@ -68,6 +68,9 @@ def evaluate(system: System, task: Task, real: References, out: Path) -> None:
     scores = score(task, real, out)
     write_json(path, {**facts, **scores})
     say_everywhere(f"eval: {system.name}: {headline(task.ev.metrics, scores['splits'])}")
+    for split, notes in scores["notes"].items():
+        for note in notes:
+            say_everywhere(f"eval: {system.name}: {split}: {note}")
 
 
 def draw(system: System, task: Task, out: Path, what: str) -> dict[str, Any]:

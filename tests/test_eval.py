@@ -32,7 +32,7 @@ from transformers import (
 
 from randcond.eval.check import check_evaluation
 from randcond.eval.generate import load_rows, load_shown
-from randcond.eval.prompts import choose_prompts, first_prompts
+from randcond.eval.prompts import choose_prompts, first_prompts, grid_prompts
 from randcond.eval.real_images import statistics_of_folder
 from randcond.eval.run import run
 from randcond.launch.config import PACKAGE, Config, eval_folder, load_config
@@ -318,3 +318,14 @@ def test_what_is_no_text_to_image_pipeline(tmp_path: Path) -> None:
     sd3(tmp_path / "flow")
     with pytest.raises(ValueError, match="sampler ddim: the model is a flow-matching one"):
         load_system(tmp_path / "flow", "fp32", "cpu", "ddim")
+
+
+def test_the_captions_of_the_papers_figures_come_along(tmp_path: Path) -> None:
+    for figure, count, word in (
+        ("1", 5, "Dogs on Girder"),
+        ("6", 2, "jackal"),
+        ("b", 12, "Doberman"),
+        ("c", 1, "mech"),
+    ):
+        grid = grid_prompts(system(tmp_path, f"eval.grid=[package:launch/prompts/figure-{figure}.txt]"))
+        assert len(grid.captions) == count and any(word in caption for caption in grid.captions)

@@ -120,3 +120,12 @@ def test_what_lacks_an_input_names_the_command() -> None:
     words = [sys.executable, "-m", "randcond.launch.cli", "fetch", "--from"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2 and "--from" in done.stderr and "--from_" not in done.stderr
+
+
+def test_a_checksum_that_a_name_holds_the_beginning_of(tmp_path: Path) -> None:
+    name = Path(known_inputs()["inception"].files[0]).name
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / name).write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="do not have the checksum 6726825d"):
+        fetch("inception", from_=str(tmp_path / "from"), to=str(tmp_path / "inputs"))
+    assert not (tmp_path / "inputs" / "inception" / name).exists()
