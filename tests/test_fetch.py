@@ -127,5 +127,5 @@ def test_a_checksum_that_a_name_holds_the_beginning_of(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / name).write_bytes(b"other weights")
     with pytest.raises(ValueError, match="do not have the checksum 6726825d"):
-        fetch("inception", from_=str(tmp_path / "from"), to=str(tmp_path / "inputs"))
+        inputs.fetch("inception", from_=str(tmp_path / "from"), to=str(tmp_path / "inputs"))
     assert not (tmp_path / "inputs" / "inception" / name).exists()
