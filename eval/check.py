@@ -5,7 +5,7 @@ from pathlib import Path
 from randcond.data.digits.world import read_label
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.metrics import find_metrics
-from randcond.eval.prompts import choose_prompts
+from randcond.eval.prompts import choose_prompts, first_prompts
 from randcond.launch.config import Config
 from randcond.launch.protocols import protocol_of
 
@@ -23,8 +23,12 @@ def check_evaluation(config: Config) -> None:
         listed = read_prompts(Path(str(bench.lists)), category)
         if category == "complex":
             read_complex_kinds(Path(str(bench.lists)), listed)
+    parts = dict(prompts.splits)
+    if config.train.eval_every and config.train.eval_size is not None:
+        fewer = first_prompts(prompts, config.train.eval_size).splits
+        parts |= {f"{split} (train.eval_size)": ids for split, ids in fewer.items()}
     for name, metric in metrics.items():
-        for split, ids in prompts.splits.items():
+        for split, ids in parts.items():
             if len(ids) < metric.least:
                 raise ValueError(
                     f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more, or "

@@ -24,7 +24,7 @@ from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch.config import Config, load_arms, load_config, load_table, table_names
 
 GRID_COLUMNS = 12
-UNSAID = ("network", "splits", "saved", "shown")  # of a protocol, in its one line
+UNSAID = ("network", "saved", "shown")  # of a protocol, in its one line
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def write_report(report: Report) -> None:
     print(f"\n{report.title}\n")
     print(as_text(lines))
     print("\n" + "\n".join(line.replace("**", "") for line in said))
+    print("\n".join(notes))
     for path in pictures.values():
         print(f"\nthe picture   {path}", end="")
     print(f"\nthe report    {out / 'report.html'} (also report.md, report.json)")

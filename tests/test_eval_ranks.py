@@ -85,6 +85,13 @@ def test_killed_at_a_random_moment(alone: Path, tmp_path: Path, seed: int) -> No
     assert held(folder) == held(alone)
 
 
+def test_what_an_evaluation_would_lack_is_said_before_the_first_step(world: Path) -> None:
+    words = [*TINY, "train.eval_every=4", "eval.metrics=[is]", "paths.run=runs/lacking"]
+    done = randcond(world, "run", "train", "demo-with", *words, code=2)
+    assert "eval.inception: no weights at" in done.stdout and "randcond fetch inception" in done.stdout
+    assert not (world / "runs/lacking/checkpoints").exists()
+
+
 def test_evaluation_during_training(world: Path) -> None:
     """Raw and EMA weights on two ranks; the training ends with the same bits; a cut-off evaluation is made up for."""
     words = [*TINY, "train.eval_every=4", "train.eval_size=4", "train.sample_every=0", "paths.run=runs/watched"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from randcond.data.files import read_json, remove, write_json, written_whole
+from randcond.eval.check import check_evaluation
 from randcond.eval.evaluate import References, System, evaluate, prepare, references
 from randcond.eval.generate import Task
 from randcond.eval.metrics import METRICS
@@ -28,6 +29,16 @@ from randcond.train.card import model_card
 from randcond.train.heartbeat import Heartbeat
 from randcond.train.monitor import Monitor
 from randcond.train.setup import Training
+
+
+def rehearse(config: Config) -> None:
+    """Loads what evaluations will need and lets go of it: what is missing is said now, not after days.
+
+    Raises ValueError naming captions, metrics, weights or statistics that are wrong.
+    """
+    if config.train.eval_every:
+        check_evaluation(config)
+        references(config, prepare(config))
 
 
 def evaluate_at(training: Training, monitor: Monitor, alive: Heartbeat, step: int) -> float:

@@ -14,7 +14,7 @@ from randcond.model_zoo.export import export_student, student_unet, unet_weights
 from randcond.train import checkpoint
 from randcond.train.build import flop_per_sample
 from randcond.train.card import model_card
-from randcond.train.evaluation import evaluate_at, make_up_for
+from randcond.train.evaluation import evaluate_at, make_up_for, rehearse
 from randcond.train.heartbeat import Heartbeat
 from randcond.train.monitor import Monitor
 from randcond.train.preemption import Preemption, ignore_in_worker
@@ -31,6 +31,8 @@ def run(config: Config) -> None:
         return
     engine = training.engine
     with Heartbeat(engine, config.engine.heartbeat, config.engine.timeout) as alive:
+        if engine.rank == 0:
+            rehearse(config)
         first, seconds = start(training)
         last, seconds = steps(training, alive, first, seconds)
         preempted = last < config.train.steps
