@@ -1,7 +1,7 @@
 """`python -m randcond.eval EXPERIMENT`; the report is `python -m randcond.eval.report EXPERIMENT|TABLE`."""
 
-from randcond.launch.config import Config, eval_folder
-from randcond.launch.stage import stage_main, write_config
+from randcond.launch.config import Config
+from randcond.launch.stage import stage_main
 
 
 def check(config: Config) -> None:
@@ -16,7 +16,6 @@ def evaluate(config: Config) -> None:
     from randcond.eval.run import run
 
     run(config)
-    write_config(eval_folder(config), config)
 
 
 if __name__ == "__main__":

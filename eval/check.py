@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from randcond.data.digits.world import read_label
+from randcond.data.inputs import missing_input
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.metrics import find_metrics
-from randcond.eval.prompts import choose_prompts, first_prompts
+from randcond.eval.prompts import choose_prompts, first_prompts, grid_prompts
+from randcond.eval.statistics import find_statistics
 from randcond.launch.config import Config
 from randcond.launch.protocols import protocol_of
 
@@ -38,3 +40,10 @@ def check_evaluation(config: Config) -> None:
             raise ValueError(
                 f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
             )
+        for split in prompts.splits if metric.compares else ():
+            find_statistics(str(config.eval.statistics), split, str(metric.compares))
+        if "inception" in metric.needs.values() and not Path(config.eval.inception).is_file():
+            raise ValueError(
+                f"eval.inception: no weights at {config.eval.inception}{missing_input(config.eval.inception)}"
+            )
+    grid_prompts(config)

@@ -13,7 +13,22 @@ from randcond.eval.prompts import ALL, choose_prompts
 from randcond.launch.config import Config, Table, eval_folder, resolve_path
 from randcond.launch.protocols import protocol_of
 
-COMPARABLE = ("prompts_sha256", "seed", "sampler", "steps", "guidance", "images", "extractors", "statistics")
+# Of a protocol, what must agree between rows that are compared.
+COMPARABLE = (
+    "protocol",
+    "prompts_sha256",
+    "splits_sha256",
+    "seed",
+    "sampler",
+    "steps",
+    "guidance",
+    "resolution",
+    "images",
+    "batch",
+    "dtype",
+    "extractors",
+    "statistics",
+)
 Scores = dict[str, dict[str, Any]]  # split -> score -> value
 
 
@@ -75,7 +90,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     check_same(scored["protocol"], asked, f"the evaluation of {name}", remedy)
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
-    command = f"randcond run all {config.name}"
+    command = f"randcond run all {config.name}.yaml   # the configuration below"
     splits = scored["splits"]
     bench = folder / "compbench" / "scores.json"
     if config.eval.compbench.lists:

@@ -38,6 +38,8 @@ def draw_sheet(
             for line, words in enumerate(textwrap.wrap(captions[number], tile // 6)[:LINES]):
                 pen.text((left, top + 8 + LINE * line), words, "#666", small)
             for row, images in enumerate(arms.values()):
+                if number not in images:  # evaluated with fewer to be shown
+                    continue
                 picture = to_picture(images[number]).resize((tile, tile), Image.Resampling.BICUBIC)
                 sheet.paste(picture, (left, top + head + row * (tile + GAP)))
     with written_whole(path) as aside:

@@ -6,6 +6,7 @@ OUT/plan.json (what images depend on) and OUT/scores.json (scores, and everythin
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from randcond.eval.statistics import Reference, read_statistics
 from randcond.launch.config import Config
 from randcond.launch.logs import say_everywhere
 from randcond.launch.protocols import protocol_of
-from randcond.model_zoo.sampler import default_setting
+from randcond.model_zoo.sampler import default_setting, own_resolution
 
 References = dict[tuple[str, str], Reference]  # (split, row) -> statistics of real images
 
@@ -51,17 +52,23 @@ def references(config: Config, task: Task) -> References:
             continue
         assert config.eval.statistics is not None  # checked before anything is loaded
         for split in task.prompts.splits:
-            extractor = task.extractors[metric.needs[metric.compares]].identity
-            known = (config.eval.statistics, split, metric.compares, extractor, task.protocol.size)
-            found[split, metric.compares] = read_statistics(*known)
+            extractor = task.extractors[metric.needs[metric.compares]]
+            wanted = {"extractor": extractor.identity, "jpeg": task.protocol.jpeg}
+            reference = read_statistics(config.eval.statistics, split, metric.compares, wanted, extractor.width)
+            if metric.samples:
+                reference.features()  # there and whole, or it says so
+            found[split, metric.compares] = reference
     return found
 
 
 def evaluate(system: System, task: Task, real: References, out: Path) -> None:
     """Draws what `out` lacks, and scores it; the last is the first rank's."""
+    check_sizes(system, task, real)
     made_of = draw(system, task, out, f"drawing ({system.name})")
     compared = {f"{split} {row}": reference.identity for (split, row), reference in real.items()}
-    facts = {"protocol": {**made_of, "statistics": compared}, "metrics": task.ev.metrics}
+    splits = {split: len(ids) for split, ids in task.prompts.splits.items()}
+    scored = {"splits": splits, "splits_sha256": task.prompts.splits_sha256, "statistics": compared}
+    facts = {"protocol": {**made_of, **scored}, "metrics": task.ev.metrics}
     path = out / "scores.json"
     if rank() != 0 or (path.is_file() and facts.items() <= read_json(path).items()):
         return
@@ -71,6 +78,17 @@ def evaluate(system: System, task: Task, real: References, out: Path) -> None:
     for split, notes in scores["notes"].items():
         for note in notes:
             say_everywhere(f"eval: {system.name}: {split}: {note}")
+
+
+def check_sizes(system: System, task: Task, real: References) -> None:
+    """Raises ValueError when images are scored as drawn and the statistics are of images of another size."""
+    side = task.protocol.size or task.ev.resolution or own_resolution(system.pipe)
+    for reference in real.values():
+        if reference.facts.get("size") not in (None, side):
+            raise ValueError(
+                f"eval.statistics: {reference.path}: of images of {reference.facts['size']} pixels, scored are images "
+                f"of {side}; `randcond eval stats --size {side}` makes the others"
+            )
 
 
 def draw(system: System, task: Task, out: Path, what: str) -> dict[str, Any]:
@@ -98,14 +116,13 @@ def protocol_facts(system: System, task: Task) -> dict[str, Any]:
         "guidance": protocol.guidance,
         "resolution": ev.resolution,
         "prompts_sha256": prompts.sha256,
-        "splits": {split: len(ids) for split, ids in prompts.splits.items()},
         "seed": ev.seed,
         "batch": ev.batch,
         "dtype": system.dtype,
         "threads": cpu_threads(),
+        "device": device().type,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "pillow")},
         "extractors": {name: extractor.identity for name, extractor in task.extractors.items()},
-        "saved": ev.save,
-        "shown": ev.shown,
     }
 
 

@@ -18,7 +18,14 @@ from torch import Tensor
 from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import sha256
 from randcond.eval.pictures import to_picture
-from randcond.eval.weights import fingerprint, first_line, read_tensors
+from randcond.eval.weights import (
+    TRANSFORMERS_FILES,
+    first_line,
+    load_network,
+    model_folder,
+    read_tensors,
+    tensors_fingerprint,
+)
 from randcond.launch.sections import Eval
 from randcond.model_zoo.teacher import folder_fingerprint
 
@@ -30,6 +37,7 @@ class Extractor:
     """A network that reads images; `identity` says which weights, for the protocol beside every score."""
 
     identity: str
+    width: int  # of the features that statistics are taken of; 0: none
     read: Callable[[Tensor, list[str]], Rows]  # (images uint8 [n, 3, H, W], captions) -> rows
 
 
@@ -63,7 +71,7 @@ def _inception(ev: Eval, device: torch.device | str) -> Extractor:
         features, logits = network(images.to(device))
         return {"inception": features.float().cpu(), "logits": logits.float().cpu()}
 
-    return Extractor(f"inception-v3-compat {sha256(path)[:16]}", read)
+    return Extractor(f"inception-v3-compat {sha256(path)[:16]}", 2048, read)
 
 
 def _clip(ev: Eval, device: torch.device | str) -> Extractor:
@@ -71,7 +79,6 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
     import open_clip
 
     local = ev.clip.startswith("local-dir:")
-    weights = Path(ev.clip_weights)
     try:
         with redirect_stderr(io.StringIO()):
             model, preprocess = open_clip.create_model_from_pretrained(
@@ -90,11 +97,7 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
         said = model.encode_text(tokenize(captions).to(device), normalize=True)
         return {"clip": (seen * said).sum(dim=1).float().cpu()}
 
-    if local:
-        identity = f"open_clip {folder_fingerprint(Path(ev.clip.removeprefix('local-dir:')))}"
-    else:
-        identity = f"open_clip {ev.clip} {sha256(weights)[:16] if weights.is_file() else ev.clip_weights}"
-    return Extractor(identity, read)
+    return Extractor(f"open_clip {'' if local else ev.clip + ' '}{tensors_fingerprint(model)}", 0, read)
 
 
 def _dino(ev: Eval, device: torch.device | str) -> Extractor:
@@ -102,9 +105,10 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(ev.dino, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"eval.dino: {ev.dino}: does not load ({first_line(error)})") from None
+        folder = model_folder(ev.dino, TRANSFORMERS_FILES)
+        model, _ = load_network(AutoModel, None, folder, ("dinov2", "dinov2_with_registers"))
+    except ValueError as error:
+        raise ValueError(f"eval.dino: {error}") from None
     model.to(device).eval().requires_grad_(False)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
 
@@ -114,8 +118,7 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
         pixels = (torch.from_numpy(np.stack(resized)) / 255 - mean) / std  # [n, 224, 224, 3]
         return {"dino": model(pixels.permute(0, 3, 1, 2).to(device)).pooler_output.float().cpu()}
 
-    folder = Path(ev.dino)
-    return Extractor(f"{ev.dino if not folder.is_dir() else 'dinov2 ' + fingerprint(folder)}", read)
+    return Extractor(f"dinov2 {tensors_fingerprint(model)}", model.config.hidden_size, read)
 
 
 def _judge(ev: Eval, device: torch.device | str) -> Extractor:
@@ -126,4 +129,4 @@ def _judge(ev: Eval, device: torch.device | str) -> Extractor:
         labels, features = judge.classify(images.float() / 127.5 - 1)
         return {"judge_read": labels.float(), "judge_features": features}
 
-    return Extractor(f"judge {folder_fingerprint(EMBEDDED_JUDGE)}", read)
+    return Extractor(f"judge {folder_fingerprint(EMBEDDED_JUDGE)}", 0, read)

@@ -63,11 +63,7 @@ def generate(
     `beat` is called after each of them. Raises ValueError when `out` holds images made otherwise.
     """
     batch, count = task.ev.batch, len(task.prompts.captions)
-    if (out / "plan.json").is_file():
-        remedy = "Remove it and evaluate again, or give another paths.run."
-        check_same(read_json(out / "plan.json"), made_of, f"the evaluation at {out}", remedy)
-    else:
-        write_json(out / "plan.json", made_of)
+    _hold_to_plan(out, made_of, task.ev.save)
     chunks = chunk_paths(out, count, batch)
     done = sum(map(Path.is_file, chunks))
     mine = 0
@@ -86,13 +82,35 @@ def generate(
         print(f"{what}: rank {rank()} drew {mine} of {len(chunks)} batches", flush=True)
 
 
+def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str) -> None:
+    """Writes the plan, or raises ValueError when what is there was made otherwise, or without what is wanted now."""
+    path, remedy = out / "plan.json", "Remove it and evaluate again, or give another folder."
+    if not path.is_file():
+        write_json(path, {**made_of, "saved": save})
+        return
+    found, what = read_json(path), f"the evaluation at {out}"
+    rest = {key: value for key, value in made_of.items() if key != "extractors"}
+    check_same(found, rest, what, remedy)
+    check_same(found["extractors"], made_of["extractors"], f"{what} (eval.metrics)", remedy)  # more may have been read
+    if save not in ("none", found["saved"]):
+        raise ValueError(f"eval.save: {what} kept its images as {found['saved']!r}, wanted {save!r}. {remedy}")
+
+
 def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int], out: Path, number: int) -> Rows:
     """One compute batch: drawn, put through the protocol, read by every extractor."""
     ev, protocol = task.ev, task.protocol
     captions = [task.prompts.captions[each] for each in ids]
     seeds = [caption_seed(ev.seed, each) for each in ids]
     latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, ev.batch, ev.resolution)
-    drawn = to_bytes(decode(pipe, latents)).cpu()
+    decoded = decode(pipe, latents)
+    sound = decoded.isfinite().flatten(1).all(dim=1)
+    if not sound.all():  # rounded to bytes they would be black, and scored
+        numbers = [each for each, fine in zip(ids, sound.tolist(), strict=True) if not fine]
+        raise ValueError(
+            f"images of captions {', '.join(map(str, numbers))} are not finite: the network diverged, or its "
+            f"autoencoder overflows in {pipe.vae.dtype}"
+        )
+    drawn = to_bytes(decoded).cpu()
     images, files = scored_images(drawn, protocol)
     rows: Rows = {}
     for extractor in task.extractors.values():
@@ -111,10 +129,13 @@ def _save(
 ) -> None:
     """The scored files of one chunk: a WebDataset tar, or a file each."""
     kind = "jpg" if protocol.jpeg else "png"
-    if ev.save == "files":
-        for each, data in zip(ids, files, strict=True):
-            with written_whole(out / "images" / f"{each:06d}.{kind}") as aside:
-                aside.write_bytes(data)
+    if ev.save == "files":  # an image and its caption, as `cache.images` and other tools read them
+        (out / "images").mkdir(parents=True, exist_ok=True)
+        for each, caption, data in zip(ids, captions, files, strict=True):
+            path = out / "images" / f"{each:06d}"
+            path.with_suffix(".txt").write_text(caption + "\n")
+            path.with_suffix(".part").write_bytes(data)
+            path.with_suffix(".part").rename(path.with_suffix(f".{kind}"))
         return
     with (
         written_whole(out / "images" / f"images-{number:05d}.tar") as aside,
@@ -130,9 +151,9 @@ def load_rows(out: Path, count: int, batch: int, name: str) -> Tensor:
 
 
 def load_shown(out: Path, count: int, batch: int) -> dict[int, Tensor]:
-    """The kept images, uint8 [3, h, w], by caption number."""
+    """The kept images, uint8 [3, h, w], by caption number; what was not drawn is not there."""
     found: dict[int, Tensor] = {}
-    for chunk in chunk_paths(out, count, batch):
+    for chunk in filter(Path.is_file, chunk_paths(out, count, batch)):
         with safe_open(chunk, framework="pt") as file:
             if "shown" in file.keys():  # noqa: SIM118 (not a dict)
                 ids = file.get_tensor("shown_ids").tolist()

@@ -26,6 +26,7 @@ class Metric:
     needs: dict[str, str]  # row -> the extractor that gives it
     score: Callable[[dict[str, Tensor], list[str], Reference | None], Scores]
     compares: str | None = None  # the row whose statistics of real images it needs
+    samples: bool = False  # whether it needs their features, too
     best: str | None = None  # the score by which evaluations are compared
     lower: bool = False  # whether less of it is better
     least: int = 1  # images of a split
@@ -62,10 +63,11 @@ def _precision_recall(rows: dict[str, Tensor], captions: list[str], real: Refere
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     assert real is not None
-    theirs = real.features()
-    ours = rows["inception"][: len(theirs)]
-    found = prc_features_to_metric(ours, theirs[: len(ours)], save_cpu_ram=True, verbose=False)
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
+    both = rows["inception"], real.features()
+    size = min(map(len, both))  # as many of each, the larger set's by a fixed seed
+    ours, theirs = (each[np.sort(np.random.default_rng(0).permutation(len(each))[:size])] for each in both)
+    found = prc_features_to_metric(ours, theirs, save_cpu_ram=True, verbose=False)
+    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL], "prc_images": size}
 
 
 def _clip(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
@@ -81,8 +83,10 @@ METRICS = {
     "fid": Metric(INCEPTION, _fid, compares="inception", best="fid", lower=True, least=2),
     "is": Metric({"logits": "inception"}, _is, best="is", least=10),
     "clip": Metric({"clip": "clip"}, _clip, best="clip"),
-    "kid": Metric(INCEPTION, _kid, compares="inception", best="kid", lower=True, least=2),
-    "precision-recall": Metric(INCEPTION, _precision_recall, compares="inception", best="precision", least=5),
+    "kid": Metric(INCEPTION, _kid, compares="inception", samples=True, best="kid", lower=True, least=2),
+    "precision-recall": Metric(
+        INCEPTION, _precision_recall, compares="inception", samples=True, best="precision", least=5
+    ),
     "fd-dinov2": Metric({"dino": "dino"}, _fd_dinov2, compares="dino", best="fd_dinov2", lower=True, least=2),
     "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, best="digit_accuracy", least=2),
 }
@@ -105,6 +109,12 @@ def warnings(names: list[str], images: int, real: Reference | None) -> list[str]
         notes.append(
             f"{images} images for {width} features: the covariance is singular, and the Fréchet distance of so few "
             f"is biased upwards; compare it only with one of the same number of images"
+        )
+    if real and not real.facts and "fid" in names:
+        notes.append(
+            f"{real.path.name} says nothing of how it was made; pytorch-fid resizes to 299 in another way than "
+            f"torch-fidelity, which reads the drawn images, and that shifts FID: `randcond eval stats` makes "
+            f"statistics that fit"
         )
     if "is" in names and images < 5000:
         notes.append(f"IS over 10 splits of {images // 10} images: biased downwards; it is made for 50,000")

@@ -4,6 +4,7 @@ In: the sources of `eval.captions`. Out: a fixed list; a caption's number is all
 """
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Prompts:
     def sha256(self) -> str:
         """Hash of the captions in their order (16 hex digits)."""
         return sha256("\n".join(self.captions).encode()).hexdigest()[:16]
+
+    @property
+    def splits_sha256(self) -> str:
+        """Hash of which numbers are in which split (16 hex digits)."""
+        return sha256(json.dumps(self.splits).encode()).hexdigest()[:16]
 
     def shown(self, count: int) -> dict[str, list[int]]:
         """The first captions of each split, for a contact sheet; of "all" only where there is no other."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from randcond.data.files import check_same, read_json, remove, write_json, written_whole
+from randcond.data.files import check_same, read_json, write_json, written_whole
 from randcond.data.images import KINDS
 from randcond.data.lock import claim_each
 from randcond.data.ranks import device
@@ -76,13 +76,14 @@ def statistics_of_folder(
         for split, ids in parts.items():
             path = write_statistics(out, split, row, features[ids], facts)
             written[path] = len(ids)
-    remove(work)
     return written
 
 
 def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]:
     """Split -> numbers of its images, by SPLIT.csv with a column file_name; "all" is every image without a list."""
-    places = {path.name: number for number, path in enumerate(images)}
+    places: dict[str, list[int]] = {}
+    for number, image in enumerate(images):
+        places.setdefault(image.name, []).append(number)
     parts = {ALL: list(range(len(images)))}
     if folder is None:
         return parts
@@ -97,7 +98,9 @@ def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]
             names = [row["file_name"] for row in reader]
         if missing := [name for name in names if name not in places]:
             raise ValueError(f"{path}: names {len(missing)} images that are not there, the first {missing[0]}")
-        parts[path.stem] = sorted({places[name] for name in names})
+        if twice := [name for name in names if len(places[name]) > 1]:
+            raise ValueError(f"{path}: {twice[0]} is the name of {len(places[twice[0]])} images in different folders")
+        parts[path.stem] = sorted({places[name][0] for name in names})
     return parts
 
 
@@ -106,17 +109,13 @@ def _features(
 ) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     with ThreadPoolExecutor(4) as pool:  # Pillow lets other threads run while it decodes
-        pictures = pool.map(lambda path: read_real(path, size, jpeg), images)
-        held: list[Tensor] = []
-        for number, picture in enumerate(pictures, 1):
-            held.append(picture)
-            if len(held) == batch or number == len(images):
-                groups = [torch.stack(held)] if len({each.shape for each in held}) == 1 else [e[None] for e in held]
-                for group in groups:  # images of different sizes go one by one
-                    for extractor in extractors:
-                        for row, values in extractor.read(group, [""] * len(group)).items():
-                            found.setdefault(row, []).append(values)
-                held = []
+        for start in range(0, len(images), batch):
+            held = list(pool.map(lambda path: read_real(path, size, jpeg), images[start : start + batch]))
+            groups = [torch.stack(held)] if len({each.shape for each in held}) == 1 else [each[None] for each in held]
+            for group in groups:  # images of different sizes go one by one
+                for extractor in extractors:
+                    for row, values in extractor.read(group, [""] * len(group)).items():
+                        found.setdefault(row, []).append(values)
     return {row: torch.cat(values) for row, values in found.items()}
 
 

@@ -24,7 +24,7 @@ from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch.config import Config, load_arms, load_config, load_table, table_names
 
 GRID_COLUMNS = 12
-UNSAID = ("network", "saved", "shown")  # of a protocol, in its one line
+UNSAID = ("network", "weights")  # of a protocol, in its one line
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def _as_json(row: Row) -> dict[str, Any]:
 def _pictures(report: Report) -> dict[str, Path]:
     """The contact sheet, and the sheet of the report's own captions where there are some; title -> file."""
     config = next(iter(report.configs.values()))
-    drawn = [row for row in report.rows if row.folder]
+    first = next((row for row in report.rows if row.folder), None)
+    same = ("prompts_sha256", "seed")  # what makes it the same captions and seeds
+    drawn = [row for row in report.rows if row.folder and first and _of(row, same) == _of(first, same)]
     found = {}
     prompts = choose_prompts(config)
     bands = dict(sorted(prompts.shown(config.eval.shown).items(), reverse=True))  # unseen first
@@ -104,10 +106,15 @@ def _pictures(report: Report) -> dict[str, Path]:
         sheets["the captions of eval.grid, same seeds"] = ("grid.png", grid, bands, "grid")
     for title, (name, prompts, bands, below) in sheets.items():
         arms = {row.name: _shown(row, prompts, below) for row in drawn if row.folder}
-        if arms and all(bands.values()) and any(bands):
+        arms = {name: images for name, images in arms.items() if images}
+        if arms and any(bands.values()):
             draw_sheet(report.out / name, prompts.captions, bands, arms)
             found[title] = report.out / name
     return found
+
+
+def _of(row: Row, keys: tuple[str, ...]) -> list[Any]:
+    return [row.protocol.get(key) for key in keys]
 
 
 def _shown(row: Row, prompts: Prompts, below: str) -> Images:
@@ -124,8 +131,10 @@ def _notes(rows: list[Row]) -> list[str]:
             "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same "
             "digits."
         )
-    if measured:
-        notes.append(f"Protocol: {protocol_line(measured[0])}.")
+    lines: dict[str, list[str]] = {}
+    for row in measured:
+        lines.setdefault(protocol_line(row), []).append(row.name)
+    notes += [f"Protocol of {', '.join(names)}: {line}." for line, names in lines.items()]
     return notes
 
 

@@ -13,6 +13,7 @@ from randcond.eval.compbench.run import evaluate_compbench, load_scorer
 from randcond.eval.evaluate import System, draw, evaluate, prepare, references
 from randcond.eval.prompts import grid_prompts
 from randcond.launch.config import Config, eval_folder, resolve_path, student_folder
+from randcond.launch.stage import write_config
 from randcond.model_zoo.systems import load_system
 from randcond.model_zoo.teacher import folder_fingerprint, local_folder
 
@@ -37,6 +38,7 @@ def run(config: Config) -> None:
         pipe = load_system(folder, config.teacher.dtype, device(), task.protocol.sampler)
         system = System(who, pipe, folder_fingerprint(folder), weights, config.teacher.dtype)
         evaluate(system, task, real, out)
+        write_config(out, config)
         if config.eval.grid:
             grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=GRID))
             draw(system, grid, out / "grid", f"grid ({who})")

@@ -18,6 +18,7 @@ from torch import Tensor
 from randcond.data.files import sha256, written_whole
 from randcond.data.inputs import missing_input
 from randcond.eval.moments import Moments
+from randcond.eval.prompts import ALL
 
 KEPT = 10_000  # features of a split that are kept
 
@@ -33,7 +34,7 @@ class Reference:
     @property
     def identity(self) -> str:
         """What tells these statistics from others, for the protocol."""
-        return f"{self.path.name} {sha256(self.path)[:16]}"
+        return f"{self.path.name} {sha256(self.path)[:16]}"  # its facts hold the checksum of the features
 
     def features(self) -> Tensor:
         """Features [up to 10,000, d] of the real images; raises ValueError where the statistics came without."""
@@ -43,6 +44,8 @@ class Reference:
                 f"eval.statistics: {self.path} has no features beside it ({kept.name}), which KID, precision and "
                 f"recall need; `randcond eval stats` writes them"
             )
+        if self.facts and sha256(kept)[:16] != self.facts.get("features_sha256"):
+            raise ValueError(f"eval.statistics: {kept} is not what {self.path.name} was made with; make both again")
         return load_file(kept)["features"]
 
 
@@ -61,35 +64,54 @@ def write_statistics(folder: Path, split: str, row: str, features: Tensor, facts
     with written_whole(path.with_suffix(".safetensors")) as aside:
         save_file({"features": features[kept].contiguous()}, aside)
     with written_whole(path) as aside, aside.open("wb") as file:
-        text = np.array(json.dumps({**facts, "images": len(features)}))
+        known = {**facts, "images": len(features), "features_sha256": sha256(path.with_suffix(".safetensors"))[:16]}
+        text = np.array(json.dumps(known))
         np.savez(file, mu=moments.mean, sigma=moments.covariance, facts=text)
     return path
 
 
-def read_statistics(where: str, split: str, row: str, extractor: str, size: int | None) -> Reference:
-    """The statistics of a split: SPLIT.npz of a folder, or the one file that was given, for all splits.
+def find_statistics(where: str, split: str, row: str) -> Path:
+    """The file of a split: SPLIT.npz of a folder; one file that was given is of "all", and of Inception.
 
-    Raises ValueError naming the file when it is not there, not statistics, or of another extractor or resolution
-    than `extractor` and `size` pixels (None: not asked for).
+    Raises ValueError naming what is not there, or what the one file can't serve.
     """
     path = Path(where)
-    path = path / file_name(split, row) if path.is_dir() or not path.suffix else path
+    if path.suffix == ".npz" and not path.is_dir():
+        if (split, row) != (ALL, "inception"):
+            raise ValueError(
+                f"eval.statistics: {path} is one file, and {split} ({row}) needs its own: give a folder with "
+                f"{file_name(split, row)}; `randcond eval stats --splits` makes it"
+            )
+    else:
+        path = path / file_name(split, row)
     if not path.is_file():
         hint = missing_input(where) or "; `randcond eval stats` makes them of a folder of images"
         raise ValueError(f"eval.statistics: no {path}{hint}")
+    return path
+
+
+def read_statistics(where: str, split: str, row: str, wanted: dict[str, Any], width: int) -> Reference:
+    """The statistics of a split, found as `find_statistics` does.
+
+    Raises ValueError naming the file when it is not statistics of `width` features, or its own facts say otherwise
+    than `wanted` (extractor, jpeg).
+    """
+    path = find_statistics(where, split, row)
     try:
         with np.load(path, allow_pickle=False) as held:
             mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
             facts = json.loads(str(held["facts"])) if "facts" in held else {}
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"eval.statistics: {path}: not FID statistics with mu and sigma ({error})") from None
-    width = mean.size
-    if mean.ndim != 1 or covariance.shape != (width, width):
-        raise ValueError(f"eval.statistics: {path}: mu {mean.shape} and sigma {covariance.shape} don't belong together")
-    for name, value, wanted in (("extractor", facts.get("extractor"), extractor), ("size", facts.get("size"), size)):
-        if facts and wanted is not None and value != wanted:
+    if mean.shape != (width,) or covariance.shape != (width, width):
+        raise ValueError(
+            f"eval.statistics: {path}: mu {mean.shape} and sigma {covariance.shape}, wanted are those of {width} "
+            f"features"
+        )
+    for name, value in wanted.items():
+        if facts and facts.get(name) != value:
             raise ValueError(
-                f"eval.statistics: {path}: made with {name} {value}, the evaluation uses {wanted}; make them with the "
-                f"same (`randcond eval stats`), or give others"
+                f"eval.statistics: {path}: made with {name} {facts.get(name)}, the evaluation uses {value}; make them "
+                f"with the same (`randcond eval stats`), or give others"
             )
     return Reference(path, Moments(int(facts.get("images", 0)), mean, covariance), facts)

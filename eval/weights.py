@@ -1,16 +1,22 @@
 """Weights of scoring networks: read as nothing but tensors, told apart by a fingerprint, refused with a reason."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from randcond.data.files import sha256
 from randcond.data.inputs import missing_input
+from randcond.model_zoo.teacher import is_hub_id
 
 SUFFIXES = (".json", ".txt", ".safetensors")
+TRANSFORMERS_FILES = ("config.json", "model.safetensors")
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -43,3 +49,56 @@ def fingerprint(folder: Path, whole: bool = False) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of a library says, short enough to stand inside one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def model_folder(source: str, files: Sequence[str]) -> Path:
+    """The folder of a model that holds `files`; of a hub id, only what is no pickle and no code is fetched.
+
+    Raises ValueError naming what is missing, or the hub id that could not be had.
+    """
+    name, _, revision = source.partition("@")
+    folder = Path(source)
+    if not folder.is_dir() and is_hub_id(name):
+        patterns = [*files, *(f"*{suffix}" for suffix in SUFFIXES if suffix != ".safetensors")]
+        try:
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{source}: there is no such folder, and the hub did not give it ({first_line(error)}); "
+                f"where the hub is out of reach, name a folder that holds {', '.join(files)}"
+            ) from None
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise ValueError(f"{source}: no {', '.join(missing)} there; weights are read from safetensors only")
+    return folder
+
+
+def load_network(network: Any, processor: Any | None, folder: Path, families: Sequence[str]) -> tuple[Any, Any]:
+    """A class of transformers (or one of its Auto classes) in eval mode and fp32, on the CPU, and its processor if any.
+
+    Raises ValueError naming a folder that does not load, is of another family, or lacks weights: transformers itself
+    would fill those up with random ones.
+    """
+    from transformers import AutoConfig
+
+    try:
+        family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+        if family not in families:
+            raise ValueError(f"it is a {family}; known: {', '.join(families)}")
+        model, report = network.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"made for another task: it has no {min(report['missing_keys'])}")
+        found = processor.from_pretrained(folder) if processor else None
+        return model.eval().requires_grad_(False), found
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder}: does not load as {network.__name__} ({first_line(error)})") from None
+
+
+def tensors_fingerprint(network: nn.Module) -> str:
+    """sha256 over names and contents of a network's tensors as they were loaded (16 hex digits)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -49,6 +49,12 @@ def plan(
     names = experiment in table_names()
     configs = load_arms(experiment, list(overrides)) if names else {experiment: load_config(experiment, overrides)}
 
+    configs = {name: config for name, config in configs.items() if config.trains}
+    if not configs:
+        raise ValueError(
+            f"{experiment}: has no student; what is planned are trainings, with their caches and evaluations"
+        )
+
     from randcond.launch import planner  # with torch, which takes seconds: what is said wrongly is known by now
 
     cluster, results = planner.Cluster(found, nodes, gpus), []

@@ -53,6 +53,12 @@ def caption_seed(seed: int, caption_id: int) -> int:
     return int.from_bytes(digest) >> 1  # torch takes 63 bits
 
 
+def own_resolution(pipe: Any) -> int:
+    """Pixels of the side of the images that a pipeline draws where none is asked for."""
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    return denoiser.config.sample_size * pipe.vae_scale_factor
+
+
 @torch.no_grad()
 def draw_latents(
     pipe: DiffusionPipeline,
@@ -106,6 +112,10 @@ def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int
 def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Latents [n, C, h, w] as the U-Net sees them -> images [n, 3, H, W] in [-1, 1], in the VAE's own precision."""
     config = pipe.vae.config
+    if latents.ndim != 4 or latents.shape[1] != config.latent_channels:
+        raise ValueError(
+            f"{type(pipe).__name__}: latents of shape {list(latents.shape)} can't be decoded one by one here"
+        )
     scaled = latents.to(pipe.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
     centre, spread = _statistics(pipe, scaled)
     pixels = latents[0, 0].numel() * pipe.vae_scale_factor**2

@@ -24,10 +24,9 @@ from randcond.eval.compbench.detector import NOTE, load_detector
 from randcond.eval.compbench.score import Scorer
 from randcond.eval.compbench.similarity import CLIP_FILES, cosines, load_clip
 from randcond.eval.compbench.spatial import Box, object_name, position_score, relation, spatial_score
-from randcond.eval.compbench.weights import TRANSFORMERS_FILES, model_folder
 from randcond.eval.generate import load_rows
 from randcond.eval.run import run
-from randcond.eval.weights import fingerprint
+from randcond.eval.weights import TRANSFORMERS_FILES, fingerprint, model_folder
 from randcond.launch.config import load_config
 from tests.compbench_models import annotated, make_blip, make_clip, make_detector, make_pipeline
 

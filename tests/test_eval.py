@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffusers import (
     UNet2DModel,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -75,7 +77,7 @@ def test_every_metric_in_one_pass(tmp_path: Path) -> None:
         names = "".join(f"{number:05d}.png\n" for number in range(images))
         (lists / f"{split}.csv").write_text(f"file_name\n{names}")
     ev = system(tmp_path, *said).eval
-    statistics_of_folder(real, tmp_path / "statistics", ev, lists, None, jpeg=True)
+    statistics_of_folder(real, tmp_path / "statistics", ev, lists, None, jpeg=False)
     found = scores_of(system(tmp_path, *said, f"eval.statistics={tmp_path / 'statistics'}"))
     for split, count in (("seen", 10), ("unseen", 10), ("all", 20)):
         scores = found["splits"][split]
@@ -138,8 +140,9 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
     weights = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
     real = save_pictures(tmp_path / "real", digit_images(12, seed=3))
     ev = Eval(inception=str(weights), metrics=["fid"])
-    for name in ("one", "other"):
-        statistics_of_folder(real, tmp_path / name, ev, None, None, jpeg=name == "one")
+    for name, size in (("one", None), ("other", 32)):
+        images = real if name == "one" else save_pictures(tmp_path / "reals", digit_images(12, seed=4))
+        statistics_of_folder(images, tmp_path / name, ev, None, size, jpeg=False)
         (tmp_path / name / "seen.npz").write_bytes((tmp_path / name / "all.npz").read_bytes())
         (tmp_path / name / "unseen.npz").write_bytes((tmp_path / name / "all.npz").read_bytes())
     words = [f"eval.inception={weights}"]
@@ -151,6 +154,10 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
     assert "fid" not in first["splits"]["all"]
     assert second["splits"]["all"]["is"] == first["splits"]["all"]["is"]
     assert second["splits"]["all"]["fid"] != third["splits"]["all"]["fid"]
+    statistics_of_folder(real, tmp_path / "large", ev, None, 64, jpeg=False)
+    large = [*words, "eval.metrics=[fid]", f"eval.statistics={tmp_path / 'large'}", "cache.exclude=[]", "eval.size=20"]
+    with pytest.raises(ValueError, match="of images of 64 pixels, scored are images of 32"):
+        run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
     with pytest.raises(ValueError, match="was made otherwise: steps is 3, wanted 4"):
         run(system(tmp_path, *words, "eval.metrics=[is]", "eval.steps=4"))
 
@@ -160,6 +167,31 @@ def test_a_grid_of_other_captions(tmp_path: Path) -> None:
     config = system(tmp_path, f"eval.grid=[{tmp_path / 'grid.txt'}]", "eval.size=4")
     run(config)
     assert sorted(load_shown(tmp_path / "out" / "grid", 2, 8)) == [0, 1]
+
+
+def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> None:
+    """And drawn no more than once: a teacher's images serve every table."""
+    digits = ("red three", "red seven", "blue two", "green three", "green seven")
+    (tmp_path / "list.txt").write_text("".join(f"a {digit} on a black background\n" for digit in digits))
+    words = [f"eval.captions=[{tmp_path / 'list.txt'}]", "eval.size=null"]
+    first = scores_of(system(tmp_path, *words))["splits"]["unseen"]
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
+    second = scores_of(system(tmp_path, *words, "cache.exclude=[seven]", "eval.shown=1"))["splits"]["unseen"]
+    assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
+    assert first["images"] == second["images"] == 2 and first["digits_drawn"] != second["digits_drawn"]
+    with pytest.raises(ValueError, match="kept its images as 'none', wanted 'files'"):
+        run(system(tmp_path, *words, "eval.save=files"))
+
+
+def test_images_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(PACKAGE / "data/digits/models/teacher", model)
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"images of captions 0, 1, 2, .* are not finite"):
+        run(system(tmp_path, f"teacher.path={model}"))
 
 
 LIST = "file_name,caption\na.jpg,a red one\nb.jpg,a red one\nc.jpg,a green three\n"
@@ -199,6 +231,10 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
     ("words", "said"),
     [
         (["eval.metrics=[fud]"], "eval.metrics: unknown 'fud'; known: fid, is, clip"),
+        (["eval.metrics=[fid]", "eval.statistics=nowhere"], "eval.statistics: no nowhere/seen.npz"),
+        (["eval.metrics=[fid]", "eval.statistics=one.npz"], "one.npz is one file, and seen"),
+        (["eval.metrics=[is]"], "eval.inception: no weights at .*; `randcond fetch inception`"),
+        (["eval.grid=[nowhere.txt]"], "no such file"),
         (["eval.metrics=[fid]"], "eval.statistics: is missing, and fid compares with real images"),
         (["eval.metrics=[]"], "name at least one"),
         (["eval.metrics=[is]", "eval.size=9"], "eval.metrics: is needs at least 10 images, seen has 9"),

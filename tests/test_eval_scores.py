@@ -1,6 +1,7 @@
 """Scores against the tools that published them: torch-fidelity, pytorch-fid, open_clip, Pillow on a disk."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ def rows_of(images: Tensor, ev: Eval, names: list[str], captions: list[str] | No
 def reference_of(folder: Path, out: Path, ev: Eval, row: str = "inception") -> Reference:
     statistics_of_folder(folder, out, ev, None, None, jpeg=False)
     extractor = "inception" if row == "inception" else "dino"
-    identity = load_extractors([extractor], ev, "cpu")[extractor].identity
-    return read_statistics(str(out), "all", row, identity, None)
+    loaded = load_extractors([extractor], ev, "cpu")[extractor]
+    return read_statistics(str(out), "all", row, {"extractor": loaded.identity, "jpeg": False}, loaded.width)
 
 
 def compare(images: int, side: int, inception: Path, folder: Path, kid_subset: int) -> tuple[dict, dict]:
@@ -194,7 +195,7 @@ def test_weights_that_are_not_what_they_should_be(tmp_path: Path) -> None:
         ("inception", "other.pth", "not TF Inception v3's weights"),
         ("inception", "code.pth", "weights that don't load"),
         ("clip", "local-dir:missing", "eval.clip: local-dir:missing.*does not load"),
-        ("dino", str(tmp_path / "missing"), "eval.dino: .*does not load"),
+        ("dino", str(tmp_path / "missing"), r"eval.dino: .*no config\.json, model\.safetensors there"),
     ):
         value = str(tmp_path / name) if key == "inception" else name
         with pytest.raises(ValueError, match=said):
@@ -208,22 +209,29 @@ def test_statistics_that_dont_fit(tmp_path: Path) -> None:
     folder = save_pictures(tmp_path / "real", digit_images(6))
     statistics_of_folder(folder, tmp_path / "out", ev, None, 64, jpeg=True)
     path = tmp_path / "out" / "all-dino.npz"
-    assert sorted(each.name for each in path.parent.iterdir()) == ["all-dino.npz", "all-dino.safetensors"]
+    assert sorted(each.name for each in path.parent.iterdir()) == ["all-dino.npz", "all-dino.safetensors", "features"]
     assert load_file(path.with_suffix(".safetensors"))["features"].shape == (6, 24)
     identity = load_extractors(["dino"], ev, "cpu")["dino"].identity
-    read_statistics(str(tmp_path / "out"), "all", "dino", identity, 64)
-    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
-    np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
-    for where, extractor, size, said in (
-        (tmp_path / "out", identity, 256, "made with size 64, the evaluation uses 256"),
-        (tmp_path / "out", "another", 64, "made with extractor .*, the evaluation uses another"),
-        (tmp_path / "none", identity, 64, "no .*none/all-dino.npz; `randcond eval stats`"),
-        (tmp_path / "broken.npz", identity, 64, "not FID statistics"),
-        (tmp_path / "odd.npz", identity, 64, "don't belong together"),
-        (Path("inputs/coco-statistics"), identity, 64, "randcond fetch coco-statistics"),
+    facts = {"extractor": identity, "jpeg": True}
+    read_statistics(str(tmp_path / "out"), "all", "dino", facts, 24).features()
+    (tmp_path / "broken-dino.npz").write_bytes(b"PK nothing")
+    np.savez(tmp_path / "odd-dino.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
+    for where, split, wanted, width, said in (
+        (tmp_path / "out", "all", {**facts, "jpeg": False}, 24, "made with jpeg True, the evaluation uses False"),
+        (tmp_path / "out", "all", {**facts, "extractor": "x"}, 24, "made with extractor .*, the evaluation uses x"),
+        (tmp_path / "out", "all", facts, 2048, r"mu \(24,\) and sigma \(24, 24\), wanted are those of 2048"),
+        (tmp_path / "none", "all", facts, 24, "no .*none/all-dino.npz; `randcond eval stats`"),
+        (path, "all", facts, 24, r"is one file, and all \(dino\) needs its own"),
+        (tmp_path, "broken", facts, 24, "not FID statistics"),
+        (tmp_path, "odd", facts, 24, "wanted are those of 24"),
+        (Path("inputs/coco-statistics"), "all", facts, 24, "randcond fetch coco-statistics"),
     ):
         with pytest.raises(ValueError, match=said):
-            read_statistics(str(where), "all", "dino", extractor, size)
+            read_statistics(str(where), split, "dino", wanted, width)
+    kept = path.with_suffix(".safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"is not what all-dino\.npz was made with"):
+        read_statistics(str(tmp_path / "out"), "all", "dino", facts, 24).features()
     (folder / "00003.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"00003\.png: can't be read"):
         statistics_of_folder(folder, tmp_path / "again", ev, None, 64, jpeg=True)
@@ -241,6 +249,10 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
     assert {path.name: count for path, count in written.items()} == {"all-dino.npz": 10, "seen-dino.npz": 3}
     seen = np.load(tmp_path / "out" / "seen-dino.npz")
     assert np.allclose(seen["mu"], rows_of(images[[1, 5, 7]], ev, ["dino"])["dino"].mean(dim=0), atol=1e-6)
+    save_pictures(folder / "below", images[:2])
+    with pytest.raises(ValueError, match=r"seen.csv: 00001.png is the name of 2 images in different folders"):
+        statistics_of_folder(folder, tmp_path / "twice", ev, lists, None, jpeg=False)
+    shutil.rmtree(folder / "below")
     (lists / "unseen.csv").write_text("file_name\nother.png\n")
     with pytest.raises(ValueError, match=r"unseen.csv: names 1 images that are not there, the first other.png"):
         statistics_of_folder(folder, tmp_path / "third", ev, lists, None, jpeg=False)
@@ -249,5 +261,6 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
 def test_scores_of_few_images_come_with_a_warning() -> None:
     real = Reference(Path("all.npz"), Moments(100, np.zeros(2048), np.eye(2048)), {})
     assert "2000 images for 2048 features" in warnings(["fid"], 2000, real)[0]
-    assert warnings(["fid"], 30_000, real) == []
+    assert "resizes to 299 in another way" in warnings(["fid"], 30_000, real)[0]
+    assert warnings(["fid"], 30_000, Reference(real.path, real.moments, {"images": 100})) == []
     assert "biased downwards" in warnings(["is"], 100, None)[0]

@@ -84,9 +84,10 @@ def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFix
     assert second.startswith("| other | raw |") and third.startswith("| literature |")
     assert "**literature**: quoted from somewhere" in text
     assert "**other**: scored otherwise than ours: prompts_sha256, seed" in text
+    assert "Protocol of ours" in text and "Protocol of other" in text
     page = (tables / "report" / "report.html").read_text()
     assert loads(page) == [] and page.count("data:image/png;base64,") == 1
-    for said in ("How each row was made", "randcond run all one", "prompts_sha256", "guidance: 3.0"):
+    for said in ("How each row was made", "randcond run all one.yaml", "prompts_sha256", "guidance: 3.0"):
         assert said in page
     held = json.loads((tables / "report" / "report.json").read_text())["arms"]
     assert held["ours"]["paper"] == {"seen": {"digit_accuracy": 0.4}, "all": {"digit_accuracy": [0.5, 0.75]}}

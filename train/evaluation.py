@@ -54,10 +54,12 @@ def evaluate_at(training: Training, monitor: Monitor, alive: Heartbeat, step: in
 
 def make_up_for(training: Training, monitor: Monitor, alive: Heartbeat, first: int) -> float:
     """The evaluation of the step that a run goes on from, where it was cut off: its values were not logged."""
-    path = training.folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    logged = any(line["step"] == first and any(name.startswith("eval/") for name in line) for line in lines)
-    return 0.0 if logged else evaluate_at(training, monitor, alive, first)
+    logged = False
+    if training.engine.rank == 0:  # which has cut off what a kill left half written
+        path = training.folder / "metrics.jsonl"
+        lines = map(json.loads, path.read_text().splitlines())
+        logged = any(line["step"] == first and any(name.startswith("eval/") for name in line) for line in lines)
+    return 0.0 if training.engine.broadcast(logged) else evaluate_at(training, monitor, alive, first)
 
 
 def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> dict[str, float]:
@@ -80,9 +82,10 @@ def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> d
         _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
         if engine.rank == 0:
             splits = read_json(out / "scores.json")["splits"]
+            scored = read_json(out / "scores.json")["protocol"]
             found = {f"{s}/{name}": v for s, part in splits.items() for name, v in part.items() if _is_number(v)}
             values |= {f"eval/{kind}/{name}": value for name, value in found.items()}
-            _keep_best(training, unet_weights(gathered), kind, step, splits, sorted(values))
+            _keep_best(training, unet_weights(gathered), kind, step, splits, scored, sorted(values))
         engine.barrier()
         beat()
     return values
@@ -130,6 +133,7 @@ def _keep_best(
     kind: str,
     step: int,
     splits: dict[str, dict[str, Any]],
+    scored: dict[str, Any],
     logged: list[str],
 ) -> None:
     """Exports the student when the first metric says that it is the best so far; notes it in best.json."""
@@ -139,15 +143,24 @@ def _keep_best(
     before = read_json(path) if path.is_file() else None
     assert metric.best is not None
     value = splits[ALL][metric.best]
+    # Of other captions, protocols or statistics, scores can't be compared: the best begins anew.
+    how = {key: each for key, each in scored.items() if key not in ("network", "weights")}
     note = {"score": metric.best, "split": ALL, "logged": sorted({*logged, *(before or {}).get("logged", [])})}
-    if before and not (value < before["value"] if metric.lower else value > before["value"]):
-        write_json(path, {**before, "logged": note["logged"]})
+    same = before is not None and (before["score"], before["how"]) == (metric.best, how)
+    if not math.isfinite(value) or (before and same and not _better(value, before["value"], metric.lower)):
+        if before:
+            write_json(path, {**before, "logged": note["logged"]})
         return
     folder = run / "best" / f"step-{step:06d}-{kind}"
     trained = student_unet(training.unet, weights, torch.float32)
     with written_whole(folder) as aside:
         export_student(aside, trained, training.teacher.folder, model_card(config, kind))
-    write_json(path, {**note, "value": value, "step": step, "weights": kind, "folder": str(folder.relative_to(run))})
+    found = {"value": value, "step": step, "weights": kind, "folder": str(folder.relative_to(run))}
+    write_json(path, {**note, **found, "how": how})
+
+
+def _better(value: float, other: float, lower: bool) -> bool:
+    return value < other if lower else value > other
 
 
 def _is_number(value: Any) -> bool:

@@ -3,7 +3,9 @@
 Out: OUT/compbench/CATEGORY/chunk-*.safetensors and OUT/compbench/scores.json: a mean per category, and of them all.
 """
 
+import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from randcond.data.files import read_json, write_json
 from randcond.data.ranks import device, rank
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
-from randcond.eval.compbench.score import Scorer
+from randcond.eval.compbench.score import NEEDS, Scorer
 from randcond.eval.features import Extractor, Rows
 from randcond.eval.generate import Draw, Task, load_rows
 from randcond.eval.prompts import ALL, Prompts
@@ -69,4 +71,6 @@ def category_extractor(scorer: Scorer, ev: Eval, category: str, prompts: Prompts
         kind = [kinds[caption] for caption in captions] if kinds else None
         return {"compbench": scorer.score(category, images, captions, kind)}
 
-    return Extractor("; ".join(f"{name} {said}" for name, said in scorer.facts.items()), read)
+    mine = {name: said for name, said in scorer.facts.items() if name.removesuffix("_note") in NEEDS[category]}
+    listed = f"; lists {sha256(json.dumps(kinds).encode()).hexdigest()[:16]}" if kinds else ""
+    return Extractor("; ".join(f"{name} {said}" for name, said in mine.items()) + listed, 0, read)
