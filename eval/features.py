@@ -5,15 +5,17 @@ Every extractor is a library's own network, in eval mode and fp32.
 """
 
 import io
+import os
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
 from randcond.data.files import sha256
@@ -51,27 +53,58 @@ def load_extractors(names: Iterable[str], ev: Eval, device: torch.device | str) 
 
 
 def _inception(ev: Eval, device: torch.device | str) -> Extractor:
-    """torch-fidelity's port of TensorFlow's Inception v3: rows inception [n, 2048], logits [n, 1008] (no bias)."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    """TensorFlow's Inception v3: rows inception [n, 2048], logits [n, 1008] (no bias).
 
+    Both by torch-fidelity's port; with `eval.fid: pytorch-fid` the features are that tool's, which scales and resizes
+    images otherwise (the paper's published statistics are its).
+    """
     path = Path(ev.inception)
-    held = io.BytesIO()  # its constructor unpickles a file: it gets tensors that were read as nothing but tensors
-    torch.save(read_tensors(path, "eval.inception"), held)
-    held.seek(0)
+    tensors = read_tensors(path, "eval.inception")
     try:
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=held
-        )
+        network = _fidelity_port(tensors).to(device)
+        other = _pytorch_fid_port(tensors).to(device) if ev.fid == "pytorch-fid" else None
     except RuntimeError as error:
         raise ValueError(f"eval.inception: {path}: not TF Inception v3's weights ({first_line(error)})") from None
-    network.to(device)
 
     @torch.no_grad()
     def read(images: Tensor, captions: list[str]) -> Rows:
-        features, logits = network(images.to(device))
+        pixels = images.to(device)
+        features, logits = network(pixels)
+        if other is not None:
+            features = other(pixels.float() / 255)[0].flatten(1)
         return {"inception": features.float().cpu(), "logits": logits.float().cpu()}
 
-    return Extractor(f"inception-v3-compat {sha256(path)[:16]}", 2048, read)
+    port = "inception-v3-compat" if other is None else "inception-v3-compat, features by pytorch-fid"
+    return Extractor(f"{port} {sha256(path)[:16]}", 2048, read)
+
+
+def _fidelity_port(tensors: dict[str, Tensor]) -> nn.Module:
+    """torch-fidelity's network; raises RuntimeError when the weights are of another one."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    held = io.BytesIO()  # its constructor unpickles a file: it gets tensors that were read as nothing but tensors
+    torch.save(tensors, held)
+    held.seek(0)
+    features = ["2048", "logits_unbiased"]
+    return FeatureExtractorInceptionV3("inception-v3-compat", features, feature_extractor_weights_path=held)
+
+
+def _pytorch_fid_port(tensors: dict[str, Tensor]) -> nn.Module:
+    """pytorch-fid's network, which takes images in [0, 1]; raises RuntimeError when the weights are of another one."""
+    from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
+
+    before = os.environ.get("TORCH_HOME")
+    with TemporaryDirectory() as folder:  # it knows weights by their address only, and where torch.hub keeps them
+        kept = Path(folder) / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
+        kept.parent.mkdir(parents=True)
+        torch.save(tensors, kept)
+        os.environ["TORCH_HOME"] = folder
+        try:
+            return InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
+        finally:
+            os.environ.pop("TORCH_HOME")
+            if before is not None:
+                os.environ["TORCH_HOME"] = before
 
 
 def _clip(ev: Eval, device: torch.device | str) -> Extractor:

@@ -112,9 +112,8 @@ def warnings(names: list[str], images: int, real: Reference | None) -> list[str]
         )
     if real and not real.facts and "fid" in names:
         notes.append(
-            f"{real.path.name} says nothing of how it was made; pytorch-fid resizes to 299 in another way than "
-            f"torch-fidelity, which reads the drawn images, and that shifts FID: `randcond eval stats` makes "
-            f"statistics that fit"
+            f"{real.path.name} says nothing of how it was made: pytorch-fid and torch-fidelity scale and resize images "
+            f"in different ways, which shifts FID; eval.fid says which of them reads the drawn images"
         )
     if "is" in names and images < 5000:
         notes.append(f"IS over 10 splits of {images // 10} images: biased downwards; it is made for 50,000")

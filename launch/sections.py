@@ -168,6 +168,7 @@ class Eval:
     metrics: list[str] = dataclasses.field(default_factory=lambda: ["fid", "is", "clip"])  # names in eval/metrics.py
     statistics: str | None = None  # of real images (`randcond eval stats`): a folder with SPLIT.npz, or one .npz
     inception: str = "inputs/inception/weights-inception-2015-12-05-6726825d.pth"  # .pth or .safetensors
+    fid: Literal["torch-fidelity", "pytorch-fid"] = "torch-fidelity"  # whose port of Inception gives FID's features
     clip: str = "ViT-g-14"  # an open_clip model
     clip_weights: str = "laion2b_s34b_b88k"  # its tag, or a file
     dino: str = "facebook/dinov2-large"  # a transformers folder or hub id, for fd-dinov2

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch_fidelity
 from PIL import Image
+from pytorch_fid import fid_score
+from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
@@ -93,29 +95,46 @@ def test_fid_is_kid_as_torch_fidelity(inception: Path, tmp_path: Path) -> None:
     assert_same(ours, theirs)
 
 
-@pytest.mark.slow
-def test_three_thousand_images_as_torch_fidelity_and_pytorch_fid(
-    inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pytorch_fid import fid_score
-    from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
-
-    # At 299 nothing is resized: the two ports differ in how they resize.
-    ours, theirs = compare(3000, 299, inception, tmp_path, kid_subset=1000)
-    print("\nours", ours, "\ntorch-fidelity", theirs)
-    assert_same(ours, theirs)
-    cached = tmp_path / "torch" / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
+def fid_by_pytorch_fid(folders: list[Path], inception: Path, where: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """As its command line computes it, with these weights where it keeps the published ones."""
+    cached = where / "torch" / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
     cached.parent.mkdir(parents=True)
     cached.write_bytes(inception.read_bytes())
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("TORCH_HOME", str(where / "torch"))
     model = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
-    moments = [
-        fid_score.compute_statistics_of_path(str(tmp_path / name), model, 32, 2048, "cpu", 1)
-        for name in ("drawn", "real")
-    ]
-    fid = fid_score.calculate_frechet_distance(*moments[0], *moments[1])
-    print("pytorch-fid", fid)
-    assert ours["fid"] == pytest.approx(fid, rel=1e-3)
+    moments = [fid_score.compute_statistics_of_path(str(each), model, 32, 2048, "cpu", 0) for each in folders]
+    return fid_score.calculate_frechet_distance(*moments[0], *moments[1])
+
+
+def compare_with_pytorch_fid(
+    images: int, inception: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[float, float]:
+    """(ours, pytorch-fid's) FID at the protocol's 256 pixels; against statistics of its own making, too."""
+    drawn, real = 255 - digit_images(images, 256, seed=1) // 2, digit_images(images, 256, seed=2)
+    folders = [save_pictures(folder / "drawn", drawn), save_pictures(folder / "real", real)]
+    ev = Eval(inception=str(inception), metrics=["fid"], fid="pytorch-fid")
+    reference = reference_of(folders[1], folder / "statistics", ev)
+    ours = METRICS["fid"].score(rows_of(drawn, ev, ["inception"]), [], reference)["fid"]
+    return ours, fid_by_pytorch_fid(folders, inception, folder, monkeypatch)
+
+
+def test_fid_as_pytorch_fid(inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = compare_with_pytorch_fid(30, inception, tmp_path, monkeypatch)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_three_thousand_images_as_torch_fidelity(inception: Path, tmp_path: Path) -> None:
+    ours, theirs = compare(3000, 256, inception, tmp_path, kid_subset=1000)
+    print("\nours", ours, "\ntorch-fidelity", theirs)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.slow
+def test_three_thousand_images_as_pytorch_fid(inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = compare_with_pytorch_fid(3000, inception, tmp_path, monkeypatch)
+    print("\nours", ours, "\npytorch-fid", theirs)
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_clip_score_is_open_clips_cosine(tmp_path: Path) -> None:
@@ -261,6 +280,6 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
 def test_scores_of_few_images_come_with_a_warning() -> None:
     real = Reference(Path("all.npz"), Moments(100, np.zeros(2048), np.eye(2048)), {})
     assert "2000 images for 2048 features" in warnings(["fid"], 2000, real)[0]
-    assert "resizes to 299 in another way" in warnings(["fid"], 30_000, real)[0]
+    assert "scale and resize images" in warnings(["fid"], 30_000, real)[0]
     assert warnings(["fid"], 30_000, Reference(real.path, real.moments, {"images": 100})) == []
     assert "biased downwards" in warnings(["is"], 100, None)[0]
