@@ -93,14 +93,17 @@ def check_sizes(system: System, task: Task, real: References) -> None:
 
 def draw(system: System, task: Task, out: Path, what: str) -> dict[str, Any]:
     """Draws what `out` lacks; everything that the images depend on."""
-    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-    own = {
-        key: default_setting(system.pipe, name) for key, name in names.items() if getattr(task.protocol, key) is None
-    }
-    task = replace(task, protocol=replace(task.protocol, **own))
+    task = settled(task, system.pipe)
     made_of = protocol_facts(system, task)
     generate(task, system.pipe, out, made_of, what, system.beat)
     return made_of
+
+
+def settled(task: Task, pipe: Any) -> Task:
+    """The task with what its protocol leaves to the pipeline filled in."""
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    own = {key: default_setting(pipe, name) for key, name in names.items() if getattr(task.protocol, key) is None}
+    return replace(task, protocol=replace(task.protocol, **own))
 
 
 def protocol_facts(system: System, task: Task) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def test_evaluation_during_training(world: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run / "evaluations/step-000008/ema/scores.json").unlink()
+    plan = run / "evaluations/step-000008/raw/plan.json"  # as if evaluated with other threads
+    plan.write_text(plan.read_text().replace('"threads": 1', '"threads": 7'))
     for path in (run / "checkpoints").glob("step-*12"):
         path.rename(run / "later")
     (run / "train.json").unlink()
@@ -122,6 +124,8 @@ def test_evaluation_during_training(world: Path) -> None:
     assert same_bits(run, world / "runs/demo/with")
     again = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
     assert again == logged
+    assert (run / "evaluations/step-000008/raw-before-0/plan.json").is_file()
+    assert not (run / "evaluations/step-000008/ema-before-0").exists()
     randcond(world, "run", "eval", "demo-with", *TINY, "paths.run=runs/watched")
     randcond(world, "report", "demo-with", *TINY, "paths.run=runs/watched")
     page = (run / "report.html").read_text()

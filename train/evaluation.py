@@ -17,7 +17,7 @@ from torch import Tensor
 
 from randcond.data.files import read_json, remove, write_json, written_whole
 from randcond.eval.check import check_evaluation
-from randcond.eval.evaluate import References, System, evaluate, prepare, references
+from randcond.eval.evaluate import References, System, evaluate, prepare, protocol_facts, references, settled
 from randcond.eval.generate import Task
 from randcond.eval.metrics import METRICS
 from randcond.eval.prompts import ALL, first_prompts
@@ -76,7 +76,7 @@ def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> d
         out = _folder(config, step) / kind
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
-            _write_unet(training, unet_weights(gathered), out)
+            _write_unet(training, task, unet_weights(gathered), out, kind)
         engine.barrier()
         beat()
         _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
@@ -95,13 +95,19 @@ def _folder(config: Config, step: int) -> Path:
     return Path(config.paths.run) / "evaluations" / f"step-{step:06d}"
 
 
-def _write_unet(training: Training, weights: dict[str, Tensor], out: Path) -> None:
-    """The U-Net that draws, in the evaluation's own type; an evaluation of other weights there is set aside."""
+def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out: Path, kind: str) -> None:
+    """The U-Net that draws, in the evaluation's own type; what was made otherwise there is set aside.
+
+    Other weights, or other threads, captions or versions since: a training is not to end for that.
+    """
     unet = student_unet(training.unet, weights, DTYPES[training.config.teacher.dtype])
     aside = out.with_name(f".{out.name}.new")
     with written_whole(aside / "unet") as folder:
         unet.save_pretrained(folder, safe_serialization=True)
-    if out.exists() and fingerprint(out / "unet") != fingerprint(aside / "unet"):
+    network, pipe = fingerprint(aside / "unet"), training.teacher.pipe
+    wanted = protocol_facts(System("", pipe, network, kind, training.config.teacher.dtype), settled(task, pipe))
+    plan = out / "plan.json"
+    if out.exists() and not (plan.is_file() and wanted.items() <= read_json(plan).items()):
         number = sum(1 for _ in out.parent.glob(f"{out.name}-before-*"))
         out.rename(out.with_name(f"{out.name}-before-{number}"))
     if out.exists():
