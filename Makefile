@@ -37,7 +37,7 @@ $(READY): requirements.lock pyproject.toml
 $(TABLES) $(EXPERIMENTS): $(READY)
 	@$(BIN)/randcond run all $@ $(WHERE) $(ARGS)
 
-test: $(READY) ## the tests, some 20 minutes on two cores
+test: $(READY) ## the tests, some 28 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu and not hosts and not slurm" $(ARGS)
 
 test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too)
