@@ -68,9 +68,8 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
         facts: dict[str, Any] = {"weights": config.eval.weights if config.trains else "raw"}
         if config.trains:
             trained = _training(Path(config.paths.run) / "train.json")
-            facts |= {"conditioning": config.conditioning.p, **trained}
             notes += [f"trained without: {each}" for each in trained.pop("left_out", [])]
-            facts.pop("left_out", None)
+            facts |= {"conditioning": config.conditioning.p, **trained}
         rows.append(_row(name, config, eval_folder(config), facts, paper, notes))
     _check_comparable(rows)
     return rows
