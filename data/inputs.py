@@ -96,12 +96,14 @@ def _fetch(entry: Input, folder: Path, source: str) -> None:
             start = part.stat().st_size if part.exists() else 0
             with tqdm(total=_size(address), initial=start, desc=name, unit="B", unit_scale=True) as bar:
                 bring(address, target, wanted, bar.update)
-        facts = {"from": address, "bytes": target.stat().st_size, "sha256": sha256(target), "as": lasting.name}
-        if wanted and not facts["sha256"].startswith(wanted):
+        found = sha256(target)
+        if wanted and not found.startswith(wanted):
             raise ValueError(f"{target}: does not have the checksum {wanted[:16]}...; remove it and fetch it again")
+        size = target.stat().st_size
         if entry.unpack:
             _unpack(target)
             target.unlink()
+        facts = {"from": address, "bytes": size, "sha256": found, "as": lasting.name}
         note["files"][name] = facts
         write_json(folder / NOTE, note)
     write_json(folder / NOTE, {**note, "complete": True})
