@@ -4,7 +4,7 @@ A leaf without torch, read on login nodes; `launch/config.py` fills it from file
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -124,13 +124,23 @@ class Engine:
     processes: int = 1  # ranks on this machine when no host file is given
     threads: int | None = None  # CPU threads per rank; null leaves torch's default
     micro_batch: int | None = None  # samples per rank and forward; null: global_batch / ranks
-    attention: Literal["auto", "sdpa", "xformers"] = "auto"  # auto: the faster of the two, by a probe at start
-    compile: bool = False  # torch.compile of the repeated transformer blocks
+    attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers"] = "auto"  # auto: by a race at start
+    # torch.compile of U-Nets: the repeated transformer blocks, or the whole as one graph (the fastest, after minutes)
+    compile: Literal["none", "blocks", "whole"] = "none"
+    teacher_graph: bool = False  # the teacher, compiled whole, is replayed as one CUDA graph
+    teacher_fp8: bool = False  # its linear layers multiply in fp8, at an error that the log tells
+    channels_last: bool = False  # images as [B, h, w, C] in memory, as tensor cores take them
     activation_checkpointing: bool = False  # less memory for a third more student compute
     teacher: Literal["replicated", "sharded"] = "replicated"  # sharded: by FSDP2, where it does not fit beside the rest
     heartbeat: float = 60.0  # seconds without a sign of life from a rank that end the job
     timeout: float = 1800.0  # seconds without progress of any rank that end the job: compilation takes minutes
     peak_tflops: float | None = None  # dense bf16 rate of one GPU, for MFU; null: known by the GPU's name
+
+    @property
+    def kernels(self) -> dict[str, Any]:
+        """How images are drawn, to the last bit, and kept beside them: no race, which may end otherwise each time."""
+        attention = "sdpa" if self.attention == "auto" else self.attention
+        return {"attention": attention, "compile": self.compile, "channels_last": self.channels_last}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -266,6 +276,10 @@ class Config:
         for name, seconds in (("heartbeat", self.engine.heartbeat), ("timeout", self.engine.timeout)):
             if seconds < 1:
                 raise ValueError(f"engine.{name}: at least a second, got {seconds}")
+        if self.engine.teacher_graph and self.engine.compile != "whole":
+            raise ValueError("engine.teacher_graph: a graph is of the whole network: needs engine.compile=whole")
+        if self.engine.teacher == "sharded" and (self.engine.teacher_graph or self.engine.teacher_fp8):
+            raise ValueError("engine.teacher: a sharded one can't be one CUDA graph, nor in fp8")
         if self.train.grad_clip < 0:
             raise ValueError(f"train.grad_clip: a norm, or 0 for none, got {self.train.grad_clip}")
         if self.trains and bool(self.cache.captions) == bool(self.cache.images):

@@ -134,7 +134,7 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
     "options",
     [
         [],
-        pytest.param(["engine.kind=fsdp", "engine.compile=true"], marks=pytest.mark.slow),
+        pytest.param(["engine.kind=fsdp", "engine.compile=blocks"], marks=pytest.mark.slow),
     ],
 )
 def test_a_sharded_teacher_teaches_the_same(world: Path, options: list[str]) -> None:
@@ -266,7 +266,7 @@ def test_a_slim_student_trains_and_its_loss_falls(world: Path) -> None:
 
 @pytest.mark.slow
 def test_compile_and_checkpointing_train_the_same(world: Path) -> None:
-    words = [*TINY, "engine.compile=true", "engine.activation_checkpointing=true", "paths.run=runs/compiled"]
+    words = [*TINY, "engine.compile=blocks", "engine.activation_checkpointing=true", "paths.run=runs/compiled"]
     said = randcond(world, "run", "train", "demo-with", *words, "--gpus", "1").stdout
     assert "attention of the student: sdpa" in said and "no xformers operator runs on a CPU" in said
     runs = ("runs/demo/with", "runs/compiled")
