@@ -90,7 +90,7 @@ def test_products_fill_a_gpu_by_hand() -> None:
     assert busy(Work((Product(128 * 133, 128, 256),), 1), nothing, 1, 132) == pytest.approx(133 / 132 / (5 * 3 / 8))
     assert busy(Work((tile,), 1), nothing, 132, 132) == 1  # a batch makes rows
     long = Product(128, 128, 512 * 66)
-    assert busy(Work((long,), 1), nothing, 1, 132) == pytest.approx(66 / 132)
+    assert busy(Work((long,), 1), nothing, 1, 132) == pytest.approx(2 / 3)  # four small tiles, each sum among 33 cores
 
 
 def test_what_fills_is_what_costs() -> None:
