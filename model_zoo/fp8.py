@@ -1,7 +1,7 @@
 """The frozen teacher's linear layers in fp8: half the bytes and up to twice the rate, at an error that is measured.
 
 Numbers are e4m3 with one scale per tensor: a weight's is taken once, an input's at every call. Convolutions, norms and
-attention's own products stay as they are. Only for training; what the teacher draws is never drawn in fp8.
+attention's own products stay as they are. Only in training (its sample grids too): nothing that is kept is drawn so.
 """
 
 import torch

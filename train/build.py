@@ -31,8 +31,9 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     unet = build_student(student.rule, plain_config(teacher.unet.config), student.seed, weights)
     module = TappedStudent(unet, teacher.unet, find_rule(student.rule), student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
+    layout = options.channels_last, options.teacher_graph
     distil = DistillationStep(
-        teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null, options.channels_last
+        teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null, *layout
     )
     return module, distil
 

@@ -48,10 +48,14 @@ class DistillationStep:
         global_batch: int,
         zero_null: bool = True,
         channels_last: bool = False,
+        teacher_graph: bool = False,
     ) -> None:
-        """`names`: the teacher's tapped modules; `weights`: loss -> weight; `zero_null`: see Teacher.encode."""
+        """`names`: the teacher's tapped modules; `weights`: loss -> weight; `zero_null`: see Teacher.encode.
+
+        `channels_last`: how x_t lies in memory; `teacher_graph`: whether the teacher is one CUDA graph.
+        """
         self.teacher, self.names, self.weights = teacher, names, weights
-        self.global_batch, self.zero_null = global_batch, zero_null
+        self.global_batch, self.zero_null, self.teacher_graph = global_batch, zero_null, teacher_graph
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.taps = FeatureTaps(teacher.unet, names)
 
@@ -65,7 +69,8 @@ class DistillationStep:
         condition = teacher.encode(batch, batch["null"], self.zero_null)
         with torch.no_grad():
             self.taps.forget()
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph returned may be overwritten
+            if self.teacher_graph:  # what it returned for the last step may be overwritten now
+                torch.compiler.cudagraph_mark_step_begin()
             expected = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
             expected_features = self.taps.collect()
         prediction, features = student(noised.to(dtype), timesteps, cast(condition, dtype))

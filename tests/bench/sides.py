@@ -99,7 +99,8 @@ class Sides:
         def step() -> None:
             noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.distil.memory_format)
             with torch.no_grad():
-                torch.compiler.cudagraph_mark_step_begin()
+                if config.engine.teacher_graph:
+                    torch.compiler.cudagraph_mark_step_begin()
                 target: Tensor = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
                 features = taps.collect()
             epsilon, own = module(noised.to(dtype), timesteps, mine)
