@@ -15,7 +15,7 @@ from torch import Tensor
 from randcond.data.captions import names_any, read_unique
 from randcond.data.images import Picture, find_pictures, read_picture, to_square
 from randcond.launch.config import Config, resolve_sources
-from randcond.model_zoo.compilation import speed_up_drawing
+from randcond.model_zoo.compilation import compile_drawing
 from randcond.model_zoo.sampler import caption_seed, draw_latents, encode
 from randcond.model_zoo.teacher import Teacher
 
@@ -56,14 +56,14 @@ class Drawn:
 
     def __init__(self, config: Config) -> None:
         damaged: list[str] = []
-        self.config, self.kernels = config.cache, config.engine.kernels
+        self.config = config.cache
         self.captions = choose_captions(config, damaged if config.on_error == "skip" else None)
         self.facts: dict[str, Any] = {"damaged": damaged}
 
     def begin(self, teacher: Teacher) -> None:
         """Builds the pipeline with the sampler asked for."""
         self.pipe = teacher.pipeline(self.config.sampler)
-        speed_up_drawing(self.pipe, self.config.batch, **self.kernels)
+        compile_drawing(self.pipe, self.config.compile)
 
     def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
         """Draws one compute batch."""

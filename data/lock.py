@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def _take(folder: Path, patience: float) -> int:
     return handle
 
 
-def claim_each(pieces: list[Path], done: Callable[[Path], bool], behind: int = 0) -> Iterator[int]:
+def claim_each(pieces: list[Path], done: Callable[[Path], bool], behind: int = 0) -> Generator[int, None, None]:
     """Numbers of the pieces that are not done and that no other process works at, each claimed while it is used.
 
     Any number of processes on any hosts that share the folder may iterate at once: every piece is given to one of

@@ -6,7 +6,7 @@ by name, and the images that a contact sheet shows. Chunks are fixed by caption 
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,10 @@ def generate(
     mine = 0
     silent = rank() != 0 or done == len(chunks)
     bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
-    with _Reader() as reader:
-        for number in claim_each(chunks, reader.landed, behind=1):
+    reader = _Reader()
+    # What was claimed is let go of after the reader is done with it, also where drawing fails.
+    with closing(claim_each(chunks, reader.landed, behind=1)) as claimed, reader:
+        for number in claimed:
             ids = list(range(number * batch, min((number + 1) * batch, count)))
             drawn = _draw(task, pipe, ids)
             reader.put(_read_and_write, task, drawn, ids, out, number, chunks[number])

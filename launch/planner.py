@@ -183,15 +183,17 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
 
 
 def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
-    """The fastest plan that fits, of every engine and micro-batch, on 1, 2, 4, ... up to 1,024 GPUs.
+    """The fastest plan that fits, of every engine and micro-batch, on 1, 2, 4, ... GPUs of a host and hosts of them.
 
     Raises ValueError where the global batch divides over none of them, or nothing fits.
     """
     rows = []
-    for gpus in (2**power for power in range(11)):
+    clusters = [Cluster(gpu, 1, 2**power) for power in range(11) if 2**power < per_node]
+    clusters += [Cluster(gpu, 2**power, per_node) for power in range(11) if 2**power * per_node <= SWEEP_GPUS]
+    for cluster in clusters:
+        gpus = cluster.ranks
         if config.train.global_batch % gpus:
             continue
-        cluster = Cluster(gpu, max(1, gpus // per_node), min(gpus, per_node))
         found = [
             plan(
                 replace(config, engine=replace(config.engine, micro_batch=micro, **engine)), sizes, cluster, efficiency

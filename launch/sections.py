@@ -4,7 +4,7 @@ A leaf without torch, read on login nodes; `launch/config.py` fills it from file
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -43,6 +43,7 @@ class Cache:
     steps: int = 25
     guidance: float = 7.5
     batch: int = 32  # compute batch: fixed chunks by caption id, the last one padded
+    compile: Literal["none", "blocks", "whole"] = "none"  # torch.compile of the drawing U-Net; whole: the decoder's too
     shard_size: int = 1024  # samples in one WebDataset shard
     local: str = "~/.cache/randcond"  # where the shards of a cache on a server (paths.cache: a URL) are copied to
     local_gb: float = 50.0  # room for them; where all have room, samples come in any order, else window by window
@@ -136,12 +137,6 @@ class Engine:
     timeout: float = 1800.0  # seconds without progress of any rank that end the job: compilation takes minutes
     peak_tflops: float | None = None  # dense bf16 rate of one GPU, for MFU; null: known by the GPU's name
 
-    @property
-    def kernels(self) -> dict[str, Any]:
-        """How images are drawn, to the last bit, and kept beside them: no race, which may end otherwise each time."""
-        attention = "sdpa" if self.attention == "auto" else self.attention
-        return {"attention": attention, "compile": self.compile, "channels_last": self.channels_last}
-
 
 @dataclass(frozen=True, config=STRICT)
 class CompBench:
@@ -173,6 +168,7 @@ class Eval:
     guidance: float | None = None
     resolution: int | None = None  # pixels of a drawn image's side; null: the model's own
     batch: int = 32  # compute batch: fixed chunks by caption number, the last one padded
+    compile: Literal["none", "blocks", "whole"] = "none"  # as of the cache
     seed: int = 1
     weights: Literal["raw", "ema"] = "raw"
     metrics: list[str] = dataclasses.field(default_factory=lambda: ["fid", "is", "clip"])  # names in eval/metrics.py

@@ -1,4 +1,4 @@
-"""Kernels and compilation of a denoiser that draws, and torch.compile of a U-Net that trains, with static shapes.
+"""torch.compile of U-Nets that train and pipelines that draw, with static shapes.
 
 Compiled are the repeated blocks (one compilation for all of a kind) or the whole as one graph; after feature taps are
 on: hooks that come later would be ignored.
@@ -7,9 +7,6 @@ on: hooks that come later would be ignored.
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-
-from randcond.model_zoo.attention import choose_attention, set_attention
 
 
 def compile_network(network: Any, how: str, graphs: bool = False) -> None:
@@ -17,24 +14,16 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
 
     `graphs`: the whole is replayed as one CUDA graph; what it returned is overwritten by its next call.
     """
+    # All modules share the code that is compiled, Module._call_impl, and each of them and of their shapes counts.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":
         network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
-def speed_up_drawing(pipe: Any, batch: int, attention: str, compile: str, channels_last: bool) -> None:
-    """Sets a pipeline that draws `batch` captions at once to the kernels of the experiment's `engine.kernels`.
-
-    Attention backends are a U-Net's; one that fails its self-test there leaves SDPA, as in training.
-    """
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    if attention != "sdpa" and isinstance(denoiser, UNet2DConditionModel):
-        asked = denoiser, attention, denoiser.dtype, denoiser.device, 2 * batch  # guidance: two calls in one
-        set_attention(denoiser, choose_attention(*asked, trains=False))
-    if channels_last:
-        denoiser.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
-    compile_network(denoiser, compile)
-    if compile == "whole":
+def compile_drawing(pipe: Any, how: str) -> None:
+    """The same of a pipeline's denoiser; "whole": of its decoder too."""
+    compile_network(getattr(pipe, "unet", None) or pipe.transformer, how)
+    if how == "whole":
         pipe.vae.decoder.compile(dynamic=False)

@@ -64,7 +64,12 @@ def fp8_teacher(teacher: Teacher) -> str:
     """Puts a teacher's linear layers into fp8; says how many, and how far off its predictions are for it.
 
     Measured on noise and the empty caption at three timesteps: the difference's norm by the prediction's.
+    Raises ValueError on a GPU without fp8.
     """
+    if teacher.device.type == "cuda" and torch.cuda.get_device_capability(teacher.device) < (8, 9):
+        raise ValueError(
+            f"engine.teacher_fp8: {torch.cuda.get_device_name(teacher.device)} has no fp8 (Ada, Hopper and later do)"
+        )
     steps = torch.tensor([teacher.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=teacher.device)
     noised = torch.randn(len(steps), *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     asked = noised.to(teacher.device, teacher.dtype), steps, teacher.encode(teacher.tokenizers([""] * len(steps)))

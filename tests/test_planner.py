@@ -161,7 +161,8 @@ def test_the_command(tmp_path: Path) -> None:
         assert named in randcond(tmp_path, "plan", "demo-with", *wrong, code=2).stderr
 
 
-MLPERF = {8: (64, 126.6), 64: (16, 110.2), 512: (4, 73.5), 1024: (2, 48.8)}  # GPUs -> micro-batch, samples/s per GPU
+# GPUs -> micro-batch, samples/s per GPU, how far off the plan may be.
+MLPERF = {8: (64, 126.6, 1e-6), 64: (16, 110.2, 0.01), 512: (4, 73.5, 0.05), 1024: (2, 48.8, 0.15)}
 
 
 def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
@@ -169,7 +170,7 @@ def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
     config = complete_config({**LAYOUTS["sd-v2-1"], "sample_size": 64})
     cost, forward, gpu = unet_cost(UNet2DConditionModel, config), work(UNet2DConditionModel, config), find_gpu("h100")
     flop, efficiency = 3 * cost.flop, 1.0
-    for gpus, (micro, published) in MLPERF.items():
+    for gpus, (micro, published, within) in MLPERF.items():
         traffic = ring_traffic(gpus, 2 * 2 * cost.parameters * (gpus - 1) / gpus, Cluster(gpu, gpus // 8, 8)).seconds
         if gpus == 8:  # its efficiency is taken from this one
             efficiency = flop * micro / (micro / published - traffic) / (1e12 * gpu.tflops)
@@ -178,7 +179,7 @@ def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
         idle = idle_seconds(arithmetic, full_share(None, forward, micro, gpu), 3 * forward.kernels, micro)
         predicted = micro / (arithmetic + idle + traffic)
         print(f"{gpus} GPUs: {predicted:.1f} samples/s per GPU predicted, {published} published")
-        assert predicted == pytest.approx(published, rel=0.15), gpus
+        assert predicted == pytest.approx(published, rel=within), gpus
 
 
 def test_the_curve_says_where_more_gpus_are_badly_used(capsys: pytest.CaptureFixture[str], sizes: Sizes) -> None:

@@ -134,7 +134,9 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
     "options",
     [
         [],
-        pytest.param(["engine.kind=fsdp", "engine.compile=blocks"], marks=pytest.mark.slow),
+        pytest.param(
+            ["engine.kind=fsdp", "engine.compile=blocks", "engine.channels_last=true"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_sharded_teacher_teaches_the_same(world: Path, options: list[str]) -> None:

@@ -5,9 +5,12 @@ import re
 import pytest
 import torch
 
+from randcond.data.ranks import device
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.attention import choose_attention, set_attention
+from randcond.model_zoo.compilation import compile_drawing
 from randcond.model_zoo.fp8 import Fp8Linear, fp8_teacher, quantize
+from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, speed_up
 from randcond.train.engine.base import optimizer_of
@@ -23,11 +26,11 @@ def train(*words: str, fused: bool = True) -> Run:
     torch._dynamo.reset()
     config = load_config("demo-with", [*words, "train.lr=1e-4"])
     options = config.engine
-    teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
+    teacher = Teacher.load(resolve_path(config.teacher.path), "fp32", device())
     module, distil = build_step(config, teacher)
     if options.attention != "auto":
         for network, trains in ((teacher.unet, False), (module.unet, True)):
-            choices = choose_attention(network, options.attention, torch.float32, torch.device("cpu"), 2, trains)
+            choices = choose_attention(network, options.attention, torch.float32, device(), 2, trains)
             assert {choice.backend for choice in choices} == {options.attention}
             set_attention(network, choices)
     if options.teacher_fp8:
@@ -77,6 +80,29 @@ def test_a_switch_changes_no_result(plain: Run, words: list[str]) -> None:
 def distance(ours: Weights, theirs: Weights) -> float:
     """Euclidean, over all weights."""
     return sum((ours[name] - values).square().sum().item() for name, values in theirs.items()) ** 0.5
+
+
+@pytest.mark.gpu
+def test_a_teacher_replayed_as_one_cuda_graph_teaches_the_same() -> None:
+    """Its outputs are overwritten by the next replay: every step's must have been used by then."""
+    plain = train("engine.compile=whole")
+    losses, weights, _ = train("engine.compile=whole", "engine.teacher_graph=true")
+    assert losses == pytest.approx(plain[0], rel=1e-5)
+    assert distance(weights, plain[1]) < 1e-2 * distance(plain[1], plain[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["blocks", "whole"])
+def test_a_compiled_pipeline_draws_the_same(how: str) -> None:
+    teacher = Teacher.load(resolve_path("package:data/digits/models/teacher"), "fp32")
+    drawn = []
+    for compiled in ("none", how):
+        pipe = teacher.pipeline("ddim")
+        compile_drawing(pipe, compiled)
+        latents = draw_latents(pipe, ["a red three", "a blue five"], [1, 2], 4, 3.0, 2)
+        drawn.append((latents, to_bytes(decode(pipe, latents)).int()))
+    assert torch.allclose(drawn[0][0], drawn[1][0], atol=1e-4)
+    assert (drawn[0][1] - drawn[1][1]).abs().max() <= 1
 
 
 def test_fused_adamw_steps_as_torchs_plain_one(plain: Run) -> None:

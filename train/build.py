@@ -76,7 +76,9 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
 
 def speed_up(options: EngineSection, teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> str:
     """Memory formats, checkpointing and compilation of the two U-Nets; what the log should say of it."""
-    if options.channels_last:  # the student's weights lie as its engine keeps them: its input decides
+    if (
+        options.channels_last and options.teacher == "replicated"
+    ):  # sharded weights lie as FSDP keeps them: inputs decide
         teacher.to(memory_format=torch.channels_last)
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()

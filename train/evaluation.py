@@ -23,15 +23,12 @@ from randcond.eval.metrics import METRICS
 from randcond.eval.prompts import ALL, first_prompts
 from randcond.eval.weights import fingerprint
 from randcond.launch.config import Config
-from randcond.launch.sections import Engine
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
 from randcond.model_zoo.teacher import DTYPES
 from randcond.train.card import model_card
 from randcond.train.heartbeat import Heartbeat
 from randcond.train.monitor import Monitor
 from randcond.train.setup import Training
-
-PLAIN = Engine().kernels  # each evaluation's U-Net is another one: it would be compiled anew every time
 
 
 def rehearse(config: Config) -> None:
@@ -108,8 +105,7 @@ def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out:
     with written_whole(aside / "unet") as folder:
         unet.save_pretrained(folder, safe_serialization=True)
     network, pipe = fingerprint(aside / "unet"), training.teacher.pipe
-    system = System("", pipe, network, kind, training.config.teacher.dtype, PLAIN)
-    wanted = protocol_facts(system, settled(task, pipe))
+    wanted = protocol_facts(System("", pipe, network, kind, training.config.teacher.dtype), settled(task, pipe))
     plan = out / "plan.json"
     if out.exists() and not (plan.is_file() and wanted.items() <= read_json(plan).items()):
         number = sum(1 for _ in out.parent.glob(f"{out.name}-before-*"))
@@ -132,8 +128,8 @@ def _draw_and_score(
     config, teacher = training.config, training.teacher
     unet = load_unet(out / "unet", teacher.dtype).to(teacher.device)
     pipe = teacher.pipeline(task.protocol.sampler, unet)
-    system = System(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, PLAIN, beat)
-    with torch.compiler.set_stance("force_eager"):  # another batch size would have compiled blocks compiled again
+    system = System(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
+    with torch.compiler.set_stance("force_eager"):  # each evaluation's U-Net is another, to be compiled anew
         evaluate(system, task, real, out)
 
 

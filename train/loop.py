@@ -36,6 +36,7 @@ def run(config: Config) -> None:
     with Heartbeat(engine, config.engine.heartbeat, config.engine.timeout) as alive:
         if engine.rank == 0:
             rehearse(config)
+        startup.mark("rehearsal of evaluations")
         first, seconds = start(training, startup.mark)
         last, seconds = steps(training, alive, startup, first, seconds)
         preempted = last < config.train.steps
@@ -61,6 +62,7 @@ def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, se
     seen = SampleLog(training.folder, engine.rank, train.log_samples)
     began, step, preempted = time.monotonic() - seconds, first, False
     began += make_up_for(training, monitor, alive, first)
+    startup.mark("loader, monitor")
     with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as traced:
         while step < train.steps and not preempted:
             step += 1

@@ -19,7 +19,7 @@ from randcond.data.files import write_json
 from randcond.data.ranks import device
 from randcond.launch.config import Config, load_config, resolve_path
 from randcond.launch.protocols import protocol_of
-from randcond.model_zoo.compilation import speed_up_drawing
+from randcond.model_zoo.compilation import compile_drawing
 from randcond.model_zoo.fp8 import fp8_teacher
 from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
 from randcond.model_zoo.students import build_student, plain_config
@@ -29,6 +29,7 @@ from randcond.train.engine import build_engine
 
 CAPTION = "a photograph"
 ENOUGH = 0.97  # of the best speed: the smallest batch that reaches it is the one to take
+RACED = 64  # samples at once for which attention's backends race
 SECONDS = 2.0  # that each size is timed for, at least a call
 
 
@@ -73,7 +74,8 @@ def tune(
         raise ValueError(f"{experiment}: has no student; a published model's eval.batch is tried by its evaluation")
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    torch._dynamo.config.recompile_limit = 64  # a compilation per size
+    if "cache" in wanted and config.cache.images:
+        raise ValueError("--what: the cache encodes real images, which takes little: leave cache out")
     found: dict[str, list[Measured]] = {}
     for name in wanted:
         key, probe = PROBES[name]
@@ -150,7 +152,8 @@ def _step(config: Config) -> Callable[[int], int]:
     if config.engine.teacher_fp8:
         fp8_teacher(teacher)
     with TemporaryDirectory() as folder:
-        settle(config, teacher, module.unet, engine, Path(folder))
+        usual = replace(config, train=replace(config.train, global_batch=RACED))
+        settle(usual, teacher, module.unet, engine, Path(folder))
 
     def run(batch: int) -> int:
         losses = distil(engine.forward, noise_batch(teacher, batch), engine.dtype)
@@ -165,11 +168,12 @@ def _caching(config: Config) -> Callable[[int], int]:
     """Latents by the teacher."""
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     pipe = teacher.pipeline(config.cache.sampler)
-    return _drawing(config, pipe, config.cache.steps, config.cache.guidance, decoded=False)
+    compile_drawing(pipe, config.cache.compile)
+    return _drawing(pipe, config.cache.steps, config.cache.guidance)
 
 
 def _evaluating(config: Config) -> Callable[[int], int]:
-    """Images by the largest network that is evaluated, decoded; the extractors' arithmetic is left out."""
+    """Images by the largest network that is evaluated, decoded; the extractors, and their memory, are left out."""
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     protocol = protocol_of(config.eval)
     unet = None
@@ -177,17 +181,16 @@ def _evaluating(config: Config) -> Callable[[int], int]:
         unet = build_student(config.student.rule, plain_config(teacher.unet.config), 0)
         unet.to(teacher.device, teacher.dtype).eval().requires_grad_(False)
     pipe = teacher.pipeline(protocol.sampler, unet)
-    return _drawing(config, pipe, protocol.steps, protocol.guidance, decoded=True)
+    compile_drawing(pipe, config.eval.compile)
+    return _drawing(pipe, protocol.steps, protocol.guidance, config.eval.resolution, decoded=True)
 
 
 def _drawing(
-    config: Config, pipe: Any, steps: int | None, guidance: float | None, decoded: bool
+    pipe: Any, steps: int | None, guidance: float | None, resolution: int | None = None, decoded: bool = False
 ) -> Callable[[int], int]:
-    settings = config.engine.kernels
-    speed_up_drawing(pipe, 1, **settings)
-
     def run(batch: int) -> int:
-        latents = draw_latents(pipe, [CAPTION] * batch, list(range(batch)), steps, guidance, batch)
+        seeds = list(range(batch))
+        latents = draw_latents(pipe, [CAPTION] * batch, seeds, steps, guidance, batch, resolution)
         if decoded:
             to_bytes(decode(pipe, latents)).cpu()
         return batch

@@ -24,8 +24,8 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.tune import doubling, proposed
 from tests.bench.floor import matmul_rate
 from tests.bench.results import interval, save
-from tests.bench.sizes import configured
-from tests.bench.step import TEACHERS, interleaved
+from tests.bench.sizes import TEACHERS, configured
+from tests.bench.step import interleaved
 
 ON_CPU, ON_GPU = "world", "b-base,koala-700m"  # the teacher draws: the student's rule does not matter
 

@@ -52,7 +52,7 @@ def captions(folder: Path, count: int) -> str:
 
 def loaded(config: Config) -> System:
     pipe = load_system(resolve_path(config.teacher.path), "fp32", "cpu", "ddim")
-    return System("teacher", pipe, "", "raw", "fp32", config.engine.kernels)
+    return System("teacher", pipe, "", "raw", "fp32")
 
 
 def scoring_share(folder: Path, images: int, rounds: int) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from randcond.model_zoo.condition import blank_forward
@@ -44,6 +45,15 @@ def _best(work: Any, device: torch.device, rounds: int = 12) -> float:
     return min(times[2:])
 
 
+class _NoAttention(TorchFunctionMode):
+    """Attention gives a tensor of its shape and does nothing: its kernels keep their scores to themselves."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class _Bytes(TorchDispatchMode):
     """Adds up what ops other than products read and write."""
 
@@ -64,6 +74,6 @@ def elementwise_bytes(unet: Any, low: int) -> int:
     """Bytes that one sample's forward moves outside of its products, op by op; `low`: bytes of a number."""
     with torch.device("meta"), torch.no_grad():
         shadow = type(unet).from_config(plain_config(unet.config))
-        with _Bytes() as counted:
+        with _NoAttention(), _Bytes() as counted:
             blank_forward(shadow)
     return counted.total * low // 4

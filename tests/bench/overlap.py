@@ -38,7 +38,9 @@ def main() -> None:
         rank(asked.size, asked.steps, words)
         return
     from tests.bench.results import save
+    from tests.bench.sizes import TEACHERS, configured
 
+    configured(asked.size, TEACHERS, words)  # the ranks find the teacher made
     found: dict[str, Any] = {}
     print(f"{'engine':14}{'step ms':>9}{'arithmetic':>12}{'traffic':>9}{'sent MB':>9}{'hidden':>8}")
     for name, overrides in ENGINES.items():
@@ -47,6 +49,7 @@ def main() -> None:
             command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node=2"]
             command += ["-m", "tests.bench.overlap", "--size", asked.size, "--steps", str(asked.steps)]
             environment = {**os.environ, RESULT: str(result), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # two ranks need two GPUs: here they are CPUs' everywhere
             done = subprocess.run([*command, *overrides, *words], env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{name}: {done.stderr[-3000:]}")
@@ -76,8 +79,7 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     from randcond.train.build import build_step
     from randcond.train.engine import build_engine
     from randcond.train.tune import noise_batch
-    from tests.bench.sizes import configured
-    from tests.bench.step import TEACHERS
+    from tests.bench.sizes import TEACHERS, configured
 
     batch = 8  # of both ranks together: little arithmetic, so that there is something to hide
     config = configured(size, TEACHERS, [*words, "engine.threads=1", f"train.global_batch={batch}"])
@@ -89,7 +91,11 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     engine = build_engine(config, module)
     mine = noise_batch(teacher, batch // 2, seed=engine.rank)
     traffic = step_traffic(config, Sizes(config), Cluster(GPUS["h200"], 1, 2)).sent
-    optimizer = torch.optim.AdamW(alone.parameters(), lr=1e-5, fused=True)
+    share, half = [], sum(p.numel() for p in alone.parameters()) / 2  # of the optimizer's work: two ranks share it
+    for parameter in alone.parameters():
+        if sum(p.numel() for p in share) < half:
+            share.append(parameter)
+    optimizer = torch.optim.AdamW(share, lr=1e-5, fused=True)
     # As many bytes as the engine sends, by all-gathers, in pieces of a block's size.
     piece = torch.zeros(1 << 20)
     pieces = max(1, round(traffic / piece.nbytes))
@@ -103,9 +109,9 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     def arithmetic() -> None:
         losses = distil(alone, mine, engine.dtype)
         losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(alone.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(share, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        alone.zero_grad()
 
     def sending() -> None:
         for _ in range(pieces):

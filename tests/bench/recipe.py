@@ -1,7 +1,8 @@
 """The published recipe's settings as a plain loop: what an ordinary training script of this kind does around a step.
 
-fp16 autocast over fp32 weights (bf16 on a CPU), activation checkpointing, small micro-batches with accumulation, the
-VAE resident, AdamW as torch's default, losses gathered and read at every micro-batch, an EMA of all weights.
+fp16 autocast over fp32 weights (bf16 or none on a CPU), activation checkpointing, small micro-batches with
+accumulation, AdamW as torch's default, losses gathered and read at every micro-batch, an EMA of all weights, the VAE
+resident.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from randcond.model_zoo.features import TappedStudent
 from randcond.model_zoo.teacher import Teacher
 
 
-def published_step(config: Config, teacher: Teacher, student: TappedStudent, micro: int) -> Callable[[Any], float]:
+def published_step(
+    config: Config, teacher: Teacher, student: TappedStudent, micro: int, low: torch.dtype
+) -> Callable[[Any], float]:
     """One optimizer step over a batch of the stream, in micro-batches of `micro`; returns its loss."""
     device = teacher.device
-    low = torch.float16 if device.type == "cuda" else torch.bfloat16
     student.unet.enable_gradient_checkpointing()
     captured: dict[str, torch.Tensor] = {}
     modules = dict(teacher.unet.named_modules())
@@ -49,7 +51,7 @@ def published_step(config: Config, teacher: Teacher, student: TappedStudent, mic
             latents, timesteps = part["latents"].to(device).float(), part["timesteps"].to(device)
             noise = torch.randn_like(latents)
             noised = teacher.add_noise(latents, noise, timesteps)
-            with torch.autocast(device.type, low):
+            with torch.autocast(device.type, low, enabled=low != torch.float32):
                 condition = teacher.encode(part)
                 with torch.no_grad():
                     target = denoise(teacher.unet, noised, timesteps, condition)

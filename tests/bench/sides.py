@@ -22,7 +22,7 @@ from randcond.launch.config import Config, load_config, resolve_path, to_yaml
 from randcond.model_zoo.compilation import compile_network
 from randcond.model_zoo.condition import cast, denoise
 from randcond.model_zoo.fp8 import fp8_teacher
-from randcond.model_zoo.teacher import Teacher
+from randcond.model_zoo.teacher import DTYPES, Teacher
 from randcond.train.build import build_step, flop_per_sample, settle
 from randcond.train.engine import build_engine
 from randcond.train.monitor import Monitor
@@ -30,20 +30,23 @@ from randcond.train.step import draw_noise
 from tests.bench.recipe import published_step
 from tests.latents import opened
 
+# Side -> the type of its autocast. A CPU's bf16 is no gain: there the same is timed without it, too.
+PUBLISHED = {"published": "fp16"} if torch.cuda.is_available() else {"published": "bf16", "published, fp32": "fp32"}
 LOGGED = 4  # steps between the monitor's lines
 
 
 class Sides:
-    """Built once for a configuration; `ours`, `published` and `bare` each do a step."""
+    """Built once for a configuration; `ours` and each of `others` do a step."""
 
-    def __init__(self, config: Config, folder: Path, micro: int, steps: int) -> None:
-        """`micro`: the published recipe's micro-batch; `steps`: how often `ours` may be called."""
+    def __init__(self, config: Config, folder: Path, micro: int, steps: int, alone: bool = False) -> None:
+        """`micro`: the published recipe's micro-batch; `steps`: how often `ours` may be called; `alone`: no others."""
         batch, options = config.train.global_batch, config.engine
         self.batch = batch
         self.teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
         module, self.distil = build_step(config, self.teacher)
-        bare_module, other = build_step(config, self.teacher)
-        other.taps.remove()  # one set of taps on the teacher is enough
+        if not alone:
+            bare_module, other = build_step(config, self.teacher)
+            other.taps.remove()  # one set of taps on the teacher is enough
         self.engine = build_engine(config, module)
         if options.teacher_fp8:
             print(fp8_teacher(self.teacher), flush=True)
@@ -55,9 +58,12 @@ class Sides:
         self.monitor = self._monitor(config, folder, steps)
         self.number = 0
         self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])
-        bare_module.unet.set_attn_processor(module.unet.attn_processors)
-        self.bare = self._bare(config, bare_module)
-        self.published = self._published(config, micro)
+        self.others: dict[str, Callable[[], None]] = {}
+        if not alone:
+            bare_module.unet.set_attn_processor(module.unet.attn_processors)
+            self.others["bare"] = self._bare(config, bare_module)
+            for side, low in PUBLISHED.items():
+                self.others[side] = self._published(config, micro, low)
 
     def _monitor(self, config: Config, folder: Path, steps: int) -> Monitor:
         path = folder / "bench.yaml"
@@ -114,12 +120,11 @@ class Sides:
 
         return step
 
-    def _published(self, config: Config, micro: int) -> Callable[[], None]:
-        low = "fp16" if device().type == "cuda" else "bf16"
+    def _published(self, config: Config, micro: int, low: str) -> Callable[[], None]:
         teacher = Teacher.load(resolve_path(config.teacher.path), low, device())
         module, distil = build_step(config, teacher)
         distil.taps.remove()  # the loop has its own
-        step = published_step(config, teacher, module, min(micro, self.batch))
+        step = published_step(config, teacher, module, min(micro, self.batch), DTYPES[low])
         return lambda: void(step(self.fixed))
 
     def parts(self, rounds: int) -> dict[str, float]:

@@ -32,6 +32,7 @@ SIZES = {
     "c-micro": Size("channel-micro", batch=64, published_micro=16, layout="sd-v1-4"),
     "koala-700m": Size("koala-700m", batch=8, published_micro=4, layout="sdxl"),
 }
+TEACHERS = Path("runs/bench/teachers")
 ON_CPU = ("world", "mid")
 ON_GPU = ("b-base", "b-tiny", "c-micro", "koala-700m")
 
@@ -55,5 +56,5 @@ def configured(name: str, folder: Path, words: list[str]) -> Config:
         fixed.append(f"teacher.path={teacher}")
     if torch.cuda.is_available():
         fixed += ["teacher.dtype=bf16", "engine.precision=bf16", "engine.compile=whole"]
-        fixed += ["train.workers=2"]
+        fixed += ["cache.compile=whole", "train.workers=2"]
     return load_config("demo-with", [*fixed, f"engine.threads={torch.get_num_threads()}", *words])

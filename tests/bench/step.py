@@ -1,8 +1,8 @@
 """`make bench`: our training step beside the published recipe's settings and beside a bare step, ratios first.
 
 Rounds are interleaved in one process, the order rotating; a ratio is the median over the rounds with its 95 % interval.
-`--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`, `--switches`: each
-optimisation alone beside the plain step, `--agree N`: losses of N steps with all of them beside the plain step's,
+`--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`, `--switches`: our step
+with each optimisation alone, after the plain one, `--agree N`: losses of N steps with all of them and plain,
 `--profile`: where the time goes, op by op; other words are overrides of the experiment (engine.compile=none).
 """
 
@@ -21,12 +21,11 @@ from randcond.launch.config import Config
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate
 from tests.bench.results import interval, save
 from tests.bench.sides import Sides, wait
-from tests.bench.sizes import SIZES, configured, default_sizes
+from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 
 WARM_UP = 3  # rounds that don't count
-TEACHERS = Path("runs/bench/teachers")
-# Switch -> overrides, each beside the plain step; those of a GPU only are left out elsewhere.
 PLAIN = ["engine.compile=none", "engine.attention=sdpa", "engine.channels_last=false"]
+PLAIN += ["engine.teacher_graph=false", "engine.teacher_fp8=false", "engine.activation_checkpointing=false"]
 SWITCHES: dict[str, list[str]] = {
     "attention by race": ["engine.attention=auto"],
     "channels last": ["engine.channels_last=true"],
@@ -58,6 +57,7 @@ def main() -> None:
             found |= compare(name, sides, asked.rounds, rate)
             if asked.profile:
                 profile(sides)
+        del sides  # before the next are built
         if asked.switches:
             found["switches"] = switches(name, words, asked.rounds)
         if asked.agree:
@@ -66,21 +66,24 @@ def main() -> None:
 
 
 class measured:
-    """The three sides of a size, built and taken down."""
+    """The three sides of a size, or ours alone, built and taken down."""
 
-    def __init__(self, name: str, words: list[str], rounds: int) -> None:
+    def __init__(self, name: str, words: list[str], rounds: int, alone: bool = False) -> None:
         self.folder = TemporaryDirectory()
         self.config: Config = configured(name, TEACHERS, words)
-        self.size, self.rounds = SIZES[name], rounds
+        self.size, self.rounds, self.alone = SIZES[name], rounds, alone
 
     def __enter__(self) -> Sides:
         steps = 4 * (self.rounds + WARM_UP) + 200
-        self.sides = Sides(self.config, Path(self.folder.name), self.size.published_micro, steps)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.sides = Sides(self.config, Path(self.folder.name), self.size.published_micro, steps, self.alone)
         return self.sides
 
     def __exit__(self, *raised: object) -> None:
         self.sides.close()
         del self.sides
+        torch._dynamo.reset()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -90,19 +93,21 @@ class measured:
 def compare(name: str, sides: Sides, rounds: int, rate: float) -> dict[str, Any]:
     """(a)/(c) and (b)/(a), speeds, and the parts of our step."""
     batch = sides.batch
-    times = interleaved({"ours": sides.ours, "published": sides.published, "bare": sides.bare}, rounds)
+    times = interleaved({"ours": sides.ours, **sides.others}, rounds)
     found: dict[str, Any] = {}
     print(f"\n{name}: {SIZES[name].rule}, {batch} samples a step, {sides.flop / 1e12:.3g} TFLOP a sample")
-    for label, over, under in (("ours / bare", "ours", "bare"), ("published / ours", "published", "ours")):
+    pairs = [("ours", "bare"), *((side, "ours") for side in times if side.startswith("published"))]
+    for over, under in pairs:
+        label = f"{over} / {under}"
         middle, low, high = interval([a / b for a, b in zip(times[over], times[under], strict=True)])
         found[label] = {"median": middle, "low": low, "high": high, "rounds": rounds}
-        print(f"  {label:20}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
+        print(f"  {label:24}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
     for side, taken in times.items():
         second = interval(taken)[0]
         speed = batch / second
         share = speed * sides.flop / rate
         found[side] = {"seconds": second, "samples_per_s": speed, "share_of_matmul_rate": share}
-        print(f"  {side:12}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the matmul rate")
+        print(f"  {side:18}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the matmul rate")
     moved = batch * sum(elementwise_bytes(u, sides.engine.dtype.itemsize) for u in (sides.teacher.unet, sides.student))
     found["elementwise_gb"] = moved / 1e9
     print(f"  beside its products a forward of teacher and student moves {moved / 1e9:.3g} GB, op by op")
@@ -129,16 +134,16 @@ def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def switches(name: str, words: list[str], rounds: int) -> dict[str, Any]:
-    """What each optimisation gives: our step with it beside the bare step of its own kernels and the plain step."""
+    """What each optimisation gives: our step with it, by the plain step that is timed right before it."""
     found: dict[str, Any] = {}
-    print(f"\n{name}: each alone, beside the plain step before it")
+    print(f"\n{name}: each alone, after the plain step")
     for label, overrides in SWITCHES.items():
         seconds = []
         for chosen in ([*PLAIN], [*PLAIN, *overrides]):
-            with measured(name, [*words, *chosen], rounds) as sides:
+            with measured(name, [*words, *chosen], rounds, alone=True) as sides:
                 seconds.append(interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0])
                 memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-            torch._dynamo.reset()
+            del sides
         found[label] = {"median": seconds[0] / seconds[1], "memory_gb": memory}
         held = f", {memory:.1f} GB" if memory else ""
         print(f"  {label:34}{seconds[0] / seconds[1]:6.3f} times as fast{held}", flush=True)
@@ -149,7 +154,7 @@ def agree(name: str, words: list[str], steps: int) -> None:
     """Losses of the same steps, plain and with this size's settings."""
     curves = []
     for chosen in (PLAIN, []):
-        with measured(name, [*words, *chosen], 1) as sides:
+        with measured(name, [*words, *chosen], steps, alone=True) as sides:
             losses = []
             for _ in range(steps):
                 drawn = next(sides.loader)
@@ -158,6 +163,7 @@ def agree(name: str, words: list[str], steps: int) -> None:
                 sides.engine.step(1e-5, 0.99)
                 losses.append(out.total.detach())
             curves.append(torch.stack(losses).cpu())
+        del sides
     apart = ((curves[1] - curves[0]) / curves[0]).abs()
     print(f"{name}: over {steps} steps losses are {apart.max():.2e} apart at most, {apart.mean():.2e} on average")
     print(f"  from {curves[0][0]:.4f} to {curves[0][-1]:.4f} plain, to {curves[1][-1]:.4f}")
