@@ -60,7 +60,8 @@ def test_a_prime_number_of_prompts_and_more_ranks_than_prompts(tmp_path: Path, p
     assert held(tmp_path / "many") == held(tmp_path / "one")
     scores = json.loads((tmp_path / "many/out/scores.json").read_text())
     assert scores["splits"]["all"]["images"] == prompts
-    assert len(list((tmp_path / "many/out/images").iterdir())) == prompts
+    for kind in ("png", "txt"):  # an image and its caption
+        assert len(list((tmp_path / "many/out/images").glob(f"*.{kind}"))) == prompts
 
 
 @pytest.mark.slow
