@@ -4,14 +4,12 @@ FID is sensitive to this round trip, so it is done, in memory, to the very bytes
 """
 
 import io
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from randcond.data.ranks import cpu_threads
 from randcond.launch.protocols import Protocol
 
 
@@ -41,14 +39,12 @@ def round_trip(image: Image.Image, protocol: Protocol) -> tuple[bytes, Image.Ima
 
 def scored_images(images: Tensor, protocol: Protocol) -> tuple[Tensor, list[bytes]]:
     """Drawn images uint8 [n, 3, H, W] -> what scores read, uint8 [n, 3, h, w], and the files that would hold it."""
-
-    def scored(image: Tensor) -> tuple[bytes, Tensor]:
+    files, pixels = [], []
+    for image in images:
         data, picture = round_trip(to_picture(image), protocol)
-        return data, from_picture(picture)
-
-    with ThreadPoolExecutor(cpu_threads()) as pool:  # Pillow lets other threads run
-        files, pixels = zip(*pool.map(scored, images), strict=True)
-    return torch.stack(pixels), list(files)
+        files.append(data)
+        pixels.append(from_picture(picture))
+    return torch.stack(pixels), files
 
 
 def to_picture(image: Tensor) -> Image.Image:
