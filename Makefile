@@ -12,7 +12,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench bench-data bench-eval tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench bench-start bench-scaling bench-data bench-eval tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -64,8 +64,15 @@ format: $(READY) ## let ruff put the code in order
 dryrun: $(READY) ## resolve and check every experiment, run none
 	$(BIN)/python -m randcond.train.dryrun
 
-bench: $(READY) ## speed of the training step against a bare loop, side by side
+bench: $(READY) ## the training step beside the published recipe's and a bare one, caching beside the stock pipeline
 	$(BIN)/python -m tests.bench.step $(ARGS)
+	$(BIN)/python -m tests.bench.draw
+
+bench-start: $(READY) ## what one waits for before the first step, by part
+	$(BIN)/python -m tests.bench.startup $(ARGS)
+
+bench-scaling: $(READY) ## what of its traffic each engine hides on two ranks, and the planner's curves to 1,024 GPUs
+	$(BIN)/python -m tests.bench.overlap $(ARGS)
 
 bench-data: $(READY) ## 20M captions beside a pandas column, the stream beside a file per latent
 	$(BIN)/python -m tests.bench.pool $(ARGS)

@@ -42,6 +42,7 @@ def plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, 
         "compute_dtype": config.teacher.dtype,
         "latent_shape": _latent_shape(config, teacher),
         "threads": cpu_threads(),
+        "compile": None if cache.compile == "none" else cache.compile,
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from randcond.data.captions import names_any, read_unique
 from randcond.data.images import Picture, find_pictures, read_picture, to_square
 from randcond.launch.config import Config, resolve_sources
+from randcond.model_zoo.compilation import compile_drawing
 from randcond.model_zoo.sampler import caption_seed, draw_latents, encode
 from randcond.model_zoo.teacher import Teacher
 
@@ -62,6 +63,7 @@ class Drawn:
     def begin(self, teacher: Teacher) -> None:
         """Builds the pipeline with the sampler asked for."""
         self.pipe = teacher.pipeline(self.config.sampler)
+        compile_drawing(self.pipe, self.config.compile)
 
     def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
         """Draws one compute batch."""

@@ -3,7 +3,8 @@
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,26 +50,39 @@ def _take(folder: Path, patience: float) -> int:
     return handle
 
 
-def claim_each(pieces: list[Path], done: Callable[[Path], bool]) -> Iterator[int]:
+def claim_each(pieces: list[Path], done: Callable[[Path], bool], behind: int = 0) -> Generator[int, None, None]:
     """Numbers of the pieces that are not done and that no other process works at, each claimed while it is used.
 
     Any number of processes on any hosts that share the folder may iterate at once: every piece is given to one of
-    them, and a killed one's goes to another. Ends when all are done: it waits for those that others work at.
+    them, and a killed one's goes to another. Ends when all are done: it waits for those that others work at, and for
+    the last `behind` of its own, which may be finished in a thread while the next one is begun.
     """
+    claimed: deque[tuple[Path, int]] = deque()
+
+    def release(claim: tuple[Path, int]) -> None:
+        lock, handle = claim
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
     left = list(range(len(pieces)))
-    while left := [number for number in left if not done(pieces[number])]:
-        busy = True
-        for number in left:
-            lock = pieces[number].parent / f".{pieces[number].name}.claim"
-            handle = _try_lock(lock)
-            if handle is None:
-                continue
-            try:
-                if not done(pieces[number]):
-                    busy = False
-                    yield number
-            finally:
-                lock.unlink(missing_ok=True)
-                os.close(handle)
-        if busy:
-            time.sleep(0.5)
+    try:
+        while left := [number for number in left if not done(pieces[number])]:
+            busy = True
+            for number in left:
+                lock = pieces[number].parent / f".{pieces[number].name}.claim"
+                handle = _try_lock(lock)
+                if handle is None:
+                    continue
+                claimed.append((lock, handle))
+                if done(pieces[number]):  # by another, between our looking and our claiming
+                    release(claimed.pop())
+                    continue
+                busy = False
+                yield number
+                while len(claimed) > behind:
+                    release(claimed.popleft())
+            if busy:
+                time.sleep(0.5)
+    finally:
+        while claimed:
+            release(claimed.popleft())

@@ -34,6 +34,7 @@ class System:
     network: str  # fingerprint of its weights
     weights: str  # raw or ema
     dtype: str
+    compiled: str | None = None  # blocks or whole
     beat: Callable[[], object] = lambda: None  # called after every chunk
 
 
@@ -123,6 +124,7 @@ def protocol_facts(system: System, task: Task) -> dict[str, Any]:
         "batch": ev.batch,
         "dtype": system.dtype,
         "threads": cpu_threads(),
+        "compile": system.compiled,
         "device": device().type,
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "pillow")},
         "extractors": {name: extractor.identity for name, extractor in task.extractors.items()},

@@ -5,6 +5,8 @@ by name, and the images that a contact sheet shows. Chunks are fixed by caption 
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from webdataset import TarWriter
 
 from randcond.data.files import check_same, read_json, write_json, written_whole
 from randcond.data.lock import claim_each
-from randcond.data.ranks import rank, world_size
+from randcond.data.ranks import device, rank, world_size
 from randcond.eval.features import Extractor, Rows
 from randcond.eval.pictures import scored_images
 from randcond.eval.prompts import Prompts
@@ -69,17 +71,51 @@ def generate(
     mine = 0
     silent = rank() != 0 or done == len(chunks)
     bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
-    for number in claim_each(chunks, Path.is_file):
-        ids = list(range(number * batch, min((number + 1) * batch, count)))
-        rows = _draw(task, pipe, ids, out, number)
-        with written_whole(chunks[number]) as aside:
-            save_file({name: values.contiguous() for name, values in rows.items()}, aside)
-        mine += 1
-        beat()
-        bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # every rank's chunks count
+    reader = _Reader()
+    # What was claimed is let go of after the reader is done with it, also where drawing fails.
+    with closing(claim_each(chunks, reader.landed, behind=1)) as claimed, reader:
+        for number in claimed:
+            ids = list(range(number * batch, min((number + 1) * batch, count)))
+            drawn = _draw(task, pipe, ids)
+            reader.put(_read_and_write, task, drawn, ids, out, number, chunks[number])
+            mine += 1
+            beat()
+            bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # every rank's chunks count
+    bar.update(len(chunks) - bar.n)
     bar.close()
     if mine and world_size() > 1:
         print(f"{what}: rank {rank()} drew {mine} of {len(chunks)} batches", flush=True)
+
+
+class _Reader:
+    """Reads one compute batch in a thread while the next is drawn: JPEGs are made on the CPU, which waits meanwhile."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(max_workers=1)
+        self.last: Future[None] | None = None
+        self.stream = torch.cuda.Stream() if device().type == "cuda" else None
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.pool.shutdown()
+
+    def put(self, work: Callable[..., None], *inputs: Any) -> None:
+        """Begins the next piece of work when the last is done; raises what that one raised."""
+        if self.last:
+            self.last.result()
+        self.last = self.pool.submit(self._beside, work, *inputs)
+
+    def _beside(self, work: Callable[..., None], *inputs: Any) -> None:
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            work(*inputs)
+
+    def landed(self, path: Path) -> bool:
+        """Whether a file is there; raises what the last piece of work raised."""
+        if self.last and self.last.done():
+            self.last.result()
+        return path.is_file()
 
 
 def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str) -> None:
@@ -96,8 +132,8 @@ def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str) -> None:
         raise ValueError(f"eval.save: {what} kept its images as {found['saved']!r}, wanted {save!r}. {remedy}")
 
 
-def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int], out: Path, number: int) -> Rows:
-    """One compute batch: drawn, put through the protocol, read by every extractor."""
+def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
+    """One compute batch -> images uint8 [n, 3, H, W], on the CPU."""
     ev, protocol = task.ev, task.protocol
     captions = [task.prompts.captions[each] for each in ids]
     seeds = [caption_seed(ev.seed, each) for each in ids]
@@ -110,7 +146,13 @@ def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int], out: Path, number
             f"images of captions {', '.join(map(str, numbers))} are not finite: the network diverged, or its "
             f"autoencoder overflows in {pipe.vae.dtype}"
         )
-    drawn = to_bytes(decoded).cpu()
+    return to_bytes(decoded).cpu()
+
+
+def _read_and_write(task: Task, drawn: Tensor, ids: list[int], out: Path, number: int, chunk: Path) -> None:
+    """One compute batch put through the protocol, read by every extractor, written."""
+    ev, protocol = task.ev, task.protocol
+    captions = [task.prompts.captions[each] for each in ids]
     images, files = scored_images(drawn, protocol)
     rows: Rows = {}
     for extractor in task.extractors.values():
@@ -121,7 +163,8 @@ def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int], out: Path, number
         rows["shown_ids"] = torch.tensor([ids[place] for place in shown])
     if ev.save != "none":
         _save(ev, protocol, out, number, ids, captions, files)
-    return rows
+    with written_whole(chunk) as aside:
+        save_file({name: values.contiguous() for name, values in rows.items()}, aside)
 
 
 def _save(

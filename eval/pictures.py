@@ -4,12 +4,14 @@ FID is sensitive to this round trip, so it is done, in memory, to the very bytes
 """
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from randcond.data.ranks import cpu_threads
 from randcond.launch.protocols import Protocol
 
 
@@ -39,12 +41,14 @@ def round_trip(image: Image.Image, protocol: Protocol) -> tuple[bytes, Image.Ima
 
 def scored_images(images: Tensor, protocol: Protocol) -> tuple[Tensor, list[bytes]]:
     """Drawn images uint8 [n, 3, H, W] -> what scores read, uint8 [n, 3, h, w], and the files that would hold it."""
-    files, pixels = [], []
-    for image in images:
+
+    def scored(image: Tensor) -> tuple[bytes, Tensor]:
         data, picture = round_trip(to_picture(image), protocol)
-        files.append(data)
-        pixels.append(from_picture(picture))
-    return torch.stack(pixels), files
+        return data, from_picture(picture)
+
+    with ThreadPoolExecutor(cpu_threads()) as pool:  # Pillow lets other threads run
+        files, pixels = zip(*pool.map(scored, images), strict=True)
+    return torch.stack(pixels), list(files)
 
 
 def to_picture(image: Tensor) -> Image.Image:

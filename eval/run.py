@@ -14,6 +14,7 @@ from randcond.eval.evaluate import System, draw, evaluate, prepare, references
 from randcond.eval.prompts import grid_prompts
 from randcond.launch.config import Config, eval_folder, resolve_path, student_folder
 from randcond.launch.stage import write_config
+from randcond.model_zoo.compilation import compile_drawing
 from randcond.model_zoo.systems import load_system
 from randcond.model_zoo.teacher import folder_fingerprint, local_folder
 
@@ -36,7 +37,9 @@ def run(config: Config) -> None:
     for who in config.eval.of:
         folder, out, weights = arms[who]
         pipe = load_system(folder, config.teacher.dtype, device(), task.protocol.sampler)
-        system = System(who, pipe, folder_fingerprint(folder), weights, config.teacher.dtype)
+        compile_drawing(pipe, config.eval.compile)
+        compiled = None if config.eval.compile == "none" else config.eval.compile
+        system = System(who, pipe, folder_fingerprint(folder), weights, config.teacher.dtype, compiled)
         evaluate(system, task, real, out)
         write_config(out, config)
         if config.eval.grid:

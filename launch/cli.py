@@ -6,14 +6,15 @@ fire calls a command before it notices a flag it does not know, so words are che
 import difflib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 
-from randcond.launch.commands import STAGES, Place, plan, show
+from randcond.launch.commands import QUIET, STAGES, Place, plan, show
 from randcond.launch.config import experiment_names, load_config, load_table, table_names, to_yaml
 from randcond.launch.jobs import job_script
 from randcond.launch.slurm import submit
-from randcond.launch.stage import exit_code
+from randcond.launch.stage import exit_code, name_accelerator
 from randcond.launch.supervise import run_steps, write_files
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
@@ -27,6 +28,7 @@ TOOLS = {  # tool -> the module that holds the function of its name, imported wh
     "students": "randcond.model_zoo.students_tool",
     "export": "randcond.train.export_tool",
     "plan": "randcond.launch.plan_tool",
+    "tune": "randcond.train.tune",
     "fetch": "randcond.data.inputs",
     "report": "randcond.eval.report",
 }
@@ -133,6 +135,9 @@ def _dispatch(words: list[str]) -> None:
         _call("randcond", run, words)
         return
     if name in TOOLS:
+        for variable, value in QUIET.items():
+            os.environ.setdefault(variable, value)
+        name_accelerator()
         _call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
         return
     if name not in GROUPS:
@@ -238,6 +243,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond eval COMMAND ...                                            statistics of real images: stats
        randcond report NAME ... [--out FOLDER]                              scores beside the paper's, as a page
        randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
+       randcond tune EXPERIMENT [--what LIST] [--largest N]                 the batch sizes that fill this GPU
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores
 

@@ -11,16 +11,17 @@ class Gpu:
     memory_gb: float  # 1e9 bytes
     within_gb_s: float  # to the other GPUs of its host, NVLink where it has it, GB/s
     across_gb_s: float  # its share of the host's usual network, GB/s
+    cores: int  # streaming multiprocessors
 
 
 GPUS = {
-    "a100-40": Gpu(312, 40, 300, 25),
-    "a100-80": Gpu(312, 80, 300, 25),
-    "h100": Gpu(989, 80, 450, 50),
-    "h200": Gpu(989, 141, 450, 50),
-    "b200": Gpu(2250, 180, 900, 50),
-    "l40s": Gpu(362, 48, 32, 12.5),
-    "rtx4090": Gpu(165, 24, 32, 3),
+    "a100-40": Gpu(312, 40, 300, 25, 108),
+    "a100-80": Gpu(312, 80, 300, 25, 108),
+    "h100": Gpu(989, 80, 450, 50, 132),
+    "h200": Gpu(989, 141, 450, 50, 132),
+    "b200": Gpu(2250, 180, 900, 50, 148),
+    "l40s": Gpu(362, 48, 32, 12.5, 142),
+    "rtx4090": Gpu(165, 24, 32, 3, 128),
 }
 _DEVICE_NAMES = {  # as the driver says it, the most special first
     "A100-SXM4-40": "a100-40",

@@ -19,6 +19,7 @@ def plan(
     gpus: int = 8,
     efficiency: str = "",
     sweep: bool = False,
+    curve: bool = False,
     json: bool = False,
 ) -> None:
     """Predicts memory per GPU by part, and time and GPU-hours of caching, training and evaluation; runs nothing.
@@ -31,8 +32,11 @@ def plan(
     --gpus N         GPUs of each (default 8)
     --efficiency E   the share of the GPU's dense bf16 peak that is reached: a number (0.3), or a run's folder, whose
                      measured MFU it then is, that run's own waiting included (default: 0.25, assumed;
-                     published trainings reach 0.09 to 0.31)
+                     published trainings reach 0.09 to 0.31); of a full GPU, with 64 samples at once: what fewer
+                     leave idle is added
     --sweep          engines, micro-batches and hosts up to 1,024 GPUs: memory, speed, traffic against arithmetic
+    --curve          the fastest engine and micro-batch on 1 to 1,024 GPUs at the experiment's global batch, and from
+                     where on a GPU has too few samples to be filled
     --json           the same as data
 
     Where it does not fit, it says which change makes it fit. Memory is the sum of all parts, an upper bound: gradients
@@ -40,6 +44,7 @@ def plan(
 
     examples     randcond plan demo-with student.rule=block-base teacher.path=sd-v1-4 --gpu h200 --nodes 8
                  randcond plan demo-with teacher.path=sdxl student.rule=koala-700m engine.precision=bf16 --sweep
+                randcond plan demo-with teacher.path=sd-v1-4 engine.precision=bf16 train.global_batch=2048 --curve
     """
     found = find_gpu(gpu)
     for flag, value in (("--nodes", nodes), ("--gpus", gpus)):
@@ -55,12 +60,16 @@ def plan(
             f"{experiment}: has no student; what is planned are trainings, with their caches and evaluations"
         )
 
-    from randcond.launch import planner  # with torch, which takes seconds: what is said wrongly is known by now
+    from randcond.launch import costs, planner  # with torch, which takes seconds: what is said wrongly is known by now
 
-    cluster, results = planner.Cluster(found, nodes, gpus), []
+    cluster, results = costs.Cluster(found, nodes, gpus), []
     for config in configs.values():
-        sizes = planner.Sizes(config)
-        if sweep:
+        sizes = costs.Sizes(config)
+        if curve:
+            rows = planner.curve(config, sizes, found, gpus, share)
+            results += rows
+            text = curve_table(config, rows, gpu, source)
+        elif sweep:
             rows = planner.sweep(config, sizes, found, gpus, share)
             results += rows
             text = sweep_table(config, rows, gpu, source)
@@ -117,7 +126,10 @@ def page(config: Config, found: dict[str, Any], gpu: str, source: str) -> str:
     lines += [
         "",
         f"a step at {found['efficiency']:.0%} of the peak ({source}): {_time(found['step_seconds'])}",
-        f"  arithmetic {_time(found['arithmetic_seconds'])}; traffic {_time(found['traffic_seconds'])} "
+        f"  arithmetic {_time(found['arithmetic_seconds'])}; {_time(found['idle_seconds'])} more as "
+        f"{found['micro_batch']} samples at once keep {found['filled']:.0%} of the cores busy "
+        f"that {found['full_at']} do",
+        f"  traffic {_time(found['traffic_seconds'])} "
         f"({found['traffic_gb']:.2f} GB sent per GPU); {found['samples_per_second']:.0f} samples/s",
         "",
         f"  {'':8}{'samples':>14}{'time':>12}{'GPU-hours':>12}",
@@ -136,8 +148,8 @@ def page(config: Config, found: dict[str, Any], gpu: str, source: str) -> str:
 
 def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: str) -> str:
     """The sweep, to read: what fits, and of each engine and number of GPUs."""
-    head = f"{'GPUs':>5}  {'engine':12}{'micro':>6}{'accum.':>7}{'GB':>8}  {'fits':5}{'arithmetic':>11}{'traffic':>9}"
-    head += f"{'sent GB':>9}{'samples/s':>11}{'train GPU-h':>13}"
+    head = f"{'GPUs':>5}  {'engine':12}{'micro':>6}{'accum.':>7}{'GB':>8}  {'fits':5}{'filled':>7}{'arithmetic':>11}"
+    head += f"{'traffic':>9}{'sent GB':>9}{'samples/s':>11}{'train GPU-h':>13}"
     lines = [
         f"{rows[0]['experiment']}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
         f"global batch {config.train.global_batch}, {gpu} at {rows[0]['efficiency']:.0%} of its peak ({source})",
@@ -147,7 +159,7 @@ def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: st
         line = (
             f"{row['gpus']:5}  {row['engine']:12}{row['micro_batch']:6}{row['accumulation']:7}{row['needed_gb']:8.1f}  "
         )
-        line += f"{'yes' if row['fits'] else 'no':5}{_time(row['arithmetic_seconds']):>11}"
+        line += f"{'yes' if row['fits'] else 'no':5}{row['filled']:7.0%}{_time(row['arithmetic_seconds']):>11}"
         line += f"{_time(row['traffic_seconds']):>9}{row['traffic_gb']:9.2f}{row['samples_per_second']:11.0f}"
         lines.append(line + f"{row['stages']['train']['gpu_hours']:13.1f}")
     tried = max(row["gpus"] for row in rows)
@@ -155,6 +167,32 @@ def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: st
         lines.append(
             f"more than {tried} GPUs: the global batch of {config.train.global_batch} does not divide over them"
         )
+    return "\n".join([*lines, ""])
+
+
+WORN = 0.8  # of what a GPU does alone: below it, more GPUs are badly used
+
+
+def curve_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: str) -> str:
+    """The curve, to read."""
+    lines = [
+        f"{rows[0]['experiment']}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
+        f"global batch {config.train.global_batch}, {gpu} at {rows[0]['efficiency']:.0%} of its peak ({source})",
+        f"{'GPUs':>5}  {'engine':12}{'micro':>6}{'filled':>8}{'step':>10}{'samples/s':>11}{'per GPU':>9}{'of one':>8}",
+    ]
+    alone = rows[0]["samples_per_second"] / rows[0]["gpus"]
+    worn = None
+    for row in rows:
+        each = row["samples_per_second"] / row["gpus"]
+        worn = worn or (row if each < WORN * alone else None)
+        line = f"{row['gpus']:5}  {row['engine']:12}{row['micro_batch']:6}{row['filled']:8.0%}"
+        line += f"{_time(row['step_seconds']):>10}{row['samples_per_second']:11.0f}{each:9.1f}{each / alone:8.0%}"
+        lines.append(line)
+    if worn:
+        said = (
+            f"from {worn['gpus']} GPUs on, {worn['micro_batch']} samples at once, a GPU does under {WORN:.0%} of what"
+        )
+        lines.append(f"{said} {rows[0]['gpus']} alone does: fewer GPUs, or a larger batch")
     return "\n".join([*lines, ""])
 
 

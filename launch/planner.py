@@ -4,78 +4,21 @@ In: a configuration, a cluster, an efficiency (the share of the GPUs' peak that 
 numbers. The costs come from model_zoo's counts at the experiment's own configurations; no weight is loaded.
 """
 
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-from diffusers import UNet2DConditionModel
-
 from randcond.launch.batch import batch_shape
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config
+from randcond.launch.costs import Cluster, Sizes, sharding
 from randcond.launch.gpus import Gpu
 from randcond.launch.protocols import protocol_of
-from randcond.model_zoo.cost import UNetCost, decoder_cost, text_parameters, training_flop, unet_cost
-from randcond.model_zoo.memory import LIVE, Sharding, activations_per_sample, persistent, state_memory, trained_shapes
-from randcond.model_zoo.networks import layout_of, networks_of
-from randcond.model_zoo.students import find_rule, student_config
+from randcond.launch.step_time import FULL, filled, step_seconds, step_traffic
+from randcond.model_zoo.memory import state_memory
 
 RUNTIME = 2.0e9  # bytes a process takes on a GPU beside its tensors: CUDA, NCCL, cuDNN's and the allocator's slack
 USABLE = 0.95  # of a GPU's memory
 WHOLE_LIST = 30_000  # images of an evaluation that names no size: the captions of the paper's protocol
 LIBRARY_STEPS = 50  # of a sampler where nothing says how many: most pipelines' own
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Equal hosts of equal GPUs."""
-
-    gpu: Gpu
-    nodes: int
-    per_node: int
-
-    @property
-    def ranks(self) -> int:
-        """GPUs in all."""
-        return self.nodes * self.per_node
-
-
-class Sizes:
-    """What the experiment's networks cost, counted once; the engine and the batch change nothing of it."""
-
-    def __init__(self, config: Config) -> None:
-        """Raises ValueError when there is no such teacher, or the student's rule does not apply to it."""
-        path = config.teacher.path
-        self.networks = networks_of(path if layout_of(path) else resolve_path(path))
-        self.rule = config.student.rule
-        self.teacher = unet_cost(UNet2DConditionModel, self.networks.unet)
-        self.student: UNetCost = unet_cost(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
-        self.shapes, self.blocks = trained_shapes(self.rule, self.networks.unet)
-        self.text = sum(map(text_parameters, self.networks.text_encoders))
-        self.vae, self.decode = decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
-        self._activations: dict[tuple[str, bool], int] = {}
-
-    @cached_property
-    def trained(self) -> int:
-        """Numbers that are trained: the student's and its projectors'."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes)
-
-    def activations(self, precision: str, checkpointing: bool) -> int:
-        """Bytes kept per sample of a micro-batch."""
-        key = (precision, checkpointing)
-        if key not in self._activations:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            self._activations[key] = activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing)
-        return self._activations[key]
-
-
-def sharding(config: Config, cluster: Cluster) -> Sharding:
-    """How the experiment's engine spreads the state over the cluster."""
-    engine = config.engine
-    kind = f"zero-{engine.zero_stage}" if engine.kind == "deepspeed" else f"fsdp-{engine.sharding}"
-    _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
-    low = 2 if engine.precision == "bf16" else 4
-    return Sharding(kind, cluster.ranks, engine.shard_group or cluster.per_node, low, accumulation > 1)
 
 
 def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str, int]:
@@ -98,67 +41,6 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
         "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing),
         "CUDA, NCCL, slack": int(RUNTIME),
     }
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What a GPU sends in one step (in rings, as much as it receives)."""
-
-    sent: float  # bytes
-    seconds: float  # at the links' full speed
-
-
-def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
-    """What the engine's collectives send for the student, and for a sharded teacher.
-
-    A ring over several hosts enters and leaves each of them once, and NCCL lays one over every GPU's network card: of
-    what a GPU sends to its neighbour, 1 / (GPUs of a host) goes over its card.
-    """
-    gpu = cluster.gpu
-    how = sharding(config, cluster)
-    _, accumulation = batch_shape(config.train.global_batch, how.ranks, config.engine.micro_batch)
-    low, total = how.compute_bytes, sizes.trained
-
-    def ring(number: int) -> float:
-        return (number - 1) / number  # of a reduce-scatter or an all-gather; an all-reduce is both
-
-    def on(ranks: int, size: float) -> Traffic:
-        seconds = size / (1e9 * gpu.within_gb_s)
-        if ranks > cluster.per_node:
-            seconds = max(seconds, size / cluster.per_node / (1e9 * gpu.across_gb_s))
-        return Traffic(size, seconds)
-
-    whole = persistent(sizes.shapes)  # ZeRO-3 gathers these once a step
-    again = max(0, total - LIVE // 2)  # and these a second time for the backward: too far from their forward to keep
-    size = {  # gradients in fp32; DeepSpeed's stages 0 to 2 all-reduce them, which is sending them twice
-        "zero-0": 2 * 4 * total,
-        "zero-1": (2 * 4 + low) * total,
-        "zero-2": (accumulation * 2 * 4 + low) * total,
-        "zero-3": accumulation * (4 * total + low * (total - whole + again)) + low * whole,
-        "fsdp-full": accumulation * (2 * low + 4) * total,
-        "fsdp-grad_op": accumulation * (low + 4) * total,
-        "fsdp-hybrid": accumulation * (2 * low + 4) * total,
-    }[how.kind]
-    group = how.group if how.kind == "fsdp-hybrid" and how.group else how.ranks
-    parts = [on(group, size * ring(group))]
-    if group < how.ranks:  # the groups' gradients are brought together, each GPU's share over its own card
-        across = accumulation * 2 * 4 * total / group * ring(how.ranks // group)
-        parts.append(Traffic(across, across / (1e9 * gpu.across_gb_s)))
-    if config.engine.teacher == "sharded":
-        low = 2 if config.teacher.dtype == "bf16" else 4
-        parts.append(on(how.ranks, accumulation * low * sizes.teacher.parameters * ring(how.ranks)))
-    return Traffic(sum(part.sent for part in parts), sum(part.seconds for part in parts))
-
-
-def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> tuple[float, float, float]:
-    """(arithmetic, traffic, whole step) in seconds; stages 0 to 2 reduce after the backward, the others beneath it."""
-    flop = training_flop(sizes.teacher, sizes.student)
-    if config.engine.activation_checkpointing:
-        flop += sizes.student.flop
-    arithmetic = flop * config.train.global_batch / cluster.ranks / (1e12 * cluster.gpu.tflops * efficiency)
-    traffic = step_traffic(config, sizes, cluster).seconds
-    overlaps = config.engine.kind == "fsdp" or config.engine.zero_stage == 3
-    return arithmetic, traffic, max(arithmetic, traffic) if overlaps else arithmetic + traffic
 
 
 def stage_hours(
@@ -239,7 +121,7 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
     """
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     memory = training_memory(config, sizes, cluster)
-    arithmetic, traffic, step = step_seconds(config, sizes, cluster, efficiency)
+    step = step_seconds(config, sizes, cluster, efficiency)
     enough = fits(memory, cluster)
     return {
         "experiment": config.name,
@@ -255,12 +137,15 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
         "fits": enough,
         "knobs": [] if enough else knobs(config, sizes, cluster),
         "efficiency": efficiency,
-        "step_seconds": step,
-        "arithmetic_seconds": arithmetic,
-        "traffic_seconds": traffic,
+        "step_seconds": step.whole,
+        "arithmetic_seconds": step.arithmetic,
+        "idle_seconds": step.idle,
+        "full_at": FULL,
+        "filled": filled(sizes, cluster.gpu, micro),
+        "traffic_seconds": step.traffic,
         "traffic_gb": step_traffic(config, sizes, cluster).sent / 1e9,
-        "samples_per_second": config.train.global_batch / step,
-        "stages": stage_hours(config, sizes, cluster, efficiency, step),
+        "samples_per_second": config.train.global_batch / step.whole,
+        "stages": stage_hours(config, sizes, cluster, efficiency, step.whole),
         "gpu": asdict(cluster.gpu),
     }
 
@@ -294,4 +179,33 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
                 rows.append(plan(changed, sizes, cluster, efficiency))
     if not rows:
         raise ValueError(f"train.global_batch: {config.train.global_batch} divides over no hosts of {per_node} GPUs")
+    return rows
+
+
+def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
+    """The fastest plan that fits, of every engine and micro-batch, on 1, 2, 4, ... GPUs of a host and hosts of them.
+
+    Raises ValueError where the global batch divides over none of them, or nothing fits.
+    """
+    rows = []
+    clusters = [Cluster(gpu, 1, 2**power) for power in range(11) if 2**power < per_node]
+    clusters += [Cluster(gpu, 2**power, per_node) for power in range(11) if 2**power * per_node <= SWEEP_GPUS]
+    for cluster in clusters:
+        gpus = cluster.ranks
+        if config.train.global_batch % gpus:
+            continue
+        found = [
+            plan(
+                replace(config, engine=replace(config.engine, micro_batch=micro, **engine)), sizes, cluster, efficiency
+            )
+            for engine in SWEEP_ENGINES
+            for micro in reversed(SWEEP_MICRO)
+            if (config.train.global_batch // gpus) % micro == 0
+        ]
+        fitting = [row for row in found if row["fits"]]
+        if fitting:  # of those that are as good as the fastest, the simplest: engines are listed so
+            enough = 0.97 * max(row["samples_per_second"] for row in fitting)
+            rows.append(next(row for row in fitting if row["samples_per_second"] >= enough))
+    if not rows:
+        raise ValueError(f"train.global_batch: {config.train.global_batch} fits on no number of these GPUs")
     return rows

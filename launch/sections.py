@@ -43,6 +43,7 @@ class Cache:
     steps: int = 25
     guidance: float = 7.5
     batch: int = 32  # compute batch: fixed chunks by caption id, the last one padded
+    compile: Literal["none", "blocks", "whole"] = "none"  # torch.compile of the drawing U-Net; whole: the decoder's too
     shard_size: int = 1024  # samples in one WebDataset shard
     local: str = "~/.cache/randcond"  # where the shards of a cache on a server (paths.cache: a URL) are copied to
     local_gb: float = 50.0  # room for them; where all have room, samples come in any order, else window by window
@@ -124,8 +125,12 @@ class Engine:
     processes: int = 1  # ranks on this machine when no host file is given
     threads: int | None = None  # CPU threads per rank; null leaves torch's default
     micro_batch: int | None = None  # samples per rank and forward; null: global_batch / ranks
-    attention: Literal["auto", "sdpa", "xformers"] = "auto"  # auto: the faster of the two, by a probe at start
-    compile: bool = False  # torch.compile of the repeated transformer blocks
+    attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers"] = "auto"  # auto: by a race at start
+    # torch.compile of U-Nets: the repeated transformer blocks, or the whole as one graph (the fastest, after minutes)
+    compile: Literal["none", "blocks", "whole"] = "none"
+    teacher_graph: bool = False  # the teacher, compiled whole, is replayed as one CUDA graph
+    teacher_fp8: bool = False  # its linear layers multiply in fp8, at an error that the log tells
+    channels_last: bool = False  # images as [B, h, w, C] in memory, as tensor cores take them
     activation_checkpointing: bool = False  # less memory for a third more student compute
     teacher: Literal["replicated", "sharded"] = "replicated"  # sharded: by FSDP2, where it does not fit beside the rest
     heartbeat: float = 60.0  # seconds without a sign of life from a rank that end the job
@@ -163,6 +168,7 @@ class Eval:
     guidance: float | None = None
     resolution: int | None = None  # pixels of a drawn image's side; null: the model's own
     batch: int = 32  # compute batch: fixed chunks by caption number, the last one padded
+    compile: Literal["none", "blocks", "whole"] = "none"  # as of the cache
     seed: int = 1
     weights: Literal["raw", "ema"] = "raw"
     metrics: list[str] = dataclasses.field(default_factory=lambda: ["fid", "is", "clip"])  # names in eval/metrics.py
@@ -266,6 +272,10 @@ class Config:
         for name, seconds in (("heartbeat", self.engine.heartbeat), ("timeout", self.engine.timeout)):
             if seconds < 1:
                 raise ValueError(f"engine.{name}: at least a second, got {seconds}")
+        if self.engine.teacher_graph and self.engine.compile != "whole":
+            raise ValueError("engine.teacher_graph: a graph is of the whole network: needs engine.compile=whole")
+        if self.engine.teacher == "sharded" and (self.engine.teacher_graph or self.engine.teacher_fp8):
+            raise ValueError("engine.teacher: a sharded one can't be one CUDA graph, nor in fp8")
         if self.train.grad_clip < 0:
             raise ValueError(f"train.grad_clip: a norm, or 0 for none, got {self.train.grad_clip}")
         if self.trains and bool(self.cache.captions) == bool(self.cache.images):

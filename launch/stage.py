@@ -66,8 +66,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         config = load_config(words[0], words[1:])
         check, run = stages[stage]
         adopt_slurm_ranks()
-        if not Path("/dev/nvidiactl").exists():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        name_accelerator()
         end_with_parent()
         limit_threads(config)
         check(config)
@@ -90,6 +89,12 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         sys.exit(1)
     finally:
         finish_console()
+
+
+def name_accelerator() -> None:
+    """Tells DeepSpeed of a machine without a GPU, before it looks for one and warns."""
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def logs_folder(config: Config) -> Path:

@@ -1,12 +1,16 @@
-"""Chooses each attention's backend, SDPA or xformers, once: by a self-test, and for "auto" by a race.
+"""Chooses each attention's backend once: by a self-test, and for "auto" by a race of all that pass it.
 
+Backends: SDPA with torch's own choice of kernel, SDPA held to one of its kernels (flash, cudnn, efficient), xformers.
 xformers has no operator for head dims that 8 does not divide (C-Small: 28, C-Micro: 20), none on a CPU, and none at
 all where its kernels were built for another torch: such modules keep SDPA, and the log says so.
 """
 
 import time
+import warnings
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +18,33 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.utils import is_xformers_available
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.students import plain_config
 
-PROCESSORS = {"sdpa": AttnProcessor2_0, "xformers": XFormersAttnProcessor}
 ROUNDS = 5  # of the race
+
+
+class KernelProcessor(AttnProcessor2_0):
+    """Attention by one of SDPA's kernels and no other."""
+
+    def __init__(self, kernel: SDPBackend) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:  # noqa: D102 (diffusers' own says it)
+        with sdpa_kernel(self.kernel):
+            return super().__call__(*inputs, **options)
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "sdpa": AttnProcessor2_0,
+    "flash": partial(KernelProcessor, SDPBackend.FLASH_ATTENTION),
+    "cudnn": partial(KernelProcessor, SDPBackend.CUDNN_ATTENTION),
+    "efficient": partial(KernelProcessor, SDPBackend.EFFICIENT_ATTENTION),
+    "xformers": XFormersAttnProcessor,
+}
 
 
 class AttentionShape(NamedTuple):
@@ -79,7 +104,7 @@ def choose_attention(
 ) -> list[Choice]:
     """Chooses a backend per attention shape and sets nothing: one rank chooses for all.
 
-    wanted: "sdpa", "xformers" (where its self-test passes) or "auto" (the faster; no race on a CPU). `trains` adds
+    wanted: a name in PROCESSORS (where its self-test passes) or "auto" (the fastest; no race on a CPU). `trains` adds
     the backward pass to test and race.
     """
     by_shape: dict[AttentionShape, int] = defaultdict(int)
@@ -106,18 +131,36 @@ def _choose(
         return "sdpa", "asked for"
     if wanted == "auto" and device.type == "cpu":
         return "sdpa", "no xformers operator runs on a CPU"
-    if not is_xformers_available():
-        return "sdpa", "xformers is not installed: pip install 'randcond[xformers]'"
-    if shape.head_dim % 8:
-        return "sdpa", f"xformers needs head dims divisible by 8, this one is {shape.head_dim}"
-    try:
-        theirs = self_test("xformers", shape, dtype, device, batch, trains)
-    except Exception as error:  # whatever a foreign kernel may raise: SDPA always works
-        return "sdpa", f"xformers failed its self-test: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    if wanted == "xformers":
-        return "xformers", "asked for"
-    ours = self_test("sdpa", shape, dtype, device, batch, trains)
-    return ("xformers" if theirs < ours else "sdpa"), f"{1e3 * theirs:.2f} ms against SDPA's {1e3 * ours:.2f}"
+    raced = PROCESSORS if wanted == "auto" else [wanted]
+    seconds, refused = _test(raced, shape, dtype, device, batch, trains)
+    if wanted != "auto":
+        return (wanted, "asked for") if wanted in seconds else ("sdpa", refused[wanted])
+    ranking = sorted(seconds, key=lambda name: seconds[name])
+    times = ", ".join(f"{name} {1e3 * seconds[name]:.2f} ms" for name in ranking)
+    return ranking[0], times + "".join(f"; {why}" for name, why in refused.items() if name == "xformers")
+
+
+def _test(
+    names: Iterable[str], shape: AttentionShape, dtype: torch.dtype, device: torch.device, batch: int, trains: bool
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of the backends that pass their self-test, and why the others don't run."""
+    seconds: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for name in names:
+        if name == "xformers" and not is_xformers_available():
+            refused[name] = "xformers is not installed: pip install 'randcond[xformers]'"
+            continue
+        if name == "xformers" and shape.head_dim % 8:
+            refused[name] = f"xformers needs head dims divisible by 8, this one is {shape.head_dim}"
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch tells at length why each kernel it did not take can't run
+                seconds[name] = self_test(name, shape, dtype, device, batch, trains)
+        except Exception as error:  # whatever a foreign kernel may raise: SDPA always works
+            said = (str(error).strip().splitlines() or [""])[0]
+            refused[name] = f"{name} failed its self-test: {type(error).__name__}: {said}"
+    return seconds, refused
 
 
 def self_test(

@@ -91,7 +91,7 @@ class TappedStudent(nn.Module):
 
     def _forget_after_backward(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         """Drops what checkpointed blocks gave when they ran again: conv_in's gradient is the backward's last."""
-        if output.requires_grad:
+        if output.requires_grad and not torch.compiler.is_compiling():
             output.register_hook(lambda _: self.taps.forget())
 
     def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:

@@ -68,8 +68,8 @@ def text_sizes(layout: str, tiny: bool) -> list[dict[str, Any]]:
     return [{**full, **small, "hidden_size": 16 + 8 * number} for number, full in enumerate(TEXT_ENCODERS[layout])]
 
 
-def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0) -> Path:
-    """Saves a random teacher of the layout; full size in bf16, tiny in fp32."""
+def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dict[str, Any] | None = None) -> Path:
+    """Saves a random teacher of the layout; full size in bf16, tiny in fp32. `unet`: what is otherwise in its U-Net."""
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
     try:
@@ -78,12 +78,13 @@ def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0) -> Path:
             config = CLIPTextConfig(**text_config(sizes))
             encoders.append((CLIPTextModelWithProjection if number else CLIPTextModel)(config).eval())
         small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
-        size = unet_config(layout, tiny)["sample_size"] * 8
+        sizes = {**unet_config(layout, tiny), **(unet or {})}
+        size = sizes["sample_size"] * 8
         vae = AutoencoderKL(**{**VAE, **small}, scaling_factor=SCALING[layout], sample_size=size)
-        unet = UNet2DConditionModel(**unet_config(layout, tiny))
+        denoiser = UNet2DConditionModel(**sizes)
     finally:
         torch.set_default_dtype(torch.float32)
-    parts = {"vae": vae, "unet": unet, "scheduler": SCHEDULERS[layout](), "text_encoder": encoders[0]}
+    parts = {"vae": vae, "unet": denoiser, "scheduler": SCHEDULERS[layout](), "text_encoder": encoders[0]}
     if layout == "sdxl":
         pipe = StableDiffusionXLPipeline(
             **parts,

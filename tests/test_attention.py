@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+from torch.nn.attention import SDPBackend
 
 from randcond.model_zoo import attention
 from randcond.model_zoo.attention import (
@@ -73,15 +74,36 @@ def test_auto_on_a_cpu_and_plain_sdpa() -> None:
 
 
 def test_auto_takes_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"xformers": 0.002, "sdpa": 0.001}
-    monkeypatch.setattr(
-        attention, "self_test", lambda backend, shape, *_: times[backend] * (1 if shape.keys > 77 else 0)
-    )
+    times = {"xformers": 0.002, "sdpa": 0.001, "flash": 0.003}
+
+    def timed(backend: str, *_: object) -> float:
+        if backend not in times:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return times[backend]
+
+    monkeypatch.setattr(attention, "self_test", timed)
     shape = AttentionShape(8, 40, 4096, 4096)
     chosen = attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)
-    assert chosen == ("sdpa", "2.00 ms against SDPA's 1.00")
-    times["sdpa"] = 0.003
+    assert chosen == ("sdpa", "sdpa 1.00 ms, xformers 2.00 ms, flash 3.00 ms")
+    times["sdpa"] = 0.004
     assert attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)[0] == "xformers"
+    refused = attention._choose(shape._replace(head_dim=20), "auto", torch.bfloat16, torch.device("cuda"), 1, True)
+    assert refused[0] == "flash" and refused[1].endswith("xformers needs head dims divisible by 8, this one is 20")
+
+
+def test_a_kernel_of_sdpa_by_name() -> None:
+    """The flash kernel runs on a CPU, cuDNN's does not: one is taken, the other refused with its reason."""
+    teacher = tiny_teacher("sd-v1-4")
+    before = denoise(teacher, *inputs(teacher))
+    choices = choose_attention(teacher, "flash", torch.float32, CPU, 2, trains=True, tokens=7)
+    assert {choice.backend for choice in choices} == {"flash"}, summary(choices)
+    set_attention(teacher, choices, tokens=7)
+    kernels = {module.processor.kernel for module in teacher.modules() if isinstance(module, attention.Attention)}
+    assert kernels == {SDPBackend.FLASH_ATTENTION}
+    assert torch.allclose(denoise(teacher, *inputs(teacher)), before, atol=1e-5)
+    refused = choose_attention(teacher, "cudnn", torch.float32, CPU, 2, trains=True, tokens=7)
+    assert {choice.backend for choice in refused} == {"sdpa"}
+    assert all("cudnn failed its self-test: RuntimeError" in choice.why for choice in refused)
 
 
 def test_the_self_test_runs_the_real_layer() -> None:
@@ -94,15 +116,16 @@ def test_a_choice_survives_json() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_xformers_is_taken_and_agrees_with_sdpa() -> None:
+def test_on_a_gpu_every_backend_is_taken_and_agrees_with_sdpa() -> None:
     device = torch.device("cuda")
     teacher = tiny_teacher("sdxl").to(device, torch.bfloat16)  # head dims 16
     inputs_ = [x.to(device) for x in inputs(teacher)[:2]]
     condition = {name: value.to(device) for name, value in inputs(teacher)[2].items()}
     drawn = {}
-    for wanted in ("sdpa", "xformers"):
+    for wanted in ("sdpa", "flash", "cudnn", "efficient", "xformers"):
         choices = choose_attention(teacher, wanted, torch.bfloat16, device, 2, trains=True, tokens=7)
         assert {choice.backend for choice in choices} == {wanted}, summary(choices)
         set_attention(teacher, choices, tokens=7)
         drawn[wanted] = denoise(teacher, inputs_[0].bfloat16(), inputs_[1], cast(condition, torch.bfloat16))
-    assert torch.allclose(drawn["sdpa"].float(), drawn["xformers"].float(), atol=0.05, rtol=0.05)
+    for wanted in ("flash", "cudnn", "efficient", "xformers"):
+        assert torch.allclose(drawn["sdpa"].float(), drawn[wanted].float(), atol=0.05, rtol=0.05), wanted

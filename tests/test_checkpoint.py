@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, checked, the damaged one passed over; locks that die with their holder."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -139,6 +140,32 @@ def test_pieces_are_claimed_once_and_a_killed_workers_piece_is_free_again(tmp_pa
             threading.Timer(1.0, other.kill).start()
     assert mine == [1, 2, 3, 0]
     assert list(claim_each(pieces, Path.is_file)) == []
+
+
+def test_a_piece_is_held_while_it_is_finished_beside_the_next(tmp_path: Path) -> None:
+    """The last claim but one is let go of when the next but one is asked for; an error lets go of all."""
+    pieces = [tmp_path / str(number) for number in range(4)]
+
+    def held() -> list[int]:
+        code = "import sys; from pathlib import Path; from randcond.data.lock import _try_lock\n"
+        code += "print([int(p) for p in '0123' if _try_lock(Path(sys.argv[1]) / f'.{p}.claim') is None])"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        return list(json.loads(done.stdout))
+
+    seen = []
+    with pytest.raises(RuntimeError, match="the thread failed"):
+        for number in claim_each(pieces, lambda path: _landed(path, seen), behind=1):
+            seen.append(held())
+            if number:
+                pieces[number - 1].write_text("done")
+    assert seen == [[0], [0, 1], [1, 2], [2, 3]]
+    assert held() == []
+
+
+def _landed(path: Path, seen: list[list[int]]) -> bool:
+    if len(seen) == 4:  # all are begun, the last is not finished
+        raise RuntimeError("the thread failed")
+    return path.is_file()
 
 
 def test_one_run_folder_has_one_writer(tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
     "options",
     [
         [],
-        pytest.param(["engine.kind=fsdp", "engine.compile=true"], marks=pytest.mark.slow),
+        pytest.param(
+            ["engine.kind=fsdp", "engine.compile=blocks", "engine.channels_last=true"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_sharded_teacher_teaches_the_same(world: Path, options: list[str]) -> None:
@@ -264,14 +266,33 @@ def test_a_slim_student_trains_and_its_loss_falls(world: Path) -> None:
     assert drawn.std() > 0 and np.array_equal(drawn, again)
 
 
-@pytest.mark.slow
-def test_compile_and_checkpointing_train_the_same(world: Path) -> None:
-    words = [*TINY, "engine.compile=true", "engine.activation_checkpointing=true", "paths.run=runs/compiled"]
-    said = randcond(world, "run", "train", "demo-with", *words, "--gpus", "1").stdout
-    assert "attention of the student: sdpa" in said and "no xformers operator runs on a CPU" in said
-    runs = ("runs/demo/with", "runs/compiled")
-    ours, theirs = (metrics(world / run)[-1] for run in runs)
-    assert theirs["loss/total"] == pytest.approx(ours["loss/total"], rel=1e-3)
+FASTER = ["engine.channels_last=true", "engine.attention=flash"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*FASTER, "engine.zero_stage=2"],
+        pytest.param([*FASTER, "engine.zero_stage=3"], marks=pytest.mark.slow),
+        pytest.param([*FASTER, "engine.kind=fsdp"], marks=pytest.mark.slow),
+        pytest.param(["engine.compile=blocks", "engine.activation_checkpointing=true"], marks=pytest.mark.slow),
+        pytest.param([*FASTER, "engine.compile=whole", "engine.teacher_graph=true"], marks=pytest.mark.slow),
+        pytest.param([*FASTER, "engine.compile=whole", "engine.kind=fsdp"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_what_makes_it_faster_trains_the_same(world: Path, tmp_path: Path, words: list[str]) -> None:
+    """The trainer's own run with each engine; test_switches.py holds losses and weights of the bare step."""
+    run = tmp_path / "run"
+    said = randcond(world, "run", "train", "demo-with", *TINY, *words, f"paths.run={run}", "--gpus", "1").stdout
+    assert f"attention of the student: {'flash' if FASTER[1] in words else 'sdpa'}" in said
+    assert ("compiled: teacher" in said) == any(word.startswith("engine.compile") for word in words)
+    if words[-1] == "engine.kind=fsdp" and len(words) == 4:
+        assert "compiled: teacher whole, student blocks" in said
+    assert "first step done" in said and sum(json.loads((run / "startup.json").read_text()).values()) > 1
+    assert metrics(run)[-1]["loss/total"] == pytest.approx(
+        metrics(world / "runs/demo/with")[-1]["loss/total"], rel=1e-3
+    )
 
 
 def test_what_is_watched(world: Path) -> None:

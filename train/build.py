@@ -3,13 +3,16 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 
 from randcond.data.files import read_json, write_json
 from randcond.data.ranks import device
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
+from randcond.launch.sections import Engine as EngineSection
 from randcond.model_zoo.attention import Choice, choice_from, choose_attention, set_attention, summary
+from randcond.model_zoo.compilation import compile_network
 from randcond.model_zoo.cost import training_flop, unet_cost
 from randcond.model_zoo.features import TappedStudent
 from randcond.model_zoo.students import build_student, find_rule, plain_config
@@ -23,13 +26,15 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
 
     Raises ValueError when the student's rule does not apply to the teacher.
     """
-    student, train = config.student, config.train
+    student, train, options = config.student, config.train, config.engine
     weights = teacher.stored_unet() if student.init == "teacher" else None
     unet = build_student(student.rule, plain_config(teacher.unet.config), student.seed, weights)
     module = TappedStudent(unet, teacher.unet, find_rule(student.rule), student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
-    distil = DistillationStep(teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null)
-
+    layout = options.channels_last, options.teacher_graph
+    distil = DistillationStep(
+        teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null, *layout
+    )
     return module, distil
 
 
@@ -39,7 +44,7 @@ def flop_per_sample(teacher: UNet2DConditionModel, student: UNet2DConditionModel
 
 
 def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:
-    """Attention backends, checkpointing and compilation, before the first forward.
+    """Attention backends, memory formats, checkpointing and compilation, before the first forward.
 
     The first rank chooses for all; the run keeps the choice (attention.json), so that a resumed run goes on with the
     kernels it began with.
@@ -64,8 +69,27 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
     chosen = engine.broadcast(chosen)
     for what, (network, _) in networks.items():
         set_attention(network, chosen[what])
+    said = speed_up(options, teacher.unet, unet)
+    if engine.rank == 0 and said:
+        print(said, flush=True)
+
+
+def speed_up(options: EngineSection, teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> str:
+    """Memory formats, checkpointing and compilation of the two U-Nets; what the log should say of it."""
+    if (
+        options.channels_last and options.teacher == "replicated"
+    ):  # sharded weights lie as FSDP keeps them: inputs decide
+        teacher.to(memory_format=torch.channels_last)
     if options.activation_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if options.compile:  # after the taps: hooks that come later would be ignored
-        teacher.unet.compile_repeated_blocks()
-        unet.compile_repeated_blocks()
+        student.enable_gradient_checkpointing()
+    if options.compile == "none":
+        return ""
+    # What gathers weights block by block runs between the blocks: no graph can hold it.
+    gathered = {
+        "teacher": options.teacher == "sharded",
+        "student": options.kind == "fsdp" or options.zero_stage == 3,
+    }
+    how = {name: "blocks" if in_parts else options.compile for name, in_parts in gathered.items()}
+    compile_network(teacher, how["teacher"], options.teacher_graph)
+    compile_network(student, how["student"])
+    return f"compiled: teacher {how['teacher']}, student {how['student']}; the first step waits for it"

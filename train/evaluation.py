@@ -128,8 +128,8 @@ def _draw_and_score(
     config, teacher = training.config, training.teacher
     unet = load_unet(out / "unet", teacher.dtype).to(teacher.device)
     pipe = teacher.pipeline(task.protocol.sampler, unet)
-    system = System(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat)
-    with torch.compiler.set_stance("force_eager"):  # another batch size would have compiled blocks compiled again
+    system = System(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
+    with torch.compiler.set_stance("force_eager"):  # each evaluation's U-Net is another, to be compiled anew
         evaluate(system, task, real, out)
 
 

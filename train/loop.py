@@ -21,20 +21,24 @@ from randcond.train.preemption import Preemption, ignore_in_worker
 from randcond.train.profiling import trace_window
 from randcond.train.samples import draw_grid
 from randcond.train.setup import Training, set_up, start
+from randcond.train.startup import Startup
 from randcond.train.step_lines import SampleLog
 
 
 def run(config: Config) -> None:
     """Trains the experiment's student, from its newest checkpoint if there is one, and exports it."""
-    training = set_up(config)
+    startup = Startup()
+    startup.mark("Python and its libraries")
+    training = set_up(config, startup.mark)
     if training is None:
         return
     engine = training.engine
     with Heartbeat(engine, config.engine.heartbeat, config.engine.timeout) as alive:
         if engine.rank == 0:
             rehearse(config)
-        first, seconds = start(training)
-        last, seconds = steps(training, alive, first, seconds)
+        startup.mark("rehearsal of evaluations")
+        first, seconds = start(training, startup.mark)
+        last, seconds = steps(training, alive, startup, first, seconds)
         preempted = last < config.train.steps
         if not preempted:
             export(training, seconds)
@@ -45,7 +49,7 @@ def run(config: Config) -> None:
         sys.exit(PREEMPTED)
 
 
-def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> tuple[int, float]:
+def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, seconds: float) -> tuple[int, float]:
     """Trains on from step `first`; returns the last step done, asked to end or not, and the seconds trained in all."""
     config, engine, train = training.config, training.engine, training.config.train
     micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
@@ -58,6 +62,7 @@ def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> t
     seen = SampleLog(training.folder, engine.rank, train.log_samples)
     began, step, preempted = time.monotonic() - seconds, first, False
     began += make_up_for(training, monitor, alive, first)
+    startup.mark("loader, monitor")
     with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as traced:
         while step < train.steps and not preempted:
             step += 1
@@ -73,6 +78,8 @@ def steps(training: Training, alive: Heartbeat, first: int, seconds: float) -> t
                 monitor.add(losses, batch)
                 seen.add(step, batch)
             alive.at(step, "between steps")
+            if step == first + 1:
+                startup.first_step(training.folder, engine.rank == 0)
             traced()
             checkpoints.check()
             preempted = preemption.wanted()

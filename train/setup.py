@@ -1,6 +1,7 @@
 """A training, ready for its first step: cache and pool opened, networks built, engine started, checkpoint loaded."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from randcond.data.ranks import device, rank
 from randcond.data.stream import CaptionPool, Stream
 from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
 from randcond.model_zoo.export import check_shapes
+from randcond.model_zoo.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher
 from randcond.train import checkpoint
 from randcond.train.build import build_step, settle
@@ -44,13 +46,16 @@ class Training:
         return Path(self.config.paths.run)
 
 
-def set_up(config: Config) -> Training | None:
+def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> Training | None:
     """Opens and builds everything; None when the run's folder holds the finished students of just this training.
+
+    `mark` is told each part that is done.
 
     Raises ValueError when cache, pool or teacher are not what the experiment asks for.
     """
     train = config.train
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    mark("teacher")
     cache = LatentCache.open(config, teacher.fingerprint)
     pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool), check=rank() == 0))
     missing = left_out(config, cache)
@@ -65,15 +70,21 @@ def set_up(config: Config) -> Training | None:
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
     counted = train.global_batch if train.losses.task else 0
     stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, counted)
+    mark("cache and pool")
     module, distil = build_step(config, teacher)
+    mark("student")
     engine = build_engine(config, module)
+    mark("engine")
+    in_fp8 = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
     if engine.rank == 0:
+        if in_fp8:
+            print(in_fp8, flush=True)
         for each in missing:
             print(f"training: left out: {each}", flush=True)
     return Training(config, teacher, module.unet, distil, engine, stream, identity, missing)
 
 
-def start(training: Training) -> tuple[int, float]:
+def start(training: Training, mark: Callable[[str], None] = lambda part: None) -> tuple[int, float]:
     """Takes the folder, settles the networks' kernels and loads the newest checkpoint; (its step, seconds trained)."""
     config, engine, folder = training.config, training.engine, training.folder
     if engine.rank == 0:
@@ -86,10 +97,12 @@ def start(training: Training) -> tuple[int, float]:
     settle(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
         shard_teacher(training.teacher.unet)
+    mark("kernels")
     first, seconds = resume(engine, folder, training.identity, config.train.steps)
     if engine.rank == 0:
         make_ready(config, first)
     engine.barrier()
+    mark("checkpoint")
     return first, seconds
 
 
@@ -126,7 +139,7 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
         "cached": len(cache),  # less than the shards hold where some are left out
         "window": cache.window,
-        "precision": [config.engine.precision, config.teacher.dtype],
+        "precision": [config.engine.precision, config.teacher.dtype, *["fp8"] * config.engine.teacher_fp8],
         "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
     }
 

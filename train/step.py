@@ -41,11 +41,22 @@ class DistillationStep:
     """Holds the frozen teacher and its taps; called with the engine's forward and a batch of the stream."""
 
     def __init__(
-        self, teacher: Teacher, names: list[str], weights: dict[str, float], global_batch: int, zero_null: bool = True
+        self,
+        teacher: Teacher,
+        names: list[str],
+        weights: dict[str, float],
+        global_batch: int,
+        zero_null: bool = True,
+        channels_last: bool = False,
+        teacher_graph: bool = False,
     ) -> None:
-        """`names`: the teacher's tapped modules; `weights`: loss -> weight; `zero_null`: see Teacher.encode."""
+        """`names`: the teacher's tapped modules; `weights`: loss -> weight; `zero_null`: see Teacher.encode.
+
+        `channels_last`: how x_t lies in memory; `teacher_graph`: whether the teacher is one CUDA graph.
+        """
         self.teacher, self.names, self.weights = teacher, names, weights
-        self.global_batch, self.zero_null = global_batch, zero_null
+        self.global_batch, self.zero_null, self.teacher_graph = global_batch, zero_null, teacher_graph
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.taps = FeatureTaps(teacher.unet, names)
 
     def __call__(self, student: StudentForward, batch: dict[str, Any], dtype: torch.dtype) -> Losses:
@@ -54,10 +65,12 @@ class DistillationStep:
         timesteps = batch["timesteps"].to(device, non_blocking=True)  # [B]
         latents = batch["latents"].to(device, non_blocking=True).float()  # [B, C, h, w]
         noise = draw_noise(batch["noise_seed"], latents)  # [B, C, h, w]
-        noised = teacher.add_noise(latents, noise, timesteps)
+        noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.memory_format)
         condition = teacher.encode(batch, batch["null"], self.zero_null)
         with torch.no_grad():
             self.taps.forget()
+            if self.teacher_graph:  # what it returned for the last step may be overwritten now
+                torch.compiler.cudagraph_mark_step_begin()
             expected = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
             expected_features = self.taps.collect()
         prediction, features = student(noised.to(dtype), timesteps, cast(condition, dtype))

@@ -25,8 +25,8 @@ from randcond.model_zoo.attention import choose_attention, set_attention, summar
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
+from randcond.train.tune import noise_batch
 
-CAPTION = "a photograph of an astronaut riding a horse"
 TIMED_STEPS = 5
 SPARE = 1.5e9  # bytes left to the rest of the machine
 
@@ -130,20 +130,6 @@ def speed(step: Any, batch: int) -> float:
         step()
     torch.cuda.synchronize()
     return round(TIMED_STEPS * batch / (time.perf_counter() - began), 2)
-
-
-def noise_batch(teacher: Teacher, size: int) -> dict[str, Any]:
-    """A batch as the stream gives it, of noise."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        **teacher.tokenizers([CAPTION] * size),
-        "latents": torch.randn(size, *teacher.latent_shape, generator=generator).half(),
-        "noise_seed": torch.arange(size),
-        "timesteps": torch.randint(0, teacher.timesteps, (size,), generator=generator),
-        "null": torch.zeros(size, dtype=torch.bool),
-        "replaced": torch.zeros(size, dtype=torch.bool),
-        "unreplaced_in_batch": size,
-    }
 
 
 @contextlib.contextmanager

@@ -1,124 +1,184 @@
-"""`make bench`: our training step beside a bare teacher-forward + student-step, in one process, ratios first.
+"""`make bench`: our training step beside the published recipe's settings and beside a bare step, ratios first.
 
-(a) stream, step, ZeRO engine and monitor, as the loop runs them; (c) the same networks, batch and losses with nothing
-around them. Pairs are interleaved, the order alternating; the ratio is reported as the median with its quartiles.
+Rounds are interleaved in one process, the order rotating; a ratio is the median over the rounds with its 95 % interval.
+`--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`, `--switches`: our step
+with each optimisation alone, after the plain one, `--agree N`: losses of N steps with all of them and plain,
+`--profile`: where the time goes, op by op; other words are overrides of the experiment (engine.compile=none).
 """
 
-import statistics
-import sys
-import tempfile
+import gc
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from randcond.data.captions import write_captions
-from randcond.data.conditioning import probability_table
-from randcond.data.shards import write_shard
-from randcond.data.stream import CaptionPool, Positions, Stream, batches
-from randcond.launch.config import load_config, resolve_path
-from randcond.model_zoo.condition import denoise
-from randcond.model_zoo.teacher import Teacher
-from randcond.train.build import build_step, flop_per_sample
-from randcond.train.engine import build_engine
-from randcond.train.monitor import Monitor
-from randcond.train.step import draw_noise
-from tests.latents import opened
+from randcond.data.ranks import device
+from randcond.launch.config import Config
+from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate
+from tests.bench.results import interval, save
+from tests.bench.sides import Sides, wait
+from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 
-STEPS_PER_PAIR, PAIRS = 4, 12
+WARM_UP = 3  # rounds that don't count
+PLAIN = ["engine.compile=none", "engine.attention=sdpa", "engine.channels_last=false"]
+PLAIN += ["engine.teacher_graph=false", "engine.teacher_fp8=false", "engine.activation_checkpointing=false"]
+SWITCHES: dict[str, list[str]] = {
+    "attention by race": ["engine.attention=auto"],
+    "channels last": ["engine.channels_last=true"],
+    "compiled blocks": ["engine.compile=blocks"],
+    "compiled whole": ["engine.compile=whole"],
+    "compiled whole, channels last": ["engine.compile=whole", "engine.channels_last=true"],
+    "compiled whole, teacher's graph": ["engine.compile=whole", "engine.teacher_graph=true"],
+    "compiled whole, teacher in fp8": ["engine.compile=whole", "engine.teacher_fp8=true"],
+    "checkpointing": ["engine.activation_checkpointing=true"],
+}
 
 
 def main() -> None:
-    """Prints the ratio (a)/(c) and both times per step."""
-    config = load_config("demo-with", sys.argv[1:])
-    torch.set_num_threads(config.engine.threads or torch.get_num_threads())
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype)
-    module, distil = build_step(config, teacher)
-    bare_module, _ = build_step(config, teacher)
-    taps = distil.taps
-
-    with tempfile.TemporaryDirectory() as name:
-        stream = make_stream(Path(name), config.conditioning.p, teacher)
-        engine = build_engine(config, module)
-        total = STEPS_PER_PAIR * (PAIRS + 1)
-        batch = config.train.global_batch
-        loader = batches(stream, Positions(0, total, batch, batch, 0, 1), config.train.workers)
-        settings = [*sys.argv[1:], f"paths.run={name}", f"train.steps={total}", f"train.log_every={STEPS_PER_PAIR}"]
-        monitor = Monitor(
-            load_config("demo-with", settings), engine, teacher.timesteps, 0, flop_per_sample(teacher.unet, module.unet)
-        )
-        monitor.bar.disable = True
-
-        watching: list[float] = []  # seconds of each step spent on what is watched, a line every STEPS_PER_PAIR steps
-
-        def ours(step: int) -> None:
-            drawn = next(loader)
-            losses = distil(engine.forward, drawn, engine.dtype)
-            engine.backward(losses.total)
-            norm = engine.step(1e-4, 0.99)
-            watched = time.perf_counter()
-            monitor.add(losses, drawn)
-            monitor.step(step, 1e-4, norm, False)
-            watching.append(time.perf_counter() - watched)
-
-        fixed = stream.collate([stream[i] for i in range(batch)])
-        optimizer = torch.optim.AdamW(bare_module.parameters(), lr=1e-4, betas=(0.9, 0.99))
-        condition = teacher.encode(fixed)
-        latents = fixed["latents"].float()
-        noise = draw_noise(fixed["noise_seed"], latents)
-
-        def bare(_: int) -> None:
-            noised = teacher.add_noise(latents, noise, fixed["timesteps"])
-            with torch.no_grad():
-                target: Tensor = denoise(teacher.unet, noised, fixed["timesteps"], condition)
-                features = taps.collect()
-            epsilon, mine = bare_module(noised, fixed["timesteps"], condition)
-            loss = torch.nn.functional.mse_loss(epsilon, target)
-            for a, b in zip(mine, features, strict=True):
-                loss = loss + torch.nn.functional.mse_loss(a, b)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(bare_module.parameters(), 1.0)
-            optimizer.step()
-
-        taken = measure(ours, bare)
-        print(f"watching   {statistics.mean(watching[STEPS_PER_PAIR:]) / taken:.2%} of our step")
-        engine.close()
+    """Prints and saves the ratios of every size."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default=",".join(default_sizes()), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--switches", action="store_true")
+    parser.add_argument("--agree", type=int, default=0)
+    parser.add_argument("--profile", action="store_true")
+    asked, words = parser.parse_known_args()
+    rate = matmul_rate(torch.bfloat16 if torch.cuda.is_available() else torch.float32, device())
+    print(
+        f"this device multiplies matrices at {rate / 1e12:.3g} TFLOP/s, copies {memory_rate(device()) / 1e9:.3g} GB/s"
+    )
+    for name in asked.sizes.split(","):
+        found: dict[str, Any] = {"matmul_tflops": rate / 1e12}
+        with measured(name, words, asked.rounds) as sides:
+            found |= compare(name, sides, asked.rounds, rate)
+            if asked.profile:
+                profile(sides)
+        del sides  # before the next are built
+        if asked.switches:
+            found["switches"] = switches(name, words, asked.rounds)
+        if asked.agree:
+            agree(name, words, asked.agree)
+        save(f"step-{name}", found)
 
 
-def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
-    """A stream over 256 latents of noise in a real shard: the step's cost does not depend on what they show."""
-    captions = [line for line in resolve_path("package:data/digits/captions.txt").read_text().splitlines()][:256]
-    latents = np.random.default_rng(0).standard_normal((len(captions), *teacher.latent_shape))
-    write_captions(folder / "captions.arrow", captions)
-    samples = [{"caption_id": i, "caption": c, "latent": latents[i], "meta": {}} for i, c in enumerate(captions)]
-    write_shard(folder / "latents-00000.tar", samples)
-    cache = opened(folder)
-    pool = CaptionPool(cache.captions, cache.captions)
-    table = probability_table(p, {}, teacher.timesteps)
-    return Stream(cache, pool, table, 0.1, teacher.tokenizers, seed=0)
+class measured:
+    """The three sides of a size, or ours alone, built and taken down."""
+
+    def __init__(self, name: str, words: list[str], rounds: int, alone: bool = False) -> None:
+        self.folder = TemporaryDirectory()
+        self.config: Config = configured(name, TEACHERS, words)
+        self.size, self.rounds, self.alone = SIZES[name], rounds, alone
+
+    def __enter__(self) -> Sides:
+        steps = 4 * (self.rounds + WARM_UP) + 200
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.sides = Sides(self.config, Path(self.folder.name), self.size.published_micro, steps, self.alone)
+        return self.sides
+
+    def __exit__(self, *raised: object) -> None:
+        self.sides.close()
+        del self.sides
+        torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.folder.cleanup()
 
 
-def measure(ours: Callable[[int], None], bare: Callable[[int], None]) -> float:
-    """Runs interleaved pairs (the first is a warm-up), prints the ratio of their times; our step's seconds."""
-    step, times = 0, {"ours": [], "bare": []}  # type: ignore[var-annotated]
-    for pair in range(PAIRS + 1):
-        sides = [("ours", ours), ("bare", bare)]
-        for side, run in sides if pair % 2 else reversed(sides):
+def compare(name: str, sides: Sides, rounds: int, rate: float) -> dict[str, Any]:
+    """(a)/(c) and (b)/(a), speeds, and the parts of our step."""
+    batch = sides.batch
+    times = interleaved({"ours": sides.ours, **sides.others}, rounds)
+    found: dict[str, Any] = {}
+    print(f"\n{name}: {SIZES[name].rule}, {batch} samples a step, {sides.flop / 1e12:.3g} TFLOP a sample")
+    pairs = [("ours", "bare"), *((side, "ours") for side in times if side.startswith("published"))]
+    for over, under in pairs:
+        label = f"{over} / {under}"
+        middle, low, high = interval([a / b for a, b in zip(times[over], times[under], strict=True)])
+        found[label] = {"median": middle, "low": low, "high": high, "rounds": rounds}
+        print(f"  {label:24}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
+    for side, taken in times.items():
+        second = interval(taken)[0]
+        speed = batch / second
+        share = speed * sides.flop / rate
+        found[side] = {"seconds": second, "samples_per_s": speed, "share_of_matmul_rate": share}
+        print(f"  {side:18}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the matmul rate")
+    moved = batch * sum(elementwise_bytes(u, sides.engine.dtype.itemsize) for u in (sides.teacher.unet, sides.student))
+    found["elementwise_gb"] = moved / 1e9
+    print(f"  beside its products a forward of teacher and student moves {moved / 1e9:.3g} GB, op by op")
+    parts = sides.parts(max(3, rounds // 3))
+    whole = sum(parts.values())
+    found["parts"] = {part: seconds / whole for part, seconds in parts.items()}
+    print("  ours by part, each waited for: " + ", ".join(f"{p} {s / whole:.1%}" for p, s in parts.items()))
+    return found
+
+
+def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each by round, the order rotating from round to round."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    order = list(work)
+    for number in range(rounds + WARM_UP):
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            wait()
             began = time.perf_counter()
-            for _ in range(STEPS_PER_PAIR):
-                step += side == "ours"
-                run(step)
-            times[side].append((time.perf_counter() - began) / STEPS_PER_PAIR)
-    ratios = [a / c for a, c in zip(times["ours"][1:], times["bare"][1:], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"our step / bare step   {middle:.3f}  (quartiles {low:.3f} to {high:.3f}, {PAIRS} pairs)")
-    for side in ("ours", "bare"):
-        print(f"{side:5} {1000 * statistics.median(times[side][1:]):8.1f} ms per step")
-    return statistics.median(times["ours"][1:])
+            work[name]()
+            wait()
+            if number >= WARM_UP:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def switches(name: str, words: list[str], rounds: int) -> dict[str, Any]:
+    """What each optimisation gives: our step with it, by the plain step that is timed right before it."""
+    found: dict[str, Any] = {}
+    print(f"\n{name}: each alone, after the plain step")
+    for label, overrides in SWITCHES.items():
+        seconds = []
+        for chosen in ([*PLAIN], [*PLAIN, *overrides]):
+            with measured(name, [*words, *chosen], rounds, alone=True) as sides:
+                seconds.append(interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0])
+                memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+            del sides
+        found[label] = {"median": seconds[0] / seconds[1], "memory_gb": memory}
+        held = f", {memory:.1f} GB" if memory else ""
+        print(f"  {label:34}{seconds[0] / seconds[1]:6.3f} times as fast{held}", flush=True)
+    return found
+
+
+def agree(name: str, words: list[str], steps: int) -> None:
+    """Losses of the same steps, plain and with this size's settings."""
+    curves = []
+    for chosen in (PLAIN, []):
+        with measured(name, [*words, *chosen], steps, alone=True) as sides:
+            losses = []
+            for _ in range(steps):
+                drawn = next(sides.loader)
+                out = sides.distil(sides.engine.forward, drawn, sides.engine.dtype)
+                sides.engine.backward(out.total)
+                sides.engine.step(1e-5, 0.99)
+                losses.append(out.total.detach())
+            curves.append(torch.stack(losses).cpu())
+        del sides
+    apart = ((curves[1] - curves[0]) / curves[0]).abs()
+    print(f"{name}: over {steps} steps losses are {apart.max():.2e} apart at most, {apart.mean():.2e} on average")
+    print(f"  from {curves[0][0]:.4f} to {curves[0][-1]:.4f} plain, to {curves[1][-1]:.4f}")
+
+
+def profile(sides: Sides) -> None:
+    """Where the time of our step goes, by op (a GPU's kernels under their op)."""
+    cuda = torch.cuda.is_available()
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
+    with torch.profiler.profile(activities=kinds) as found:
+        for _ in range(3):
+            sides.ours()
+        wait()
+    order = "self_device_time_total" if cuda else "self_cpu_time_total"
+    print(found.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60))
 
 
 if __name__ == "__main__":

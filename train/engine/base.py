@@ -193,7 +193,7 @@ def describe_alone() -> None:
 def empty_moments(master: Tensor, step: int) -> dict[str, Tensor]:
     """AdamW's state of one master weight as after `step` steps, its moments still zero."""
     return {
-        "step": torch.tensor(float(step)),
+        "step": torch.tensor(float(step), device=master.device),  # fused kernels look for it there
         "exp_avg": torch.zeros_like(master),
         "exp_avg_sq": torch.zeros_like(master),
     }
@@ -208,4 +208,5 @@ def optimizer_of(config: Config, parameters: Any) -> torch.optim.AdamW:
         betas=(train.betas[0], train.betas[1]),
         eps=train.eps,
         weight_decay=train.weight_decay,
+        fused=True,
     )

@@ -1,0 +1,70 @@
+"""What a plan starts from: the cluster, and what the experiment's networks cost on it, counted without weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from randcond.launch.batch import batch_shape
+from randcond.launch.config import Config, resolve_path
+from randcond.launch.gpus import Gpu
+from randcond.model_zoo.cost import UNetCost, decoder_cost, text_parameters, unet_cost
+from randcond.model_zoo.memory import Sharding, activations_per_sample, trained_shapes
+from randcond.model_zoo.networks import layout_of, networks_of
+from randcond.model_zoo.students import find_rule, student_config
+from randcond.model_zoo.waves import work
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal hosts of equal GPUs."""
+
+    gpu: Gpu
+    nodes: int
+    per_node: int
+
+    @property
+    def ranks(self) -> int:
+        """GPUs in all."""
+        return self.nodes * self.per_node
+
+
+class Sizes:
+    """What the experiment's networks cost, counted once; the engine and the batch change nothing of it."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ValueError when there is no such teacher, or the student's rule does not apply to it."""
+        path = config.teacher.path
+        self.networks = networks_of(path if layout_of(path) else resolve_path(path))
+        self.rule = config.student.rule
+        self.teacher = unet_cost(UNet2DConditionModel, self.networks.unet)
+        self.student: UNetCost = unet_cost(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
+        self.teacher_work = work(UNet2DConditionModel, self.networks.unet)
+        self.student_work = work(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
+        self.shapes, self.blocks = trained_shapes(self.rule, self.networks.unet)
+        self.text = sum(map(text_parameters, self.networks.text_encoders))
+        self.vae, self.decode = decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
+        self._activations: dict[tuple[str, bool], int] = {}
+
+    @cached_property
+    def trained(self) -> int:
+        """Numbers that are trained: the student's and its projectors'."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes)
+
+    def activations(self, precision: str, checkpointing: bool) -> int:
+        """Bytes kept per sample of a micro-batch."""
+        key = (precision, checkpointing)
+        if key not in self._activations:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            self._activations[key] = activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing)
+        return self._activations[key]
+
+
+def sharding(config: Config, cluster: Cluster) -> Sharding:
+    """How the experiment's engine spreads the state over the cluster."""
+    engine = config.engine
+    kind = f"zero-{engine.zero_stage}" if engine.kind == "deepspeed" else f"fsdp-{engine.sharding}"
+    _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
+    low = 2 if engine.precision == "bf16" else 4
+    return Sharding(kind, cluster.ranks, engine.shard_group or cluster.per_node, low, accumulation > 1)

@@ -1,0 +1,29 @@
+"""torch.compile of U-Nets that train and pipelines that draw, with static shapes.
+
+Compiled are the repeated blocks (one compilation for all of a kind) or the whole as one graph; after feature taps are
+on: hooks that come later would be ignored.
+"""
+
+from typing import Any
+
+import torch
+
+
+def compile_network(network: Any, how: str, graphs: bool = False) -> None:
+    """how: "none", "blocks" (the transformer blocks; minutes less to wait) or "whole" (one graph, nothing around it).
+
+    `graphs`: the whole is replayed as one CUDA graph; what it returned is overwritten by its next call.
+    """
+    # All modules share the code that is compiled, Module._call_impl, and each of them and of their shapes counts.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    if how == "blocks":
+        network.compile_repeated_blocks()
+    elif how == "whole":
+        network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def compile_drawing(pipe: Any, how: str) -> None:
+    """The same of a pipeline's denoiser; "whole": of its decoder too."""
+    compile_network(getattr(pipe, "unet", None) or pipe.transformer, how)
+    if how == "whole":
+        pipe.vae.decoder.compile(dynamic=False)

@@ -1,0 +1,106 @@
+"""`make bench`: caching beside the stock pipeline at its best batch, interleaved in one process, ratios first.
+
+Ours is what `randcond run cache` does with a compute batch: per-caption seeds, the sampler, the shard written. Theirs
+is diffusers' own pipeline on the same prompts in a plain loop. `--sizes LIST`, `--rounds N`, `--batch N` (ours;
+default: the best found, as theirs is), `--largest N`; other words are overrides of the experiment.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from randcond.data.contents import Drawn
+from randcond.data.ranks import device
+from randcond.data.shards import write_shard
+from randcond.launch.config import Config, resolve_path
+from randcond.model_zoo.cost import unet_cost
+from randcond.model_zoo.students import plain_config
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.tune import doubling, proposed
+from tests.bench.floor import matmul_rate
+from tests.bench.results import interval, save
+from tests.bench.sizes import TEACHERS, configured
+from tests.bench.step import interleaved
+
+ON_CPU, ON_GPU = "world", "b-base,koala-700m"  # the teacher draws: the student's rule does not matter
+
+
+def main() -> None:
+    """Prints and saves images per second and their ratio."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default=ON_GPU if torch.cuda.is_available() else ON_CPU)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--largest", type=int, default=256 if torch.cuda.is_available() else 64)
+    asked, words = parser.parse_known_args()
+    rate = matmul_rate(torch.bfloat16 if torch.cuda.is_available() else torch.float32, device())
+    for name in asked.sizes.split(","):
+        with TemporaryDirectory() as folder:
+            config = configured(name, TEACHERS, [*words, f"cache.size={asked.largest}"])
+            save(f"draw-{name}", compare(name, config, Path(folder), asked.rounds, asked.batch, asked.largest, rate))
+
+
+def compare(
+    name: str, config: Config, folder: Path, rounds: int, batch: int, largest: int, rate: float
+) -> dict[str, Any]:
+    """Images per second of both, each at its best batch, and the ratio of the time that an image takes."""
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    flop = 2 * config.cache.steps * unet_cost(type(teacher.unet), plain_config(teacher.unet.config)).flop
+    stock, ours = stock_pipeline(config, teacher), our_cache(config, teacher, folder)
+    best = {}
+    for side, work in (("ours", ours), ("stock", stock)):
+        best[side] = batch if batch and side == "ours" else proposed(list(doubling(work, largest)))
+    times = interleaved({"ours": lambda: ours(best["ours"]), "stock": lambda: stock(best["stock"])}, rounds)
+    each = {side: [seconds / best[side] for seconds in taken] for side, taken in times.items()}
+    middle, low, high = interval([b / a for a, b in zip(each["ours"], each["stock"], strict=True)])
+    print(f"\n{name}: {config.cache.steps} steps, guidance {config.cache.guidance}, {flop / 1e12:.3g} TFLOP an image")
+    print(f"  stock / ours        {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
+    found: dict[str, Any] = {"stock / ours": {"median": middle, "low": low, "high": high, "rounds": rounds}}
+    for side, taken in each.items():
+        speed = 1 / interval(taken)[0]
+        found[side] = {"batch": best[side], "images_per_s": speed, "share_of_matmul_rate": speed * flop / rate}
+        print(f"  {side:6} batch {best[side]:4}{speed:9.2f} images/s   {speed * flop / rate:6.1%} of the matmul rate")
+    return found
+
+
+def stock_pipeline(config: Config, teacher: Teacher) -> Callable[[int], int]:
+    """diffusers' pipeline with the same sampler, as a script would call it."""
+    cache = config.cache
+    loaded = Teacher.load(teacher.folder, config.teacher.dtype, device())  # its own networks: ours are compiled
+    pipe = loaded.pipeline(cache.sampler)
+
+    captions = Drawn(config).captions
+
+    def draw(batch: int) -> int:
+        pipe(captions[:batch], num_inference_steps=cache.steps, guidance_scale=cache.guidance, output_type="latent")
+        return batch
+
+    return draw
+
+
+def our_cache(config: Config, teacher: Teacher, folder: Path) -> Callable[[int], int]:
+    """A compute batch of the cache, down to its shard."""
+    content = Drawn(config)
+    content.begin(teacher)
+
+    def draw(batch: int) -> int:
+        content.config = replace(config.cache, batch=batch)
+        latents, metas, _ = content.latents(range(batch))
+        values = latents.float().cpu().numpy()
+        samples = [
+            {"caption_id": meta.pop("caption_id"), "caption": content.captions[n], "latent": value, "meta": meta}
+            for n, (value, meta) in enumerate(zip(values, metas, strict=True))
+        ]
+        write_shard(folder / "latents-00000.tar", samples)
+        return batch
+
+    return draw
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The published recipe's settings as a plain loop: what an ordinary training script of this kind does around a step.
+
+fp16 autocast over fp32 weights (bf16 or none on a CPU), activation checkpointing, small micro-batches with
+accumulation, AdamW as torch's default, losses gathered and read at every micro-batch, an EMA of all weights, the VAE
+resident.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from randcond.launch.config import Config
+from randcond.model_zoo.condition import denoise
+from randcond.model_zoo.features import TappedStudent
+from randcond.model_zoo.teacher import Teacher
+
+
+def published_step(
+    config: Config, teacher: Teacher, student: TappedStudent, micro: int, low: torch.dtype
+) -> Callable[[Any], float]:
+    """One optimizer step over a batch of the stream, in micro-batches of `micro`; returns its loss."""
+    device = teacher.device
+    student.unet.enable_gradient_checkpointing()
+    captured: dict[str, torch.Tensor] = {}
+    modules = dict(teacher.unet.named_modules())
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            captured[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    for name in student.teacher_names:
+        modules[name].register_forward_hook(keep(name))
+    train = config.train
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=train.lr, betas=(train.betas[0], train.betas[1]), weight_decay=train.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=low == torch.float16)
+    ema = [parameter.detach().clone() for parameter in student.parameters()]
+    zero = torch.zeros((), device=device)
+
+    def step(batch: dict[str, Any]) -> float:
+        size, seen = len(batch["timesteps"]), 0.0
+        for start in range(0, size, micro):
+            part = {name: v[start : start + micro] for name, v in batch.items() if isinstance(v, torch.Tensor)}
+            latents, timesteps = part["latents"].to(device).float(), part["timesteps"].to(device)
+            noise = torch.randn_like(latents)
+            noised = teacher.add_noise(latents, noise, timesteps)
+            with torch.autocast(device.type, low, enabled=low != torch.float32):
+                condition = teacher.encode(part)
+                with torch.no_grad():
+                    target = denoise(teacher.unet, noised, timesteps, condition)
+                prediction, features = student(noised, timesteps, condition)
+            task = zero * F.mse_loss(prediction.float(), noise)
+            output = F.mse_loss(prediction.float(), target.float())
+            pairs = zip(features, student.teacher_names, strict=True)
+            feature = sum((F.mse_loss(ours.float(), captured[name].float()) for ours, name in pairs), start=zero)
+            loss = task + output + feature
+            scaler.scale(loss / (size // micro)).backward()
+            for value in (loss, task, output, feature):
+                gathered = value.detach().repeat(micro)
+                if dist.is_initialized():
+                    dist.all_reduce(gathered)
+                seen += gathered.mean().item() / (size // micro)
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(student.parameters(), train.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for kept, parameter in zip(ema, student.parameters(), strict=True):
+                kept.sub_(0.0001 * (kept - parameter))
+        return seen
+
+    return step

@@ -1,0 +1,70 @@
+"""What a bench found: medians with their intervals, a file of it, and the file before beside it."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from randcond.data.files import read_json, write_json
+
+FOLDER = Path("runs/bench")
+PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "xformers", "triton")
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """(median, and the 95 % interval of it by 10,000 bootstrap samples)."""
+    drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(np.median(values)), float(low), float(high)
+
+
+def environment() -> dict[str, Any]:
+    """On what it was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    cuda = torch.cuda.is_available()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "commit": commit.stdout.strip(),
+        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
+        "threads": None if cuda else torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def save(name: str, found: dict[str, Any]) -> None:
+    """Writes what a bench found, and says how each of its ratios stood in the last saved result."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    if path.is_file():
+        before = read_json(path)
+        was = before["environment"]
+        print(f"\nlast saved, {was['date']} at {was['commit']} on {was['device']}:")
+        for key, value in _ratios(found).items():
+            old = _ratios(before["found"]).get(key)
+            if old is not None:
+                print(f"  {key:40}{old:8.3f}  now {value:8.3f}")
+    write_json(path, {"environment": environment(), "found": found})
+    print(f"saved: {path}\n{json.dumps(environment())}")
+
+
+def _ratios(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every median in nested results by its path."""
+    flat: dict[str, float] = {}
+    for key, value in found.items():
+        if isinstance(value, dict) and "median" in value:
+            flat[f"{prefix}{key}"] = value["median"]
+        elif isinstance(value, dict):
+            flat |= _ratios(value, f"{prefix}{key} ")
+    return flat

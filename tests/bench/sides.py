@@ -1,0 +1,174 @@
+"""The three sides of the step's bench, each a function of nothing that does one step.
+
+(a) ours: stream, step, engine and monitor, as the loop runs them; (b) the published recipe's settings; (c) a bare
+teacher forward and student step, with our kernels and nothing around them. All in one process, on one device.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from randcond.data.captions import write_captions
+from randcond.data.conditioning import probability_table
+from randcond.data.ranks import device
+from randcond.data.shards import write_shard
+from randcond.data.stream import CaptionPool, Positions, Stream, batches
+from randcond.launch.config import Config, load_config, resolve_path, to_yaml
+from randcond.model_zoo.compilation import compile_network
+from randcond.model_zoo.condition import cast, denoise
+from randcond.model_zoo.fp8 import fp8_teacher
+from randcond.model_zoo.teacher import DTYPES, Teacher
+from randcond.train.build import build_step, flop_per_sample, settle
+from randcond.train.engine import build_engine
+from randcond.train.monitor import Monitor
+from randcond.train.step import draw_noise
+from tests.bench.recipe import published_step
+from tests.latents import opened
+
+# Side -> the type of its autocast. A CPU's bf16 is no gain: there the same is timed without it, too.
+PUBLISHED = {"published": "fp16"} if torch.cuda.is_available() else {"published": "bf16", "published, fp32": "fp32"}
+LOGGED = 4  # steps between the monitor's lines
+
+
+class Sides:
+    """Built once for a configuration; `ours` and each of `others` do a step."""
+
+    def __init__(self, config: Config, folder: Path, micro: int, steps: int, alone: bool = False) -> None:
+        """`micro`: the published recipe's micro-batch; `steps`: how often `ours` may be called; `alone`: no others."""
+        batch, options = config.train.global_batch, config.engine
+        self.batch = batch
+        self.teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+        module, self.distil = build_step(config, self.teacher)
+        if not alone:
+            bare_module, other = build_step(config, self.teacher)
+            other.taps.remove()  # one set of taps on the teacher is enough
+        self.engine = build_engine(config, module)
+        if options.teacher_fp8:
+            print(fp8_teacher(self.teacher), flush=True)
+        settle(config, self.teacher, module.unet, self.engine, folder)
+        self.flop = flop_per_sample(self.teacher.unet, module.unet)
+        self.student = module.unet
+        self.stream = make_stream(folder, config.conditioning.p, self.teacher)
+        self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
+        self.monitor = self._monitor(config, folder, steps)
+        self.number = 0
+        self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])
+        self.others: dict[str, Callable[[], None]] = {}
+        if not alone:
+            bare_module.unet.set_attn_processor(module.unet.attn_processors)
+            self.others["bare"] = self._bare(config, bare_module)
+            for side, low in PUBLISHED.items():
+                self.others[side] = self._published(config, micro, low)
+
+    def _monitor(self, config: Config, folder: Path, steps: int) -> Monitor:
+        path = folder / "bench.yaml"
+        path.write_text(to_yaml(config))
+        words = [f"paths.run={folder}", f"train.steps={steps}", f"train.log_every={LOGGED}"]
+        monitor = Monitor(load_config(str(path), words), self.engine, self.teacher.timesteps, 0, self.flop)
+        monitor.bar.disable = True
+        return monitor
+
+    def ours(self, mark: Callable[[str], None] = lambda part: None) -> None:
+        """A step as the loop runs it; `mark` is told each part that is done."""
+        self.number += 1
+        drawn = next(self.loader)
+        mark("data")
+        losses = self.distil(self.engine.forward, drawn, self.engine.dtype)
+        mark("forward")
+        self.engine.backward(losses.total)
+        mark("backward")
+        norm = self.engine.step(1e-5, 0.99)
+        mark("optimizer, EMA")
+        self.monitor.add(losses, drawn)
+        self.monitor.step(self.number, 1e-5, norm, False)
+        mark("watching")
+
+    def _bare(self, config: Config, module: Any) -> Callable[[], None]:
+        """Condition and noise are made beforehand; bf16 weights with AdamW on them, no master weights."""
+        teacher, taps, dtype = self.teacher, self.distil.taps, self.engine.dtype
+        module.to(dtype)
+        if config.engine.activation_checkpointing:
+            module.unet.enable_gradient_checkpointing()
+        compile_network(module.unet, config.engine.compile)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.99), fused=True)
+        condition = teacher.encode(self.fixed)
+        latents = self.fixed["latents"].to(teacher.device).float()
+        timesteps = self.fixed["timesteps"].to(teacher.device)
+        noise = draw_noise(self.fixed["noise_seed"], latents)
+        mine = cast(condition, dtype)
+
+        def step() -> None:
+            noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.distil.memory_format)
+            with torch.no_grad():
+                if config.engine.teacher_graph:
+                    torch.compiler.cudagraph_mark_step_begin()
+                target: Tensor = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
+                features = taps.collect()
+            epsilon, own = module(noised.to(dtype), timesteps, mine)
+            loss = torch.nn.functional.mse_loss(epsilon.float(), target.float())
+            for a, b in zip(own, features, strict=True):
+                loss = loss + torch.nn.functional.mse_loss(a.float(), b.float())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+
+        return step
+
+    def _published(self, config: Config, micro: int, low: str) -> Callable[[], None]:
+        teacher = Teacher.load(resolve_path(config.teacher.path), low, device())
+        module, distil = build_step(config, teacher)
+        distil.taps.remove()  # the loop has its own
+        step = published_step(config, teacher, module, min(micro, self.batch), DTYPES[low])
+        return lambda: void(step(self.fixed))
+
+    def parts(self, rounds: int) -> dict[str, float]:
+        """Seconds of our step by part, each waited for: the sum is above a step that overlaps them."""
+        spent: dict[str, float] = {}
+        last = 0.0
+
+        def mark(part: str) -> None:
+            nonlocal last
+            wait()
+            now = time.perf_counter()
+            spent[part] = spent.get(part, 0.0) + (now - last) / rounds
+            last = now
+
+        for _ in range(rounds):
+            wait()
+            last = time.perf_counter()
+            self.ours(mark)
+        return spent
+
+    def close(self) -> None:
+        """Ends the engine and the loader."""
+        self.monitor.close()
+        self.engine.close()
+
+
+def void(_: object) -> None:
+    """Forgets a value."""
+
+
+def wait() -> None:
+    """Waits for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
+    """A stream over 256 latents of noise in a real shard: the step's cost does not depend on what they show."""
+    captions = list(resolve_path("package:data/digits/captions.txt").read_text().splitlines())[:256]
+    latents = np.random.default_rng(0).standard_normal((len(captions), *teacher.latent_shape))
+    write_captions(folder / "captions.arrow", captions)
+    samples = [{"caption_id": i, "caption": c, "latent": latents[i], "meta": {}} for i, c in enumerate(captions)]
+    write_shard(folder / "latents-00000.tar", samples)
+    cache = opened(folder)
+    pool = CaptionPool(cache.captions, cache.captions)
+    table = probability_table(p, {}, teacher.timesteps)
+    return Stream(cache, pool, table, 0.1, teacher.tokenizers, seed=0)

@@ -1,0 +1,60 @@
+"""What is timed: student, teacher, batch and engine settings by name; those for a GPU have the paper's sizes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from randcond.launch.config import Config, load_config
+from tests.shaped import build
+
+MID = {"block_out_channels": (64, 128, 256, 256), "attention_head_dim": 8, "norm_num_groups": 32, "sample_size": 32}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One experiment to time. `layout`: of a teacher with random weights; none: the embedded one."""
+
+    rule: str
+    batch: int  # samples of a step, here the micro-batch too
+    published_micro: int  # the published recipe's: it accumulates them
+    layout: str = ""
+    tiny: bool = False
+    unet: dict[str, Any] = field(default_factory=dict)
+
+
+SIZES = {
+    "world": Size("block-base", batch=32, published_micro=16),
+    "mid": Size("block-base", batch=32, published_micro=16, layout="sd-v1-4", tiny=True, unet=MID),
+    "b-base": Size("block-base", batch=64, published_micro=16, layout="sd-v1-4"),
+    "b-tiny": Size("block-tiny", batch=64, published_micro=16, layout="sd-v1-4"),
+    "c-micro": Size("channel-micro", batch=64, published_micro=16, layout="sd-v1-4"),
+    "koala-700m": Size("koala-700m", batch=8, published_micro=4, layout="sdxl"),
+}
+TEACHERS = Path("runs/bench/teachers")
+ON_CPU = ("world", "mid")
+ON_GPU = ("b-base", "b-tiny", "c-micro", "koala-700m")
+
+
+def default_sizes() -> list[str]:
+    """The sizes that this machine is made for."""
+    return list(ON_GPU if torch.cuda.is_available() else ON_CPU)
+
+
+def configured(name: str, folder: Path, words: list[str]) -> Config:
+    """The experiment of a size; its teacher is made in `folder` when it is not there.
+
+    On a CPU in fp32, which is faster there than bf16; on a GPU in bf16, its U-Nets compiled whole.
+    """
+    size = SIZES[name]
+    fixed = [f"student.rule={size.rule}", "engine.processes=1", f"train.global_batch={size.batch}"]
+    if size.layout:
+        teacher = folder / (f"{size.layout}-mid" if size.tiny else size.layout)
+        if not (teacher / "model_index.json").is_file():
+            build(size.layout, teacher, size.tiny, unet=size.unet)
+        fixed.append(f"teacher.path={teacher}")
+    if torch.cuda.is_available():
+        fixed += ["teacher.dtype=bf16", "engine.precision=bf16", "engine.compile=whole"]
+        fixed += ["cache.compile=whole", "train.workers=2"]
+    return load_config("demo-with", [*fixed, f"engine.threads={torch.get_num_threads()}", *words])

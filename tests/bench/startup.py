@@ -1,0 +1,65 @@
+"""`make bench-start`: what a user waits for before anything happens, by part.
+
+`randcond --help`, `randcond run --dry-run`, and the embedded world's training from its launch to its first step.
+`--rounds N`.
+"""
+
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from randcond.data.files import read_json
+from tests.bench.results import interval, save
+
+RANDCOND = str(Path(sys.executable).with_name("randcond"))
+SMALL = ["cache.size=50", "train.steps=2", "cache.steps=2", "train.sample_every=0"]
+
+
+def main() -> None:
+    """Prints and saves the medians."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    found: dict[str, Any] = {}
+    for words in (["--help"], ["run", "all", "demo", "--dry-run"]):
+        taken = [timed([RANDCOND, *words], Path.cwd()) for _ in range(rounds)]
+        found[" ".join(words)] = {"median": interval(taken)[0]}
+        print(f"randcond {' '.join(words):28}{interval(taken)[0]:6.2f} s   ({min(taken):.2f} to {max(taken):.2f})")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for stage in ("pool", "cache"):
+            timed([RANDCOND, "run", stage, "demo-with", *SMALL], folder)
+        found["training"] = training(folder, rounds)
+    save("startup", found)
+
+
+def training(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds from the command to the end of the first step, by part."""
+    parts: dict[str, list[float]] = {}
+    for number in range(rounds):
+        run = folder / f"run-{number}"
+        began = time.time()
+        timed([RANDCOND, "run", "train", "demo-with", *SMALL, f"paths.run={run}"], folder)
+        mine = read_json(run / "startup.json")
+        whole = (run / "startup.json").stat().st_mtime - began
+        for part, seconds in {"command and launcher": whole - sum(mine.values()), **mine, "whole": whole}.items():
+            parts.setdefault(part, []).append(seconds)
+    print("a training of the embedded world, two ranks, to the end of its first step")
+    for part, taken in parts.items():
+        print(f"  {part:28}{interval(taken)[0]:6.2f} s   ({min(taken):.2f} to {max(taken):.2f})")
+    return {part: {"median": interval(taken)[0]} for part, taken in parts.items()}
+
+
+def timed(command: list[str], folder: Path) -> float:
+    """Seconds of a command that must succeed."""
+    began = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The benches run, in tiny form: what is timed is real, what is said of it adds up. No time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from randcond.model_zoo.cost import unet_cost
+from randcond.model_zoo.students import complete_config
+from randcond.model_zoo.waves import Product, Work, busy
+from randcond.train.tune import Measured, doubling, proposed
+from tests.bench.results import interval
+from tests.shaped import unet_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def bench(folder: Path, module: str, *words: str) -> str:
+    """Runs a bench from the root with its results in `folder`."""
+    command = [sys.executable, "-m", f"tests.bench.{module}", *words]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
+    words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]
+    first = bench(tmp_path, "step", *words, "engine.channels_last=true")
+    assert "ours / bare" in first and "published / ours" in first and "last saved" not in first
+    kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
+    found = kept["found"]
+    assert found["ours / bare"]["low"] <= found["ours / bare"]["median"] <= found["ours / bare"]["high"]
+    assert sum(found["parts"].values()) == pytest.approx(1)
+    assert found["ours"]["samples_per_s"] == pytest.approx(4 / found["ours"]["seconds"])
+    assert kept["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    apart = float(first.split("losses are ")[1].split(" apart")[0])
+    assert apart < 1e-4
+    assert "last saved" in bench(tmp_path, "step", *words)
+
+
+@pytest.mark.slow
+def test_the_drawing_bench(tmp_path: Path) -> None:
+    said = bench(tmp_path, "draw", "--rounds", "2", "--largest", "2", "cache.steps=2", "cache.shard_size=50")
+    assert "stock / ours" in said and "images/s" in said
+
+
+@pytest.mark.slow
+def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
+    said = bench(tmp_path, "overlap", "--steps", "2", "--size", "world")
+    assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
+
+
+def test_an_interval_holds_its_median() -> None:
+    values = list(np.random.default_rng(0).normal(1.05, 0.02, 40))
+    middle, low, high = interval(values)
+    assert low < middle < high and high - low < 0.03 and middle == float(np.median(values))
+
+
+def test_sizes_double_until_speed_or_memory_ends() -> None:
+    tried: list[int] = []
+
+    def run(batch: int) -> int:
+        tried.append(batch)
+        if batch == 8:
+            raise torch.OutOfMemoryError("none left")
+        return batch
+
+    assert [size.batch for size in doubling(run, 512)] == [1, 2, 4] and tried[-1] == 8
+    sizes = [Measured(batch, speed, 1.0) for batch, speed in ((1, 10.0), (2, 19.0), (4, 29.3), (8, 30.0))]
+    assert proposed(sizes) == 4  # within 3 % of the best
+    with pytest.raises(ValueError, match="not even a batch of 1"):
+        next(doubling(lambda batch: run(8), 512))
+
+
+def test_products_fill_a_gpu_by_hand() -> None:
+    """132 tiles on 132 cores keep all busy, one more wears; a long sum is split."""
+    tile = Product(128, 128, 256)
+    full = Product(128 * 132, 128, 256)
+    assert busy(None, Work((full,), 1), 1, 132) < 1  # its weights' gradient is one tile, split in 33
+    forward = Work((full,), 1)
+    nothing = Work((), 0)
+    assert busy(forward, nothing, 1, 132) == 1
+    # In large tiles two rounds; in small ones five, each 3/8 of a large one's time.
+    assert busy(Work((Product(128 * 133, 128, 256),), 1), nothing, 1, 132) == pytest.approx(133 / 132 / (5 * 3 / 8))
+    assert busy(Work((tile,), 1), nothing, 132, 132) == 1  # a batch makes rows
+    long = Product(128, 128, 512 * 66)
+    assert busy(Work((long,), 1), nothing, 1, 132) == pytest.approx(2 / 3)  # four small tiles, each sum among 33 cores
+
+
+def test_what_fills_is_what_costs() -> None:
+    """The products of a U-Net hold all of its MACs."""
+    from diffusers import UNet2DConditionModel
+
+    from randcond.model_zoo.waves import work
+
+    config = complete_config(unet_config("sd-v1-4", tiny=False))
+    found, cost = work(UNet2DConditionModel, config), unet_cost(UNet2DConditionModel, config)
+    macs = sum(p.rows * p.columns * p.depth * p.groups for p in found.products)
+    assert macs == cost.macs + cost.attention_macs
+    assert len([p for p in found.products if p.attends]) == 2 * 32
