@@ -29,7 +29,7 @@ WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.samp
 def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) -> tuple[int, float, str]:
     """Trains on two ranks, strikes after the first logged steps; exit code, seconds until it ended, what was said."""
     log = folder / f"{run.replace('/', '-')}.log"
-    with log.open("ab") as out:
+    with log.open("wb") as out:
         words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
         process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
     metrics = folder / run / "metrics.jsonl"
