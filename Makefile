@@ -6,13 +6,15 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-EXPERIMENTS := $(sort $(basename $(notdir $(wildcard launch/experiments/*.yaml))))
-TABLES := $(sort $(basename $(notdir $(wildcard launch/tables/*.yaml))))
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard launch/experiments/*.yaml launch/experiments/*/*.yaml))))
+EXPERIMENTS := $(filter-out $(basename $(notdir $(wildcard launch/experiments/base/*.yaml))),$(EXPERIMENTS))
+TABLES := $(sort $(basename $(notdir $(wildcard launch/tables/*.yaml launch/tables/*/*.yaml))))
+TABLES := $(filter-out $(basename $(notdir $(wildcard launch/tables/base/*.yaml))),$(TABLES))
 WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) \
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun bench bench-start bench-scaling bench-data bench-eval tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -20,9 +22,9 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-18s%s\n", $$1, $$2}'
 	@echo
 	@echo "tables (several experiments, one report):"
-	@$(foreach t,$(TABLES),printf '  %-18s%s\n' '$(t)' "$$(sed -n 's/^title: //p' launch/tables/$(t).yaml)";)
-	@echo "experiments (pool, cache, train, eval, report):"
-	@$(foreach e,$(EXPERIMENTS),printf '  %-18s%s\n' '$(e)' "$$(sed -n '1s/^# //p' launch/experiments/$(e).yaml)";)
+	@for f in $$(ls launch/tables/*.yaml launch/tables/*/*.yaml | grep -v /base/); do printf '  %-18s%s\n' "$$(basename $$f .yaml)" "$$(sed -n 's/^title: //p' $$f)"; done
+	@echo "one row of a table: table1-row5, table3-row2, ...; experiments (pool, cache, train, eval, report):"
+	@for f in $$(ls launch/experiments/*.yaml launch/experiments/*/*.yaml | grep -v /base/); do printf '  %-28s%s\n' "$$(basename $$f .yaml)" "$$(sed -n '1s/^# //p' $$f)"; done
 
 setup: $(READY) ## install everything into VENV (done by the other targets when missing)
 
@@ -36,6 +38,24 @@ $(READY): requirements.lock pyproject.toml
 
 $(TABLES) $(EXPERIMENTS): $(READY)
 	@$(BIN)/randcond run all $@ $(WHERE) $(ARGS)
+
+define ROW # one row of a table, by its number
+$(1)-row%: $$(READY)
+	@$$(BIN)/randcond run all $$@ $$(WHERE) $$(ARGS)
+endef
+$(foreach table,$(TABLES),$(eval $(call ROW,$(table))))
+
+MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini-tableG mini-fig7 mini-tableB mini-tableC
+
+mini: $(READY) ## the paper in miniature, all its tables one after the other: most of a day on two cores
+	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
+
+mini-results: ## keep the reports of the tables in miniature that are done in launch/tables/results
+	@for report in runs/mini/mini-*/report.json; do from=$$(dirname $$report); to=launch/tables/results/$$(basename $$from); \
+	  mkdir -p $$to; cp $$from/report.md $$from/report.json $$from/*.png $$to; echo $$to; done
+
+plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
+	@$(BIN)/randcond plan $(ARGS)
 
 test: $(READY) ## the tests, some 28 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu and not hosts and not slurm" $(ARGS)

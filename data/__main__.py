@@ -13,7 +13,12 @@ def check_sources(config: Config) -> None:
     if config.on_error == "skip":
         return  # the stage itself says what it leaves out
 
-    for key, sources in (("cache.captions", config.cache.captions), ("pool.sources", config.pool.sources)):
+    pool = config.pool
+    for key, sources in (
+        ("cache.captions", config.cache.captions),
+        ("pool.sources", pool.sources if pool.size != 0 else []),
+        ("pool.also", pool.also),
+    ):
         for source in resolve_sources(sources):
             if not any(read_source(source)):
                 raise ValueError(f"{key}: {source} holds no caption")
@@ -21,12 +26,9 @@ def check_sources(config: Config) -> None:
 
 def pool(config: Config) -> None:
     """Builds the extra texts of the caption pool."""
-    from randcond.data.pool import build
-    from randcond.data.sources import row_filter
+    from randcond.data.pool import build_pool
 
-    sources = resolve_sources(config.pool.sources)
-    skip = config.on_error == "skip"
-    manifest = build(Path(config.paths.pool), sources, row_filter(config.pool), progress=True, skip=skip)
+    manifest = build_pool(config, progress=True)
     write_config(Path(config.paths.pool), config)
     print(f"pool: {manifest['captions']} extra captions at {config.paths.pool}, dropped {manifest['dropped']}")
 

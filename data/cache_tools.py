@@ -12,7 +12,7 @@ from tqdm import tqdm
 from randcond.data.cache import FORMAT
 from randcond.data.captions import Captions, write_captions
 from randcond.data.files import check_same, read_json, sha256, write_json, written_whole
-from randcond.data.latent_cache import check_shard, checked_captions
+from randcond.data.latent_cache import check_shard, checked_captions, first_entries
 from randcond.data.shards import Shard
 
 SHOWN = 20  # faults
@@ -106,7 +106,8 @@ def subset(folder: str, out: str, *, n: int) -> None:
     """Makes a cache of the first N captions of another one at OUT, which goes on using its shards: nothing is copied.
 
     The captions of a cache are in random order, so the first N are what `cache.size=N` alone would have drawn; the
-    paper's 10K and 100K out of its 212K (Figure 7) are such parts. Use it with paths.cache=OUT cache.size=N.
+    paper's 10K and 100K out of its 212K (Figure 7) are such parts. Use it with paths.cache=OUT cache.size=N; an
+    experiment that has the whole cache trains on a part of it with cache.used=N.
 
     example    randcond cache subset runs/cache-212k runs/cache-10k --n 10000
     """
@@ -114,17 +115,14 @@ def subset(folder: str, out: str, *, n: int) -> None:
     manifest = _manifest(source)
     if not 1 <= n <= manifest["captions"]:
         raise ValueError(f"--n: the cache at {source} holds {manifest['captions']} latents, {n} asked for")
-    captions = Captions(source / "captions.arrow")
-    entries = []
-    for number in range(-(-n // manifest["shard_size"])):
-        entry = manifest["shards"][number]
-        shard = (source / entry["shard"]).resolve()
-        taken = int((Shard(shard).caption_ids < n).sum())  # fewer than there are captions where images were left out
-        left_out = min(n - number * manifest["shard_size"], manifest["shard_size"]) - taken
-        where = os.path.relpath(shard, target.resolve())
-        entries.append({**entry, "shard": where, "samples": taken, "left_out": left_out})
+    captions = Captions(source / "captions.arrow", n)
+    places = [(source / entry["shard"]).resolve() for entry in manifest["shards"]]
+    entries = [
+        {**entry, "shard": os.path.relpath(place, target.resolve())}
+        for entry, place in zip(first_entries(manifest, n, lambda number: Shard(places[number])), places, strict=False)
+    ]
     if not (target / "captions.arrow").is_file():
-        write_captions(target / "captions.arrow", (captions[number] for number in range(n)))
+        write_captions(target / "captions.arrow", captions)
     wanted = {
         **manifest,
         "captions": n,

@@ -98,12 +98,12 @@ def read_arrays(path: Path) -> Iterator[pa.StringArray]:
 class Captions:
     """Memory-mapped captions by number."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError naming the file when it is missing or damaged."""
-        self.path = path
+    def __init__(self, path: Path, first: int | None = None) -> None:
+        """`first`: only so many of them. Raises ValueError naming the file when it is missing or damaged."""
+        self.path, self.first = path, first
         try:
-            chunks = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0).chunks
-            self._arrays = [chunk for chunk in chunks if len(chunk)]
+            column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
+            self._arrays = [chunk for chunk in column.slice(0, first).chunks if len(chunk)]
             if any(len(array) != ROWS_PER_BATCH or array.offset for array in self._arrays[:-1]):
                 raise pa.ArrowInvalid("its record batches are not of one size")
         except (pa.ArrowException, OSError) as error:
@@ -132,5 +132,5 @@ class Captions:
         """All captions, a record batch at a time."""
         yield from self._arrays
 
-    def __reduce__(self) -> tuple[type["Captions"], tuple[Path]]:
-        return Captions, (self.path,)  # a loader worker maps the file itself
+    def __reduce__(self) -> tuple[type["Captions"], tuple[Path, int | None]]:
+        return Captions, (self.path, self.first)  # a loader worker maps the file itself

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from randcond.data.captions import names_any, read_unique
 from randcond.data.images import Picture, find_pictures, read_picture, to_square
-from randcond.launch.config import Config, resolve_sources
+from randcond.launch.config import Config, resolve_path, resolve_sources
 from randcond.model_zoo.compilation import compile_drawing
 from randcond.model_zoo.sampler import caption_seed, draw_latents, encode
 from randcond.model_zoo.teacher import Teacher
@@ -82,7 +82,7 @@ class Real:
         cache = config.cache
         assert cache.images is not None
         self.config, self.skip = cache, config.on_error == "skip"
-        found = find_pictures(cache.images)
+        found = find_pictures(str(resolve_path(cache.images)))
         excluded = names_any(cache.exclude)
         allowed = [picture for picture in found if not excluded.search(picture.caption)]
         if len(allowed) < cache.size:

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
-from randcond.data.inputs import missing_input
+from randcond.data.inputs import MissingInput, missing_input
 from randcond.data.sources import COLUMNS, clean_text
 from randcond.launch.config import is_url
 
@@ -47,7 +47,7 @@ def find_pictures(source: str) -> list[Picture]:
     else:
         tars = [path] if path.is_file() else sorted(Path(path.parent).glob(path.name))
     if not tars and not path.is_dir():
-        raise ValueError(f"cache.images: nothing at {source}{missing_input(source)}")
+        raise MissingInput(f"cache.images: nothing at {source}{missing_input(source)}")
     found = [picture for tar in tars for picture in _in_tar(tar)] if tars else _in_folder(path)
     if not found:
         raise ValueError(f"cache.images: {source} holds no image with a caption ({', '.join(KINDS)})")

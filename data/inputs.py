@@ -7,6 +7,8 @@ import lzma
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,9 +31,10 @@ class Input:
     """One line of the table."""
 
     what: str
-    files: list[str]  # addresses; one that ends in "/" is a page that lists files
-    size: str
-    licence: str
+    files: list[str] = field(default_factory=list)  # addresses; one that ends in "/" is a page that lists files
+    size: str = ""
+    licence: str = ""
+    made: list[str] = field(default_factory=list)  # instead of files: the commands that make it here
     pattern: str = ""  # of the files that are taken from such a page
     unpack: bool = False
     sha256: dict[str, str] = field(default_factory=dict)  # by file name, its beginning or all, where it is known
@@ -42,12 +45,29 @@ def known_inputs() -> dict[str, Input]:
     return TypeAdapter(dict[str, Input]).validate_python(read_yaml(PACKAGE / "data/inputs.yaml"))
 
 
+class MissingInput(ValueError):
+    """What an experiment reads is not there yet; nothing else is known to be wrong with the experiment."""
+
+
+@contextmanager
+def collecting(missing: list[str] | None) -> Iterator[None]:
+    """Notes what is not there yet in `missing` and goes on; without a list it is an error like any other."""
+    try:
+        yield
+    except MissingInput as error:
+        if missing is None:
+            raise
+        missing.append(str(error))
+
+
 def missing_input(path: str) -> str:
     """How to get a file that is not there, when it is one of an input; else nothing."""
     parts = PurePosixPath(path).parts
-    for name in known_inputs():
+    for name, entry in known_inputs().items():
         if name in parts[1:] and parts[parts.index(name) - 1] == FOLDER:
-            return f"; `randcond fetch {name}` brings it"
+            return (
+                f"; it is made by `{' && '.join(entry.made)}`" if entry.made else f"; `randcond fetch {name}` brings it"
+            )
     return ""
 
 
@@ -69,10 +89,13 @@ def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = Fal
         for each, entry in inputs.items():
             note = Path(to) / each / NOTE
             here = ("here" if read_json(note)["complete"] else "in part") if note.is_file() else ""
-            print(f"{each:<22}{entry.size:<16}{here:<8}{entry.what}\n{'':<46}{entry.licence}\n{'':<46}{entry.files[0]}")
+            lines = [entry.what, *filter(None, [entry.licence]), *entry.made, *entry.files[:1]]
+            print(f"{each:<22}{entry.size or 'made here':<16}{here:<8}" + f"\n{'':<46}".join(lines))
         return
     if name not in inputs:
         raise ValueError(f"unknown input {name!r}; known: {', '.join(inputs)}")
+    if inputs[name].made:
+        raise ValueError(f"{name} is published nowhere; it is made by `{' && '.join(inputs[name].made)}`")
     folder = Path(to) / name
     with holding(folder):
         _fetch(inputs[name], folder, from_)
@@ -157,3 +180,10 @@ def _unpack(archive: Path) -> None:
                         pass  # to the end, where gzip keeps its checksum
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             raise ValueError(f"{archive}: {error}; remove it and fetch it again") from None
+        inner = list(aside.iterdir())
+        if [each.name for each in inner] == [_unpacked(archive).name] and inner[
+            0
+        ].is_dir():  # its name would stand twice
+            lifted = inner[0].rename(aside.with_name(f"{aside.name}.inner"))
+            aside.rmdir()
+            lifted.rename(aside)

@@ -3,7 +3,7 @@
 import platform
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,19 @@ class LatentCache:
             "Make the one asked for (another paths.cache), or ask for what is there.",
         )
         captions = checked_captions(folder, manifest)
-        entries = manifest["shards"]
         copies = folder / f"shards-{platform.node()}"  # a home may be shared: each host has copies of its own
+
+        def store(entries: list[dict[str, Any]]) -> LocalShards | RemoteShards:
+            return RemoteShards(where, entries, copies, 1e9 * asked.local_gb) if url else LocalShards(folder, entries)
+
+        url = is_url(where)
         try:
-            if is_url(where):
-                cache = cls(manifest, captions, RemoteShards(where, entries, copies, 1e9 * asked.local_gb))
-            else:
-                cache = cls(manifest, captions, LocalShards(folder, entries))
+            if asked.used is not None:
+                shards = store(manifest["shards"])
+                entries = first_entries(manifest, asked.used, lambda number: Shard(shards.path(number)))
+                manifest, captions = {**manifest, "shards": entries}, Captions(captions.path, asked.used)
+            cache = cls(manifest, captions, store(manifest["shards"]))
+            if not url:
                 cache._check_shards(skip=config.on_error == "skip")
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
@@ -165,6 +171,18 @@ class LatentCache:
 
     def _number(self, index: int) -> int:
         return bisect_right(self._starts, index) - 1
+
+
+def first_entries(manifest: dict[str, Any], count: int, shard: Callable[[int], Shard]) -> list[dict[str, Any]]:
+    """A manifest's shards of its first captions: of the last one it may be a part; `shard` opens one by number."""
+    entries, size = [], manifest["shard_size"]
+    for number in range(-(-count // size)):
+        entry, wanted = manifest["shards"][number], min(count - number * size, size)
+        if entry["samples"] + entry["left_out"] > wanted:
+            samples = int((shard(number).caption_ids < count).sum())  # fewer where images were left out
+            entry = {**entry, "samples": samples, "left_out": wanted - samples}
+        entries.append(entry)
+    return entries
 
 
 def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:

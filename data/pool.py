@@ -6,8 +6,8 @@ parts are then merged without their duplicates. Nothing is ever held in memory b
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from randcond.data.captions import Captions, read_arrays, write_arrays
 from randcond.data.files import check_same, read_json, remove, sha256, write_json
 from randcond.data.lock import holding
-from randcond.data.sources import RowFilter, expand, identify, read_batches, settings
+from randcond.data.sources import RowFilter, expand, identify, read_batches, row_filter, settings
+from randcond.launch.config import Config, resolve_sources
 
 FORMAT = 3
 
@@ -151,34 +152,93 @@ def first_of_each(parts: list[Captions], seen: Any = lambda count: None) -> np.n
     return keep
 
 
-def take(folder: Path, out: Path, count: int, seed: int) -> dict[str, Any]:
+def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
+    """The extra texts that an experiment's `pool:` section asks for, at `paths.pool`; returns their manifest.
+
+    Raises ValueError as `build` and `take` do.
+    """
+    pool, out = config.pool, Path(config.paths.pool)
+    rows, skip = row_filter(pool, config.cache.exclude), config.on_error == "skip"
+    sources, also = resolve_sources(pool.sources), resolve_sources(pool.also)
+    if pool.size is None:
+        manifest = build(out, [*also, *sources], rows, progress, skip)
+    elif pool.size == 0:
+        manifest = build(out, also, rows, progress, skip)
+    else:
+        build(Path(pool.whole), sources, rows, progress, skip)
+        manifest = take(Path(pool.whole), out, pool.size, pool.seed, also)
+    if "asked" not in manifest:
+        manifest = {**manifest, "asked": asked(config)}
+        write_json(out / "manifest.json", manifest)
+    check_asked(config)
+    return manifest
+
+
+def asked(config: Config) -> dict[str, Any]:
+    """What of an experiment decides its extra texts; sources by their names, as a cache knows its own."""
+    pool = config.pool
+    names = {key: [PurePosixPath(source).name for source in getattr(pool, key)] for key in ("sources", "also")}
+    return {
+        **names,
+        "sources": names["sources"] if pool.size != 0 else [],
+        "size": pool.size,
+        "seed": pool.seed if pool.size else 0,
+        "filter": settings(row_filter(pool, config.cache.exclude)),
+    }
+
+
+def check_asked(config: Config) -> None:
+    """Raises ValueError when the pool at `paths.pool` was built for an experiment that asks for another one."""
+    folder = Path(config.paths.pool)
+    manifest = read_json(folder / "manifest.json")
+    if "asked" in manifest:  # else it was built by hand
+        remedy = "Give another paths.pool, or ask for what is there."
+        check_same(manifest["asked"], asked(config), f"the pool at {folder}", remedy)
+
+
+def take(folder: Path, out: Path, count: int, seed: int, also: Sequence[str] = ()) -> dict[str, Any]:
     """Writes `count` captions of a pool, chosen by the seed, as a pool at `out`; a larger choice holds the smaller one.
 
-    Raises ValueError when the pool has fewer, or when `out` holds another pool.
+    `also`: caption sources that go before them, whole. Raises ValueError when the pool has fewer, when `out` holds
+    another pool, or a source is bad.
     """
     whole = open_pool(folder)
     if not 0 <= count <= len(whole):
-        raise ValueError(f"--n: the pool at {folder} holds {len(whole)} captions, {count} asked for")
+        raise ValueError(f"the pool at {folder} holds {len(whole)} captions, {count} asked for")
+    files = [file for source in also for file in expand(source)]
     source = {
         "name": folder.name,
         "sha256": read_json(folder / "manifest.json")["sha256"],
         "taken": count,
         "seed": seed,
     }
-    made_of = {"format": FORMAT, "sources": [source], "filter": {}, "skip": False}
+    made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": False}
     if (out / "manifest.json").is_file():
         manifest = read_json(out / "manifest.json")
-        check_same(manifest, made_of, f"the pool at {out}", "Remove it, or give another OUT.")
+        check_same(manifest, made_of, f"the pool at {out}", "Remove it, or give another folder.")
         return manifest
-    keep = np.zeros(len(whole), dtype=bool)
-    keep[np.random.default_rng(seed).permutation(len(whole))[:count]] = True
-    starts = np.cumsum([0, *map(len, whole.arrays())])
-    write_arrays(
-        out / "captions.arrow",
-        (chunk.filter(pa.array(keep[at : at + len(chunk)])) for at, chunk in zip(starts, whole.arrays(), strict=False)),
-    )
-    manifest = {**made_of, "captions": count, "dropped": {}, "damaged": {}, "sha256": sha256(out / "captions.arrow")}
-    write_json(out / "manifest.json", manifest)
+    with holding(out):
+        keep = np.zeros(len(whole), dtype=bool)
+        keep[np.random.default_rng(seed).permutation(len(whole))[:count]] = True
+        starts = np.cumsum([0, *map(len, whole.arrays())])
+        chunks = zip(starts[:-1], whole.arrays(), strict=True)
+        taken = (chunk.filter(pa.array(keep[at : at + len(chunk)])) for at, chunk in chunks)
+        remove(out / "parts")
+        dropped: Counter[str] = Counter()
+        if not files:
+            write_arrays(out / "captions.arrow", taken)
+        else:
+            parts = [out / "parts" / f"{number:05d}" for number in range(len(files) + 1)]
+            for part, file in zip(parts, files, strict=False):
+                dropped += Counter(_read_part(part, file, RowFilter(), skip=False)["dropped"])
+            write_arrays(parts[-1].with_suffix(".arrow"), taken)
+            dropped["duplicate"] += _merge(
+                out / "captions.arrow", [part.with_suffix(".arrow") for part in parts], False
+            )
+        counts = {"captions": len(Captions(out / "captions.arrow")), "dropped": dict(+dropped), "damaged": {}}
+        manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
+        write_json(out / "manifest.json", manifest)
+        remove(out / "parts")
     return manifest
 
 

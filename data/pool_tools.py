@@ -77,7 +77,7 @@ def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:
 def take(folder: str, out: str, *, n: int, seed: int = 0) -> None:
     """Writes N random captions of a pool as a pool of its own, in their order; more of them hold the fewer.
 
-    The paper's pools of 0, 1M, 10M and 20M extra texts are such parts of one.
+    The paper's pools of 0, 1M, 10M and 20M extra texts are such parts of one; in an experiment, `pool.size`.
 
     example    randcond pool take runs/laion runs/laion-1m --n 1000000
     """

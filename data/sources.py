@@ -7,6 +7,7 @@ are filtered by; then cleaned captions, and how many were dropped for which reas
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from randcond.data.fetch import fetch, open_system
 from randcond.data.files import sha256
-from randcond.data.inputs import missing_input
+from randcond.data.inputs import MissingInput, missing_input
 from randcond.launch.config import is_url
 from randcond.launch.sections import Pool
 
@@ -42,6 +43,7 @@ class RowFilter:
     min_similarity: float = 0.0  # column similarity: CLIP's, of caption and image
     min_width: int = 0  # columns WIDTH and HEIGHT: of the image
     min_height: int = 0
+    naming: tuple[str, ...] = ()  # at least one of these words, whatever its case
 
     def columns(self) -> dict[str, str]:
         """The columns that this filter needs -> the setting that asks for it."""
@@ -49,9 +51,10 @@ class RowFilter:
         return {column: setting for column, setting in asked.items() if getattr(self, setting)}
 
 
-def row_filter(pool: Pool) -> RowFilter:
-    """The filter that an experiment's `pool:` section asks for."""
-    return RowFilter(**{field.name: _hashable(getattr(pool, field.name)) for field in fields(RowFilter)})
+def row_filter(pool: Pool, excluded: list[str]) -> RowFilter:
+    """The filter that an experiment's `pool:` section asks for; `excluded`: the words of its cache.exclude."""
+    named = {field.name: _hashable(getattr(pool, field.name)) for field in fields(RowFilter) if field.name != "naming"}
+    return RowFilter(**named, naming=tuple(excluded) if pool.excluded_only else ())
 
 
 def _hashable(value: Any) -> Any:
@@ -70,13 +73,14 @@ def expand(source: str) -> list[str]:
         found = sorted(each for each in system.find(path) if kind_of(each))
     else:
         if not system.exists(path):
-            raise ValueError(f"caption source {source}: no such file{missing_input(source)}")
+            raise MissingInput(f"caption source {source}: no such file{missing_input(source)}")
         if not kind_of(path):
             known = ", ".join(KINDS)
             raise ValueError(f"caption source {source}: unknown kind {PurePosixPath(path).suffix!r}; known: {known}")
         return [source]
     if not found:
-        raise ValueError(f"caption source {source}: holds no file of a known kind ({', '.join(KINDS)})")
+        kinds = ", ".join(KINDS)
+        raise MissingInput(f"caption source {source}: holds no file of a known kind ({kinds}){missing_input(source)}")
     local = "file" in system.protocol
     return [each if local else system.unstrip_protocol(each) for each in found]
 
@@ -137,6 +141,9 @@ def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Coun
     drop("too short", length < rows.min_length)
     if rows.max_length:
         drop("too long", length > rows.max_length)
+    if rows.naming:
+        pattern = rf"(?i)\b({'|'.join(map(re.escape, rows.naming))})\b"
+        drop("other words", ~pc.match_substring_regex(captions, pattern).to_numpy(zero_copy_only=False))
     if rows.nsfw:
         accepted = pc.is_in(batch.column("NSFW"), value_set=pa.array(rows.nsfw)).to_numpy(zero_copy_only=False)
         drop("nsfw", ~accepted)

@@ -3,28 +3,48 @@
 from pathlib import Path
 
 from randcond.data.digits.world import read_label
-from randcond.data.inputs import missing_input
+from randcond.data.inputs import MissingInput, collecting, missing_input
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
-from randcond.eval.metrics import find_metrics
-from randcond.eval.prompts import choose_prompts, first_prompts, grid_prompts
+from randcond.eval.metrics import Metric, find_metrics
+from randcond.eval.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
 from randcond.eval.statistics import find_statistics
 from randcond.launch.config import Config
 from randcond.launch.protocols import protocol_of
 
 
-def check_evaluation(config: Config) -> None:
-    """Raises ValueError naming the key: captions, metrics, protocol; captions that the digits' judge can't read."""
+def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
+    """Raises ValueError naming the key: captions, metrics, protocol; captions that the digits' judge can't read.
+
+    `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
+    """
     metrics = find_metrics(config.eval.metrics)
     protocol_of(config.eval)
-    prompts = choose_prompts(config)
+    prompts = None
+    with collecting(missing):
+        prompts = choose_prompts(config)
+        _check_prompts(config, prompts, metrics)
+    for name, metric in metrics.items():
+        if metric.compares and config.eval.statistics is None:
+            raise ValueError(
+                f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
+            )
+        for split in (prompts.splits if prompts else [ALL]) if metric.compares else ():
+            with collecting(missing):
+                find_statistics(str(config.eval.statistics), split, str(metric.compares))
+    if any("inception" in metric.needs.values() for metric in metrics.values()):
+        with collecting(missing):
+            _check_inception(config.eval.inception)
+    if config.eval.compbench.lists:
+        with collecting(missing):
+            _check_lists(Path(config.eval.compbench.lists), config.eval.compbench.categories)
+    with collecting(missing):
+        grid_prompts(config)
+
+
+def _check_prompts(config: Config, prompts: Prompts, metrics: dict[str, Metric]) -> None:
     if "digits" in metrics:
         for caption in prompts.captions:
             read_label(caption)
-    bench = config.eval.compbench
-    for category in bench.categories if bench.lists else ():
-        listed = read_prompts(Path(str(bench.lists)), category)
-        if category == "complex":
-            read_complex_kinds(Path(str(bench.lists)), listed)
     parts = dict(prompts.splits)
     if config.train.eval_every and config.train.eval_size is not None:
         fewer = first_prompts(prompts, config.train.eval_size).splits
@@ -36,14 +56,15 @@ def check_evaluation(config: Config) -> None:
                     f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more, or "
                     f"take it out"
                 )
-        if metric.compares and config.eval.statistics is None:
-            raise ValueError(
-                f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
-            )
-        for split in prompts.splits if metric.compares else ():
-            find_statistics(str(config.eval.statistics), split, str(metric.compares))
-        if "inception" in metric.needs.values() and not Path(config.eval.inception).is_file():
-            raise ValueError(
-                f"eval.inception: no weights at {config.eval.inception}{missing_input(config.eval.inception)}"
-            )
-    grid_prompts(config)
+
+
+def _check_inception(path: str) -> None:
+    if not Path(path).is_file():
+        raise MissingInput(f"eval.inception: no weights at {path}{missing_input(path)}")
+
+
+def _check_lists(folder: Path, categories: list[str]) -> None:
+    for category in categories:
+        listed = read_prompts(folder, category)
+        if category == "complex":
+            read_complex_kinds(folder, listed)

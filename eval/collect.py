@@ -10,8 +10,9 @@ from typing import Any
 
 from randcond.data.files import check_same, read_json
 from randcond.eval.prompts import ALL, choose_prompts
-from randcond.launch.config import Config, Table, eval_folder, resolve_path
+from randcond.launch.config import Config, eval_folder, resolve_path
 from randcond.launch.protocols import protocol_of
+from randcond.launch.table import Table
 
 # Of a protocol, what must agree between rows that are compared.
 COMPARABLE = (
@@ -45,6 +46,7 @@ class Row:
     folder: Path | None = None  # of the evaluation
     run: Path | None = None  # of the training
     command: str = ""  # that makes it
+    spread: Scores = field(default_factory=dict)  # standard deviations, where there are repetitions
 
 
 def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
@@ -52,9 +54,9 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
 
     Raises ValueError naming an experiment that is not evaluated, or not as its configuration says now.
     """
-    first = next(iter(configs.values()))
     rows = []
-    if any("teacher" in config.eval.of and config.trains for config in configs.values()):
+    first = next((each for each in configs.values() if "teacher" in each.eval.of and each.trains), None)
+    if first:
         paper = by_split(table.teacher if table else {})
         known = _training(resolve_path(first.teacher.path) / "training.json")
         rows.append(_row("teacher", first, Path(first.paths.reference), {"weights": "raw", **known}, paper, []))
@@ -69,6 +71,7 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
         if config.trains:
             trained = _training(Path(config.paths.run) / "train.json")
             notes += [f"trained without: {each}" for each in trained.pop("left_out", [])]
+            notes += _best(Path(config.paths.run))
             facts |= {"conditioning": config.conditioning.p, **trained}
         rows.append(_row(name, config, eval_folder(config), facts, paper, notes))
     _check_comparable(rows)
@@ -78,7 +81,7 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
 def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: Scores, notes: list[str]) -> Row:
     path = folder / "scores.json"
     if not path.is_file():
-        raise ValueError(f"no scores at {path}: run `randcond run eval {config.name}` first")
+        raise ValueError(f"no scores at {path}: run {_command(config)} first")
     scored = read_json(path)
     named = protocol_of(config.eval)
     asked = {"prompts_sha256": choose_prompts(config).sha256, "seed": config.eval.seed, "batch": config.eval.batch}
@@ -90,15 +93,33 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}.yaml   # the configuration below"
-    splits = scored["splits"]
+    splits = {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
     bench = folder / "compbench" / "scores.json"
     if config.eval.compbench.lists:
         if not bench.is_file():
-            raise ValueError(f"no scores at {bench}: run `randcond run eval {config.name}` first")
+            raise ValueError(f"no scores at {bench}: run {_command(config)} first")
         more = read_json(bench)
         splits = {**splits, ALL: {**splits[ALL], **more["scores"]}}
         scored["protocol"]["compbench"] = more["scorers"]
     return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command)
+
+
+def _command(config: Config) -> str:
+    if config.replicate:
+        return "`randcond run all` of its table"
+    return f"`randcond run eval {config.name}`"
+
+
+def _best(run: Path) -> list[str]:
+    """The best step's scores, where the run was evaluated while training: those the paper reports (supplement K)."""
+    path = run / "best.json"
+    if not path.is_file():
+        return []
+    best = read_json(path)
+    kept = run / "evaluations" / f"step-{best['step']:06d}" / best["weights"] / "scores.json"
+    scores = read_json(kept)["splits"][best["split"]] if kept.is_file() else {best["score"]: best["value"]}
+    said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float))
+    return [f"best {best['score']} while training, at step {best['step']} ({best['weights']}): {said}"]
 
 
 def by_split(paper: dict[str, Any]) -> Scores:

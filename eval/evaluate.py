@@ -5,7 +5,7 @@ OUT/plan.json (what images depend on) and OUT/scores.json (scores, and everythin
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class System:
     weights: str  # raw or ema
     dtype: str
     compiled: str | None = None  # blocks or whole
+    size: dict[str, int] = field(default_factory=dict)  # parameters and cost, as `system_size` counts them
     beat: Callable[[], object] = lambda: None  # called after every chunk
 
 
@@ -71,10 +72,11 @@ def evaluate(system: System, task: Task, real: References, out: Path) -> None:
     scored = {"splits": splits, "splits_sha256": task.prompts.splits_sha256, "statistics": compared}
     facts = {"protocol": {**made_of, **scored}, "metrics": task.ev.metrics}
     path = out / "scores.json"
-    if rank() != 0 or (path.is_file() and facts.items() <= read_json(path).items()):
+    known = read_json(path) if path.is_file() else {}
+    if rank() != 0 or (facts.items() <= known.items() and known.get("size") == system.size):
         return
     scores = score(task, real, out)
-    write_json(path, {**facts, **scores})
+    write_json(path, {**facts, **scores, "size": system.size})
     say_everywhere(f"eval: {system.name}: {headline(task.ev.metrics, scores['splits'])}")
     for split, notes in scores["notes"].items():
         for note in notes:

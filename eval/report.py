@@ -7,8 +7,9 @@ contact_sheet.png: teacher and arms side by side, same captions, same seeds.
 import base64
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -18,10 +19,13 @@ from randcond.data.ranks import rank
 from randcond.eval.collect import Row, collect, curves
 from randcond.eval.contact_sheet import Images, draw_sheet
 from randcond.eval.curves import draw_curves
+from randcond.eval.figures import draw_picture
 from randcond.eval.generate import load_shown
 from randcond.eval.prompts import Prompts, choose_prompts, grid_prompts
-from randcond.eval.table import as_markdown, as_text, table
-from randcond.launch.config import Config, load_arms, load_config, load_table, table_names
+from randcond.eval.repetitions import CONFIDENCE, Verdict, merge, verdicts
+from randcond.eval.table import COLUMNS, as_markdown, as_text, table
+from randcond.launch.config import Config, load_config, table_names
+from randcond.launch.table import Picture, load_runs, load_table
 
 GRID_COLUMNS = 12
 UNSAID = ("network", "weights")  # of a protocol, in its one line
@@ -37,6 +41,9 @@ class Report:
     rows: list[Row]
     configs: dict[str, Config]
     following: list[str]  # commands to try next
+    verdicts: list[Verdict] = field(default_factory=list)  # on the table's claims
+    figures: list[tuple[Picture, list[Config]]] = field(default_factory=list)  # drawn here, and out of what
+    repetitions: dict[str, list[Row]] = field(default_factory=dict)  # the rows behind the rows
 
 
 def drawn_instead(rows: list[Row], words: list[str]) -> list[str]:
@@ -59,19 +66,28 @@ def protocol_line(row: Row) -> str:
 def write_report(report: Report) -> None:
     """Writes the files into the report's folder and prints the table."""
     rows, out = report.rows, report.out
-    config = next(iter(report.configs.values()))
-    lines = table(rows)
-    pictures = _pictures(report)
-    said = drawn_instead(rows, config.cache.exclude)
+    lines = table(rows) if rows else []
+    pictures = {**_pictures(report), **_figures(report)}
+    said = [] if report.repetitions else drawn_instead(rows, _excluded(report))
+    if report.repetitions:
+        names = ", ".join(report.repetitions)
+        said.append(
+            f"Scores are the mean ± standard deviation of {len(report.repetitions)} repetitions ({names}); protocol, "
+            f"pictures and curves are {next(iter(report.repetitions))}'s, report.json holds every one's. A claim's "
+            f"interval is of the rows' difference, repetition by repetition (Student's t)."
+        )
     said += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
     shown = [f"![{title}]({path.name})" for title, path in pictures.items()]
-    body = [f"# {report.title}", report.claim, as_markdown(lines), *said, *shown, *notes]
+    claims = claim_lines(report.verdicts)
+    tables = [as_markdown(each) for each in (lines, claims) if each]
+    body = [f"# {report.title}", report.claim, *tables, *said, *shown, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
-    write_text(out / "report.html", _page(report, lines, said, pictures, notes))
-    write_json(out / "report.json", {"title": report.title, "arms": {row.name: _as_json(row) for row in rows}})
+    write_text(out / "report.html", _page(report, lines, claims, said, pictures, notes))
+    write_json(out / "report.json", _facts(report))
     print(f"\n{report.title}\n")
-    print(as_text(lines))
+    for each in filter(None, (lines, claims)):
+        print(as_text(each) + "\n")
     print("\n" + "\n".join(line.replace("**", "") for line in said))
     print("\n".join(notes))
     for path in pictures.values():
@@ -81,6 +97,36 @@ def write_report(report: Report) -> None:
         print("try next      " + "\n              ".join(report.following))
 
 
+def claim_lines(found: list[Verdict]) -> list[list[str]]:
+    """A header and a line per claim; empty where there is none."""
+    lines = []
+    for verdict in found:
+        column = COLUMNS[verdict.claim.score]
+        difference = f"{column.write(mean(verdict.values), '+')} ± {column.write(verdict.margin)}"
+        lines.append([verdict.claim.text, f"{column.label}, {verdict.claim.split}", difference, verdict.said])
+    head = ["the paper's claim", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
+    return [head, *lines] if lines else []
+
+
+def _excluded(report: Report) -> list[str]:
+    return next(iter(report.configs.values())).cache.exclude if report.configs else []
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    arms = {row.name: _as_json(row) for row in report.rows}
+    facts: dict[str, Any] = {"title": report.title, "arms": arms}
+    if report.repetitions:
+        facts["repetitions"] = {
+            name: {row.name: {"scores": row.scores, "protocol": row.protocol} for row in rows}
+            for name, rows in report.repetitions.items()
+        }
+        facts["claims"] = [
+            {**vars(each.claim), "values": each.values, "interval": each.margin, "here": each.said}
+            for each in report.verdicts
+        ]
+    return facts
+
+
 def _as_json(row: Row) -> dict[str, Any]:
     """Facts, then each score by split, the paper's figures and the protocol."""
     names = list(dict.fromkeys(name for scores in row.scores.values() for name in scores))
@@ -88,9 +134,19 @@ def _as_json(row: Row) -> dict[str, Any]:
     return {**row.facts, **by_score, "paper": row.paper, "notes": row.notes, "protocol": row.protocol}
 
 
+def _figures(report: Report) -> dict[str, Path]:
+    """The pictures that are drawn out of configurations alone; title -> file."""
+    return {
+        picture.title: draw_picture(picture, configs, report.out / f"{number}-{picture.kind}.png")
+        for number, (picture, configs) in enumerate(report.figures, 1)
+    }
+
+
 def _pictures(report: Report) -> dict[str, Path]:
     """The contact sheet, and the sheet of the report's own captions where there are some; title -> file."""
-    config = next(iter(report.configs.values()))
+    if not report.configs:
+        return {}
+    config = next((each for each in report.configs.values() if each.trains), next(iter(report.configs.values())))
     first = next((row for row in report.rows if row.folder), None)
     same = ("prompts_sha256", "seed")  # what makes it the same captions and seeds
     drawn = [row for row in report.rows if row.folder and first and _of(row, same) == _of(first, same)]
@@ -138,7 +194,14 @@ def _notes(rows: list[Row]) -> list[str]:
     return notes
 
 
-def _page(report: Report, lines: list[list[str]], said: list[str], pictures: dict[str, Path], notes: list[str]) -> str:
+def _page(
+    report: Report,
+    lines: list[list[str]],
+    claims: list[list[str]],
+    said: list[str],
+    pictures: dict[str, Path],
+    notes: list[str],
+) -> str:
     """One self-contained HTML page: nothing is loaded from anywhere."""
     environment = Environment(loader=PackageLoader("randcond.eval", ""), autoescape=select_autoescape(["html", "j2"]))
     plots = []
@@ -152,6 +215,7 @@ def _page(report: Report, lines: list[list[str]], said: list[str], pictures: dic
         title=report.title,
         claim=report.claim,
         lines=lines,
+        claims=claims,
         said=[line.replace("**", "") for line in said],
         pictures=[
             {"title": title, "data": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()
@@ -187,10 +251,7 @@ def _config_text(row: Row) -> str:
 def load_report(names: list[str], overrides: list[str], out: str = "") -> Report:
     """A table's report, or one of experiments side by side; raises ValueError naming what is not evaluated."""
     if len(names) == 1 and names[0] in table_names():
-        wanted = load_table(names[0])
-        configs = load_arms(names[0], overrides)
-        rows = collect(wanted, configs)
-        return Report(Path(out or wanted.report), wanted.title, wanted.claim, rows, configs, wanted.next)
+        return _of_table(names[0], overrides, out)
     if tables := set(names) & set(table_names()):
         raise ValueError(f"{sorted(tables)[0]} is a table: report it alone, or name experiments only")
     loaded = [load_config(name, overrides) for name in names]
@@ -207,6 +268,26 @@ def load_report(names: list[str], overrides: list[str], out: str = "") -> Report
     ]
     title = ", ".join(configs)
     return Report(Path(out or loaded[0].home), title, " ".join(said), collect(None, configs), configs, [])
+
+
+def _of_table(name: str, overrides: list[str], out: str) -> Report:
+    wanted, runs = load_table(name), load_runs(name, overrides)
+    configs = {
+        replicate: {experiment: run.config for experiment, run in found.items()} for replicate, found in runs.items()
+    }
+    rows = {replicate: collect(wanted, found) for replicate, found in configs.items()} if wanted.arms else {}
+    first = next(iter(configs.values()))
+    return Report(
+        out=Path(out or wanted.report),
+        title=wanted.title,
+        claim=wanted.claim,
+        rows=merge(rows) if rows else [],
+        configs=first,
+        following=wanted.next,
+        verdicts=verdicts(wanted.claims, rows),
+        figures=[(each, [load_config(one, overrides) for one in each.experiments]) for each in wanted.pictures],
+        repetitions=rows if len(rows) > 1 else {},
+    )
 
 
 def report(*names: str, out: str = "") -> None:

@@ -15,7 +15,7 @@ from randcond.eval.prompts import grid_prompts
 from randcond.launch.config import Config, eval_folder, resolve_path, student_folder
 from randcond.launch.stage import write_config
 from randcond.model_zoo.compilation import compile_drawing
-from randcond.model_zoo.systems import load_system
+from randcond.model_zoo.systems import load_system, system_size
 from randcond.model_zoo.teacher import folder_fingerprint, local_folder
 
 GRID = 1_000_000  # all of a grid is shown
@@ -37,9 +37,11 @@ def run(config: Config) -> None:
     for who in config.eval.of:
         folder, out, weights = arms[who]
         pipe = load_system(folder, config.teacher.dtype, device(), task.protocol.sampler)
+        size = system_size(pipe)
         compile_drawing(pipe, config.eval.compile)
         compiled = None if config.eval.compile == "none" else config.eval.compile
-        system = System(who, pipe, folder_fingerprint(folder), weights, config.teacher.dtype, compiled)
+        network = folder_fingerprint(folder)
+        system = System(who, pipe, network, weights, config.teacher.dtype, compiled, size)
         evaluate(system, task, real, out)
         write_config(out, config)
         if config.eval.grid:

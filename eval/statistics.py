@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randcond.data.files import sha256, written_whole
-from randcond.data.inputs import missing_input
+from randcond.data.inputs import MissingInput, missing_input
 from randcond.eval.moments import Moments
 from randcond.eval.prompts import ALL
 
@@ -86,7 +86,7 @@ def find_statistics(where: str, split: str, row: str) -> Path:
         path = path / file_name(split, row)
     if not path.is_file():
         hint = missing_input(where) or "; `randcond eval stats` makes them of a folder of images"
-        raise ValueError(f"eval.statistics: no {path}{hint}")
+        raise MissingInput(f"eval.statistics: no {path}{hint}")
     return path
 
 

@@ -15,6 +15,11 @@ class Column(NamedTuple):
 
     label: str
     form: str
+    unit: float = 1.0
+
+    def write(self, value: float, sign: str = "") -> str:
+        """A score, or with sign "+" a difference, as text."""
+        return format(value / self.unit, sign + self.form)
 
 
 COLUMNS = {
@@ -35,7 +40,11 @@ COLUMNS = {
     "non_spatial": Column("non-spatial↑", ".4f"),
     "complex": Column("complex↑", ".4f"),
     "average": Column("average↑", ".4f"),
+    "parameters": Column("parameters, B", ".2f", 1e9),
+    "unet": Column("U-Net, M", ".0f", 1e6),
+    "macs": Column("MACs, G", ".0f", 1e9),
 }
+SIZES = ("parameters", "unet", "macs")  # shown where the paper's table has them
 OF_PARTS_ONLY = ("digit_accuracy", "colour_accuracy", "frechet_judge")  # mean little over seen and unseen together
 FACTS = {"conditioning": "p(t)", "weights": "weights", "steps": "steps", "seconds": "seconds"}
 
@@ -53,12 +62,14 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         line = [row.name, *(_plain(row.facts.get(fact)) for fact in facts)]
         for split, score, quoted in places:
-            ours, form = row.scores.get(split, {}).get(score), COLUMNS[score].form
+            ours, column = row.scores.get(split, {}).get(score), COLUMNS[score]
             theirs = _figures(row.paper.get(split, {}).get(score))
-            line.append("" if ours is None else format(ours, form))
+            spread = row.spread.get(split, {}).get(score)
+            around = "" if spread is None else f" ± {column.write(spread)}"
+            line.append("" if ours is None else column.write(ours) + around)
             if quoted:
-                line.append(" / ".join(format(each, form) for each in theirs))
-                line.append("" if ours is None else " / ".join(format(ours - each, "+" + form) for each in theirs))
+                line.append(" / ".join(map(column.write, theirs)))
+                line.append("" if ours is None else " / ".join(column.write(ours - each, "+") for each in theirs))
         lines.append(line)
     return lines
 
@@ -74,7 +85,7 @@ def _places(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
             quoted = any(score in row.paper.get(split, {}) for row in rows)
             if split == ALL and len(splits) > 1 and score in OF_PARTS_ONLY:
                 continue
-            if measured or quoted:
+            if quoted or (measured and score not in SIZES):
                 found.append((split, score, quoted))
     # Digits first for all splits, then colours, as one compares them.
     if all(score in OF_PARTS_ONLY for _, score, _ in found):

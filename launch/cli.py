@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from randcond.launch.commands import QUIET, STAGES, Place, plan, show
-from randcond.launch.config import experiment_names, load_config, load_table, table_names, to_yaml
+from randcond.launch.commands import QUIET, STAGES, Place, plan, runs_of, show
+from randcond.launch.config import EXPERIMENTS, experiment_names, find_experiment, table_names, to_yaml
 from randcond.launch.jobs import job_script
 from randcond.launch.slurm import submit
 from randcond.launch.stage import exit_code, name_accelerator
 from randcond.launch.supervise import run_steps, write_files
+from randcond.launch.table import load_table
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
     "pool": "randcond.data.pool_tools",
@@ -88,8 +89,9 @@ def run(
     if sbatch and launcher != "slurm":
         raise ValueError("--sbatch is for --launcher slurm")
     if dry_run:
-        for name in load_table(experiment).experiments if is_table else [experiment]:
-            print(f"# {name}, resolved\n{to_yaml(load_config(name, overrides))}")
+        for each in runs_of(experiment, list(overrides)):
+            print(f"# {each.experiment}{f', {each.config.replicate}' if each.config.replicate else ''}, resolved")
+            print(to_yaml(each.config))
     if launcher == "slurm":
         path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts, grace)
         if dry_run:
@@ -230,7 +232,9 @@ def _near(word: str, known: list[str]) -> str:
 
 def _overview() -> str:
     tables = "\n".join(f"  {name:24}{load_table(name).title}" for name in table_names())
-    experiments = "\n".join(f"  {name:24}{_first_comment(name)}" for name in experiment_names())
+    own = [name for name in experiment_names() if find_experiment(name).parent == EXPERIMENTS]
+    experiments = "\n".join(f"  {name:24}{_first_comment(name)}" for name in own)
+    more = len(experiment_names()) - len(own)
     return f"""randcond: distils a text-to-image diffusion model into a small one, without images (Random Conditioning).
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
@@ -242,7 +246,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond fetch NAME [--from URL|PATH] [--list]                       what the full-scale experiments read
        randcond eval COMMAND ...                                            statistics of real images: stats
        randcond report NAME ... [--out FOLDER]                              scores beside the paper's, as a page
-       randcond plan EXPERIMENT [--gpu NAME] [--nodes N] [--sweep]          memory, time and GPU-hours, beforehand
+       randcond plan [EXPERIMENT] [--gpu NAME] [--nodes N] [--sweep]        memory, time and GPU-hours, beforehand
        randcond tune EXPERIMENT [--what LIST] [--largest N]                 the batch sizes that fill this GPU
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores
@@ -254,15 +258,14 @@ tables (several experiments in one report)
 
 experiments (launch/experiments/*.yaml; a YAML file of your own works too)
 {experiments}
+and {more} rows of the tables, in folders there; `randcond run all table1-row5` is one of them, by its table
 
 start with   randcond run all demo              a student learns to draw a digit it never saw, on a CPU
              randcond run all demo --dry-run    what that would do"""
 
 
 def _first_comment(name: str) -> str:
-    from randcond.launch.config import EXPERIMENTS
-
-    line = (EXPERIMENTS / f"{name}.yaml").read_text().splitlines()[0]
+    line = find_experiment(name).read_text().splitlines()[0]
     return line.removeprefix("# ") if line.startswith("#") else ""
 
 

@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from randcond.launch.config import Config, eval_folder, is_url, load_arms, load_config, load_table, table_names, to_yaml
+from randcond.launch.config import Config, eval_folder, is_url, load_config, table_names, to_yaml
 from randcond.launch.hosts import check_folder_name, read_hostfile
+from randcond.launch.table import Run, load_runs, load_table
 
 STAGES = ("pool", "cache", "train", "eval", "report")
 LAUNCHERS = ("deepspeed", "torchrun", "slurm")
@@ -81,10 +82,11 @@ def launch_folder(config: Config) -> Path:
     return Path(config.home) / "launch"
 
 
-def stage_step(stage: str, experiment: str, overrides: list[str], config: Config, place: Place) -> Step:
-    """One stage of one experiment, as a step."""
+def stage_step(stage: str, run: Run, place: Place) -> Step:
+    """One stage of one run, as a step."""
+    config = run.config
     module = _MODULES[stage]
-    words = [experiment, *overrides]
+    words = [run.experiment, *run.overrides]
     files: dict[Path, str] = {}
     if place.hostfile or place.launcher == "slurm":
         # pdsh would take arguments apart at spaces, quotes and brackets; a job may wait while YAML files change.
@@ -97,7 +99,7 @@ def stage_step(stage: str, experiment: str, overrides: list[str], config: Config
     several_hosts = distributed and bool(place.hostfile)
     launcher = _launcher(config, place) if distributed else []
     return Step(
-        label=f"{stage} {experiment}",
+        label=" ".join(filter(None, [stage, run.experiment, config.replicate])),
         command=[*(launcher or [sys.executable, "-m"]), module, *words],
         artefact=_artefact(stage, config),
         distributed=distributed,
@@ -138,44 +140,48 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     """
     if stage not in (*STAGES, "all"):
         raise ValueError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}, all")
-    experiments = load_table(name).experiments if name in table_names() else [name]
     wanted = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
-    configs = load_arms(name, overrides) if name in table_names() else {name: load_config(name, overrides)}
-    if stage == "cache" and any(is_url(config.paths.cache) for config in configs.values()):
+    runs = runs_of(name, overrides)
+    if stage == "cache" and any(is_url(run.config.paths.cache) for run in runs):
         raise ValueError("paths.cache: a URL is read from; draw the cache into a folder and copy that to the server")
-    order = [(s, e) for s in shared for e in experiments] + [(s, e) for e in experiments for s in own]
-    for each, experiment in order:
-        if each != "eval" and not configs[experiment].trains:
-            if stage == each and len(experiments) == 1:
-                raise ValueError(f"{experiment}: evaluates {configs[experiment].teacher.path} as it is; stage eval")
+    order = [(s, run) for s in shared for run in runs] + [(s, run) for run in runs for s in own]
+    for each, run in order:
+        if each != "eval" and not run.config.trains:
+            if stage == each and len(runs) == 1:
+                raise ValueError(f"{run.experiment}: evaluates {run.config.teacher.path} as it is; stage eval")
             continue
-        if each == "cache" and is_url(configs[experiment].paths.cache):
+        if each == "cache" and is_url(run.config.paths.cache):
             continue  # it is there, on a server
-        step = stage_step(each, experiment, overrides, configs[experiment], place)
+        step = stage_step(each, run, place)
         assert step.artefact is not None
         steps.setdefault((each, step.artefact), step)
     if stage in ("report", "all"):
         command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
-        steps["report", out_folder(name, configs)] = Step(
-            f"report {name}", command, out_folder(name, configs) / "report.json"
-        )
-    checks = [_check(experiments, overrides, place)] if stage == "all" else []
+        out = out_folder(name, runs)
+        steps["report", out] = Step(f"report {name}", command, out / "report.json")
+    first = [run for run in runs if run.overrides == runs[0].overrides]  # repetitions differ in what can't be wrong
+    checks = [_check(first, place)] if stage == "all" and first else []
     return [*checks, *steps.values()]
 
 
-def out_folder(name: str, configs: dict[str, Config]) -> Path:
+def runs_of(name: str, overrides: list[str]) -> list[Run]:
+    """Every run of a table, repetition by repetition, or an experiment's one."""
+    if name not in table_names():
+        return [Run(name, overrides, load_config(name, overrides))]
+    return [run for runs in load_runs(name, overrides).values() for run in runs.values()]
+
+
+def out_folder(name: str, runs: list[Run]) -> Path:
     """Where what belongs to a whole table, or to one experiment, is written."""
-    if name in table_names():
-        return Path(load_table(name).report)
-    return Path(configs[name].home)
+    return Path(load_table(name).report if name in table_names() else runs[0].config.home)
 
 
-def _check(experiments: list[str], overrides: list[str], place: Place) -> Step:
+def _check(runs: list[Run], place: Place) -> Step:
     """What any of the stages would refuse, before the first of them starts."""
     ranks = [f"engine.processes={place.gpus}"] if place.gpus and not place.hostfile else []
-    words = [*experiments, *overrides, *ranks]
+    words = [*(run.experiment for run in runs), *runs[0].overrides, *ranks]
     return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words])
 
 

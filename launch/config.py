@@ -14,9 +14,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
-from randcond.launch.sections import STRICT, Config
+from randcond.launch.sections import Config
 
 PACKAGE = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PACKAGE / "launch" / "experiments"
@@ -55,113 +54,117 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def experiment_names() -> list[str]:
-    """The experiments that ship with randcond, one per launch/experiments/*.yaml."""
-    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+    """The experiments that ship with randcond, one YAML each below launch/experiments."""
+    return sorted(path.stem for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "base")
 
 
 def table_names() -> list[str]:
-    """The tables (sets of experiments compared in one report), one per launch/tables/*.yaml."""
-    return sorted(path.stem for path in TABLES.glob("*.yaml"))
+    """The tables (sets of experiments compared in one report), one YAML each below launch/tables."""
+    return sorted(path.stem for path in TABLES.rglob("*.yaml") if path.parent.name != "base")
+
+
+def find_table(name: str) -> Path:
+    """The YAML file of a table; raises ValueError with the nearest names."""
+    found = next((path for path in TABLES.rglob(f"{name}.yaml") if path.parent.name != "base"), None)
+    if found is None:
+        raise ValueError(f"unknown table {name!r}{_suggest(name, table_names())}")
+    return found
 
 
 def find_experiment(name: str) -> Path:
-    """The YAML file of an experiment given by name or by path; raises ValueError with the nearest names."""
+    """The YAML file of an experiment given by name, by path, or as a table's row (table1-row5).
+
+    Raises ValueError with the nearest names.
+    """
     given = Path(name)
     if given.suffix in {".yaml", ".yml"}:
         if given.is_file():
             return given
         raise ValueError(f"no experiment file {name}")
-    path = EXPERIMENTS / f"{name}.yaml"
     if name in table_names():
-        arms = ", ".join(load_table(name).experiments)
+        arms = ", ".join(filter(None, _rows(name)))
         raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
-    if not path.is_file():
+    table, _, row = name.rpartition("-row")
+    if table in table_names() and row.isdigit():
+        rows = _rows(table)
+        if not 1 <= int(row) <= len(rows):
+            raise ValueError(f"{name}: {table} has {len(rows)} rows")
+        if not rows[int(row) - 1]:
+            raise ValueError(f"{name}: that row is quoted from the paper, it is not run")
+        name = rows[int(row) - 1]
+    found = next((path for path in EXPERIMENTS.rglob(f"{name}.yaml") if path.parent.name != "base"), None)
+    if found is None:
         raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names())}")
-    return path
+    return found
 
 
-@dataclass(frozen=True, config=STRICT)
-class Arm:
-    """A row of a table: an experiment, or figures that are quoted."""
-
-    experiment: str = ""  # empty: a row of the literature, quoted and not run
-    paper: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # score or {split: {score}} -> the paper's figure(s)
-    note: str = ""
+def _rows(table: str) -> list[str]:
+    """The experiment of each row of a table, "" for a quoted one."""
+    arms = read_yaml(find_table(table)).get("arms") or {}
+    return [arm if isinstance(arm, str) else arm.get("experiment", "") for arm in arms.values()]
 
 
-@dataclass(frozen=True, config=STRICT)
-class Table:
-    """Experiments whose scores stand in one report."""
-
-    name: str
-    title: str
-    claim: str  # what the table shows, in a sentence or two
-    takes: str  # how long it takes, on what
-    report: str  # the folder of its report
-    arms: dict[str, Arm]  # row name -> what stands in it
-    next: list[str] = dataclasses.field(default_factory=list)  # commands to try after it
-    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)  # the paper's figures of the teacher
-
-    @property
-    def experiments(self) -> list[str]:
-        """The experiments of its rows, each once, in their order."""
-        return list(dict.fromkeys(arm.experiment for arm in self.arms.values() if arm.experiment))
-
-
-def load_table(name: str) -> Table:
-    """A table of launch/tables by name; a row may be just its experiment. Raises ValueError naming a wrong key."""
-    path = TABLES / f"{name}.yaml"
-    data = {"name": name, **read_yaml(path)}
-    rows = data.get("arms") or {}
-    data["arms"] = {row: {"experiment": arm} if isinstance(arm, str) else arm for row, arm in rows.items()}
-    return _parse(Table, data, str(path))
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings merge key by key, anything else above replaces what is below."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
-def _compose(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file over its bases; `base:` names one file or a list, relative to this file or to experiments/base."""
+def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file over its bases; `base:` names one file or a list, relative to this file or to the folder of bases.
+
+    Raises ValueError naming a file that is broken, a base that is not found, or one that is its own.
+    """
     if path in seen:
         raise ValueError(f"{path}: is its own base, by way of {seen[-1]}")
     data = read_yaml(path)
     bases = data.pop("base", [])
     below: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        places = [path.parent / f"{base}.yaml", EXPERIMENTS / "base" / f"{base}.yaml"]
+        places = [path.parent / f"{base}.yaml", bases_at / f"{base}.yaml"]
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise ValueError(f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}")
-        below = _merge(below, _compose(found, (*seen, path)))
-    return _merge(below, data)
+        below = merge(below, compose(found, bases_at, (*seen, path)))
+    return merge(below, data)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Resolves an experiment and its `section.key=value` overrides; raises ValueError naming file and key."""
     path = find_experiment(name)
-    data = _compose(path)
+    data = compose(path, EXPERIMENTS / "base")
     data.setdefault("name", path.stem)
     where = str(path)
     for override in overrides:
-        data = _merge(data, _read_override(override, "section.key=value, e.g. train.steps=100"))
+        data = merge(data, _read_override(override, "section.key=value, e.g. train.steps=100"))
         where = f"{path} and the command line"
-    return _parse(Config, data, where)
+    return parse(Config, _named(data), where)
+
+
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    """With {name} and {replicate} in folders replaced by the experiment's: rows of a table need not say theirs."""
+    names = {"{name}": str(data["name"]), "{replicate}": str(data.get("replicate", ""))}
+
+    def fill(value: Any) -> Any:
+        for sign, name in names.items():
+            value = value.replace(sign, name) if isinstance(value, str) else value
+        return value
+
+    folders = {key: fill(value) for key, value in dict(data.get("paths") or {}).items()}
+    pool = dict(data.get("pool") or {})
+    whole = {"whole": fill(pool["whole"])} if "whole" in pool else {}
+    return {**data, "paths": folders, **({"pool": {**pool, **whole}} if whole else {})}
 
 
 def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
     """A tool's settings out of `key=value` words, as strict as an experiment's; raises ValueError naming the key."""
     data: dict[str, Any] = {}
     for word in words:
-        data = _merge(data, _read_override(word, "key=value"))
-    return _parse(kind, data, "the command line")
+        data = merge(data, _read_override(word, "key=value"))
+    return parse(kind, data, "the command line")
 
 
 def _read_override(word: str, form: str) -> dict[str, Any]:
@@ -177,7 +180,8 @@ def _read_override(word: str, form: str) -> dict[str, Any]:
     return value
 
 
-def _parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
+def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
+    """Data as a dataclass, strictly; raises ValueError naming file and key."""
     try:
         # Strict mode takes nested mappings only from JSON.
         return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
@@ -204,24 +208,6 @@ def _explain(kind: Any, problem: Any, where: str) -> str:
 def _suggest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-
-
-def load_arms(name: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The experiments of a table by name, each with the overrides.
-
-    Raises ValueError naming an override of a key in which the arms differ: it would make them one.
-    """
-    experiments = load_table(name).experiments
-    plain = [to_dict(load_config(experiment)) for experiment in experiments]
-    for override in overrides:
-        section, _, key = override.partition("=")[0].partition(".")
-        values = [arm.get(section, {}).get(key) for arm in plain if isinstance(arm.get(section), dict)]
-        if any(value != values[0] for value in values):
-            raise ValueError(
-                f"{section}.{key} is what the arms of {name} differ in; override it for one of its experiments: "
-                f"{', '.join(experiments)}"
-            )
-    return {experiment: load_config(experiment, overrides) for experiment in experiments}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

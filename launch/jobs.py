@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from randcond.launch.commands import QUIET, Place, Step, out_folder
-from randcond.launch.config import load_arms, load_config, load_table, table_names
+from randcond.launch.commands import QUIET, Place, Step, out_folder, runs_of
+from randcond.launch.config import table_names
 from randcond.launch.slurm import script
 
 
@@ -21,17 +21,16 @@ def job_script(
 
     A table's train or eval becomes a job array: its arms don't wait for each other.
     """
-    table = name in table_names()
-    configs = load_arms(name, overrides) if table else {name: load_config(name, overrides)}
-    out = out_folder(name, configs) / "launch"
-    spread = table and stage in ("train", "eval") and len(load_table(name).experiments) > 1
+    runs = runs_of(name, overrides)
+    out = out_folder(name, runs) / "launch"
+    spread = name in table_names() and stage in ("train", "eval") and len(runs) > 1
     groups = [[step] for step in steps] if spread else [steps]
     text = script(
         name=f"{stage}-{name}",
         tasks=[[(step.command, step.distributed) for step in group] for group in groups],
         out=out,
         nodes=place.nodes or 1,
-        ranks=place.gpus or max(config.engine.processes for config in configs.values()),
+        ranks=place.gpus or max((run.config.engine.processes for run in runs), default=1),
         gpus=bool(place.gpus),
         options=options,
         environment=QUIET,

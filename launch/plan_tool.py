@@ -3,16 +3,22 @@
 import json as json_library
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from randcond.launch.config import Config, load_arms, load_config, table_names
+from tqdm import tqdm
+
+from randcond.launch.commands import runs_of
+from randcond.launch.config import Config, find_table, table_names
 from randcond.launch.gpus import find_gpu
+
+if TYPE_CHECKING:
+    from randcond.launch import costs
 
 ASSUMED_EFFICIENCY = 0.25  # published trainings of this kind reach 9 % to 31 %
 
 
 def plan(
-    experiment: str,
+    experiment: str = "",
     *overrides: str,
     gpu: str = "h200",
     nodes: int = 1,
@@ -24,7 +30,7 @@ def plan(
 ) -> None:
     """Predicts memory per GPU by part, and time and GPU-hours of caching, training and evaluation; runs nothing.
 
-    experiment   a name or a YAML file, or a table (each of its arms)
+    experiment   a name or a YAML file, or a table (each of its rows); none: all tables of the paper, together
     overrides    any key of the YAML; teacher.path takes sd-v1-4, sd-v2-1 and sdxl too, no download is needed
 
     --gpu NAME       a100-40, a100-80, h100, h200 (default), b200, l40s, rtx4090
@@ -42,7 +48,9 @@ def plan(
     Where it does not fit, it says which change makes it fit. Memory is the sum of all parts, an upper bound: gradients
     grow while activations go. The text encoders' arithmetic (about 1 %) is left out.
 
-    examples     randcond plan demo-with student.rule=block-base teacher.path=sd-v1-4 --gpu h200 --nodes 8
+    examples     randcond plan                  GPU-hours and disk of every table, and of all together
+                 randcond plan table1 --nodes 8
+                 randcond plan demo-with student.rule=block-base teacher.path=sd-v1-4 --gpu h200 --nodes 8
                  randcond plan demo-with teacher.path=sdxl student.rule=koala-700m engine.precision=bf16 --sweep
                 randcond plan demo-with teacher.path=sd-v1-4 engine.precision=bf16 train.global_batch=2048 --curve
     """
@@ -51,19 +59,26 @@ def plan(
         if value < 1:
             raise ValueError(f"{flag}: must be at least 1, got {value}")
     share, source = _efficiency(efficiency)
-    names = experiment in table_names()
-    configs = load_arms(experiment, list(overrides)) if names else {experiment: load_config(experiment, overrides)}
+    if not experiment:
+        from randcond.launch import costs
 
-    configs = {name: config for name, config in configs.items() if config.trains}
+        _print_all(costs.Cluster(found, nodes, gpus), gpu, share, source, json)
+        return
+    runs = runs_of(experiment, list(overrides))
+    configs = [run.config for run in runs if run.config.trains]
     if not configs:
         raise ValueError(
             f"{experiment}: has no student; what is planned are trainings, with their caches and evaluations"
         )
 
-    from randcond.launch import costs, planner  # with torch, which takes seconds: what is said wrongly is known by now
+    from randcond.launch import (  # with torch, which takes seconds: what is said wrongly is known by now
+        costs,
+        planner,
+        pricing,
+    )
 
     cluster, results = costs.Cluster(found, nodes, gpus), []
-    for config in configs.values():
+    for config in configs:
         sizes = costs.Sizes(config)
         if curve:
             rows = planner.curve(config, sizes, found, gpus, share)
@@ -80,6 +95,48 @@ def plan(
             print(text)
     if json:
         print(json_library.dumps(results, indent=1))
+    elif experiment in table_names() and not (curve or sweep):
+        prices = pricing.Prices(cluster, share)
+        made = {run.experiment: prices.of(run.config)[0] for run in runs}
+        hours, gb = pricing.together(each for artefacts in made.values() for each in artefacts)
+        print(f"{experiment}, what its rows share once: {hours:,.0f} GPU-hours, {gb:,.0f} GB on disk")
+        if unknown := [name for name, artefacts in made.items() if not artefacts]:
+            print(f"not in it, their networks' costs are not known here: {', '.join(unknown)}")
+
+
+def _print_all(cluster: "costs.Cluster", gpu: str, share: float, source: str, json: bool) -> None:
+    """GPU-hours and disk of each of the paper's tables alone, and of all together."""
+    from randcond.launch import pricing
+
+    prices = pricing.Prices(cluster, share)
+    rows: list[dict[str, Any]] = []
+    everything, unknown, too_large = [], set(), set()
+    for name in tqdm([name for name in table_names() if find_table(name).parent.name == "paper"], desc="pricing"):
+        runs = runs_of(name, [])
+        made = []
+        for run in runs:
+            artefacts, fits = prices.of(run.config)
+            made += artefacts
+            unknown |= set() if artefacts else {run.experiment}
+            too_large |= set() if fits else {run.experiment}
+        hours, gb = pricing.together(made)
+        rows.append({"table": name, "runs": len(runs), "gpu_hours": hours, "gb": gb})
+        everything += made
+    hours, gb = pricing.together(everything)
+    trained = len({each.folder for each in everything if each.kind == "run"})
+    rows.append({"table": "all, what they share once", "runs": trained, "gpu_hours": hours, "gb": gb})
+    if json:
+        print(json_library.dumps(rows, indent=1))
+        return
+    print(f"{cluster.nodes} x {cluster.per_node} {gpu} at {share:.0%} of the peak ({source})\n")
+    print(f"{'':28}{'runs':>8}{'GPU-hours':>12}{'days here':>12}{'disk, GB':>12}")
+    for row in filter(lambda row: row["runs"], rows):
+        days = row["gpu_hours"] / (24 * cluster.ranks)
+        print(f"{row['table']:28}{row['runs']:8}{row['gpu_hours']:12,.0f}{days:12.1f}{row['gb']:12,.0f}")
+    if unknown:
+        print(f"\nnot priced, their networks' costs are not known here: {', '.join(sorted(unknown))}")
+    if too_large:
+        print(f"\nDOES NOT FIT; `randcond plan NAME` says what makes it fit: {', '.join(sorted(too_large))}")
 
 
 def _efficiency(said: str) -> tuple[float, str]:

@@ -18,6 +18,8 @@ from randcond.model_zoo.memory import state_memory
 RUNTIME = 2.0e9  # bytes a process takes on a GPU beside its tensors: CUDA, NCCL, cuDNN's and the allocator's slack
 USABLE = 0.95  # of a GPU's memory
 WHOLE_LIST = 30_000  # images of an evaluation that names no size: the captions of the paper's protocol
+WHOLE_SPLIT = 40_504  # with unseen ones apart: all of val2014 (Table 2)
+BENCH_PROMPTS = 300  # of a category of T2I-CompBench
 LIBRARY_STEPS = 50  # of a sampler where nothing says how many: most pipelines' own
 
 
@@ -55,20 +57,26 @@ def stage_hours(
     # Guidance: two calls per step. A real image goes through the VAE's encoder, which takes less than its decoder.
     drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
-    images = (ev.size or WHOLE_LIST) * (2 if ev.size and cache.exclude else 1)  # seen and unseen captions
+    images = (ev.size or (WHOLE_SPLIT if ev.unseen else WHOLE_LIST)) * (2 if ev.size and cache.exclude else 1)
     chunks = -(-images // ev.batch)
+    bench = BENCH_PROMPTS * len(ev.compbench.categories) * ev.compbench.images if ev.compbench.lists else 0
+    bench_chunks = -(-bench // ev.batch)
     drawing = {"teacher": sizes.teacher.flop, "student": sizes.student.flop}
     steps = protocol_of(ev).steps or LIBRARY_STEPS
     image = sum(2 * steps * drawing[who] + sizes.decode for who in ev.of) / rate
+    train = config.train
+    times = train.steps // train.eval_every * len(train.eval_weights) if train.eval_every else 0
+    share = min(1.0, train.eval_size / ev.size if train.eval_size and ev.size else 1.0)
+    student = (2 * steps * sizes.student.flop + sizes.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
-        "train": config.train.steps * step,
-        "eval": -(-chunks // cluster.ranks) * ev.batch * image,
+        "train": train.steps * step + times * share * -(-chunks // cluster.ranks) * ev.batch * student,
+        "eval": (-(-chunks // cluster.ranks) + -(-bench_chunks // cluster.ranks)) * ev.batch * image,
     }
     samples = {
         "cache": cache.size,
         "train": config.train.steps * config.train.global_batch,
-        "eval": images,
+        "eval": images + bench,
     }
     return {
         stage: {"samples": samples[stage], "hours": spent / 3600, "gpu_hours": spent / 3600 * cluster.ranks}

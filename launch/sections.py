@@ -34,6 +34,7 @@ class Cache:
     """N captions whose latents the teacher draws once (paper Sec. 3.2), or N real images (Table 1, rows 3 and 6)."""
 
     size: int = 0  # N: how many captions are drawn, or images encoded
+    used: int | None = None  # the first so many of them are trained on (Figure 7); null: all
     captions: list[str] = dataclasses.field(default_factory=list)  # caption sources: txt, csv, jsonl or parquet files
     images: str | None = None  # instead of captions: an image folder with captions, or WebDataset tars of pairs
     resolution: int | None = None  # pixels of an image's shorter side before its middle is encoded; null: the teacher's
@@ -54,6 +55,11 @@ class Pool:
     """The extra texts of the caption pool; the pool is the cached captions plus these."""
 
     sources: list[str] = dataclasses.field(default_factory=list)  # files, folders, globs or URLs: parquet, csv, ...
+    size: int | None = None  # how many of their captions are taken, by chance (Table B); null: all
+    whole: str = ""  # where the pool of all of them is kept that several experiments take theirs from
+    seed: int = 0  # of that choice: the same seed's larger choice holds the smaller one
+    also: list[str] = dataclasses.field(default_factory=list)  # sources that are taken whole beside them (Table 2)
+    excluded_only: bool = False  # only captions that name a word of cache.exclude (Table 2, row 2)
     min_length: int = 1  # characters of a caption
     max_length: int = 1000  # 0: any
     nsfw: list[str] = dataclasses.field(default_factory=list)  # accepted values of column NSFW, e.g. [UNLIKELY]
@@ -202,6 +208,7 @@ class Config:
     teacher: Teacher
     eval: Eval
     paths: Paths
+    replicate: str = ""  # which of a table's repetitions (launch/tables/*.yaml, replicates); {replicate} in paths
     student: Student = Student()
     cache: Cache = Cache()
     pool: Pool = Pool()
@@ -239,10 +246,19 @@ class Config:
             "eval.compbench.images": self.eval.compbench.images,
             "eval.compbench.batch": self.eval.compbench.batch,
             **({"cache.size": self.cache.size} if self.trains else {}),
+            "cache.used": self.cache.used,
         }
         for key, value in positive.items():
             if value is not None and value < 1:
                 raise ValueError(f"{key}: must be at least 1, got {value}")
+        if self.cache.used is not None and self.cache.used > self.cache.size:
+            raise ValueError(f"cache.used: {self.cache.used} of cache.size={self.cache.size} latents")
+        if self.pool.excluded_only and not self.cache.exclude:
+            raise ValueError("pool.excluded_only: cache.exclude names no word")
+        if self.pool.size is not None and self.pool.size < 0:
+            raise ValueError(f"pool.size: must be at least 0, got {self.pool.size}")
+        if self.pool.size and not self.pool.whole:
+            raise ValueError("pool.whole: is missing; where is the pool kept that pool.size captions are taken from?")
         if not self.eval.of:
             raise ValueError("eval.of: teacher, student or both")
         for name in ("run", "cache", "pool") if self.trains else ():

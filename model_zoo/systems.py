@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoPipelineForText2Image
+from diffusers import AutoPipelineForText2Image, UNet2DConditionModel
 from torch import nn
 
+from randcond.model_zoo.cost import unet_cost
 from randcond.model_zoo.export import load_unet
 from randcond.model_zoo.sampler import build_sampler
+from randcond.model_zoo.students import plain_config
 from randcond.model_zoo.teacher import DTYPES, FAMILIES, local_folder, part_dtypes, with_parts
 
 
@@ -41,3 +43,16 @@ def load_system(path: Path | str, dtype: str, device: torch.device | str, sample
     pipe.scheduler = build_sampler(sampler, pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def system_size(pipe: Any) -> dict[str, int]:
+    """What a system is made of: `unet` (parameters of the denoiser), `parameters` (with the text encoders and the VAE's
+    decoder, as Table 4 counts them) and, of a U-Net, `macs` of one step (Table A).
+    """
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    texts = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None]
+    counted = {part: sum(p.numel() for p in part.parameters()) for part in (denoiser, pipe.vae.decoder, *texts)}
+    size = {"unet": counted[denoiser], "parameters": sum(counted.values())}
+    if isinstance(denoiser, UNet2DConditionModel):
+        size["macs"] = unet_cost(type(denoiser), plain_config(dict(denoiser.config))).macs
+    return size

@@ -1,6 +1,7 @@
 """Caches checked, looked at, and used in part."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,26 @@ def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path:
     assert not list(out.glob("*.tar"))
     with pytest.raises(ValueError, match="holds 96 latents, 97 asked for"):
         subset(str(world / "runs/demo/cache"), str(tmp_path), n=97)
+
+
+def test_an_experiment_trains_on_the_first_of_a_cache(world: Path, tmp_path: Path) -> None:
+    """`cache.used`: the same latents, captions and pool as a smaller cache's own."""
+    whole = world / "runs/demo/cache"
+    subset(str(whole), str(tmp_path / "part"), n=40)
+    fingerprint = json.loads((whole / "manifest.json").read_text())["teacher"]
+    used = LatentCache.open(load_config("demo-with", [*TINY, f"paths.cache={whole}", "cache.used=40"]), fingerprint)
+    part = LatentCache.open(
+        load_config("demo-with", [*TINY, f"paths.cache={tmp_path / 'part'}", "cache.size=40"]), fingerprint
+    )
+    assert len(used) == len(part) == 40 and list(used.captions) == list(part.captions)
+    assert len(pickle.loads(pickle.dumps(used.captions))) == 40
+    with pytest.raises(IndexError):
+        used.captions[40]
+    for index in range(40):
+        (ours, caption), (theirs, same) = used.pair(index), part.pair(index)
+        assert caption == same and np.array_equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"cache.used: 97 of cache.size=96 latents"):
+        load_config("demo-with", [*TINY, "cache.used=97"])
 
 
 def test_verify_knows_parts_of_caches_and_every_kind_of_damage(

@@ -57,6 +57,18 @@ def test_an_archive_is_brought_over_a_line_that_is_cut(tmp_path: Path, monkeypat
         inputs.fetch("laion-11k", from_=str(archive), to=str(tmp_path / "inputs"))
 
 
+def test_a_folder_packed_as_such_has_its_name_once(tmp_path: Path) -> None:
+    write_tar(tmp_path / "preprocessed_11k.tar.gz", ["preprocessed_11k/metadata.csv", "preprocessed_11k/0.jpg"])
+    inputs.fetch("laion-11k", from_=str(tmp_path), to=str(tmp_path / "inputs"))
+    folder = tmp_path / "inputs/laion-11k/preprocessed_11k"
+    assert sorted(path.name for path in folder.iterdir()) == ["0.jpg", "metadata.csv"]
+    with pytest.raises(
+        ValueError, match="animals is published nowhere; it is made by `randcond concepts split inputs/an"
+    ):
+        inputs.fetch("animals", to=str(tmp_path / "inputs"))
+    assert "it is made by `randcond concepts split" in missing_input("inputs/animals/seen.txt")
+
+
 def test_several_files_and_files_of_a_page(tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
@@ -68,12 +80,12 @@ def test_several_files_and_files_of_a_page(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"9 files are needed, and .* is no folder that holds"):
         inputs.fetch("compbench", from_=str(mirror / "color_val.txt"), to=str(tmp_path / "other"))
     for number in range(2):
-        (mirror / f"part-{number}.parquet").write_bytes(b"x" * (number + 1))
-    pages = "".join(f'<a href="part-{number}.parquet">part</a>' for number in range(2))
+        (mirror / f"part-0000{number}-x.parquet").write_bytes(b"x" * (number + 1))
+    pages = "".join(f'<a href="part-0000{number}-x.parquet">part</a>' for number in range(2))
     (mirror / "index.html").write_text(f"<html>{pages}</html>")
     inputs.fetch("laion-400m-captions", from_=str(mirror), to=to)
     assert len(list((tmp_path / "inputs/laion-400m-captions").glob("*.parquet"))) == 2
-    with pytest.raises(ValueError, match=r"lists no \*\.parquet"):
+    with pytest.raises(ValueError, match=r"lists no part-0000"):
         inputs.fetch("laion-400m-captions", from_=str(tmp_path / "inputs/compbench"), to=str(tmp_path / "other"))
 
 

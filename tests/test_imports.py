@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 LEAVES = {
     "launch.config",
     "launch.sections",
+    "launch.table",
     "launch.protocols",
     "launch.stage",
     "launch.logs",

@@ -15,10 +15,10 @@ import pytest
 import zstandard
 
 from randcond.data.captions import Captions, names_any, read_source, read_unique, write_captions
-from randcond.data.files import remove
-from randcond.data.pool import build, first_of_each, open_pool, take
+from randcond.data.files import read_json, remove
+from randcond.data.pool import build, build_pool, first_of_each, open_pool, take
 from randcond.data.sources import RowFilter, expand, read_batches
-from randcond.launch.config import PACKAGE
+from randcond.launch.config import PACKAGE, load_config
 
 
 def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
@@ -154,6 +154,40 @@ def test_parts_of_a_pool_hold_each_other(tmp_path: Path) -> None:
     assert set(parts[10]) < set(parts[100])
     with pytest.raises(ValueError, match="holds 1000 captions, 1001 asked for"):
         take(tmp_path / "pool", tmp_path / "more", 1001, seed=1)
+
+
+def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None, some of a whole that is shared, with others beside them, or only those of excluded concepts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("\n".join(f"caption {number}" for number in range(1000)))
+    (tmp_path / "b.txt").write_text("caption 3\na Seven\nanother\n")
+
+    def extra(folder: str, *words: str) -> list[str]:
+        sources = ["pool.sources=[a.txt]", "pool.whole=whole", f"paths.pool={folder}", *words]
+        config = load_config("demo-with", sources)
+        build_pool(config)
+        build_pool(config)  # the same again: nothing to do
+        return list(open_pool(tmp_path / folder))
+
+    assert extra("none", "pool.size=0") == [] and not (tmp_path / "whole").exists()
+    few, more = extra("few", "pool.size=10"), extra("more", "pool.size=100")
+    assert len(few) == 10 and set(few) < set(more) and len(list(open_pool(tmp_path / "whole"))) == 1000
+    beside = extra("beside", "pool.size=10", "pool.also=[b.txt]")
+    assert beside == ["caption 3", "a Seven", "another", *(text for text in few if text != "caption 3")]
+    assert extra("alone", "pool.size=0", "pool.also=[b.txt]") == beside[:3]
+    assert extra("other", "pool.size=10", "pool.seed=1") != few
+    only = ["pool.sources=[b.txt]", "pool.excluded_only=true", "cache.exclude=[seven, nine]"]
+    assert extra("only", *only) == ["a Seven"]
+    assert read_json(tmp_path / "only/manifest.json")["dropped"]["other words"] == 2
+    with pytest.raises(ValueError, match="the pool at few was made otherwise"):
+        extra("few", "pool.size=11")
+    for words, said in (
+        (["pool.size=10", "pool.whole=''"], "pool.whole: is missing"),
+        (["pool.size=-1"], "pool.size: must be at least 0"),
+        (["pool.excluded_only=true", "cache.exclude=[]"], "pool.excluded_only: cache.exclude names no word"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_config("demo-with", words)
 
 
 def test_an_unfinished_or_damaged_pool_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from randcond.eval.curves import draw_curves
 from randcond.eval.report import load_report, report, write_report
 from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch import config as configuration
-from randcond.launch.config import load_config, load_table
+from randcond.launch.config import load_config
+from randcond.launch.table import load_table
 
 TABLE = """
 title: A table of two

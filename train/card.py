@@ -14,6 +14,9 @@ def model_card(config: Config, weights: str, dtype: str = "fp32", student: Path 
     config: the run's own; weights: raw or ema; student: the exported folder that was scored, None before any scores.
     """
     cache, p = config.cache, config.conditioning
+    pool, cached = config.pool, cache.used or cache.size
+    some = f" ({pool.size} of them)" if pool.size else ""
+    extra = [*(f"{each}{some}" for each in pool.sources if pool.size != 0), *pool.also]
     options = ", ".join(f"{key} {value:g}" for key, value in p.p_args.items())
     ours = find_rule(config.student.rule).model.__module__.startswith("randcond.")
     loader = "load it with `randcond.model_zoo.export.load_pipeline` (its U-Net has a class of its own)"
@@ -31,9 +34,9 @@ Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.te
 
 | | |
 |---|---|
-| cached captions | {cache.size}, {cache.sampler} {cache.steps}, guidance {cache.guidance:g}, seed {cache.seed} |
+| cached captions | {cached}, {cache.sampler} {cache.steps}, guidance {cache.guidance:g}, seed {cache.seed} |
 | words without images | {", ".join(cache.exclude) or "none"} |
-| caption pool | the cached captions{"".join(f", {source}" for source in config.pool.sources)} |
+| caption pool | the cached captions{"".join(f", {each}" for each in extra)} |
 | p(t) | {p.p}{f" ({options})" if options else ""}; null captions {p.null:.0%} |
 
 {_scores(config, weights, student) if student else ""}

@@ -1,15 +1,19 @@
 """What can be known to be wrong with an experiment before any work: keys, sources, sizes, captions, folders."""
 
+from functools import cache
+
 import torch
 
 from randcond.data.conditioning import probability_table
 from randcond.data.contents import contents
+from randcond.data.inputs import collecting
+from randcond.data.sources import expand
 from randcond.eval.check import check_evaluation
 from randcond.launch.batch import batch_shape
-from randcond.launch.config import Config, resolve_path
+from randcond.launch.config import Config, resolve_path, resolve_sources
 from randcond.model_zoo.features import projectors
+from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students import find_rule, student_config
-from randcond.model_zoo.teacher import unet_config
 
 
 def check_training(config: Config, ranks: int) -> None:
@@ -19,14 +23,27 @@ def check_training(config: Config, ranks: int) -> None:
     rule = find_rule(config.student.rule)
     if rule.teacher_name is None and config.student.init == "teacher":
         raise ValueError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")
-    teacher = unet_config(resolve_path(config.teacher.path))
+    _check_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
+
+
+@cache
+def _check_pairs(path: str, name: str) -> None:
+    """Raises ValueError where the student's rule or its feature pairs don't suit the teacher."""
+    teacher, rule = unet_of(path), find_rule(name)  # of a published teacher without asking the hub
     with torch.device("meta"):
-        projectors((rule.model, student_config(config.student.rule, teacher)), teacher, rule)
+        projectors((rule.model, student_config(name, teacher)), teacher, rule)
 
 
-def check_all(config: Config, ranks: int) -> None:
-    """The same for every stage: what evaluation would refuse is refused before the cache is drawn."""
+def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> None:
+    """The same for every stage: what evaluation would refuse is refused before the cache is drawn.
+
+    `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
+    """
     if config.trains:
         check_training(config, ranks)
-        contents(config)
-    check_evaluation(config)
+        with collecting(missing):
+            contents(config)
+        for source in resolve_sources([*(config.pool.sources if config.pool.size != 0 else []), *config.pool.also]):
+            with collecting(missing):
+                expand(source)
+    check_evaluation(config, missing)

@@ -1,11 +1,14 @@
 """Resolves and checks experiments and runs none: `python -m randcond.train.dryrun [EXPERIMENT ...] [key=value ...]`.
 
-Without a name it takes every experiment and table that ships (`make dryrun`).
+Without a name it takes every experiment and table that ships (`make dryrun`). What an experiment reads and is not there
+yet is an error where it is named, because it is about to run; of all that ship it is only said.
 """
 
 import sys
+from collections import Counter
 
-from randcond.launch.config import experiment_names, load_config, load_table, table_names
+from randcond.launch.config import Config, experiment_names, load_config, table_names
+from randcond.launch.table import load_table
 from randcond.train.check import check_all
 
 
@@ -13,13 +16,14 @@ def main(words: list[str]) -> None:
     """Prints a line per experiment; exits 2 when one does not resolve."""
     overrides = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
-    wrong = 0
+    wrong, lacking = 0, Counter[str]()
     for name in names or experiment_names():
         try:
             config = load_config(name, overrides)
-            check_all(config, config.engine.processes)
-            said = f"{config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps"
-            print(f"{name}: {said if config.trains else f'{config.teacher.path}, evaluated as it is'}")
+            missing: list[str] = []
+            check_all(config, config.engine.processes, None if names else missing)
+            print(f"{name}: {summary(config)}" + ("; its inputs are not here yet" if missing else ""))
+            lacking.update(missing)
         except (ValueError, FileNotFoundError) as error:
             wrong += 1
             print(f"error: {name}: {error}", file=sys.stderr)
@@ -28,8 +32,24 @@ def main(words: list[str]) -> None:
             if unknown := set(load_table(table).experiments) - set(experiment_names()):
                 wrong += 1
                 print(f"error: table {table}: unknown experiments {sorted(unknown)}", file=sys.stderr)
-        print(f"{len(experiment_names())} experiments and {len(table_names())} tables resolved, {wrong} wrong")
+        if lacking:
+            print("\nnot here yet, and of how many experiments:")
+            for what, count in lacking.most_common():
+                print(f"  {count:3}  {what}")
+        print(f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {wrong} wrong")
     sys.exit(2 if wrong else 0)
+
+
+def summary(config: Config) -> str:
+    """An experiment in a line."""
+    if not config.trains:
+        return f"{config.teacher.path}, evaluated as it is by protocol {config.eval.protocol}"
+    pool = config.pool
+    extra = "all" if pool.size is None else f"{pool.size:,}"
+    beside = f" and those of {', '.join(pool.also)}" if pool.also else ""
+    said = f"{config.student.rule}, {config.student.init} init, p(t) {config.conditioning.p}"
+    said += f", {extra} extra texts{beside}" if config.conditioning.p != "none" else ""
+    return f"{said}, {config.cache.used or config.cache.size:,} latents, {config.train.steps:,} steps"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from randcond.data.conditioning import probability_table
 from randcond.data.files import check_same, read_json, remove, write_text
 from randcond.data.latent_cache import LatentCache
 from randcond.data.lock import hold
-from randcond.data.pool import open_pool
+from randcond.data.pool import check_asked, open_pool
 from randcond.data.ranks import device, rank
 from randcond.data.stream import CaptionPool, Stream
 from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
@@ -57,7 +57,9 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     mark("teacher")
     cache = LatentCache.open(config, teacher.fingerprint)
-    pool = CaptionPool(cache.captions, open_pool(Path(config.paths.pool), check=rank() == 0))
+    extra = open_pool(Path(config.paths.pool), check=rank() == 0)
+    check_asked(config)
+    pool = CaptionPool(cache.captions, extra)
     missing = left_out(config, cache)
     if len(cache) < train.global_batch:
         raise ValueError(

@@ -6,7 +6,7 @@ In: the folder that `randcond fetch compbench` fills. Out: prompts in their orde
 from collections.abc import Sequence
 from pathlib import Path
 
-from randcond.data.inputs import missing_input
+from randcond.data.inputs import MissingInput, missing_input
 
 ATTRIBUTES = ("color", "shape", "texture")
 CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
@@ -58,7 +58,7 @@ def _key(prompt: str) -> str:
 def _read_list(path: Path) -> list[str]:
     if not path.is_file():
         way_out = missing_input(str(path)) or "; `randcond fetch compbench` brings the published lists"
-        raise ValueError(f"{path}: no such file{way_out}")
+        raise MissingInput(f"{path}: no such file{way_out}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -121,6 +121,10 @@ class ZeroEngine(Engine):
         elif self.wrapped:
             self.zero.update_lp_params()
 
+    def close(self) -> None:
+        """Leaves the process group, DeepSpeed's own notes of it too: another engine may be built after this one."""
+        deepspeed.comm.destroy_process_group()
+
 
 def _unlink_shared_buffers() -> None:
     """Removes the names of DeepSpeed's shared-memory buffers (CPU runs), which all ranks have mapped by now.

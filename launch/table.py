@@ -1,0 +1,136 @@
+"""Tables: experiments whose scores stand in one report, one YAML each (launch/tables/*.yaml, by folder).
+
+In: a table's name. Out: its rows with the paper's figures, its repetitions, its claims, its pictures.
+A leaf without torch, like the configuration.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic.dataclasses import dataclass
+
+from randcond.launch import config as configuration
+from randcond.launch.config import compose, find_table, load_config, parse, to_dict
+from randcond.launch.sections import STRICT, Config
+
+
+@dataclass(frozen=True, config=STRICT)
+class Arm:
+    """A row of a table: an experiment, or figures that are quoted."""
+
+    experiment: str = ""  # empty: a row of the literature, quoted and not run
+    paper: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # score or {split: {score}} -> the paper's figure(s)
+    note: str = ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Claim:
+    """Something the paper says that a table's repetitions can show or not: a sum that is above -margin."""
+
+    text: str
+    contrast: dict[str, float]  # row -> weight
+    score: str = "digit_accuracy"
+    split: str = "all"
+    margin: float = 0.0  # how far below 0 the sum may be: for "no worse than"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Picture:
+    """A picture that a report draws itself, out of experiments' configurations: no training is needed."""
+
+    kind: Literal["probabilities", "regenerated", "overlap"]  # Figure A, Figure 3, Figure 5
+    experiments: list[str]  # probabilities: one each; else the one whose teacher and captions are taken
+    title: str
+    timesteps: list[int] = dataclasses.field(default_factory=list)
+    captions: int = 8  # how many are shown; overlap: images of each of two captions
+    read: int = 0  # regenerated, digits: how many pairs are drawn and read beside those shown
+
+
+@dataclass(frozen=True, config=STRICT)
+class Table:
+    """Experiments whose scores stand in one report."""
+
+    name: str
+    title: str
+    claim: str  # what the table shows, in a sentence or two
+    takes: str  # how long it takes, on what
+    report: str  # the folder of its report
+    arms: dict[str, Arm]  # row name -> what stands in it
+    next: list[str] = dataclasses.field(default_factory=list)  # commands to try after it
+    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)  # the paper's figures of the teacher
+    replicates: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # name -> its overrides of every row
+    claims: list[Claim] = dataclasses.field(default_factory=list)
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for claim in self.claims:
+            if unknown := set(claim.contrast) - set(self.arms):
+                raise ValueError(f"claims: {claim.text!r}: no row {sorted(unknown)}")
+
+    @property
+    def experiments(self) -> list[str]:
+        """The experiments of its rows, each once, in their order."""
+        return list(dict.fromkeys(arm.experiment for arm in self.arms.values() if arm.experiment))
+
+
+class Run(NamedTuple):
+    """One experiment of a table, in one of its repetitions."""
+
+    experiment: str
+    overrides: list[str]
+    config: Config
+
+
+def load_table(name: str) -> Table:
+    """A table by name; a row may be just its experiment. Raises ValueError naming a wrong key."""
+    path = find_table(name)
+    data = {"name": name, **compose(path, configuration.TABLES / "base")}
+    data["report"] = str(data.get("report", "")).replace("{name}", name)
+    rows = data.get("arms") or {}
+    data["arms"] = {row: {"experiment": arm} if isinstance(arm, str) else arm for row, arm in rows.items()}
+    return parse(Table, data, str(path))
+
+
+def load_runs(name: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Run]]:
+    """Every run of a table: repetition ("" where it has none) -> experiment -> run.
+
+    Raises ValueError naming an override of a key in which the rows differ: it would make them one.
+    """
+    wanted = load_table(name)
+    _check_overrides(wanted, overrides)
+    runs = {}
+    for replicate, own in (wanted.replicates or {"": []}).items():
+        words = [*([f"replicate={replicate}"] if replicate else []), *own, *overrides]
+        runs[replicate] = {each: Run(each, words, load_config(each, words)) for each in wanted.experiments}
+    return runs
+
+
+def _check_overrides(wanted: Table, overrides: Sequence[str]) -> None:
+    leaves = [_leaves(to_dict(load_config(experiment))) for experiment in wanted.experiments]
+    said = [word.partition("=")[0] for own in wanted.replicates.values() for word in own]
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in ("name", "replicate"):
+            raise ValueError(f"{key}: each row of {wanted.name} has its own")
+        below = [each for each in (leaves[0] if leaves else ()) if each == key or each.startswith(f"{key}.")]
+        if any(row[each] != leaves[0][each] for row in leaves for each in below):
+            raise ValueError(
+                f"{key} is what the arms of {wanted.name} differ in; override it for one of its experiments: "
+                f"{', '.join(wanted.experiments)}"
+            )
+        if any(each == key or each.startswith(f"{key}.") for each in said):
+            raise ValueError(f"{key} is what the repetitions of {wanted.name} differ in")
+
+
+def _leaves(data: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys; p_args, whose keys are its own, as one."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and key != "p_args":
+            found |= _leaves(value, f"{above}{key}.")
+        else:
+            found[above + key] = value
+    return found

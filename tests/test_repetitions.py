@@ -1,0 +1,62 @@
+"""Repetitions of a table: means, spread, and what they say of a claim, against hand-worked cases."""
+
+import math
+
+import pytest
+
+from randcond.eval.collect import Row
+from randcond.eval.repetitions import merge, verdicts
+from randcond.eval.report import claim_lines
+from randcond.eval.table import table
+from randcond.launch.table import Claim
+
+
+def rows(*values: float) -> list[Row]:
+    return [
+        Row(
+            name,
+            {"unseen": {"digit_accuracy": value, "images": 10}},
+            notes=[f"note of {name}"],
+            facts={"seconds": 10.0},
+        )
+        for name, value in zip(("without", "with"), values, strict=True)
+    ]
+
+
+THREE = {"a": rows(0.10, 0.50), "b": rows(0.20, 0.70), "c": rows(0.30, 0.60)}
+HELPS = Claim("it helps", {"with": 1.0, "without": -1.0}, split="unseen")
+
+
+def test_means_and_standard_deviations() -> None:
+    without, with_ = merge(THREE)
+    assert without.scores["unseen"]["digit_accuracy"] == pytest.approx(0.2)
+    assert without.spread["unseen"]["digit_accuracy"] == pytest.approx(0.1)
+    assert with_.scores["unseen"]["digit_accuracy"] == pytest.approx(0.6)
+    assert "images" not in with_.spread["unseen"]
+    assert with_.notes == ["note of with"]
+    lines = table([without, with_])
+    assert [line[-1] for line in lines] == ["digit right", "20.0% ± 10.0%", "60.0% ± 10.0%"]
+
+
+def test_one_repetition_is_itself() -> None:
+    alone = rows(0.1, 0.5)
+    assert merge({"": alone}) == alone
+    with pytest.raises(ValueError, match="one repetition has no spread"):
+        verdicts([HELPS], {"": alone})
+
+
+def test_verdicts_by_students_t() -> None:
+    """Differences 0.4, 0.5, 0.3: mean 0.4, deviation 0.1, and t(0.975, 2) = 4.302653 by the printed tables."""
+    (found,) = verdicts([HELPS], THREE)
+    assert found.values == pytest.approx([0.4, 0.5, 0.3])
+    assert found.margin == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert found.said == "reproduced"
+    against = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen")
+    assert verdicts([against], THREE)[0].said == "not reproduced"
+    noisy = {"a": rows(0.1, 0.5), "b": rows(0.2, 0.1), "c": rows(0.3, 0.4)}
+    assert verdicts([HELPS], noisy)[0].said == "within noise"
+    assert claim_lines([found])[1] == ["it helps", "digit right, unseen", "+40.0% ± 24.8%", "reproduced"]
+    same = {"a": rows(0.1, 0.1), "b": rows(0.2, 0.2)}
+    assert verdicts([HELPS], same)[0].said == "within noise"  # no difference at all, and no spread of it
+    with pytest.raises(ValueError, match=r"row with has no colour_accuracy of unseen"):
+        verdicts([Claim("colours", {"with": 1.0}, score="colour_accuracy", split="unseen")], THREE)
