@@ -30,7 +30,7 @@ def bench(folder: Path, module: str, *words: str) -> str:
 
 @pytest.mark.slow
 def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
-    words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]
+    words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]  # one engine after another
     first = bench(tmp_path, "step", *words, "engine.channels_last=true")
     assert "ours / bare" in first and "published / ours" in first and "last saved" not in first
     kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
@@ -48,6 +48,12 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
 def test_the_drawing_bench(tmp_path: Path) -> None:
     said = bench(tmp_path, "draw", "--rounds", "2", "--largest", "2", "cache.steps=2", "cache.shard_size=50")
     assert "stock / ours" in said and "images/s" in said
+
+
+@pytest.mark.slow
+def test_the_startup_bench(tmp_path: Path) -> None:
+    said = bench(tmp_path, "startup", "--rounds", "1")
+    assert "randcond --help" in said and "command and launcher" in said and "first step" in said
 
 
 @pytest.mark.slow

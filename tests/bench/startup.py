@@ -16,7 +16,7 @@ from randcond.data.files import read_json
 from tests.bench.results import interval, save
 
 RANDCOND = str(Path(sys.executable).with_name("randcond"))
-SMALL = ["cache.size=50", "train.steps=2", "cache.steps=2", "train.sample_every=0"]
+SMALL = ["cache.size=100", "train.steps=2", "cache.steps=2", "train.sample_every=0"]
 
 
 def main() -> None:
@@ -57,7 +57,9 @@ def training(folder: Path, rounds: int) -> dict[str, Any]:
 def timed(command: list[str], folder: Path) -> float:
     """Seconds of a command that must succeed."""
     began = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     return time.perf_counter() - began
 
 
