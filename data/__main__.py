@@ -16,7 +16,7 @@ def check_sources(config: Config) -> None:
     pool = config.pool
     for key, sources in (
         ("cache.captions", config.cache.captions),
-        ("pool.sources", pool.sources if pool.size != 0 else []),
+        ("pool.sources", pool.read),
         ("pool.also", pool.also),
     ):
         for source in resolve_sources(sources):

@@ -177,10 +177,9 @@ def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
 def asked(config: Config) -> dict[str, Any]:
     """What of an experiment decides its extra texts; sources by their names, as a cache knows its own."""
     pool = config.pool
-    names = {key: [PurePosixPath(source).name for source in getattr(pool, key)] for key in ("sources", "also")}
     return {
-        **names,
-        "sources": names["sources"] if pool.size != 0 else [],
+        "sources": [PurePosixPath(source).name for source in pool.read],
+        "also": [PurePosixPath(source).name for source in pool.also],
         "size": pool.size,
         "seed": pool.seed if pool.size else 0,
         "filter": settings(row_filter(pool, config.cache.exclude)),

@@ -232,7 +232,7 @@ def _near(word: str, known: list[str]) -> str:
 
 def _overview() -> str:
     tables = "\n".join(f"  {name:24}{load_table(name).title}" for name in table_names())
-    own = [name for name in experiment_names() if find_experiment(name).parent == EXPERIMENTS]
+    own = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
     experiments = "\n".join(f"  {name:24}{_first_comment(name)}" for name in own)
     more = len(experiment_names()) - len(own)
     return f"""randcond: distils a text-to-image diffusion model into a small one, without images (Random Conditioning).

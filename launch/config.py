@@ -55,17 +55,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def experiment_names() -> list[str]:
     """The experiments that ship with randcond, one YAML each below launch/experiments."""
-    return sorted(path.stem for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "base")
+    return sorted(_files(EXPERIMENTS))
 
 
 def table_names() -> list[str]:
     """The tables (sets of experiments compared in one report), one YAML each below launch/tables."""
-    return sorted(path.stem for path in TABLES.rglob("*.yaml") if path.parent.name != "base")
+    return sorted(_files(TABLES))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The YAML files below a folder by name, those in base/ left out."""
+    return {path.stem: path for path in folder.rglob("*.yaml") if path.parent.name != "base"}
 
 
 def find_table(name: str) -> Path:
     """The YAML file of a table; raises ValueError with the nearest names."""
-    found = next((path for path in TABLES.rglob(f"{name}.yaml") if path.parent.name != "base"), None)
+    found = _files(TABLES).get(name)
     if found is None:
         raise ValueError(f"unknown table {name!r}{_suggest(name, table_names())}")
     return found
@@ -92,7 +97,7 @@ def find_experiment(name: str) -> Path:
         if not rows[int(row) - 1]:
             raise ValueError(f"{name}: that row is quoted from the paper, it is not run")
         name = rows[int(row) - 1]
-    found = next((path for path in EXPERIMENTS.rglob(f"{name}.yaml") if path.parent.name != "base"), None)
+    found = _files(EXPERIMENTS).get(name)
     if found is None:
         raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names())}")
     return found

@@ -65,12 +65,11 @@ def stage_hours(
     steps = protocol_of(ev).steps or LIBRARY_STEPS
     image = sum(2 * steps * drawing[who] + sizes.decode for who in ev.of) / rate
     train = config.train
-    times = train.steps // train.eval_every * len(train.eval_weights) if train.eval_every else 0
     share = min(1.0, train.eval_size / ev.size if train.eval_size and ev.size else 1.0)
     student = (2 * steps * sizes.student.flop + sizes.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
-        "train": train.steps * step + times * share * -(-chunks // cluster.ranks) * ev.batch * student,
+        "train": train.steps * step + train.evaluations * share * -(-chunks // cluster.ranks) * ev.batch * student,
         "eval": (-(-chunks // cluster.ranks) + -(-bench_chunks // cluster.ranks)) * ev.batch * image,
     }
     samples = {

@@ -67,9 +67,10 @@ class Prices:
         """The most that a run's folder holds: every evaluation's U-Net and rows stay, and each that was the best."""
         train = config.train
         kept = train.keep_checkpoints + 1  # the next one is written beside them
-        times = train.steps // train.eval_every * len(train.eval_weights) if train.eval_every else 0
         best = 4 * (sizes.trained + sizes.text + sizes.vae)
-        return sizes.trained * (CHECKPOINT * kept + EXPORT) + times * (2 * sizes.trained + ROWS + best) + ROWS
+        return (
+            sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + ROWS + best) + ROWS
+        )
 
     def _counted(self, config: Config) -> Sizes:
         key = config.teacher.path, config.student.rule

@@ -67,6 +67,11 @@ class Pool:
     min_width: int = 0  # of column WIDTH, pixels of the image
     min_height: int = 0
 
+    @property
+    def read(self) -> list[str]:
+        """The sources that captions are taken from: none where none is to be taken."""
+        return [] if self.size == 0 else self.sources
+
 
 @dataclass(frozen=True, config=STRICT)
 class Conditioning:
@@ -117,6 +122,11 @@ class Train:
     skip_nonfinite: int = 0  # how many steps whose gradient is not finite are left out before one stops the run
     log_samples: bool = False  # which samples each step saw: samples/rank-NNNN.jsonl
     profile: list[int] = dataclasses.field(default_factory=list)  # [first, last] step of a torch profiler trace
+
+    @property
+    def evaluations(self) -> int:
+        """How many times weights are evaluated while training."""
+        return self.steps // self.eval_every * len(self.eval_weights) if self.eval_every else 0
 
 
 @dataclass(frozen=True, config=STRICT)

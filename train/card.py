@@ -16,7 +16,7 @@ def model_card(config: Config, weights: str, dtype: str = "fp32", student: Path 
     cache, p = config.cache, config.conditioning
     pool, cached = config.pool, cache.used or cache.size
     some = f" ({pool.size} of them)" if pool.size else ""
-    extra = [*(f"{each}{some}" for each in pool.sources if pool.size != 0), *pool.also]
+    extra = [*(f"{each}{some}" for each in pool.read), *pool.also]
     options = ", ".join(f"{key} {value:g}" for key, value in p.p_args.items())
     ours = find_rule(config.student.rule).model.__module__.startswith("randcond.")
     loader = "load it with `randcond.model_zoo.export.load_pipeline` (its U-Net has a class of its own)"

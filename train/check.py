@@ -43,7 +43,7 @@ def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> N
         check_training(config, ranks)
         with collecting(missing):
             contents(config)
-        for source in resolve_sources([*(config.pool.sources if config.pool.size != 0 else []), *config.pool.also]):
+        for source in resolve_sources([*config.pool.read, *config.pool.also]):
             with collecting(missing):
                 expand(source)
     check_evaluation(config, missing)
