@@ -65,15 +65,15 @@ class LatentCache:
         def store(entries: list[dict[str, Any]]) -> LocalShards | RemoteShards:
             return RemoteShards(where, entries, copies, 1e9 * asked.local_gb) if url else LocalShards(folder, entries)
 
-        url = is_url(where)
+        url, skip = is_url(where), config.on_error == "skip"
         try:
             if asked.used is not None:
                 shards = store(manifest["shards"])
-                entries = first_entries(manifest, asked.used, lambda number: Shard(shards.path(number)))
+                entries = first_entries(manifest, asked.used, lambda number: Shard(shards.path(number)), skip)
                 manifest, captions = {**manifest, "shards": entries}, Captions(captions.path, asked.used)
             cache = cls(manifest, captions, store(manifest["shards"]))
             if not url:
-                cache._check_shards(skip=config.on_error == "skip")
+                cache._check_shards(skip)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
         if not cache.left_out and len(cache) + cache.missing != len(captions):
@@ -173,13 +173,23 @@ class LatentCache:
         return bisect_right(self._starts, index) - 1
 
 
-def first_entries(manifest: dict[str, Any], count: int, shard: Callable[[int], Shard]) -> list[dict[str, Any]]:
-    """A manifest's shards of its first captions: of the last one it may be a part; `shard` opens one by number."""
+def first_entries(
+    manifest: dict[str, Any], count: int, shard: Callable[[int], Shard], skip: bool = False
+) -> list[dict[str, Any]]:
+    """A manifest's shards of its first captions: of the last one it may be a part; `shard` opens one by number.
+
+    `skip`: of a damaged one as many as are wanted are said to be there, until it is left out.
+    """
     entries, size = [], manifest["shard_size"]
     for number in range(-(-count // size)):
         entry, wanted = manifest["shards"][number], min(count - number * size, size)
         if entry["samples"] + entry["left_out"] > wanted:
-            samples = int((shard(number).caption_ids < count).sum())  # fewer where images were left out
+            try:
+                samples = int((shard(number).caption_ids < count).sum())  # fewer where images were left out
+            except ValueError:
+                if not skip:
+                    raise
+                samples = wanted
             entry = {**entry, "samples": samples, "left_out": wanted - samples}
         entries.append(entry)
     return entries

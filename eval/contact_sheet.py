@@ -12,7 +12,7 @@ from randcond.eval.pictures import to_picture
 
 Images = Mapping[int, Tensor]  # caption number -> uint8 [3, h, w]
 SMALL, LARGE = 72, 192  # pixels of a tile
-GAP, MARGIN, LINE, LINES = 4, 110, 12, 4
+GAP, MARGIN, LINE, LINES = 4, 110, 12, 8  # LINES: of a caption at most
 
 
 def draw_sheet(
@@ -22,20 +22,21 @@ def draw_sheet(
     font, small = ImageFont.load_default(16), ImageFont.load_default(11)
     side = max(image.shape[-1] for images in arms.values() for image in images.values())
     tile = SMALL if side <= SMALL else LARGE
-    head = 8 + LINES * LINE + 4
+    wrapped = {number: textwrap.wrap(captions[number], tile // 6)[:LINES] for ids in bands.values() for number in ids}
+    head = 8 + max(3, *map(len, wrapped.values())) * LINE + 4
     band_height = head + len(arms) * (tile + GAP)
     columns = max(len(ids) for ids in bands.values())
     sheet = Image.new("RGB", (MARGIN + columns * (tile + GAP) + GAP, len(bands) * band_height + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for band, (split, ids) in enumerate(bands.items()):
         top = band * band_height
-        pen.multiline_text((8, top + 8), f"{split}\ncaptions", "black", font)
+        pen.multiline_text((8, top + 8), "\n".join(textwrap.wrap(f"{split} captions", 12)), "black", font)
         for row, arm in enumerate(arms):
             place = (8, top + head + row * (tile + GAP) + tile // 2 - 10)
             pen.multiline_text(place, "\n".join(textwrap.wrap(arm, 12)), "black", font)
         for column, number in enumerate(ids):
             left = MARGIN + column * (tile + GAP)
-            for line, words in enumerate(textwrap.wrap(captions[number], tile // 6)[:LINES]):
+            for line, words in enumerate(wrapped[number]):
                 pen.text((left, top + 8 + LINE * line), words, "#666", small)
             for row, images in enumerate(arms.values()):
                 if number not in images:  # evaluated with fewer to be shown

@@ -27,6 +27,7 @@ from randcond.launch.table import Picture
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 from randcond.model_zoo.systems import load_system
 
+DPI = 120
 STEPS, GUIDANCE = 25, 7.5  # supplement K, where the experiment says nothing else
 
 
@@ -75,10 +76,10 @@ def regenerated(picture: Picture, configs: list[Config], path: Path) -> None:
         name: {number: to_bytes(found[number : number + 1])[0] for number in shown} for name, found in images.items()
     }
     if not digits or not picture.read:
-        draw_sheet(path, words, {"x_0's caption -> the other": list(shown)}, arms)
+        draw_sheet(path, words, {"own -> other": list(shown)}, arms)
         return
     sheet = path.with_name(f"{path.stem}-sheet.png")
-    draw_sheet(sheet, words, {"x_0's caption -> the other": list(shown)}, arms)
+    draw_sheet(sheet, words, {"own -> other": list(shown)}, arms)
     _shares(reached, own, other, images, sheet, path)
 
 
@@ -160,13 +161,14 @@ def _shares(
     for timestep in timesteps:
         digits = judge.classify(images[f"from t = {timestep}"])[0][:, 0]
         shares.append([(digits == wanted).float().mean().item() for wanted in said])
-    figure, axes = _axes(1)
+    above = Image.open(sheet)
+    figure, axes = _axes(1, above.width / DPI)
     for name, values in zip(("x_0's own digit", "the other caption's digit"), zip(*shares, strict=True), strict=True):
         axes[0].plot(timesteps, values, marker="o", markersize=3, label=name)
     axes[0].set(xlabel="timestep t that x_t is taken from", ylabel=f"share of {len(own)} images", ylim=(-0.03, 1.03))
     axes[0].legend(frameon=False, fontsize=9)
     _save(figure, path)
-    above, below = Image.open(sheet), Image.open(path)
+    below = Image.open(path)
     whole = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
     whole.paste(above, (0, 0))
     whole.paste(below, (0, above.height))
@@ -219,8 +221,9 @@ def _alphas(pipe: Any) -> np.ndarray:
     return pipe.scheduler.alphas_cumprod.cpu().double().numpy()
 
 
-def _axes(columns: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(max(6.4, 3.0 * columns), 3.6), layout="constrained", dpi=120)
+def _axes(columns: int, width: float = 6.4) -> tuple[Figure, Any]:
+    """`width` in inches, at least."""
+    figure = Figure(figsize=(max(width, 3.0 * columns), 3.6), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 

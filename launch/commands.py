@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from randcond.launch.config import Config, eval_folder, is_url, load_config, table_names, to_yaml
+from randcond.launch.config import Config, eval_folder, is_url, load_config, table_names, table_row, to_yaml
 from randcond.launch.hosts import check_folder_name, read_hostfile
 from randcond.launch.table import Run, load_runs, load_table
 
@@ -158,19 +158,29 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
         assert step.artefact is not None
         steps.setdefault((each, step.artefact), step)
     if stage in ("report", "all"):
-        command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
-        out = out_folder(name, runs)
-        steps["report", out] = Step(f"report {name}", command, out / "report.json")
+        if name in table_names():
+            reports = [_report(name, overrides, out_folder(name, runs))]
+        else:
+            reports = [
+                _report(run.experiment, run.overrides, Path(run.config.home), run.config.replicate) for run in runs
+            ]
+        steps |= {("report", out): step for out, step in reports}
     first = [run for run in runs if run.overrides == runs[0].overrides]  # repetitions differ in what can't be wrong
     checks = [_check(first, place)] if stage == "all" and first else []
     return [*checks, *steps.values()]
 
 
+def _report(name: str, overrides: list[str], out: Path, replicate: str = "") -> tuple[Path, Step]:
+    command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
+    return out, Step(" ".join(filter(None, ["report", name, replicate])), command, out / "report.json")
+
+
 def runs_of(name: str, overrides: list[str]) -> list[Run]:
-    """Every run of a table, repetition by repetition, or an experiment's one."""
-    if name not in table_names():
+    """Every run of a table or of a row of it (table1-row5), repetition by repetition, or an experiment's one."""
+    table, only = (name, "") if name in table_names() else table_row(name) or ("", "")
+    if not table:
         return [Run(name, overrides, load_config(name, overrides))]
-    return [run for runs in load_runs(name, overrides).values() for run in runs.values()]
+    return [run for runs in load_runs(table, overrides, only).values() for run in runs.values()]
 
 
 def out_folder(name: str, runs: list[Run]) -> Path:

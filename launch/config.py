@@ -89,18 +89,24 @@ def find_experiment(name: str) -> Path:
     if name in table_names():
         arms = ", ".join(filter(None, _rows(name)))
         raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
-    table, _, row = name.rpartition("-row")
-    if table in table_names() and row.isdigit():
-        rows = _rows(table)
-        if not 1 <= int(row) <= len(rows):
-            raise ValueError(f"{name}: {table} has {len(rows)} rows")
-        if not rows[int(row) - 1]:
-            raise ValueError(f"{name}: that row is quoted from the paper, it is not run")
-        name = rows[int(row) - 1]
+    _, name = table_row(name) or ("", name)
     found = _files(EXPERIMENTS).get(name)
     if found is None:
         raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names())}")
     return found
+
+
+def table_row(name: str) -> tuple[str, str] | None:
+    """Table and experiment of a row by its number (table1-row5), or None for another name; ValueError: no such row."""
+    table, _, row = name.rpartition("-row")
+    if table not in table_names() or not row.isdigit():
+        return None
+    rows = _rows(table)
+    if not 1 <= int(row) <= len(rows):
+        raise ValueError(f"{name}: {table} has {len(rows)} rows")
+    if not rows[int(row) - 1]:
+        raise ValueError(f"{name}: that row is quoted from the paper, it is not run")
+    return table, rows[int(row) - 1]
 
 
 def _rows(table: str) -> list[str]:

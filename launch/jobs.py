@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Place, Step, out_folder, runs_of
-from randcond.launch.config import table_names
 from randcond.launch.slurm import script
 
 
@@ -23,7 +22,7 @@ def job_script(
     """
     runs = runs_of(name, overrides)
     out = out_folder(name, runs) / "launch"
-    spread = name in table_names() and stage in ("train", "eval") and len(runs) > 1
+    spread = stage in ("train", "eval") and len(runs) > 1
     groups = [[step] for step in steps] if spread else [steps]
     text = script(
         name=f"{stage}-{name}",

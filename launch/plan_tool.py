@@ -65,7 +65,8 @@ def plan(
         _print_all(costs.Cluster(found, nodes, gpus), gpu, share, source, json)
         return
     runs = runs_of(experiment, list(overrides))
-    configs = [run.config for run in runs if run.config.trains]
+    repetition = [run for run in runs if run.overrides == runs[0].overrides]  # all take the same
+    configs = [run.config for run in repetition if run.config.trains]
     if not configs:
         raise ValueError(
             f"{experiment}: has no student; what is planned are trainings, with their caches and evaluations"
@@ -97,11 +98,13 @@ def plan(
         print(json_library.dumps(results, indent=1))
     elif experiment in table_names() and not (curve or sweep):
         prices = pricing.Prices(cluster, share)
-        made = {run.experiment: prices.of(run.config)[0] for run in runs}
-        hours, gb = pricing.together(each for artefacts in made.values() for each in artefacts)
-        print(f"{experiment}, what its rows share once: {hours:,.0f} GPU-hours, {gb:,.0f} GB on disk")
-        if unknown := [name for name, artefacts in made.items() if not artefacts]:
-            print(f"not in it, their networks' costs are not known here: {', '.join(unknown)}")
+        made = [(run.experiment, prices.of(run.config)[0]) for run in runs]
+        unknown = {name for name, artefacts in made if not artefacts}
+        if len(unknown) < len(made):
+            hours, gb = pricing.together(each for _, artefacts in made for each in artefacts)
+            print(f"{experiment}, what its rows share once: {hours:,.0f} GPU-hours, {gb:,.0f} GB on disk")
+            if unknown:
+                print(f"not in it, their networks' costs are not known here: {', '.join(sorted(unknown))}")
 
 
 def _print_all(cluster: "costs.Cluster", gpu: str, share: float, source: str, json: bool) -> None:

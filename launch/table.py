@@ -94,22 +94,23 @@ def load_table(name: str) -> Table:
     return parse(Table, data, str(path))
 
 
-def load_runs(name: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Run]]:
-    """Every run of a table: repetition ("" where it has none) -> experiment -> run.
+def load_runs(name: str, overrides: Sequence[str] = (), only: str = "") -> dict[str, dict[str, Run]]:
+    """Every run of a table, or of `only` one of its experiments: repetition ("": it has none) -> experiment -> run.
 
     Raises ValueError naming an override of a key in which the rows differ: it would make them one.
     """
     wanted = load_table(name)
-    _check_overrides(wanted, overrides)
+    experiments = [only] if only else wanted.experiments
+    _check_overrides(wanted, experiments, overrides)
     runs = {}
     for replicate, own in (wanted.replicates or {"": []}).items():
         words = [*([f"replicate={replicate}"] if replicate else []), *own, *overrides]
-        runs[replicate] = {each: Run(each, words, load_config(each, words)) for each in wanted.experiments}
+        runs[replicate] = {each: Run(each, words, load_config(each, words)) for each in experiments}
     return runs
 
 
-def _check_overrides(wanted: Table, overrides: Sequence[str]) -> None:
-    leaves = [_leaves(to_dict(load_config(experiment))) for experiment in wanted.experiments]
+def _check_overrides(wanted: Table, experiments: list[str], overrides: Sequence[str]) -> None:
+    leaves = [_leaves(to_dict(load_config(experiment))) for experiment in experiments]
     said = [word.partition("=")[0] for own in wanted.replicates.values() for word in own]
     for override in overrides:
         key = override.partition("=")[0]

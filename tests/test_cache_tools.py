@@ -98,6 +98,16 @@ def test_an_experiment_trains_on_the_first_of_a_cache(world: Path, tmp_path: Pat
         load_config("demo-with", [*TINY, "cache.used=97"])
 
 
+def test_of_a_part_whose_last_shard_is_damaged_the_others_are_used(cache: Path) -> None:
+    index_path(cache / "latents-00001.tar").unlink()
+    fingerprint = json.loads((cache / "manifest.json").read_text())["teacher"]
+    words = [*TINY, f"paths.cache={cache}", "cache.used=40"]
+    with pytest.raises(ValueError, match=r"latents-00001.tar: it or its index is missing"):
+        LatentCache.open(load_config("demo-with", words), fingerprint)
+    used = LatentCache.open(load_config("demo-with", [*words, "on_error=skip"]), fingerprint)
+    assert len(used) == 32 and "latents-00001.tar" in used.left_out[0]
+
+
 def test_verify_knows_parts_of_caches_and_every_kind_of_damage(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

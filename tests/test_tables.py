@@ -267,6 +267,19 @@ def test_repetitions_have_folders_and_overrides_of_their_own() -> None:
             load_runs("mini-table1", [override])
 
 
+def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
+    labels = [step.label for step in plan("all", "mini-table1-row4", ["train.losses.task=1"], Place())]
+    assert labels == [
+        "check",
+        "pool mini-random a",
+        *(f"cache mini-random {each}" for each in "abc"),
+        *(f"{stage} mini-random {each}" for each in "abc" for stage in ("train", "eval")),
+        *(f"report mini-random {each}" for each in "abc"),
+    ]
+    with pytest.raises(ValueError, match=r"train.seed is what the repetitions of mini-table1 differ in"):
+        runs_of("mini-table1-row4", ["train.seed=3"])
+
+
 def test_what_every_table_needs_is_said_and_nothing_is_wrong(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

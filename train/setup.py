@@ -94,7 +94,7 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         checkpoint.clear_unfinished(folder / "checkpoints")
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
         forever = train.steps // train.keep_every if train.keep_every else 0
-        check_folder(folder, parameters, train.keep_checkpoints + forever)
+        check_folder(folder, parameters, train.keep_checkpoints + forever, train.evaluations)
     engine.barrier()
     settle(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
