@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PACKAGES := randcond.launch randcond.model_zoo randcond.data randcond.train randcond.eval
 
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard launch/experiments/*.yaml launch/experiments/*/*.yaml))))
 EXPERIMENTS := $(filter-out $(basename $(notdir $(wildcard launch/experiments/base/*.yaml))),$(EXPERIMENTS))
@@ -14,7 +15,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
@@ -29,7 +30,8 @@ help: ## this list
 setup: $(READY) ## install everything into VENV (done by the other targets when missing)
 
 $(READY): requirements.lock pyproject.toml
-	@echo "setting up $(VENV): a few minutes, about 6 GB"
+	@$(PYTHON) launch/needs.py $(VENV)
+	@echo "setting up $(VENV): a few minutes, about 8 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -50,9 +52,8 @@ MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini
 mini: $(READY) ## the paper in miniature, all its tables one after the other: most of a day on two cores
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
 
-mini-results: ## keep the reports of the tables in miniature that are done in launch/tables/results
-	@for report in runs/mini/mini-*/report.json; do from=$$(dirname $$report); to=launch/tables/results/$$(basename $$from); \
-	  mkdir -p $$to; cp $$from/report.md $$from/report.json $$from/*.png $$to; echo $$to; done
+mini-results: $(READY) ## keep the reports of the tables in miniature that are done in launch/tables/results
+	@$(BIN)/python -m randcond.eval.results runs/mini launch/tables/results
 
 plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
 	@$(BIN)/randcond plan $(ARGS)
@@ -75,7 +76,7 @@ test-slurm: $(READY) ## a Slurm cluster on this machine: submit, requeue, finish
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.typing $(BIN)/mypy -p randcond.launch -p randcond.model_zoo -p randcond.data -p randcond.train -p randcond.eval
+	MYPYPATH=.typing $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
 format: $(READY) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
@@ -103,6 +104,10 @@ bench-eval: $(READY) ## what scoring adds to drawing, one pass beside tool after
 
 tensorboard: $(READY) ## watch the runs
 	$(BIN)/tensorboard --logdir runs
+
+docs: $(READY) ## the API reference, out of docstrings and types, into runs/api
+	PYTHONWARNINGS=ignore::UserWarning $(BIN)/pdoc -o runs/api $(PACKAGES)
+	@echo "open runs/api/index.html"
 
 digits-teacher: $(READY) ## train the embedded teacher and judge from nothing into runs/digits-teacher
 	$(BIN)/python -m randcond.data.digits.train_teacher runs/digits-teacher

@@ -6,10 +6,12 @@ In: rows of every repetition, in one order. Out: one row each with means and sta
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
+from typing import Any
 
 from scipy.stats import t as student_t
 
 from randcond.eval.collect import Row, Scores
+from randcond.eval.table import COLUMNS
 from randcond.launch.table import Claim
 
 CONFIDENCE = 0.95
@@ -64,6 +66,21 @@ class Verdict:
         least = -self.claim.margin
         low, high = mean(self.values) - self.margin, mean(self.values) + self.margin
         return "reproduced" if low > least else "not reproduced" if high < least else "within noise"
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data: the claim, `values`, the mean's `interval` to either side, `here`."""
+        return {**vars(self.claim), "values": self.values, "interval": self.margin, "here": self.said}
+
+
+def claim_lines(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A header and a line per claim, given as plain data; empty where there is none."""
+    lines = []
+    for claim in claims:
+        column = COLUMNS[claim["score"]]
+        difference = f"{column.write(mean(claim['values']), '+')} ± {column.write(claim['interval'])}"
+        lines.append([claim["text"], f"{column.label}, {claim['split']}", difference, claim["here"]])
+    head = ["the paper's claim", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
+    return [head, *lines] if lines else []
 
 
 def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list[Verdict]:

@@ -9,7 +9,6 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -22,8 +21,9 @@ from randcond.eval.curves import draw_curves
 from randcond.eval.figures import draw_picture
 from randcond.eval.generate import load_shown
 from randcond.eval.prompts import Prompts, choose_prompts, grid_prompts
-from randcond.eval.repetitions import CONFIDENCE, Verdict, merge, verdicts
-from randcond.eval.table import COLUMNS, as_markdown, as_text, table
+from randcond.eval.repetitions import Verdict, claim_lines, merge, verdicts
+from randcond.eval.spread import draw_spread
+from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch.config import Config, load_config, table_names
 from randcond.launch.table import Picture, load_runs, load_table
 
@@ -67,7 +67,7 @@ def write_report(report: Report) -> None:
     """Writes the files into the report's folder and prints the table."""
     rows, out = report.rows, report.out
     lines = table(rows) if rows else []
-    pictures = {**_pictures(report), **_figures(report)}
+    pictures = {**_pictures(report), **_spread(report), **_figures(report)}
     said = [] if report.repetitions else drawn_instead(rows, _excluded(report))
     if report.repetitions:
         names = ", ".join(report.repetitions)
@@ -79,7 +79,7 @@ def write_report(report: Report) -> None:
     said += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
     shown = [f"![{title}]({path.name})" for title, path in pictures.items()]
-    claims = claim_lines(report.verdicts)
+    claims = claim_lines(_claims(report))
     tables = [as_markdown(each) for each in (lines, claims) if each]
     body = [f"# {report.title}", report.claim, *tables, *said, *shown, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
@@ -97,15 +97,8 @@ def write_report(report: Report) -> None:
         print("try next      " + "\n              ".join(report.following))
 
 
-def claim_lines(found: list[Verdict]) -> list[list[str]]:
-    """A header and a line per claim; empty where there is none."""
-    lines = []
-    for verdict in found:
-        column = COLUMNS[verdict.claim.score]
-        difference = f"{column.write(mean(verdict.values), '+')} ± {column.write(verdict.margin)}"
-        lines.append([verdict.claim.text, f"{column.label}, {verdict.claim.split}", difference, verdict.said])
-    head = ["the paper's claim", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
-    return [head, *lines] if lines else []
+def _claims(report: Report) -> list[dict[str, Any]]:
+    return [verdict.facts() for verdict in report.verdicts]
 
 
 def _excluded(report: Report) -> list[str]:
@@ -120,10 +113,7 @@ def _facts(report: Report) -> dict[str, Any]:
             name: {row.name: {"scores": row.scores, "protocol": row.protocol} for row in rows}
             for name, rows in report.repetitions.items()
         }
-        facts["claims"] = [
-            {**vars(each.claim), "values": each.values, "interval": each.margin, "here": each.said}
-            for each in report.verdicts
-        ]
+        facts["claims"] = _claims(report)
     return facts
 
 
@@ -132,6 +122,15 @@ def _as_json(row: Row) -> dict[str, Any]:
     names = list(dict.fromkeys(name for scores in row.scores.values() for name in scores))
     by_score = {name: {split: scores[name] for split, scores in row.scores.items() if name in scores} for name in names}
     return {**row.facts, **by_score, "paper": row.paper, "notes": row.notes, "protocol": row.protocol}
+
+
+def _spread(report: Report) -> dict[str, Path]:
+    """Every repetition's scores, of those that the claims are about; title -> file."""
+    scores = list(dict.fromkeys((each.claim.score, each.claim.split) for each in report.verdicts))
+    if not scores:
+        return {}
+    draw_spread(report.out / "repetitions.png", report.repetitions, scores)
+    return {"every repetition, and their mean": report.out / "repetitions.png"}
 
 
 def _figures(report: Report) -> dict[str, Path]:

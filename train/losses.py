@@ -1,6 +1,6 @@
 """The losses as pure functions in fp32, each returning named terms whose sum is the loss; `train.losses` weighs them.
 
-A new loss is one function over tensors, one entry in LOSSES and its weight's key in launch/config.py.
+A new loss is one function over tensors, one entry in LOSSES and its weight's key in launch/sections.py.
 """
 
 from collections.abc import Callable, Sequence

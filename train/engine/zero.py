@@ -17,6 +17,7 @@ from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
 from randcond.model_zoo.memory import BUCKET
 from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
+from randcond.train.engine.build_ops import find_tools
 
 
 class ZeroEngine(Engine):
@@ -25,6 +26,7 @@ class ZeroEngine(Engine):
     def __init__(self, config: Config, module: nn.Module) -> None:
         describe_alone()
         if not dist.is_initialized():
+            find_tools()
             backend = "nccl" if torch.cuda.is_available() else "gloo"
             deepspeed.init_distributed(backend, verbose=False, timeout=patience(config))
             dist.barrier()

@@ -1,0 +1,58 @@
+"""Keeps the reports of repeated tables, and puts their claims on one page: `make mini-results`.
+
+In: a folder of reports, a folder to keep them in. Out: there, each report without its page, README.md and claims.png.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from randcond.data.files import read_json, write_text
+from randcond.eval.repetitions import CONFIDENCE, claim_lines
+from randcond.eval.spread import COLOURS, draw_claims
+from randcond.eval.table import as_markdown
+from randcond.launch.config import table_names
+
+KEPT = ("*.md", "*.json", "*.png")
+
+
+def keep(reports: Path, out: Path) -> list[str]:
+    """Copies every table's finished report; returns the tables' names."""
+    names = [name for name in table_names() if (reports / name / "report.json").is_file()]
+    for name in names:
+        (out / name).mkdir(parents=True, exist_ok=True)
+        for path in (path for kind in KEPT for path in (reports / name).glob(kind)):
+            shutil.copy(path, out / name / path.name)
+    return names
+
+
+def summarize(out: Path) -> None:
+    """Writes README.md and claims.png over the reports that are kept."""
+    facts = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
+    claims = {name: found["claims"] for name, found in facts.items() if found.get("claims")}
+    said = [claim["here"] for each in claims.values() for claim in each]
+    lines = [
+        "# The paper in miniature: results",
+        ", ".join(f"{said.count(verdict)} {verdict}" for verdict in COLOURS) + f", of {len(said)} claims. "
+        f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
+        "repetition); each table's folder has all scores, the protocol and pictures.",
+        "![claims](claims.png)",
+    ]
+    for name, found in facts.items():
+        lines += [f"## [{found['title']}]({name}/report.md)", f"`make {name}`"]
+        if found.get("claims"):
+            lines.append(as_markdown(claim_lines(found["claims"])))
+    write_text(out / "README.md", "\n\n".join(lines) + "\n")
+    if claims:
+        draw_claims(out / "claims.png", claims)
+
+
+def main() -> None:
+    """`python -m randcond.eval.results REPORTS OUT`."""
+    reports, out = (Path(word) for word in sys.argv[1:3])
+    print("\n".join(f"{out / name}" for name in keep(reports, out)))
+    summarize(out)
+
+
+if __name__ == "__main__":
+    main()

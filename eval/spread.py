@@ -1,0 +1,83 @@
+"""Pictures of repetitions: each one's score by row, and what the claims' differences are.
+
+In: rows of every repetition, or claims of reports. Out: PNGs. Drawn by matplotlib, no display is needed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from randcond.data.files import written_whole
+from randcond.eval.collect import Row
+from randcond.eval.table import COLUMNS
+
+DPI = 120
+COLOURS = {"reproduced": "#2a7f3f", "within noise": "#888888", "not reproduced": "#b03030"}  # by verdict
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG that appears whole."""
+    FigureCanvasAgg(figure)
+    with written_whole(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def draw_spread(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[tuple[str, str]]) -> None:
+    """A panel per (score, split), a line per row: every repetition's score as a point, their mean as a stroke."""
+    names = [row.name for row in next(iter(repetitions.values()))]
+    figure = Figure(figsize=(2.4 + 2.8 * len(scores), 0.9 + 0.32 * len(names)), layout="constrained", dpi=DPI)
+    panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
+    for axes, (score, split) in zip(panels, scores, strict=True):
+        for place, lines in enumerate(zip(*repetitions.values(), strict=True)):
+            values = [row.scores[split][score] for row in lines]
+            axes.plot(mean(values), place, marker="|", markersize=14, color="black")
+            for number, value in enumerate(values):
+                axes.plot(value, place, "o", markersize=4, alpha=0.7, color=f"C{number}")
+        axes.set(xlabel=f"{COLUMNS[score].label}, {split}", yticks=range(len(names)), yticklabels=names)
+        axes.grid(axis="x", alpha=0.3)
+        if COLUMNS[score].form.endswith("%"):
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.set_xlim(-0.03, 1.03)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    save(figure, path)
+
+
+def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None:
+    """A line per claim, table by table: the mean difference with its interval, coloured by the verdict.
+
+    `claims`: table -> claims as in report.json. Shares and distances have a panel each; a claim that lets a row do a
+    little worse has a stroke where its limit is.
+    """
+    found = [(table, claim) for table, each in claims.items() for claim in each]
+    kinds = [kind for kind in (True, False) if any(_is_share(claim) is kind for _, claim in found)]
+    figure = Figure(figsize=(11, 0.8 + 0.27 * len(found)), layout="constrained", dpi=DPI)
+    panels = figure.subplots(
+        1, len(kinds), squeeze=False, sharey=True, width_ratios=[3 if kind else 1 for kind in kinds]
+    )[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for place, (_, claim) in enumerate(found):
+            if _is_share(claim) is not kind:
+                continue
+            column, colour = COLUMNS[claim["score"]], COLOURS[claim["here"]]
+            unit = 0.01 if kind else column.unit
+            middle, half = mean(claim["values"]) / unit, claim["interval"] / unit
+            axes.errorbar(middle, place, xerr=half, fmt="o", markersize=4, color=colour, capsize=2)
+            if claim["margin"]:
+                axes.plot(-claim["margin"] / unit, place, marker="|", markersize=10, color="black")
+        axes.set_xlabel("difference, points" if kind else "Fréchet (judge)")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set(yticks=range(len(found)), yticklabels=[f"{claim['text']}  [{table}]" for table, claim in found])
+    panels[0].tick_params(axis="y", labelsize=8)
+    panels[0].set_ylim(len(found) - 0.5, -0.5)
+    handles = [panels[0].plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def _is_share(claim: dict[str, Any]) -> bool:
+    return COLUMNS[claim["score"]].form.endswith("%")

@@ -1,0 +1,37 @@
+"""Setting up: what is missing is said before anything is downloaded, and the environment's own tools are found."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from randcond.launch.config import PACKAGE
+from randcond.train.engine.build_ops import find_tools
+
+
+def ask(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PACKAGE / "launch/needs.py"), str(folder / "new" / "venv")]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_a_machine_that_has_all_is_told_nothing(tmp_path: Path) -> None:
+    done = ask(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_a_machine_lacks_is_named_with_its_package(tmp_path: Path) -> None:
+    done = ask(tmp_path, CXX="no-such-compiler")
+    assert done.returncode == 1 and done.stderr == "error: make setup needs\n  a C++ compiler (g++)\n"
+
+
+def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed calls it by name on every start on a CPU; `make` puts no environment's folder on PATH."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not shutil.which("ninja")
+    find_tools()
+    find_tools()
+    assert shutil.which("ninja") == str(Path(sys.executable).parent / "ninja")
+    assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/nowhere"
