@@ -25,7 +25,7 @@ help: ## this list
 	@echo "tables (several experiments, one report):"
 	@for f in $$(ls launch/tables/*.yaml launch/tables/*/*.yaml | grep -v /base/); do printf '  %-18s%s\n' "$$(basename $$f .yaml)" "$$(sed -n 's/^title: //p' $$f)"; done
 	@echo "one row of a table: table1-row5, table3-row2, ...; experiments (pool, cache, train, eval, report):"
-	@for f in $$(ls launch/experiments/*.yaml launch/experiments/*/*.yaml | grep -v /base/); do printf '  %-28s%s\n' "$$(basename $$f .yaml)" "$$(sed -n '1s/^# //p' $$f)"; done
+	@for f in $$(ls launch/experiments/*.yaml launch/experiments/*/*.yaml | grep -v /base/); do printf '  %-36s%s\n' "$$(basename $$f .yaml)" "$$(sed -n '1s/^# //p' $$f)"; done
 
 setup: $(READY) ## install everything into VENV (done by the other targets when missing)
 

@@ -4,7 +4,7 @@ In: a table or experiments, evaluated. Out: rows in the table's order, the teach
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
         if config.trains:
             trained = _training(Path(config.paths.run) / "train.json")
             notes += [f"trained without: {each}" for each in trained.pop("left_out", [])]
-            notes += _best(Path(config.paths.run))
             facts |= {"conditioning": config.conditioning.p, **trained}
-        rows.append(_row(name, config, eval_folder(config), facts, paper, notes))
+        row = _row(name, config, eval_folder(config), facts, paper, notes)
+        rows += [row, *_best(row, config)]
     _check_comparable(rows)
     return rows
 
@@ -93,7 +93,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}.yaml   # the configuration below"
-    splits = {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
+    splits = _splits(scored)
     bench = folder / "compbench" / "scores.json"
     if config.eval.compbench.lists:
         if not bench.is_file():
@@ -110,16 +110,38 @@ def _command(config: Config) -> str:
     return f"`randcond run eval {config.name}`"
 
 
-def _best(run: Path) -> list[str]:
-    """The best step's scores, where the run was evaluated while training: those the paper reports (supplement K)."""
-    path = run / "best.json"
-    if not path.is_file():
+def _best(row: Row, config: Config) -> list[Row]:
+    """The best of the evaluations while training, which the paper reports (supplement K); none where it is this row.
+
+    Where it was scored otherwise (train.eval_size, other captions since), it is a note of the row.
+    """
+    run = Path(config.paths.run)
+    if not config.trains or not (run / "best.json").is_file():
         return []
-    best = read_json(path)
-    kept = run / "evaluations" / f"step-{best['step']:06d}" / best["weights"] / "scores.json"
-    scores = read_json(kept)["splits"][best["split"]] if kept.is_file() else {best["score"]: best["value"]}
-    said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float))
-    return [f"best {best['score']} while training, at step {best['step']} ({best['weights']}): {said}"]
+    best = read_json(run / "best.json")
+    if (best["step"], best["weights"]) == (config.train.steps, config.eval.weights):
+        return []
+    path = run / "evaluations" / f"step-{best['step']:06d}" / best["weights"] / "scores.json"
+    scored = read_json(path) if path.is_file() else {"protocol": {}}
+    said = f"best {best['score']} while training, at step {best['step']} ({best['weights']})"
+    if any(scored["protocol"].get(key) != row.protocol.get(key) for key in COMPARABLE):
+        row.notes.append(f"{said}, scored otherwise: {best['value']:.4g}")
+        return []
+    return [
+        replace(
+            row,
+            name=f"{row.name}, best step",
+            scores=_splits(scored),
+            protocol=scored["protocol"],
+            facts={**row.facts, "weights": best["weights"], "steps": best["step"]},
+            notes=[said],
+            folder=path.parent,
+        )
+    ]
+
+
+def _splits(scored: dict[str, Any]) -> Scores:
+    return {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
 
 
 def by_split(paper: dict[str, Any]) -> Scores:

@@ -12,7 +12,7 @@ def stats(images: str, out: str, *settings: str, splits: str = "", png: bool = F
 
     images          a folder of images, whatever is below it
     out             the folder of the statistics: SPLIT.npz (mu, sigma), for eval.statistics
-    settings        of the `eval:` section: metrics=[fid,fd-dinov2] inception=FILE dino=FOLDER batch=32
+    settings        of the `eval:` section: metrics=[fid,fd-dinov2] fid=pytorch-fid inception=FILE dino=FOLDER batch=32
 
     --splits FOLDER lists of file names by split (seen.csv, unseen.csv, as `randcond concepts coco` writes them);
                     all.npz is of all images of the folder, or of all.csv where there is one
@@ -21,8 +21,8 @@ def stats(images: str, out: str, *settings: str, splits: str = "", png: bool = F
 
     Stop it and go on whenever; several of the same command at once, on any hosts that share the folder, share the work.
 
-    examples        randcond eval stats inputs/coco-images/val2014 inputs/coco-real
-                    randcond eval stats inputs/coco-images/val2014 inputs/coco-real --splits inputs/coco-animals
+    examples        randcond eval stats inputs/coco-images/val2014 runs/coco
+                    randcond eval stats inputs/coco-images/val2014 runs/coco-split --splits inputs/coco-animals
     """
     ev = read_settings(Eval, list(settings))
     written = statistics_of_folder(Path(images), Path(out), ev, Path(splits) if splits else None, size or None, not png)

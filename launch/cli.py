@@ -64,7 +64,7 @@ def run(
     overrides   any key of the YAML: train.steps=100 conditioning.p=sigmoid "cache.exclude=[three,four]"
 
     --hostfile FILE  run on the hosts of a DeepSpeed host file (lines such as `node1 slots=8`)
-    --nodes N        use the first N of them
+    --nodes N        how many hosts: the first N of the host file, or of Slurm's or torchrun's
     --gpus N         ranks per host; without a host file: ranks on this machine (default: engine.processes)
     --launcher NAME  deepspeed (default); torchrun; slurm: writes an sbatch script and submits it
     --max-restarts N start a stage again, from its last checkpoint, when a rank or a host was lost
@@ -189,7 +189,8 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
         elif not has_value:
             value = next(rest, "")
             if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
-                raise ValueError(f"{said} needs a value; {usage}")
+                way = f"; where {value!r} is the value: {said}={value!r}" if value else ""
+                raise ValueError(f"{said} needs a value{way}; {usage}")
         if "int" in str(flags[name].annotation) and not value.isdigit():
             raise ValueError(f"{said} needs a whole number, got {value!r}")
         checked.append(f"--{name}={value}")
@@ -242,7 +243,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond pool COMMAND ...                                            caption pools: build, info, sample, take
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset
        randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
-       randcond datafree COMMAND ...                                        captions by an LLM: nouns, visual, prompts
+       randcond datafree COMMAND ...                                        LLM captions: nouns, visual, prompts, sample
        randcond fetch NAME [--from URL|PATH] [--list]                       what the full-scale experiments read
        randcond eval COMMAND ...                                            statistics of real images: stats
        randcond report NAME ... [--out FOLDER]                              scores beside the paper's, as a page

@@ -58,6 +58,14 @@ class Place:
             raise ValueError("--nodes with torchrun needs --rdzv HOST:PORT, and the same command on every host")
 
     @property
+    def ranks(self) -> int | None:
+        """Ranks on all hosts together; None where `engine.processes` says it."""
+        if self.hostfile:
+            slots = read_hostfile(Path(self.hostfile))
+            return sum(self.gpus or slots[host] for host in self.hosts)
+        return (self.nodes or 1) * self.gpus if self.gpus else None
+
+    @property
     def hosts(self) -> list[str]:
         """The hosts of the host file that are used."""
         return list(read_hostfile(Path(self.hostfile)))[: self.nodes] if self.hostfile else []
@@ -190,7 +198,7 @@ def out_folder(name: str, runs: list[Run]) -> Path:
 
 def _check(runs: list[Run], place: Place) -> Step:
     """What any of the stages would refuse, before the first of them starts."""
-    ranks = [f"engine.processes={place.gpus}"] if place.gpus and not place.hostfile else []
+    ranks = [f"engine.processes={place.ranks}"] if place.ranks else []
     words = [*(run.experiment for run in runs), *runs[0].overrides, *ranks]
     return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words])
 

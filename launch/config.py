@@ -92,7 +92,8 @@ def find_experiment(name: str) -> Path:
     _, name = table_row(name) or ("", name)
     found = _files(EXPERIMENTS).get(name)
     if found is None:
-        raise ValueError(f"unknown experiment {name!r}{_suggest(name, experiment_names())}")
+        near = _suggest(name, [*experiment_names(), *table_names()], "randcond --help, make help")
+        raise ValueError(f"unknown experiment {name!r}{near}")
     return found
 
 
@@ -125,7 +126,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file over its bases; `base:` names one file or a list, relative to this file or to the folder of bases.
+    """The file over its bases; `base:` names one file or a list, beside this file, of the bases or of those that ship.
 
     Raises ValueError naming a file that is broken, a base that is not found, or one that is its own.
     """
@@ -136,9 +137,11 @@ def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str
     below: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         places = [path.parent / f"{base}.yaml", bases_at / f"{base}.yaml"]
-        found = next((place for place in places if place.is_file()), None)
+        found = next((place for place in places if place.is_file()), _files(bases_at.parent).get(base))
         if found is None:
-            raise ValueError(f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}")
+            raise ValueError(
+                f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}, and what ships"
+            )
         below = merge(below, compose(found, bases_at, (*seen, path)))
     return merge(below, data)
 
@@ -216,9 +219,11 @@ def _explain(kind: Any, problem: Any, where: str) -> str:
     return f"{where}: {key}: {message}, got {problem['input']!r}" if key else f"{where}: {message}"
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def _suggest(word: str, known: Sequence[str], listed: str = "") -> str:
     near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; see {listed}" if listed else f"; known: {', '.join(known)}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def plan(
 
     examples     randcond plan                  GPU-hours and disk of every table, and of all together
                  randcond plan table1 --nodes 8
-                 randcond plan demo-with student.rule=block-base teacher.path=sd-v1-4 --gpu h200 --nodes 8
-                 randcond plan demo-with teacher.path=sdxl student.rule=koala-700m engine.precision=bf16 --sweep
-                randcond plan demo-with teacher.path=sd-v1-4 engine.precision=bf16 train.global_batch=2048 --curve
+                 randcond plan table1-row5 --gpu h200 --nodes 8
+                 randcond plan koala-700m --sweep
+                 randcond plan b-base train.global_batch=2048 --curve
     """
     found = find_gpu(gpu)
     for flag, value in (("--nodes", nodes), ("--gpus", gpus)):

@@ -177,6 +177,7 @@ class Eval:
     captions: list[str] = dataclasses.field(default_factory=list)  # caption sources
     unseen: str | None = None  # a list of those that count as unseen, beside those naming a word of cache.exclude
     size: int | None = None  # captions drawn from each of seen and unseen, in a seeded order; null: all, as listed
+    # [teacher] alone: a published model is scored as it is, nothing is trained
     of: list[Literal["teacher", "student"]] = dataclasses.field(default_factory=lambda: ["teacher", "student"])
     protocol: str = "paper"  # a name in launch/protocols.py: paper, bk-sdm, sdxl, native
     sampler: Literal["ddim", "pndm", "euler", "dpm++", "teacher"] | None = None  # null: the protocol's

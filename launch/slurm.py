@@ -75,11 +75,12 @@ def script(
     lines += [
         "}",
         "",
+        f"lost={shlex.quote(str(out))}/lost-$SLURM_JOB_ID  # a line for each time that a rank or a host was lost",
         "steps",
         "code=$?",
-        f"# {PREEMPTED}: asked to end, saved. Another code but the user's mistake: a rank or a host was lost.",
+        f"# {PREEMPTED}: asked to end, all is saved. Another code but the user's mistake: a rank or a host was lost.",
         f"if [ $code = {PREEMPTED} ] || {{ [ $code != 0 ] && [ $code != {MISTAKE} ] && "
-        f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; }}; then',
+        f'echo "$code" >> "$lost" && [ "$(wc -l < "$lost")" -le {max_restarts} ]; }}; then',
         '  scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script once the job is queued again',
         "fi",
         "exit $code",

@@ -68,6 +68,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         adopt_slurm_ranks()
         name_accelerator()
         end_with_parent()
+        signal.signal(signal.SIGUSR1, _end_at_once)
         limit_threads(config)
         check(config)
         if "--dry-run" in flags:
@@ -95,6 +96,14 @@ def name_accelerator() -> None:
     """Tells DeepSpeed of a machine without a GPU, before it looks for one and warns."""
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """What a scheduler's notice does to a stage that has nothing to save but finished shards and batches of images.
+
+    A training listens itself, from its first step on.
+    """
+    os._exit(PREEMPTED)
 
 
 def logs_folder(config: Config) -> Path:

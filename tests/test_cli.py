@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from randcond.launch.commands import Place, plan
 from tests.conftest import randcond
 
 
@@ -58,6 +59,13 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
     said = randcond(tmp_path, *words).stdout
     launched = "--hostfile hosts --force_multi --num_nodes 2 --num_gpus 8 --module randcond.train"
     assert f"{launched} runs/demo/with/launch/train.yaml" in said  # no argument that pdsh could take apart
+    (tmp_path / "hosts").write_text("one slots=8\ntwo slots=4\n")
+    assert Place(str(tmp_path / "hosts")).ranks == 12
+    assert Place(str(tmp_path / "hosts"), nodes=1).ranks == 8 and Place(str(tmp_path / "hosts"), gpus=2).ranks == 4
+    assert Place(launcher="slurm", nodes=3, gpus=8).ranks == 24 and Place(gpus=3).ranks == 3 and Place().ranks is None
+    # What is checked before the cache is drawn is the batch of all ranks.
+    check, *_ = plan("all", "table1", [], Place(launcher="slurm", nodes=3, gpus=8))
+    assert check.label == "check" and "engine.processes=24" in check.command
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     script = said[said.index("#!/bin/bash") :]
     for line in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "array=0-1", "partition=gpu", "signal=USR1@120"):
         assert f"#SBATCH --{line}\n" in script
-    assert "#SBATCH --requeue\n" in script and "-lt 3 ]" in script
+    assert "#SBATCH --requeue\n" in script and "-le 3 ]" in script
     one = randcond(tmp_path, *words, "demo-with", 'paths.run=it\'s "one" run').stdout
     assert "--array" not in one
     (tmp_path / "job").write_text(one[one.index("#!/bin/bash") :])

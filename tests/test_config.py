@@ -54,8 +54,9 @@ def test_mistakes_name_the_key(override: str, message: str) -> None:
 
 
 def test_unknown_experiment_suggests_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean 'demo-with'"):
-        cfg.load_config("demo-wiht")
+    for wrong, near in (("demo-wiht", "did you mean 'demo-with'"), ("tabel1", "did you mean 'table1'")):
+        with pytest.raises(ValueError, match=near):
+            cfg.load_config(wrong)
 
 
 def test_bases_merge_key_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
@@ -68,6 +69,9 @@ def test_bases_merge_key_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
     assert resolved.cache.exclude == ["four", "five"]
     with pytest.raises(ValueError, match=r"base '\.\./experiments-elsewhere' not found"):
         cfg.load_config(str(tmp_path / "broken.yaml"))
+    (tmp_path / "mine.yaml").write_text("base: b-base-random\ntrain: {steps: 7}\n")  # one that ships
+    mine, theirs = cfg.load_config(str(tmp_path / "mine.yaml")), cfg.load_config("b-base-random")
+    assert (mine.train.steps, mine.student) == (7, theirs.student) and mine.name == "mine"
 
 
 def test_a_circle_of_bases_and_a_key_written_twice_are_errors(tmp_path: Path) -> None:

@@ -2,19 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from randcond.data.files import write_json
 from randcond.eval.__main__ import evaluate
-from randcond.eval.collect import Row, by_split
+from randcond.eval.collect import Row, _best, by_split
 from randcond.eval.curves import draw_curves
 from randcond.eval.report import load_report, report, write_report
 from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch import config as configuration
 from randcond.launch.config import load_config
 from randcond.launch.table import load_table
+from tests.conftest import TINY
 
 TABLE = """
 title: A table of two
@@ -141,3 +144,22 @@ def test_curves_are_the_same_bytes_and_load_nothing() -> None:
     drawn = draw_curves("loss", lines, log=True)
     assert drawn == draw_curves("loss", lines, log=True)
     assert drawn.startswith("<svg") and loads(drawn) == []
+
+
+def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
+    """Of evaluations on all captions, the paper's figure beside both; where it was scored otherwise, a note."""
+    config = load_config("demo-with", [*TINY, f"paths.run={tmp_path}", "eval.weights=raw"])
+    protocol = {"seed": 1, "prompts_sha256": "same"}
+    scored = {"protocol": protocol, "splits": {"all": {"fid": 9.0}}, "size": {"unet": 5}}
+    write_json(tmp_path / "evaluations/step-000004/raw/scores.json", scored)
+    best = {"score": "fid", "value": 9.0, "split": "all", "step": 4, "weights": "raw"}
+    write_json(tmp_path / "best.json", best)
+    last = Row("arm", {"all": {"fid": 12.0}}, paper={"all": {"fid": 8.0}}, protocol=protocol, facts={"steps": 12})
+    (row,) = _best(last, config)
+    assert (row.name, row.facts["steps"], row.scores["all"]) == ("arm, best step", 4, {"fid": 9.0, "unet": 5})
+    assert row.paper == last.paper and row.folder == tmp_path / "evaluations/step-000004/raw"
+    other = replace(last, protocol={**protocol, "prompts_sha256": "others"}, notes=[])
+    assert not _best(other, config)
+    assert other.notes == ["best fid while training, at step 4 (raw), scored otherwise: 9"]
+    write_json(tmp_path / "best.json", {**best, "step": 12})
+    assert not _best(last, config)

@@ -58,8 +58,13 @@ def test_a_finished_run_is_left_alone(world: Path) -> None:
 
 
 def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path) -> None:
-    """Drawn by two ranks (the world's), by one, and by two of which one is killed and the command given again."""
+    """Drawn by two ranks (the world's), by one that got Slurm's notice, and by two of which one is killed."""
     command = ["run", "cache", "demo-with", *TINY]
+    words = ["cache", "demo-with", *TINY, "paths.cache=runs/cache-one"]
+    process = subprocess.Popen([sys.executable, "-m", "randcond.data", *words], cwd=world, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any((world / "runs/cache-one").glob("latents-*.tar")), process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 75 and not (world / "runs/cache-one/manifest.json").exists()
     randcond(world, *command, "paths.cache=runs/cache-one", "--gpus", "1")
     again = [sys.executable, "-m", "randcond.launch.cli", *command, "paths.cache=runs/cache-killed"]
     process = subprocess.Popen(again, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -21,8 +21,12 @@ def main(words: list[str]) -> None:
         try:
             config = load_config(name, overrides)
             missing: list[str] = []
-            check_all(config, config.engine.processes, None if names else missing)
+            check_all(config, config.engine.processes, missing)
             print(f"{name}: {summary(config)}" + ("; its inputs are not here yet" if missing else ""))
+            for what in dict.fromkeys(missing) if names else ():
+                if what not in lacking:  # all of it at once, each once
+                    print(f"error: {name}: {what}", file=sys.stderr)
+                    wrong += 1
             lacking.update(missing)
         except (ValueError, FileNotFoundError) as error:
             wrong += 1
