@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from randcond.launch.commands import Place, plan
+from randcond.train import dryrun
 from tests.conftest import randcond
 
 
@@ -157,7 +158,17 @@ def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> No
         ("teacher.path=/nowhere", "no teacher at /nowhere"),
     ],
 )
-def test_all_is_checked_before_anything_is_made(tmp_path: Path, override: str, said: str) -> None:
-    done = randcond(tmp_path, "run", "all", "demo-with", override, code=2)
-    assert said in done.stderr
-    assert not (tmp_path / "runs").exists()
+def test_what_is_checked_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, said: str
+) -> None:
+    """The words of the check that `run all` begins with, in this process."""
+    monkeypatch.chdir(tmp_path)
+    check, *_ = plan("all", "demo-with", [override], Place())
+    with pytest.raises(SystemExit) as ended:
+        dryrun.main(check.command[check.command.index("randcond.train.dryrun") + 1 :])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_all_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    done = randcond(tmp_path, "run", "all", "demo-with", "cache.size=99999", code=2)
+    assert "cache.size: 99999 captions wanted" in done.stderr and not (tmp_path / "runs").exists()
