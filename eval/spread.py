@@ -43,6 +43,8 @@ def draw_spread(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
             axes.set_xlim(-0.03, 1.03)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
+    dots = [panels[0].plot([], [], "o", color=f"C{number}")[0] for number in range(len(repetitions))]
+    figure.legend(dots, repetitions, loc="outside upper right", ncols=len(dots), frameon=False, fontsize=9)
     save(figure, path)
 
 

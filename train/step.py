@@ -67,7 +67,7 @@ class DistillationStep:
         noise = draw_noise(batch["noise_seed"], latents)  # [B, C, h, w]
         noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.memory_format)
         condition = teacher.encode(batch, batch["null"], self.zero_null)
-        with torch.no_grad():
+        with torch.no_grad():  # not inference_mode: the losses keep these tensors for the backward pass
             self.taps.forget()
             if self.teacher_graph:  # what it returned for the last step may be overwritten now
                 torch.compiler.cudagraph_mark_step_begin()
