@@ -31,7 +31,7 @@ setup: $(READY) ## install everything into VENV (done by the other targets when 
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) launch/needs.py $(VENV)
-	@echo "setting up $(VENV): a few minutes, about 8 GB"
+	@echo "setting up $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -26,11 +26,11 @@ def check_sources(config: Config) -> None:
 
 def pool(config: Config) -> None:
     """Builds the extra texts of the caption pool."""
-    from randcond.data.pool import build_pool
+    from randcond.data.pool import build_pool, reasons
 
     manifest = build_pool(config, progress=True)
     write_config(Path(config.paths.pool), config)
-    print(f"pool: {manifest['captions']} extra captions at {config.paths.pool}, dropped {manifest['dropped']}")
+    print(f"pool: {manifest['captions']:,} extra captions at {config.paths.pool}; dropped: {reasons(manifest)}")
 
 
 def cache(config: Config) -> None:

@@ -68,8 +68,8 @@ class LatentCache:
         url, skip = is_url(where), config.on_error == "skip"
         try:
             if asked.used is not None:
-                shards = store(manifest["shards"])
-                entries = first_entries(manifest, asked.used, lambda number: Shard(shards.path(number)), skip)
+                shards, lenient = store(manifest["shards"]), skip and not url  # of a server's none is left out
+                entries = first_entries(manifest, asked.used, lambda n: Shard(shards.path(n)), lenient)
                 manifest, captions = {**manifest, "shards": entries}, Captions(captions.path, asked.used)
             cache = cls(manifest, captions, store(manifest["shards"]))
             if not url:

@@ -264,3 +264,8 @@ def open_pool(folder: Path, check: bool = False) -> Captions:
             f"the pool at {folder} holds {len(captions)} captions, its manifest says {manifest['captions']}"
         )
     return captions
+
+
+def reasons(manifest: dict[str, Any]) -> str:
+    """How many captions were dropped and why, in words."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in manifest["dropped"].items()) or "none"

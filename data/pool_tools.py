@@ -6,7 +6,7 @@ import numpy as np
 
 from randcond.data.files import read_json
 from randcond.data.pool import build as build_pool
-from randcond.data.pool import open_pool
+from randcond.data.pool import open_pool, reasons
 from randcond.data.pool import take as take_pool
 from randcond.data.sources import RowFilter
 
@@ -49,7 +49,7 @@ def build(
     accepted = tuple(filter(None, nsfw.split(",")))
     rows = RowFilter(min_length, max_length, accepted, similarity, min_width, min_height)
     manifest = build_pool(Path(out), list(source), rows, progress=True, skip=on_error == "skip")
-    print(f"{manifest['captions']:,} captions at {out}; dropped: {_reasons(manifest)}")
+    print(f"{manifest['captions']:,} captions at {out}; dropped: {reasons(manifest)}")
 
 
 def info(folder: str) -> None:
@@ -60,7 +60,7 @@ def info(folder: str) -> None:
     print(f"{len(captions):,} captions, {size / 1e6:,.1f} MB, format {manifest['format']}, {manifest['sha256'][:16]}")
     print(f"sources: {', '.join(source['name'] for source in manifest['sources'])}")
     print(f"filter: {', '.join(f'{key} {value}' for key, value in manifest['filter'].items()) or 'none'}")
-    print(f"dropped: {_reasons(manifest)}")
+    print(f"dropped: {reasons(manifest)}")
     for error in manifest["damaged"].values():
         print(f"damaged, what could be read was taken: {error}")
 
@@ -83,10 +83,6 @@ def take(folder: str, out: str, *, n: int, seed: int = 0) -> None:
     """
     manifest = take_pool(Path(folder), Path(out), n, seed)
     print(f"{manifest['captions']:,} captions at {out}")
-
-
-def _reasons(manifest: dict[str, dict[str, int]]) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in manifest["dropped"].items()) or "none"
 
 
 COMMANDS = (build, info, sample, take)

@@ -10,7 +10,7 @@ from typing import Any
 
 from randcond.data.files import check_same, read_json
 from randcond.eval.prompts import ALL, choose_prompts
-from randcond.launch.config import Config, eval_folder, resolve_path
+from randcond.launch.config import Config, eval_folder, resolve_path, watched_folder
 from randcond.launch.protocols import protocol_of
 from randcond.launch.table import Table
 
@@ -93,7 +93,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}.yaml   # the configuration below"
-    splits = _splits(scored)
+    splits = {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
     bench = folder / "compbench" / "scores.json"
     if config.eval.compbench.lists:
         if not bench.is_file():
@@ -111,7 +111,7 @@ def _command(config: Config) -> str:
 
 
 def _best(row: Row, config: Config) -> list[Row]:
-    """The best of the evaluations while training, which the paper reports (supplement K); none where it is this row.
+    """The best of the evaluations while training as a row, which the paper reports (supplement K), be it the last one.
 
     Where it was scored otherwise (train.eval_size, other captions since), it is a note of the row.
     """
@@ -119,29 +119,24 @@ def _best(row: Row, config: Config) -> list[Row]:
     if not config.trains or not (run / "best.json").is_file():
         return []
     best = read_json(run / "best.json")
-    if (best["step"], best["weights"]) == (config.train.steps, config.eval.weights):
-        return []
-    path = run / "evaluations" / f"step-{best['step']:06d}" / best["weights"] / "scores.json"
-    scored = read_json(path) if path.is_file() else {"protocol": {}}
+    path = watched_folder(config, best["step"], best["weights"]) / "scores.json"
     said = f"best {best['score']} while training, at step {best['step']} ({best['weights']})"
-    if any(scored["protocol"].get(key) != row.protocol.get(key) for key in COMPARABLE):
-        row.notes.append(f"{said}, scored otherwise: {best['value']:.4g}")
+    scored = read_json(path) if path.is_file() else None
+    if not scored or any(scored["protocol"].get(key) != row.protocol.get(key) for key in COMPARABLE):
+        why = "scored otherwise" if scored else f"{path} is gone"
+        row.notes.append(f"{said}, {why}: {best['value']:.4g}")
         return []
-    return [
-        replace(
-            row,
-            name=f"{row.name}, best step",
-            scores=_splits(scored),
-            protocol=scored["protocol"],
-            facts={**row.facts, "weights": best["weights"], "steps": best["step"]},
-            notes=[said],
-            folder=path.parent,
-        )
-    ]
-
-
-def _splits(scored: dict[str, Any]) -> Scores:
-    return {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
+    sizes = read_json(row.folder / "scores.json").get("size", {}) if row.folder else {}
+    scores = {**scored["splits"], ALL: {**scored["splits"][ALL], **sizes}}
+    paper = {  # CompBench, say, is not scored while training
+        split: {name: value for name, value in figures.items() if name in scores.get(split, {})}
+        for split, figures in row.paper.items()
+    }
+    facts = {**row.facts, "weights": best["weights"], "steps": best["step"]}
+    facts.pop("seconds", None)  # of the whole training
+    name = f"{row.name}, best step"
+    found = replace(row, name=name, scores=scores, paper=paper, protocol=scored["protocol"], facts=facts)
+    return [replace(found, notes=[said], folder=path.parent, run=None)]
 
 
 def by_split(paper: dict[str, Any]) -> Scores:

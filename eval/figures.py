@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoPipelineForImage2Image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -22,12 +21,12 @@ from randcond.data.files import written_whole
 from randcond.data.ranks import device
 from randcond.eval.contact_sheet import draw_sheet
 from randcond.eval.prompts import choose_prompts
+from randcond.eval.spread import DPI, save
 from randcond.launch.config import Config, resolve_path
 from randcond.launch.table import Picture
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 from randcond.model_zoo.systems import load_system
 
-DPI = 120
 STEPS, GUIDANCE = 25, 7.5  # supplement K, where the experiment says nothing else
 
 
@@ -47,7 +46,7 @@ def probabilities(picture: Picture, configs: list[Config], path: Path) -> None:
         axes[0].plot(table, label=config.conditioning.p + (f" {arguments}" if arguments else ""))
     axes[0].set(xlabel="timestep t", ylabel="p(t)", ylim=(-0.03, 1.03))
     axes[0].legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def regenerated(picture: Picture, configs: list[Config], path: Path) -> None:
@@ -167,7 +166,7 @@ def _shares(
         axes[0].plot(timesteps, values, marker="o", markersize=3, label=name)
     axes[0].set(xlabel="timestep t that x_t is taken from", ylabel=f"share of {len(own)} images", ylim=(-0.03, 1.03))
     axes[0].legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
     below = Image.open(path)
     whole = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
     whole.paste(above, (0, 0))
@@ -205,7 +204,7 @@ def overlap(picture: Picture, configs: list[Config], path: Path) -> None:
             ax.scatter(cloud[:, 0], cloud[:, 1], s=8, alpha=0.6, label=captions[number])
         ax.set(title=f"t = {timestep}: overlap {shared:.0%}", xticks=[], yticks=[])
     axes[0].legend(frameon=False, fontsize=7, loc="lower left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _plane(clouds: list[Tensor]) -> Tensor:
@@ -224,13 +223,7 @@ def _alphas(pipe: Any) -> np.ndarray:
 def _axes(columns: int, width: float = 6.4) -> tuple[Figure, Any]:
     """`width` in inches, at least."""
     figure = Figure(figsize=(max(width, 3.0 * columns), 3.6), layout="constrained", dpi=DPI)
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with written_whole(path) as aside:
-        figure.savefig(aside, format="png")
 
 
 DRAWN = {"probabilities": probabilities, "regenerated": regenerated, "overlap": overlap}

@@ -29,7 +29,8 @@ def merge(repetitions: dict[str, list[Row]]) -> list[Row]:
         common = [note for note in each[0].notes if all(note in row.notes for row in each)]
         notes = common + [note for note in notes if note.split(": ", 1)[1] not in common]
         seconds = [row.facts["seconds"] for row in each if row.facts.get("seconds") is not None]
-        facts = {**each[0].facts, **({"seconds": mean(seconds)} if seconds else {})}
+        facts = {key: value for key, value in each[0].facts.items() if all(row.facts.get(key) == value for row in each)}
+        facts |= {"seconds": mean(seconds)} if seconds else {}
         rows.append(replace(each[0], scores=scores, spread=spread, notes=notes, facts=facts))
     return rows
 
@@ -78,7 +79,8 @@ def claim_lines(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
     for claim in claims:
         column = COLUMNS[claim["score"]]
         difference = f"{column.write(mean(claim['values']), '+')} ± {column.write(claim['interval'])}"
-        lines.append([claim["text"], f"{column.label}, {claim['split']}", difference, claim["here"]])
+        same = f", as in {claim['as']}" if "as" in claim else ""
+        lines.append([claim["text"], f"{column.label}, {claim['split']}", difference, claim["here"] + same])
     head = ["the paper's claim", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
     return [head, *lines] if lines else []
 

@@ -25,6 +25,7 @@ from randcond.eval.repetitions import Verdict, claim_lines, merge, verdicts
 from randcond.eval.spread import draw_spread
 from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch.config import Config, load_config, table_names
+from randcond.launch.stage import end_when_asked
 from randcond.launch.table import Picture, load_runs, load_table
 
 GRID_COLUMNS = 12
@@ -322,4 +323,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_when_asked()
     main()

@@ -6,6 +6,7 @@ In: a folder of reports, a folder to keep them in. Out: there, each report witho
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from randcond.data.files import read_json, write_text
 from randcond.eval.repetitions import CONFIDENCE, claim_lines
@@ -20,6 +21,7 @@ def keep(reports: Path, out: Path) -> list[str]:
     """Copies every table's finished report; returns the tables' names."""
     names = [name for name in table_names() if (reports / name / "report.json").is_file()]
     for name in names:
+        shutil.rmtree(out / name, ignore_errors=True)  # of an older report, pictures that this one has no more
         (out / name).mkdir(parents=True, exist_ok=True)
         for path in (path for kind in KEPT for path in (reports / name).glob(kind)):
             shutil.copy(path, out / name / path.name)
@@ -30,13 +32,15 @@ def summarize(out: Path) -> None:
     """Writes README.md and claims.png over the reports that are kept."""
     facts = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
     claims = {name: found["claims"] for name, found in facts.items() if found.get("claims")}
-    said = [claim["here"] for each in claims.values() for claim in each]
+    _mark_repeated(claims)
+    said = [claim["here"] for each in claims.values() for claim in each if "as" not in claim]
     lines = [
         "# The paper in miniature: results",
         ", ".join(f"{said.count(verdict)} {verdict}" for verdict in COLOURS) + f", of {len(said)} claims. "
         f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
-        "repetition); each table's folder has all scores, the protocol and pictures.",
-        "![claims](claims.png)",
+        f"repetition), each claim by itself: of many, one in {1 / (1 - CONFIDENCE):.0f} would seem to show or not by "
+        "chance. Each table's folder has all scores, the protocol and pictures.",
+        *(["![claims](claims.png)"] if claims else []),
     ]
     for name, found in facts.items():
         lines += [f"## [{found['title']}]({name}/report.md)", f"`make {name}`"]
@@ -45,6 +49,16 @@ def summarize(out: Path) -> None:
     write_text(out / "README.md", "\n\n".join(lines) + "\n")
     if claims:
         draw_claims(out / "claims.png", claims)
+
+
+def _mark_repeated(claims: dict[str, list[dict[str, Any]]]) -> None:
+    """Says of a claim that another table has measured, on the same runs, which one: it counts once."""
+    seen: dict[Any, str] = {}
+    for name, each in claims.items():
+        for claim in each:
+            key = claim["score"], claim["split"], claim["margin"], tuple(claim["values"])
+            if seen.setdefault(key, name) != name:
+                claim["as"] = seen[key]
 
 
 def main() -> None:

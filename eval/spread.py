@@ -16,6 +16,7 @@ from randcond.eval.collect import Row
 from randcond.eval.table import COLUMNS
 
 DPI = 120
+SHARES = "difference, points"
 COLOURS = {"reproduced": "#2a7f3f", "within noise": "#888888", "not reproduced": "#b03030"}  # by verdict
 
 
@@ -33,7 +34,9 @@ def draw_spread(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[
     panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
     for axes, (score, split) in zip(panels, scores, strict=True):
         for place, lines in enumerate(zip(*repetitions.values(), strict=True)):
-            values = [row.scores[split][score] for row in lines]
+            values: list[Any] = [row.scores.get(split, {}).get(score) for row in lines]
+            if None in values:  # quoted
+                continue
             axes.plot(mean(values), place, marker="|", markersize=14, color="black")
             for number, value in enumerate(values):
                 axes.plot(value, place, "o", markersize=4, alpha=0.7, color=f"C{number}")
@@ -51,27 +54,26 @@ def draw_spread(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[
 def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None:
     """A line per claim, table by table: the mean difference with its interval, coloured by the verdict.
 
-    `claims`: table -> claims as in report.json. Shares and distances have a panel each; a claim that lets a row do a
-    little worse has a stroke where its limit is.
+    `claims`: table -> claims as in report.json. Shares have a panel, every other score one of its own; a claim that
+    lets a row do a little worse has a stroke where its limit is.
     """
     found = [(table, claim) for table, each in claims.items() for claim in each]
-    kinds = [kind for kind in (True, False) if any(_is_share(claim) is kind for _, claim in found)]
+    kinds = sorted({_scale(claim) for _, claim in found}, key=lambda kind: kind != SHARES)
     figure = Figure(figsize=(11, 0.8 + 0.27 * len(found)), layout="constrained", dpi=DPI)
     panels = figure.subplots(
-        1, len(kinds), squeeze=False, sharey=True, width_ratios=[3 if kind else 1 for kind in kinds]
+        1, len(kinds), squeeze=False, sharey=True, width_ratios=[3 if kind == SHARES else 1 for kind in kinds]
     )[0]
     for axes, kind in zip(panels, kinds, strict=True):
         axes.axvline(0, color="black", linewidth=0.8)
         for place, (_, claim) in enumerate(found):
-            if _is_share(claim) is not kind:
+            if _scale(claim) != kind:
                 continue
-            column, colour = COLUMNS[claim["score"]], COLOURS[claim["here"]]
-            unit = 0.01 if kind else column.unit
+            colour, unit = COLOURS[claim["here"]], 0.01 if kind == SHARES else COLUMNS[claim["score"]].unit
             middle, half = mean(claim["values"]) / unit, claim["interval"] / unit
             axes.errorbar(middle, place, xerr=half, fmt="o", markersize=4, color=colour, capsize=2)
             if claim["margin"]:
                 axes.plot(-claim["margin"] / unit, place, marker="|", markersize=10, color="black")
-        axes.set_xlabel("difference, points" if kind else "Fréchet (judge)")
+        axes.set_xlabel(kind)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set(yticks=range(len(found)), yticklabels=[f"{claim['text']}  [{table}]" for table, claim in found])
     panels[0].tick_params(axis="y", labelsize=8)
@@ -81,5 +83,6 @@ def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None
     save(figure, path)
 
 
-def _is_share(claim: dict[str, Any]) -> bool:
-    return COLUMNS[claim["score"]].form.endswith("%")
+def _scale(claim: dict[str, Any]) -> str:
+    column = COLUMNS[claim["score"]]
+    return SHARES if column.form.endswith("%") else column.label

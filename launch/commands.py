@@ -57,13 +57,12 @@ class Place:
         if self.launcher == "torchrun" and (self.nodes or 1) > 1 and not self.rdzv:
             raise ValueError("--nodes with torchrun needs --rdzv HOST:PORT, and the same command on every host")
 
-    @property
-    def ranks(self) -> int | None:
-        """Ranks on all hosts together; None where `engine.processes` says it."""
+    def ranks(self, processes: int) -> int:
+        """Ranks on all hosts together; `processes`: on each, where neither `gpus` nor a host file says it."""
         if self.hostfile:
             slots = read_hostfile(Path(self.hostfile))
             return sum(self.gpus or slots[host] for host in self.hosts)
-        return (self.nodes or 1) * self.gpus if self.gpus else None
+        return (self.nodes or 1) * (self.gpus or processes)
 
     @property
     def hosts(self) -> list[str]:
@@ -198,8 +197,9 @@ def out_folder(name: str, runs: list[Run]) -> Path:
 
 def _check(runs: list[Run], place: Place) -> Step:
     """What any of the stages would refuse, before the first of them starts."""
-    ranks = [f"engine.processes={place.ranks}"] if place.ranks else []
-    words = [*(run.experiment for run in runs), *runs[0].overrides, *ranks]
+    words = [*(run.experiment for run in runs), *runs[0].overrides]
+    if place.hostfile or place.nodes or place.gpus:
+        words.append(f"engine.processes={place.ranks(max(run.config.engine.processes for run in runs))}")
     return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words])
 
 

@@ -89,7 +89,12 @@ def find_experiment(name: str) -> Path:
     if name in table_names():
         arms = ", ".join(filter(None, _rows(name)))
         raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
-    _, name = table_row(name) or ("", name)
+    table, name = table_row(name) or ("", name)
+    if table and compose(find_table(table), TABLES / "base").get("replicates"):
+        raise ValueError(
+            f"{table} has repetitions: `randcond run` takes its rows, other commands the table, or {name} with "
+            "replicate=NAME and that repetition's overrides"
+        )
     found = _files(EXPERIMENTS).get(name)
     if found is None:
         near = _suggest(name, [*experiment_names(), *table_names()], "randcond --help, make help")
@@ -137,7 +142,8 @@ def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str
     below: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         places = [path.parent / f"{base}.yaml", bases_at / f"{base}.yaml"]
-        found = next((place for place in places if place.is_file()), _files(bases_at.parent).get(base))
+        there = [place for place in places if place.is_file() and place != path]
+        found = there[0] if there else _files(bases_at.parent).get(base)
         if found is None:
             raise ValueError(
                 f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}, and what ships"
@@ -241,6 +247,11 @@ def eval_folder(config: Config, weights: str | None = None) -> Path:
     if not config.trains:
         return Path(config.paths.reference)
     return Path(config.paths.run) / f"eval-{weights or config.eval.weights}"
+
+
+def watched_folder(config: Config, step: int, weights: str) -> Path:
+    """Where an evaluation while training is kept."""
+    return Path(config.paths.run) / "evaluations" / f"step-{step:06d}" / weights
 
 
 def student_folder(config: Config, weights: str) -> Path:

@@ -75,14 +75,17 @@ def script(
     lines += [
         "}",
         "",
-        f"lost={shlex.quote(str(out))}/lost-$SLURM_JOB_ID  # a line for each time that a rank or a host was lost",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # a task's own may be the array's",
+        "job=${job:-$SLURM_JOB_ID}",
+        f"lost={shlex.quote(str(out))}/lost-$job  # a line for each time that a rank was lost",
         "steps",
         "code=$?",
-        f"# {PREEMPTED}: asked to end, all is saved. Another code but the user's mistake: a rank or a host was lost.",
+        f"# {PREEMPTED}: asked to end, all is saved. Another code but the user's mistake: a rank was lost.",
         f"if [ $code = {PREEMPTED} ] || {{ [ $code != 0 ] && [ $code != {MISTAKE} ] && "
         f'echo "$code" >> "$lost" && [ "$(wc -l < "$lost")" -le {max_restarts} ]; }}; then',
-        '  scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script once the job is queued again',
+        '  scontrol requeue "$job" && sleep 60  # Slurm ends this script once the job is queued again',
         "fi",
+        '[ $code != 0 ] || rm -f "$lost"',
         "exit $code",
     ]
     return "\n".join(lines) + "\n"

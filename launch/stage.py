@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from randcond.launch.config import Config, load_config, to_yaml
 from randcond.launch.logs import finish_console, log_to, say_everywhere
@@ -47,6 +48,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
     Exits 2 on the user's mistake, 69 when a rank is lost, 75 when asked to end and saved, 130 on Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    before: dict[int, Any] = {}
     names = " | ".join(stages)
     usage = f"usage: [{names}] EXPERIMENT [section.key=value ...] [--dry-run]"
     arguments = [word for word in arguments if not word.startswith("--local_rank")]
@@ -68,7 +70,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         adopt_slurm_ranks()
         name_accelerator()
         end_with_parent()
-        signal.signal(signal.SIGUSR1, _end_at_once)
+        before = end_when_asked()
         limit_threads(config)
         check(config)
         if "--dry-run" in flags:
@@ -90,6 +92,8 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         sys.exit(1)
     finally:
         finish_console()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def name_accelerator() -> None:
@@ -98,11 +102,17 @@ def name_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _end_at_once(number: int, frame: object) -> None:
-    """What a scheduler's notice does to a stage that has nothing to save but finished shards and batches of images.
+def end_when_asked() -> dict[int, Any]:
+    """Makes SIGTERM and SIGUSR1 end this process at once with PREEMPTED; the handlers before, by signal.
 
-    A training listens itself, from its first step on.
+    For what has nothing to save but finished shards and batches of images. A training listens itself, from its first
+    step on. Slurm ends a job's other ranks by SIGTERM as soon as the first one has ended, so both mean the same.
     """
+    return {number: signal.signal(number, _end_at_once) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    os.write(2, b"asked to end; what is finished is kept\n")
     os._exit(PREEMPTED)
 
 

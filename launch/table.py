@@ -14,6 +14,8 @@ from randcond.launch import config as configuration
 from randcond.launch.config import compose, find_table, load_config, parse, to_dict
 from randcond.launch.sections import STRICT, Config
 
+OWN_FOLDERS = ("paths", "paths.cache", "paths.reference", "paths.run")  # that repetitions must not share
+
 
 @dataclass(frozen=True, config=STRICT)
 class Arm:
@@ -122,6 +124,8 @@ def _check_overrides(wanted: Table, experiments: list[str], overrides: Sequence[
                 f"{key} is what the arms of {wanted.name} differ in; override it for one of its experiments: "
                 f"{', '.join(wanted.experiments)}"
             )
+        if said and key in OWN_FOLDERS and "{replicate}" not in override:
+            raise ValueError(f"{key}: the repetitions of {wanted.name} need one each; write {{replicate}} in it")
         if any(each == key or each.startswith(f"{key}.") for each in said):
             raise ValueError(f"{key} is what the repetitions of {wanted.name} differ in")
 

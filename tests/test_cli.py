@@ -61,12 +61,19 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
     launched = "--hostfile hosts --force_multi --num_nodes 2 --num_gpus 8 --module randcond.train"
     assert f"{launched} runs/demo/with/launch/train.yaml" in said  # no argument that pdsh could take apart
     (tmp_path / "hosts").write_text("one slots=8\ntwo slots=4\n")
-    assert Place(str(tmp_path / "hosts")).ranks == 12
-    assert Place(str(tmp_path / "hosts"), nodes=1).ranks == 8 and Place(str(tmp_path / "hosts"), gpus=2).ranks == 4
-    assert Place(launcher="slurm", nodes=3, gpus=8).ranks == 24 and Place(gpus=3).ranks == 3 and Place().ranks is None
-    # What is checked before the cache is drawn is the batch of all ranks.
-    check, *_ = plan("all", "table1", [], Place(launcher="slurm", nodes=3, gpus=8))
-    assert check.label == "check" and "engine.processes=24" in check.command
+    hosts = str(tmp_path / "hosts")
+    for place, ranks in (
+        (Place(hosts), 12),
+        (Place(hosts, nodes=1), 8),
+        (Place(hosts, gpus=2), 4),
+        (Place(launcher="slurm", nodes=3, gpus=8), 24),
+        (Place(launcher="slurm", nodes=3), 3),
+        (Place(gpus=3), 3),
+    ):
+        check, *_ = plan("all", "table1", [], place)  # what is checked before the cache is drawn is the batch of all
+        assert check.label == "check" and check.command[-1] == f"engine.processes={ranks}"
+    check, *_ = plan("all", "table1", [], Place())
+    assert "engine.processes" not in check.command[-1]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +125,15 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     run = f'{stubs} sleep() {{ :; }}; export SLURM_JOB_ID=7; . "{tmp_path / "job"}"'
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True)
     assert done.stdout.splitlines() == ['it\'s "one" run/launch/train.yaml', "requeued 7"] and done.returncode == 75
+    # A lost rank three times at most, whatever else the job was queued again for; of an array the task alone.
+    (tmp_path / 'it\'s "one" run/launch').mkdir(parents=True)
+    codes = []
+    for code in (69, 75, 69, 69, 75, 69):
+        stubs = f"srun() {{ return {code}; }}; scontrol() {{ echo $2; }}; sleep() {{ :; }}; SLURM_RESTART_COUNT=9"
+        task = "SLURM_JOB_ID=9 SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=1"
+        run = f'cd() {{ :; }}; {stubs}; export {task}; . "{tmp_path / "job"}"'
+        codes.append(subprocess.run(["bash", "-c", run], capture_output=True, text=True, cwd=tmp_path).stdout.strip())
+    assert codes == ["9_1", "9_1", "9_1", "9_1", "9_1", ""]
 
 
 def test_torchrun_starts_the_ranks(tmp_path: Path) -> None:

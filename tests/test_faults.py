@@ -140,8 +140,8 @@ def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_pat
     with pytest.raises(ValueError, match=r"GB free, this run writes .* 2 kept checkpoints and the next one of"):
         check_folder(tmp_path, parameters=disk.free // 16, keep=2)
     with pytest.raises(ValueError, match=r"the students, and those of 40 evaluations. Free some"):
-        check_folder(tmp_path, parameters=disk.free // 75, keep=1, evaluations=40)
-    check_folder(tmp_path, parameters=disk.free // 75, keep=1)
+        check_folder(tmp_path, parameters=disk.free // 110, keep=1, evaluations=40)  # 2 * 16 + 8 + 40 * 2 + 4 bytes
+    check_folder(tmp_path, parameters=disk.free // 110, keep=1, evaluations=20)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

@@ -80,7 +80,13 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
     draw_spread(reports / "mini-table1/repetitions.png", THREE, [("digit_accuracy", "unseen")])
     keep(reports, out)
     summarize(out)
+    write_json(reports / "mini-table2" / "report.json", {"title": "again", "claims": found[:1]})
+    (out / "mini-table1/old.png").write_text("of an older report")
+    keep(reports, out)
+    summarize(out)
+    assert not (out / "mini-table1/old.png").exists()
     page = (out / "README.md").read_text()
+    assert "| reproduced, as in mini-table1 |" in page
     assert "1 reproduced, 0 within noise, 1 not reproduced, of 2 claims" in page
     assert "[title of mini-fig3](mini-fig3/report.md)\n\n`make mini-fig3`" in page
     assert "| it helps | digit right, unseen | +40.0% ± 24.8% | reproduced |" in page

@@ -150,16 +150,20 @@ def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
     """Of evaluations on all captions, the paper's figure beside both; where it was scored otherwise, a note."""
     config = load_config("demo-with", [*TINY, f"paths.run={tmp_path}", "eval.weights=raw"])
     protocol = {"seed": 1, "prompts_sha256": "same"}
-    scored = {"protocol": protocol, "splits": {"all": {"fid": 9.0}}, "size": {"unet": 5}}
-    write_json(tmp_path / "evaluations/step-000004/raw/scores.json", scored)
+    write_json(tmp_path / "eval-raw/scores.json", {"size": {"unet": 5}})
+    watched = tmp_path / "evaluations/step-000004/raw"
+    write_json(watched / "scores.json", {"protocol": protocol, "splits": {"all": {"fid": 9.0}}})
     best = {"score": "fid", "value": 9.0, "split": "all", "step": 4, "weights": "raw"}
     write_json(tmp_path / "best.json", best)
-    last = Row("arm", {"all": {"fid": 12.0}}, paper={"all": {"fid": 8.0}}, protocol=protocol, facts={"steps": 12})
+    facts = {"steps": 12, "seconds": 60.0}
+    paper = {"all": {"fid": 8.0, "color": 0.5}}  # CompBench is not scored while training
+    last = Row("arm", {"all": {"fid": 12.0}}, paper, protocol, facts=facts, folder=tmp_path / "eval-raw", run=tmp_path)
     (row,) = _best(last, config)
-    assert (row.name, row.facts["steps"], row.scores["all"]) == ("arm, best step", 4, {"fid": 9.0, "unet": 5})
-    assert row.paper == last.paper and row.folder == tmp_path / "evaluations/step-000004/raw"
+    assert (row.name, row.facts, row.folder) == ("arm, best step", {"steps": 4, "weights": "raw"}, watched)
+    assert (row.scores["all"], row.paper) == ({"fid": 9.0, "unet": 5}, {"all": {"fid": 8.0}})
+    assert row.run is None and not last.notes  # its curves are the last step's
     other = replace(last, protocol={**protocol, "prompts_sha256": "others"}, notes=[])
     assert not _best(other, config)
     assert other.notes == ["best fid while training, at step 4 (raw), scored otherwise: 9"]
-    write_json(tmp_path / "best.json", {**best, "step": 12})
-    assert not _best(last, config)
+    (watched / "scores.json").unlink()
+    assert not _best(last, config) and "scores.json is gone: 9" in last.notes[0]

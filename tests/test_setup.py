@@ -8,23 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from randcond.launch import needs
 from randcond.launch.config import PACKAGE
 from randcond.train.engine.build_ops import find_tools
 
 
 def ask(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PACKAGE / "launch/needs.py"), str(folder / "new" / "venv")]
+    command = [sys.executable, str(PACKAGE / "launch/needs.py"), str(folder)]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-def test_a_machine_that_has_all_is_told_nothing(tmp_path: Path) -> None:
-    done = ask(tmp_path)
+def test_a_machine_that_has_all_is_told_nothing() -> None:
+    done = ask(Path(sys.prefix), CXX="env c++")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_a_machine_lacks_is_named_with_its_package(tmp_path: Path) -> None:
-    done = ask(tmp_path, CXX="no-such-compiler")
+def test_what_a_machine_lacks_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = ask(Path(sys.prefix), CXX="no-such-compiler")
     assert done.returncode == 1 and done.stderr == "error: make setup needs\n  a C++ compiler (g++)\n"
+    monkeypatch.setattr(needs, "GB", 1e9)
+    (lacks,) = needs.missing(tmp_path / "new" / "venv")
+    assert lacks.startswith(f"1000000000.0 GB in {tmp_path};") and not needs.missing(tmp_path)  # which is there
 
 
 def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypatch: pytest.MonkeyPatch) -> None:

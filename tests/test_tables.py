@@ -276,8 +276,16 @@ def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
         *(f"{stage} mini-random {each}" for each in "abc" for stage in ("train", "eval")),
         *(f"report mini-random {each}" for each in "abc"),
     ]
-    with pytest.raises(ValueError, match=r"train.seed is what the repetitions of mini-table1 differ in"):
-        runs_of("mini-table1-row4", ["train.seed=3"])
+    for override, said in (
+        ("train.seed=3", "train.seed is what the repetitions of mini-table1 differ in"),
+        ("paths.run=runs/short", "paths.run: the repetitions of mini-table1 need one each"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            runs_of("mini-table1-row4", [override])
+    apart = runs_of("mini-table1-row4", ["paths.run=runs/short/{replicate}"])
+    assert [run.config.paths.run for run in apart] == [f"runs/short/{each}" for each in "abc"]
+    with pytest.raises(ValueError, match="mini-table1 has repetitions: `randcond run` takes its rows"):
+        load_config("mini-table1-row4")
 
 
 def test_what_every_table_needs_is_said_and_nothing_is_wrong(

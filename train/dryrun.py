@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 from randcond.launch.config import Config, experiment_names, load_config, table_names
+from randcond.launch.stage import end_when_asked
 from randcond.launch.table import load_table
 from randcond.train.check import check_all
 
@@ -57,4 +58,5 @@ def summary(config: Config) -> str:
 
 
 if __name__ == "__main__":
+    end_when_asked()
     main(sys.argv[1:])

@@ -22,7 +22,8 @@ from randcond.eval.generate import Task
 from randcond.eval.metrics import METRICS
 from randcond.eval.prompts import ALL, first_prompts
 from randcond.eval.weights import fingerprint
-from randcond.launch.config import Config
+from randcond.launch.config import Config, watched_folder
+from randcond.launch.stage import write_config
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
 from randcond.model_zoo.teacher import DTYPES
 from randcond.train.card import model_card
@@ -73,13 +74,14 @@ def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> d
     real = references(config, task)
     values: dict[str, float] = {}
     for kind in config.train.eval_weights:
-        out = _folder(config, step) / kind
+        out = watched_folder(config, step, kind)
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
             _write_unet(training, task, unet_weights(gathered), out, kind)
         engine.barrier()
         beat()
         _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
+        write_config(out, config)
         if engine.rank == 0:
             splits = read_json(out / "scores.json")["splits"]
             scored = read_json(out / "scores.json")["protocol"]
@@ -89,10 +91,6 @@ def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> d
         engine.barrier()
         beat()
     return values
-
-
-def _folder(config: Config, step: int) -> Path:
-    return Path(config.paths.run) / "evaluations" / f"step-{step:06d}"
 
 
 def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out: Path, kind: str) -> None:

@@ -15,7 +15,7 @@ from randcond.data.lock import hold
 from randcond.data.pool import check_asked, open_pool
 from randcond.data.ranks import device, rank
 from randcond.data.stream import CaptionPool, Stream
-from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml
+from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml, watched_folder
 from randcond.model_zoo.export import check_shapes
 from randcond.model_zoo.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher
@@ -86,6 +86,13 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     return Training(config, teacher, module.unet, distil, engine, stream, identity, missing)
 
 
+def _evaluations_left(config: Config) -> int:
+    train = config.train
+    steps = range(train.eval_every, train.steps + 1, train.eval_every) if train.eval_every else ()
+    kept = (watched_folder(config, step, kind) / "unet" for step in steps for kind in train.eval_weights)
+    return sum(not folder.is_dir() for folder in kept)
+
+
 def start(training: Training, mark: Callable[[str], None] = lambda part: None) -> tuple[int, float]:
     """Takes the folder, settles the networks' kernels and loads the newest checkpoint; (its step, seconds trained)."""
     config, engine, folder = training.config, training.engine, training.folder
@@ -94,7 +101,7 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         checkpoint.clear_unfinished(folder / "checkpoints")
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
         forever = train.steps // train.keep_every if train.keep_every else 0
-        check_folder(folder, parameters, train.keep_checkpoints + forever, train.evaluations)
+        check_folder(folder, parameters, train.keep_checkpoints + forever, _evaluations_left(config))
     engine.barrier()
     settle(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
