@@ -4,6 +4,7 @@ In: inputs.yaml, a name. Out: FOLDER/NAME/, whole, with fetched.json: each file'
 """
 
 import lzma
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -165,6 +166,23 @@ def _unpacked(archive: Path) -> Path:
     return archive.with_name(archive.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".zip"))
 
 
+def _extract(packed: tarfile.TarFile, folder: Path) -> None:
+    """Files and folders; raises TarError for a link or a name that leads outside (3.11's tarfile has no filter)."""
+    for member in packed:
+        place = folder / member.name
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"{member.name} would lie outside")
+        if member.isdir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        content = packed.extractfile(member) if member.isreg() else None
+        if content is None:
+            raise tarfile.TarError(f"{member.name} is no file")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with content, place.open("wb") as out:
+            shutil.copyfileobj(content, out, 1 << 20)
+
+
 def _unpack(archive: Path) -> None:
     """Unpacks an archive beside it, whole; raises ValueError naming one that is damaged or leaves its folder."""
     with written_whole(_unpacked(archive)) as aside:
@@ -175,7 +193,7 @@ def _unpack(archive: Path) -> None:
                     packed.extractall(aside)  # takes no absolute or upward paths
             else:
                 with tarfile.open(archive) as packed_tar:
-                    packed_tar.extractall(aside, filter="data")
+                    _extract(packed_tar, aside)
                     while packed_tar.fileobj and packed_tar.fileobj.read(1 << 20):
                         pass  # to the end, where gzip keeps its checksum
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:

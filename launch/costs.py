@@ -1,7 +1,7 @@
 """What a plan starts from: the cluster, and what the experiment's networks cost on it, counted without weights."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -31,13 +31,12 @@ class Cluster:
 
 
 class Sizes:
-    """What the experiment's networks cost, counted once; the engine and the batch change nothing of it."""
+    """What a teacher and a student of it cost; the engine and the batch change nothing of it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, path: str, rule: str) -> None:
         """Raises ValueError when there is no such teacher, or the student's rule does not apply to it."""
-        path = config.teacher.path
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
-        self.rule = config.student.rule
+        self.rule = rule
         self.teacher = unet_cost(UNet2DConditionModel, self.networks.unet)
         self.student: UNetCost = unet_cost(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
         self.teacher_work = work(UNet2DConditionModel, self.networks.unet)
@@ -59,6 +58,14 @@ class Sizes:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             self._activations[key] = activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing)
         return self._activations[key]
+
+
+def counted(config: Config) -> Sizes:
+    """The sizes of an experiment's networks; counting takes seconds, and most of a table's rows have the same."""
+    return _counted(config.teacher.path, config.student.rule)
+
+
+_counted = cache(Sizes)
 
 
 def sharding(config: Config, cluster: Cluster) -> Sharding:

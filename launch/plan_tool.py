@@ -80,7 +80,7 @@ def plan(
 
     cluster, results = costs.Cluster(found, nodes, gpus), []
     for config in configs:
-        sizes = costs.Sizes(config)
+        sizes = costs.counted(config)
         if curve:
             rows = planner.curve(config, sizes, found, gpus, share)
             results += rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from randcond.launch.config import Config
-from randcond.launch.costs import Cluster, Sizes
+from randcond.launch.costs import Cluster, Sizes, counted
 from randcond.launch.planner import plan, stage_hours
 from randcond.model_zoo.networks import layout_of
 
@@ -30,17 +30,16 @@ class Artefact:
 
 
 class Prices:
-    """Prices experiments on one cluster; counts a pair of networks once."""
+    """Prices experiments on one cluster."""
 
     def __init__(self, cluster: Cluster, efficiency: float) -> None:
         self.cluster, self.efficiency = cluster, efficiency
-        self._sizes: dict[tuple[str, str], Sizes] = {}
 
     def of(self, config: Config) -> tuple[list[Artefact], bool]:
         """What an experiment makes, and whether it fits the GPUs; nothing where its network's costs are not known."""
         if not layout_of(config.teacher.path):
             return [], True
-        sizes = self._counted(config)
+        sizes = counted(config)
         teacher = self._evaluating(config, sizes, "teacher")
         reference = Artefact("reference", config.paths.reference, teacher)
         if not config.trains:
@@ -71,12 +70,6 @@ class Prices:
         return (
             sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + ROWS + best) + ROWS
         )
-
-    def _counted(self, config: Config) -> Sizes:
-        key = config.teacher.path, config.student.rule
-        if key not in self._sizes:
-            self._sizes[key] = Sizes(config)
-        return self._sizes[key]
 
 
 def together(artefacts: Iterable[Artefact]) -> tuple[float, float]:

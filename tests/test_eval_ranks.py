@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from randcond.data.files import write_json
 from tests.conftest import TINY, randcond
 from tests.interruptions import ranks, wait_for
 from tests.runs import metrics, same_bits
 
+WATCHED = ["train.eval_every=4", "train.eval_size=4", "train.sample_every=0"]
 SYSTEM = """
 base: digits
 cache: {exclude: [three]}
@@ -94,23 +97,32 @@ def test_what_an_evaluation_would_lack_is_said_before_the_first_step(world: Path
 
 
 def test_evaluation_during_training(world: Path) -> None:
-    """Raw and EMA weights on two ranks; the training ends with the same bits; a cut-off evaluation is made up for."""
-    words = [*TINY, "train.eval_every=4", "train.eval_size=4", "train.sample_every=0", "paths.run=runs/watched"]
+    """Raw and EMA weights on two ranks; the training ends with the same bits."""
+    words = [*TINY, *WATCHED, "train.eval_every=6", "paths.run=runs/watched-twice"]
     randcond(world, "run", "train", "demo-with", *words)
-    run = world / "runs/watched"
+    run = world / "runs/watched-twice"
     assert same_bits(run, world / "runs/demo/with")
-    logged = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
-    assert list(logged) == [4, 8, 12]
-    for step, line in logged.items():
-        for kind in ("raw", "ema"):
-            scored = json.loads((run / f"evaluations/step-{step:06d}/{kind}/scores.json").read_text())
-            assert scored["splits"]["unseen"]["images"] == 4 and scored["protocol"]["weights"] == kind
-            assert line[f"eval/{kind}/unseen/frechet_judge"] == scored["splits"]["unseen"]["frechet_judge"]
+    logged = scores_by_step(run, [6, 12])
     best = json.loads((run / "best.json").read_text())
     values = [line[f"eval/{kind}/all/digit_accuracy"] for line in logged.values() for kind in ("raw", "ema")]
     assert best["value"] == max(values) and (run / best["folder"] / "model_index.json").is_file()
     assert any((run / "tensorboard").iterdir())
-    # As if killed in the last evaluation: its values are not there.
+    write_json(run / "best.json", {**best, "step": 6, "weights": "raw"})  # whichever it was: not the last
+    randcond(world, "run", "eval", "demo-with", *words, "eval.of=[student]")
+    randcond(world, "report", "demo-with", *words, "eval.of=[student]")
+    page = (run / "report.html").read_text()
+    assert "all/digit_accuracy while training" in page and "demo-with (ema)" in page
+    assert "best digit_accuracy while training, at step 6 (raw), scored otherwise" in page  # of four captions
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_cut_off_is_made_up_for(world: Path) -> None:
+    """As if killed in an evaluation: the training ends with the bits of one that was never evaluated, nor killed."""
+    words = [*TINY, *WATCHED, "paths.run=runs/watched"]
+    randcond(world, "run", "train", "demo-with", *words)
+    run = world / "runs/watched"
+    assert same_bits(run, world / "runs/demo/with")
+    logged = scores_by_step(run, [4, 8, 12])
     lines = [
         line for line in (run / "metrics.jsonl").read_text().splitlines() if not line.startswith('{"step": 8, "eval')
     ]
@@ -123,13 +135,18 @@ def test_evaluation_during_training(world: Path) -> None:
     (run / "train.json").unlink()
     randcond(world, "run", "train", "demo-with", *words)
     assert same_bits(run, world / "runs/demo/with")
-    again = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
-    assert again == logged
+    assert scores_by_step(run, [4, 8, 12]) == logged
     assert (run / "evaluations/step-000008/raw-before-0/plan.json").is_file()
     assert not (run / "evaluations/step-000008/ema-before-0").exists()
-    randcond(world, "run", "eval", "demo-with", *TINY, "paths.run=runs/watched")
-    randcond(world, "report", "demo-with", *TINY, "paths.run=runs/watched")
-    page = (run / "report.html").read_text()
-    assert "all/digit_accuracy while training" in page and "demo-with (ema)" in page
-    at = f"at step {best['step']} ({best['weights']})"
-    assert f"best digit_accuracy while training, {at}, scored otherwise" in page  # of four captions, not sixteen
+
+
+def scores_by_step(run: Path, steps: list[int]) -> dict[int, Any]:
+    """The lines of scores in metrics.jsonl; held to what the evaluations themselves wrote."""
+    logged = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
+    assert list(logged) == steps
+    for step, line in logged.items():
+        for kind in ("raw", "ema"):
+            scored = json.loads((run / f"evaluations/step-{step:06d}/{kind}/scores.json").read_text())
+            assert scored["splits"]["unseen"]["images"] == 4 and scored["protocol"]["weights"] == kind
+            assert line[f"eval/{kind}/unseen/frechet_judge"] == scored["splits"]["unseen"]["frechet_judge"]
+    return logged

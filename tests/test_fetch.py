@@ -100,6 +100,12 @@ def test_archives_that_are_none_or_reach_out(tmp_path: Path) -> None:
     write_tar(tmp_path / "preprocessed_11k.tar.gz", ["../outside.jpg"])
     with pytest.raises(ValueError, match="outside"):
         inputs.fetch("laion-11k", from_=str(tmp_path), to=str(tmp_path / "inputs"))
+    link = tarfile.TarInfo("preprocessed_11k/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "preprocessed_11k.tar.gz", "w:gz") as archive:
+        archive.addfile(link)
+    with pytest.raises(ValueError, match="preprocessed_11k/link is no file; remove it and fetch it again"):
+        inputs.fetch("laion-11k", from_=str(tmp_path), to=str(tmp_path / "elsewhere"))
 
 
 def test_a_file_of_another_name_comes_under_its_own(tmp_path: Path) -> None:

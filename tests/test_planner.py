@@ -12,7 +12,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from randcond.launch.config import Config, load_config
-from randcond.launch.costs import Cluster, Sizes, sharding
+from randcond.launch.costs import Cluster, Sizes, counted, sharding
 from randcond.launch.gpus import find_gpu
 from randcond.launch.plan_tool import curve_table
 from randcond.launch.planner import curve, fits, knobs, plan, sweep, training_memory
@@ -41,7 +41,7 @@ CASES = [("zero-3", "bf16", 2)] + [
 
 @pytest.fixture(scope="module")
 def sizes() -> Sizes:
-    return Sizes(load_config("demo-with", SD))
+    return counted(load_config("demo-with", SD))
 
 
 def paper(*words: str) -> Config:
@@ -55,7 +55,7 @@ def test_an_engine_takes_and_sends_what_is_predicted(
     """Weights, gradients, masters, moments, EMA and buckets tensor by tensor; a step's collectives byte by byte."""
     words = [*ENGINES[kind], f"engine.precision={precision}", "train.global_batch=8", "engine.micro_batch=1"]
     config, cluster = load_config("demo-with", words), Cluster(find_gpu("h200"), nodes=1, per_node=ranks)
-    how, found = sharding(config, cluster), Sizes(config)
+    how, found = sharding(config, cluster), counted(config)
     assert how.kind == kind
     predicted = {
         "resident": state_memory(found.shapes, found.blocks, how).resident,

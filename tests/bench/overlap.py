@@ -72,7 +72,7 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     from randcond.data.files import write_json
     from randcond.data.ranks import device
     from randcond.launch.config import resolve_path
-    from randcond.launch.costs import Cluster, Sizes
+    from randcond.launch.costs import Cluster, counted
     from randcond.launch.gpus import GPUS
     from randcond.launch.step_time import step_traffic
     from randcond.model_zoo.teacher import Teacher
@@ -90,7 +90,7 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     other.taps.remove()
     engine = build_engine(config, module)
     mine = noise_batch(teacher, batch // 2, seed=engine.rank)
-    traffic = step_traffic(config, Sizes(config), Cluster(GPUS["h200"], 1, 2)).sent
+    traffic = step_traffic(config, counted(config), Cluster(GPUS["h200"], 1, 2)).sent
     share, half = [], sum(p.numel() for p in alone.parameters()) / 2  # of the optimizer's work: two ranks share it
     for parameter in alone.parameters():
         if sum(p.numel() for p in share) < half:
