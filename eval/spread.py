@@ -58,7 +58,7 @@ def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None
     lets a row do a little worse has a stroke where its limit is.
     """
     found = [(table, claim) for table, each in claims.items() for claim in each]
-    kinds = sorted({_scale(claim) for _, claim in found}, key=lambda kind: kind != SHARES)
+    kinds = sorted({_scale(claim) for _, claim in found}, key=lambda kind: (kind != SHARES, kind))
     figure = Figure(figsize=(11, 0.8 + 0.27 * len(found)), layout="constrained", dpi=DPI)
     panels = figure.subplots(
         1, len(kinds), squeeze=False, sharey=True, width_ratios=[3 if kind == SHARES else 1 for kind in kinds]
