@@ -101,17 +101,19 @@ def choose_attention(
     batch: int,
     trains: bool,
     tokens: int = 77,
+    one_graph: bool = False,
 ) -> list[Choice]:
     """Chooses a backend per attention shape and sets nothing: one rank chooses for all.
 
     wanted: a name in PROCESSORS (where its self-test passes) or "auto" (the fastest; no race on a CPU). `trains` adds
-    the backward pass to test and race.
+    the backward pass to test and race. `one_graph`: the network is compiled whole, where xformers' own choice of an
+    operator, which torch.compile can't follow, has no place: "auto" leaves it out.
     """
     by_shape: dict[AttentionShape, int] = defaultdict(int)
     for shape in attention_shapes(unet, tokens).values():
         by_shape[shape] += 1
     return [
-        Choice(shape, modules, *_choose(shape, wanted, dtype, device, batch, trains))
+        Choice(shape, modules, *_choose(shape, wanted, dtype, device, batch, trains, one_graph))
         for shape, modules in by_shape.items()
     ]
 
@@ -125,18 +127,25 @@ def set_attention(unet: UNet2DConditionModel, choices: list[Choice], tokens: int
 
 
 def _choose(
-    shape: AttentionShape, wanted: str, dtype: torch.dtype, device: torch.device, batch: int, trains: bool
+    shape: AttentionShape,
+    wanted: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    trains: bool,
+    one_graph: bool = False,
 ) -> tuple[str, str]:
     if wanted == "sdpa":
         return "sdpa", "asked for"
     if wanted == "auto" and device.type == "cpu":
         return "sdpa", "no xformers operator runs on a CPU"
-    raced = PROCESSORS if wanted == "auto" else [wanted]
+    raced = [name for name in PROCESSORS if name != "xformers" or not one_graph] if wanted == "auto" else [wanted]
     seconds, refused = _test(raced, shape, dtype, device, batch, trains)
     if wanted != "auto":
         return (wanted, "asked for") if wanted in seconds else ("sdpa", refused[wanted])
     ranking = sorted(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1e3 * seconds[name]:.2f} ms" for name in ranking)
+    refused |= {"xformers": "xformers can't be part of one graph"} if one_graph else {}
     return ranking[0], times + "".join(f"; {why}" for name, why in refused.items() if name == "xformers")
 
 
@@ -168,7 +177,8 @@ def self_test(
 ) -> float:
     """Seconds of one call (and its backward) at this shape, in diffusers' own attention layer.
 
-    Raises whatever the kernel raises, and RuntimeError when it disagrees with SDPA by more than rounding.
+    Raises whatever the kernel raises, and RuntimeError when its output, or where it trains a gradient, disagrees with
+    SDPA's by more than rounding.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -178,15 +188,31 @@ def self_test(
         text = torch.randn(batch, shape.keys, width, device=device, dtype=dtype)
     layer.set_processor(PROCESSORS[backend]())
     seconds = _race(layer, hidden, text, trains)
-    with torch.no_grad():
-        drawn = layer(hidden[:2], text[:2]).float()
-        layer.set_processor(AttnProcessor2_0())
-        expected = layer(hidden[:2], text[:2]).float()
+    drawn = _outputs(layer, hidden[:2], text[:2], trains)
+    layer.set_processor(AttnProcessor2_0())
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-3
-    worst = (drawn - expected).abs().max() / expected.abs().max()
-    if not worst < tolerance:
-        raise RuntimeError(f"differs from SDPA by {worst:.1e} of the largest value")
+    for what, expected in _outputs(layer, hidden[:2], text[:2], trains).items():
+        worst = (drawn[what] - expected).abs().max() / expected.abs().max()
+        if not worst < tolerance:  # nor where it is not a number
+            raise RuntimeError(f"{what} differs from SDPA's by {worst:.1e} of the largest value")
     return seconds
+
+
+def _outputs(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bool) -> dict[str, Tensor]:
+    """What a call gives, in fp32, and the gradients of its squares' sum by what it is given and by its weights."""
+    given = [each.detach().clone().requires_grad_(trains) for each in (hidden, text)]
+    with torch.set_grad_enabled(trains):
+        out = layer(*given)
+    found = {"its output": out.detach().float()}
+    if trains:
+        names = ["hidden states", "text", *(name for name, _ in layer.named_parameters())]
+        found |= {
+            f"its gradient by {name}": gradient.float()
+            for name, gradient in zip(
+                names, torch.autograd.grad(out.float().square().sum(), [*given, *layer.parameters()]), strict=True
+            )
+        }
+    return found
 
 
 def _race(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bool) -> float:

@@ -1,9 +1,10 @@
-"""torch.compile of U-Nets that train and pipelines that draw, with static shapes.
+"""torch.compile of what trains (U-Nets, text encoders) and of pipelines that draw, with static shapes.
 
 Compiled are the repeated blocks (one compilation for all of a kind) or the whole as one graph; after feature taps are
 on: hooks that come later would be ignored.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
         network.compile_repeated_blocks()
     elif how == "whole":
         network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def compile_text(encoders: Iterable[Any]) -> None:
+    """Text encoders as one graph where they are one: what is left between graphs runs as it is."""
+    for encoder in encoders:
+        encoder.compile(dynamic=False)
 
 
 def compile_drawing(pipe: Any, how: str) -> None:

@@ -78,7 +78,7 @@ def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], how: 
     if how.kind == "zero-1":
         if low == 2:  # the gradients as they come, and their fp32 accumulators, which are reduced in place
             return StateMemory(low * total, (low + 4) * total, 16 * mine, 0, 0)
-        return StateMemory(low * total, 8 * total if how.accumulates else 4 * mine, 16 * mine, 0, bucket)
+        return StateMemory(low * total, 4 * (total if how.accumulates else mine), 16 * mine, 0, bucket)
     assert how.kind == "zero-0" and low == 4, how
     return StateMemory(4 * total, 4 * total, 12 * total, 0, bucket)
 

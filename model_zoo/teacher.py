@@ -137,6 +137,12 @@ class Teacher:
         """The tokenizers of the text encoders, in their order."""
         return Tokenizers([t for name in ("tokenizer", "tokenizer_2") if (t := getattr(self.pipe, name, None))])
 
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """SDXL's time_ids [6] of an image that is as large as the U-Net's samples, not cropped."""
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
+        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
+
     @torch.no_grad()
     def encode(self, token_ids: dict[str, Tensor], null: Tensor | None = None, zeros: bool = True) -> Condition:
         """Encodes what `tokenizers` gave (other keys are ignored) -> the U-Net's condition, in the teacher's dtype.
@@ -148,17 +154,16 @@ class Teacher:
         hidden, pooled = [], None
         wants_pooled = self.unet.config.addition_embed_type == "text_time"
         for encoder, key in zip(self.text_encoders, ("token_ids", "token_ids_2"), strict=False):
-            out = encoder(token_ids[key].to(self.device), output_hidden_states=wants_pooled)
+            ids = token_ids[key].to(self.device, non_blocking=True)  # else the host waits for all that is queued
+            out = encoder(ids, output_hidden_states=wants_pooled)
             hidden.append(out.hidden_states[-2] if wants_pooled else out.last_hidden_state)
             pooled = getattr(out, "text_embeds", None)
         condition = {"encoder_hidden_states": torch.cat(hidden, dim=-1)}  # [B, L, width]
         if wants_pooled:
             assert pooled is not None
-            height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-            sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device)
-            condition |= {"text_embeds": pooled, "time_ids": sizes.float().repeat(len(pooled), 1)}
+            condition |= {"text_embeds": pooled, "time_ids": self._sizes.repeat(len(pooled), 1)}
         if null is not None and zeros and self.pipe.config.get("force_zeros_for_empty_prompt", False):
-            keep = ~null.to(self.device)
+            keep = ~null.to(self.device, non_blocking=True)
             condition["encoder_hidden_states"] = condition["encoder_hidden_states"] * keep[:, None, None]
             condition["text_embeds"] = condition["text_embeds"] * keep[:, None]
         return condition

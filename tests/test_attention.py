@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,8 @@ def test_auto_takes_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)
     assert chosen == ("sdpa", "sdpa 1.00 ms, xformers 2.00 ms, flash 3.00 ms")
     times["sdpa"] = 0.004
+    whole = attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True, one_graph=True)
+    assert whole == ("flash", "flash 3.00 ms, sdpa 4.00 ms; xformers can't be part of one graph")
     assert attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)[0] == "xformers"
     refused = attention._choose(shape._replace(head_dim=20), "auto", torch.bfloat16, torch.device("cuda"), 1, True)
     assert refused[0] == "flash" and refused[1].endswith("xformers needs head dims divisible by 8, this one is 20")
@@ -108,6 +111,33 @@ def test_a_kernel_of_sdpa_by_name() -> None:
 
 def test_the_self_test_runs_the_real_layer() -> None:
     assert self_test("sdpa", AttentionShape(2, 8, 16, 7), torch.float32, CPU, 2, trains=True) > 0
+
+
+@pytest.mark.parametrize(("wrong", "said"), [("forward", "its output differs"), ("backward", "its gradient by")])
+def test_a_kernel_that_is_wrong_forward_or_backward_is_refused(
+    wrong: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher takes one whose gradients are wrong: it needs none."""
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * 1.2 if wrong == "forward" else x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * 1.2
+
+    class Kernel(AttnProcessor2_0):
+        def __call__(self, *inputs: Any, **options: Any) -> torch.Tensor:
+            return Wrong.apply(super().__call__(*inputs, **options))
+
+    monkeypatch.setitem(attention.PROCESSORS, "flash", Kernel)
+    shape = AttentionShape(2, 8, 16, 7)
+    with pytest.raises(RuntimeError, match=said):
+        self_test("flash", shape, torch.float32, CPU, 2, trains=True)
+    if wrong == "backward":
+        assert self_test("flash", shape, torch.float32, CPU, 2, trains=False) > 0
 
 
 def test_a_choice_survives_json() -> None:

@@ -37,6 +37,7 @@ def steps(run: Path) -> int:
 ENGINES = {
     "ZeRO-0": (2, ["engine.zero_stage=0"]),
     "ZeRO-1": (2, ["engine.zero_stage=1"]),
+    "ZeRO-1, two micro-batches": (2, ["engine.zero_stage=1", "engine.micro_batch=4"]),
     "ZeRO-2": (2, ["engine.zero_stage=2"]),
     "ZeRO-3": (2, ["engine.zero_stage=3"]),
     "FSDP2 full": (2, ["engine.kind=fsdp"]),

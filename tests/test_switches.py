@@ -1,41 +1,44 @@
 """No switch that makes the step faster changes what it computes: losses and weights beside the plain step's."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from randcond.data.ranks import device
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.attention import choose_attention, set_attention
-from randcond.model_zoo.compilation import compile_drawing
+from randcond.model_zoo.compilation import compile_drawing, compile_text
 from randcond.model_zoo.fp8 import Fp8Linear, fp8_teacher, quantize
 from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, speed_up
 from randcond.train.engine.base import optimizer_of
 from randcond.train.tune import noise_batch
+from tests.bench.step import PLAIN, agree
+from tests.bench.step import SWITCHES as SWITCHES_OF_THE_BENCH
+from tests.shaped import build
 
 STEPS = 3
 Weights = dict[str, torch.Tensor]
 Run = tuple[list[float], Weights, Weights]
 
 
-def train(*words: str, fused: bool = True) -> Run:
-    """The embedded world's step in this process: total losses, the weights after them and before."""
+def train(*words: str, fused: bool = True, where: str = "cpu") -> Run:
+    """The embedded world's step in this process, in fp32: total losses, the weights after them and before."""
     torch._dynamo.reset()
     config = load_config("demo-with", [*words, "train.lr=1e-4"])
     options = config.engine
-    teacher = Teacher.load(resolve_path(config.teacher.path), "fp32", device())
+    teacher = Teacher.load(resolve_path(config.teacher.path), "fp32", torch.device(where))
     module, distil = build_step(config, teacher)
     if options.attention != "auto":
         for network, trains in ((teacher.unet, False), (module.unet, True)):
-            choices = choose_attention(network, options.attention, torch.float32, device(), 2, trains)
+            choices = choose_attention(network, options.attention, torch.float32, teacher.device, 2, trains)
             assert {choice.backend for choice in choices} == {options.attention}
             set_attention(network, choices)
     if options.teacher_fp8:
         fp8_teacher(teacher)
-    speed_up(options, teacher.unet, module.unet)
+    speed_up(options, teacher, module.unet)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer = optimizer_of(config, module.parameters())
     for group in optimizer.param_groups:
@@ -85,10 +88,38 @@ def distance(ours: Weights, theirs: Weights) -> float:
 @pytest.mark.gpu
 def test_a_teacher_replayed_as_one_cuda_graph_teaches_the_same() -> None:
     """Its outputs are overwritten by the next replay: every step's must have been used by then."""
-    plain = train("engine.compile=whole")
-    losses, weights, _ = train("engine.compile=whole", "engine.teacher_graph=true")
+    plain = train("engine.compile=whole", where="cuda")
+    losses, weights, _ = train("engine.compile=whole", "engine.teacher_graph=true", where="cuda")
     assert losses == pytest.approx(plain[0], rel=1e-5)
     assert distance(weights, plain[1]) < 1e-2 * distance(plain[1], plain[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("label", SWITCHES_OF_THE_BENCH)
+def test_on_a_gpu_in_bf16_a_switch_changes_losses_no_more_than_rounding_does(label: str) -> None:
+    """Rounding: the same samples in the opposite order. fp8 alone is no rounding, and says so in the log."""
+    words = [
+        "teacher.dtype=bf16",
+        "engine.precision=bf16",
+        "train.global_batch=8",
+        *PLAIN,
+        *SWITCHES_OF_THE_BENCH[label],
+    ]
+    found = agree("world", words, 20)
+    assert found["largest"] < (0.05 if "fp8" in label else 4 * found["by_rounding"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
+def test_compiled_text_encoders_encode_the_same(layout: str, tmp_path: Path) -> None:
+    """Before and after another batch size, SDXL's penultimate states and pooled embedding too."""
+    teacher = Teacher.load(build(layout, tmp_path / layout, tiny=True), "fp32")
+    batches = [teacher.tokenizers(["a red three", "a blue five"][:size]) for size in (2, 1, 2)]
+    plain = [teacher.encode(batch) for batch in batches]
+    compile_text(teacher.text_encoders)
+    for ours, theirs in zip([teacher.encode(batch) for batch in batches], plain, strict=True):
+        assert set(ours) == set(theirs)
+        assert all(torch.allclose(ours[key], theirs[key], atol=1e-5) for key in theirs)
 
 
 @pytest.mark.slow

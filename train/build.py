@@ -12,7 +12,7 @@ from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
 from randcond.launch.sections import Engine as EngineSection
 from randcond.model_zoo.attention import Choice, choice_from, choose_attention, set_attention, summary
-from randcond.model_zoo.compilation import compile_network
+from randcond.model_zoo.compilation import compile_network, compile_text
 from randcond.model_zoo.cost import training_flop, unet_cost
 from randcond.model_zoo.features import TappedStudent
 from randcond.model_zoo.students import build_student, find_rule, plain_config
@@ -61,7 +61,15 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
         else:
             for what, (network, dtype) in networks.items():
                 trains = what == "student"
-                chosen[what] = choose_attention(network, options.attention, dtype, engine.device, micro, trains)
+                chosen[what] = choose_attention(
+                    network,
+                    options.attention,
+                    dtype,
+                    engine.device,
+                    micro,
+                    trains,
+                    one_graph=options.compile == "whole",
+                )
             plain = {what: [asdict(choice) for choice in choices] for what, choices in chosen.items()}
             write_json(kept, {"wanted": options.attention, **plain})
         for what, choices in chosen.items():
@@ -69,17 +77,17 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
     chosen = engine.broadcast(chosen)
     for what, (network, _) in networks.items():
         set_attention(network, chosen[what])
-    said = speed_up(options, teacher.unet, unet)
+    said = speed_up(options, teacher, unet)
     if engine.rank == 0 and said:
         print(said, flush=True)
 
 
-def speed_up(options: EngineSection, teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> str:
-    """Memory formats, checkpointing and compilation of the two U-Nets; what the log should say of it."""
+def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionModel) -> str:
+    """Memory formats, checkpointing and compilation of teacher and student; what the log should say of it."""
     if (
         options.channels_last and options.teacher == "replicated"
     ):  # sharded weights lie as FSDP keeps them: inputs decide
-        teacher.to(memory_format=torch.channels_last)
+        teacher.unet.to(memory_format=torch.channels_last)
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()
     if options.compile == "none":
@@ -90,6 +98,8 @@ def speed_up(options: EngineSection, teacher: UNet2DConditionModel, student: UNe
         "student": options.kind == "fsdp" or options.zero_stage == 3,
     }
     how = {name: "blocks" if in_parts else options.compile for name, in_parts in gathered.items()}
-    compile_network(teacher, how["teacher"], options.teacher_graph)
+    compile_network(teacher.unet, how["teacher"], options.teacher_graph)
     compile_network(student, how["student"])
+    if options.compile == "whole":
+        compile_text(teacher.text_encoders)
     return f"compiled: teacher {how['teacher']}, student {how['student']}; the first step waits for it"

@@ -33,20 +33,32 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     cuda = torch.cuda.is_available()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": None if cuda else torch.get_num_threads(),
         "versions": versions,
     }
 
 
-def save(name: str, found: dict[str, Any]) -> None:
+def processor() -> str:
+    """The CPU by name, and how it does bf16."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    known = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{known[0] if known else platform.machine()}, bf16 in {'hardware' if bf16_in_hardware() else 'software'}"
+
+
+def bf16_in_hardware() -> bool:
+    """Whether this CPU multiplies in bf16 itself."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def save(name: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
     """Writes what a bench found, and says how each of its ratios stood in the last saved result."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     if path.is_file():
         before = read_json(path)
         was = before["environment"]

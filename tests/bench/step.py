@@ -2,8 +2,10 @@
 
 Rounds are interleaved in one process, the order rotating; a ratio is the median over the rounds with its 95 % interval.
 `--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`, `--switches`: our step
-with each optimisation alone, after the plain one, `--agree N`: losses of N steps with all of them and plain,
-`--profile`: where the time goes, op by op; other words are overrides of the experiment (engine.compile=none).
+with each optimisation alone, after the plain one, `--agree N`: losses of N steps with this size's settings beside the
+plain step's, and what rounding alone does to them, `--profile`: where the time goes, op by op, `--out FOLDER`; other
+words are overrides of the experiment (engine.compile=none). What is done is saved before the next begins, and a size or
+switch that fails is noted and passed over.
 """
 
 import gc
@@ -19,7 +21,7 @@ import torch
 from randcond.data.ranks import device
 from randcond.launch.config import Config
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate
-from tests.bench.results import interval, save
+from tests.bench.results import FOLDER, interval, save
 from tests.bench.sides import Sides, wait
 from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--switches", action="store_true")
     parser.add_argument("--agree", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     asked, words = parser.parse_known_args()
     rate = matmul_rate(torch.bfloat16 if torch.cuda.is_available() else torch.float32, device())
     print(
@@ -53,16 +56,20 @@ def main() -> None:
     )
     for name in asked.sizes.split(","):
         found: dict[str, Any] = {"matmul_tflops": rate / 1e12}
-        with measured(name, words, asked.rounds) as sides:
-            found |= compare(name, sides, asked.rounds, rate)
-            if asked.profile:
-                profile(sides)
-        del sides  # before the next are built
+        try:
+            with measured(name, words, asked.rounds) as sides:
+                found |= compare(name, sides, asked.rounds, rate)
+                if asked.profile:
+                    profile(sides)
+            del sides  # before the next are built
+        except torch.OutOfMemoryError as error:
+            found["failed"] = first_line(error)
+            print(f"{name}: {found['failed']}; a smaller batch: train.global_batch=N")
+        save(f"step-{name}", found, asked.out)
         if asked.switches:
-            found["switches"] = switches(name, words, asked.rounds)
+            save(f"switches-{name}", {"switches": switches(name, words, asked.rounds)}, asked.out)
         if asked.agree:
-            agree(name, words, asked.agree)
-        save(f"step-{name}", found)
+            save(f"agree-{name}", {"agree": agree(name, words, asked.agree)}, asked.out)
 
 
 class measured:
@@ -75,7 +82,9 @@ class measured:
 
     def __enter__(self) -> Sides:
         steps = 4 * (self.rounds + WARM_UP) + 200
+        gc.collect()  # of the ones before, which their caller held until now
         if torch.cuda.is_available():
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.sides = Sides(self.config, Path(self.folder.name), self.size.published_micro, steps, self.alone)
         return self.sides
@@ -84,9 +93,6 @@ class measured:
         self.sides.close()
         del self.sides
         torch._dynamo.reset()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         self.folder.cleanup()
 
 
@@ -138,35 +144,66 @@ def switches(name: str, words: list[str], rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     print(f"\n{name}: each alone, after the plain step")
     for label, overrides in SWITCHES.items():
-        seconds = []
-        for chosen in ([*PLAIN], [*PLAIN, *overrides]):
-            with measured(name, [*words, *chosen], rounds, alone=True) as sides:
-                seconds.append(interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0])
-                memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-            del sides
-        found[label] = {"median": seconds[0] / seconds[1], "memory_gb": memory}
+        try:
+            plain, _ = alone(name, [*words, *PLAIN], rounds)
+            seconds, memory = alone(name, [*words, *PLAIN, *overrides], rounds)
+        except Exception as error:  # one that this device or compiler can't do says so beside the others
+            found[label] = {"failed": first_line(error)}
+            print(f"  {label:34}failed: {found[label]['failed']}", flush=True)
+            continue
+        found[label] = {"median": plain / seconds, "memory_gb": memory}
         held = f", {memory:.1f} GB" if memory else ""
-        print(f"  {label:34}{seconds[0] / seconds[1]:6.3f} times as fast{held}", flush=True)
+        print(f"  {label:34}{plain / seconds:6.3f} times as fast{held}", flush=True)
     return found
 
 
-def agree(name: str, words: list[str], steps: int) -> None:
-    """Losses of the same steps, plain and with this size's settings."""
-    curves = []
-    for chosen in (PLAIN, []):
-        with measured(name, [*words, *chosen], steps, alone=True) as sides:
-            losses = []
-            for _ in range(steps):
-                drawn = next(sides.loader)
-                out = sides.distil(sides.engine.forward, drawn, sides.engine.dtype)
-                sides.engine.backward(out.total)
-                sides.engine.step(1e-5, 0.99)
-                losses.append(out.total.detach())
-            curves.append(torch.stack(losses).cpu())
-        del sides
-    apart = ((curves[1] - curves[0]) / curves[0]).abs()
-    print(f"{name}: over {steps} steps losses are {apart.max():.2e} apart at most, {apart.mean():.2e} on average")
-    print(f"  from {curves[0][0]:.4f} to {curves[0][-1]:.4f} plain, to {curves[1][-1]:.4f}")
+def alone(name: str, words: list[str], rounds: int) -> tuple[float, float | None]:
+    """Our step's median seconds with nothing beside it, and a GPU's largest memory in GB."""
+    with measured(name, words, rounds, alone=True) as sides:
+        seconds = interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
+        memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    return seconds, memory
+
+
+def first_line(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def agree(name: str, words: list[str], steps: int) -> dict[str, float]:
+    """How far apart losses of the same steps are, plain and with this size's settings.
+
+    The yardstick is rounding: the plain step once more, the samples of every batch in the opposite order.
+    """
+    plain = curve(name, [*words, *PLAIN], steps)
+    rounding = apart(plain, curve(name, [*words, *PLAIN], steps, backwards=True))
+    ours = curve(name, words, steps)
+    found = {"largest": apart(plain, ours), "by_rounding": rounding, "first": plain[0].item(), "last": plain[-1].item()}
+    print(
+        f"{name}: over {steps} steps losses are {found['largest']:.2e} apart at most; {rounding:.2e} by rounding alone"
+    )
+    print(f"  from {plain[0]:.4f} to {plain[-1]:.4f} plain, to {ours[-1]:.4f}")
+    return found
+
+
+def apart(plain: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest relative difference of two curves [steps]."""
+    return ((other - plain) / plain).abs().max().item()
+
+
+def curve(name: str, words: list[str], steps: int, backwards: bool = False) -> torch.Tensor:
+    """Total losses [steps] of our step."""
+    losses = []
+    with measured(name, words, steps, alone=True) as sides:
+        for _ in range(steps):
+            drawn = next(sides.loader)
+            if backwards:
+                drawn = {key: v.flip(0) if isinstance(v, torch.Tensor) else v for key, v in drawn.items()}
+            out = sides.distil(sides.engine.forward, drawn, sides.engine.dtype)
+            sides.engine.backward(out.total)
+            sides.engine.step(1e-5, 0.99)
+            losses.append(out.total.detach())
+        return torch.stack(losses).cpu()
 
 
 def profile(sides: Sides) -> None:
