@@ -48,15 +48,18 @@ def to_fp8(unet: UNet2DConditionModel) -> int:
     """Replaces the linear layers of the transformer blocks; how many. The others' widths fp8's kernels don't take."""
     count = 0
     for name, module in list(unet.named_modules()):
-        if isinstance(module, nn.Linear) and "transformer_blocks" in name and not _odd(module):
+        if takes_fp8(name, module):
             parent, _, own = name.rpartition(".")
             setattr(unet.get_submodule(parent), own, Fp8Linear(module))
             count += 1
     return count
 
 
-def _odd(linear: nn.Linear) -> bool:
-    return bool(linear.in_features % MULTIPLE or linear.out_features % MULTIPLE)
+def takes_fp8(name: str, module: nn.Module) -> bool:
+    """Whether a module of a U-Net is one that multiplies in fp8."""
+    if not isinstance(module, nn.Linear) or "transformer_blocks" not in name:
+        return False
+    return module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
 
 
 @torch.no_grad()

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from randcond.model_zoo.cost import unet_cost
-from randcond.model_zoo.students import complete_config
+from randcond.model_zoo.students import complete_config, plain_config
+from randcond.model_zoo.teacher import Teacher
 from randcond.model_zoo.waves import Product, Work, busy
 from randcond.train.tune import Measured, doubling, proposed
+from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import interval
 from tests.shaped import unet_config
 
@@ -31,6 +33,7 @@ def bench(folder: Path, module: str, *words: str) -> str:
 @pytest.mark.slow
 def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]  # one engine after another
+    words += ["--switches", "channels last;checkpointing", "--profile"]
     first = bench(tmp_path, "step", *words, "engine.channels_last=true")
     assert "ours / bare" in first and " / ours" in first and "last saved" not in first
     kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
@@ -38,6 +41,9 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     assert found["ours / bare"]["low"] <= found["ours / bare"]["median"] <= found["ours / bare"]["high"]
     assert sum(found["parts"].values()) == pytest.approx(1)
     assert found["ours"]["samples_per_s"] == pytest.approx(4 / found["ours"]["seconds"])
+    gave = json.loads((tmp_path / "runs/bench/switches-world.json").read_text())["found"]["switches"]
+    assert set(gave) == {"channels last", "checkpointing"} and all(each["median"] > 0 for each in gave.values())
+    assert 0.5 < gave["checkpointing"]["predicted"] < 1 and gave["channels last"]["predicted"] is None
     assert kept["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     agreed = json.loads((tmp_path / "runs/bench/agree-world.json").read_text())["found"]["agree"]
     assert 0 <= agreed["by_rounding"] < 1e-4 and 0 < agreed["largest"] < 1e-4
@@ -60,6 +66,17 @@ def test_the_startup_bench(tmp_path: Path) -> None:
 def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
     said = bench(tmp_path, "overlap", "--steps", "2", "--size", "world")
     assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
+
+
+def test_what_switches_should_give_by_hand() -> None:
+    """A step of 10 s, 3 of them outside of products; the teacher twice the student; 1 s of its products fp8 takes."""
+    gains = Floor(plain=10, elementwise=3, teacher=2, student=1, fp8=1).gains()
+    assert gains["compiled whole"] == pytest.approx(10 / 8)
+    assert gains["compiled whole, teacher in fp8"] == pytest.approx(10 / 7.5)
+    assert gains["checkpointing"] == pytest.approx(10 / 12)  # the student's forward once more: a fifth of the step
+    unet = Teacher.load(ROOT / "data/digits/models/teacher", "fp32").unet
+    whole = unet_cost(type(unet), plain_config(unet.config)).flop
+    assert 0.1 * whole < fp8_flop(unet) < 0.5 * whole
 
 
 def test_an_interval_holds_its_median() -> None:

@@ -1,11 +1,11 @@
 """`make bench`: our training step beside the published recipe's settings and beside a bare step, ratios first.
 
 Rounds are interleaved in one process, the order rotating; a ratio is the median over the rounds with its 95 % interval.
-`--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`, `--switches`: our step
-with each optimisation alone, after the plain one, `--agree N`: losses of N steps with this size's settings beside the
-plain step's, and what rounding alone does to them, `--profile`: where the time goes, op by op, `--out FOLDER`; other
-words are overrides of the experiment (engine.compile=none). What is done is saved before the next begins, and a size or
-switch that fails is noted and passed over.
+`--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`; `--switches all` (or a
+list, "channels last;checkpointing"): our step with each optimisation alone, after the plain one, beside what the cost
+model predicts; `--agree N`: losses of N steps with this size's settings beside the plain step's, and what rounding
+alone does to them; `--profile`: where the time goes, op by op; `--out FOLDER`; other words are overrides of the
+experiment (engine.compile=none). What is done is saved before the next begins; what fails is noted, and passed over.
 """
 
 import gc
@@ -20,7 +20,10 @@ import torch
 
 from randcond.data.ranks import device
 from randcond.launch.config import Config
+from randcond.model_zoo.cost import unet_cost
+from randcond.model_zoo.students import plain_config
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate
+from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import FOLDER, interval, save
 from tests.bench.sides import Sides, wait
 from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
@@ -45,11 +48,14 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default=",".join(default_sizes()), help=f"of {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--switches", action="store_true")
+    parser.add_argument("--switches", default="", help=f"all, or of {'; '.join(SWITCHES)}")
     parser.add_argument("--agree", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked, words = parser.parse_known_args()
+    wanted = list(SWITCHES) if asked.switches == "all" else [each.strip() for each in asked.switches.split(";") if each]
+    if unknown := set(wanted) - set(SWITCHES):
+        parser.error(f"--switches: of {'; '.join(SWITCHES)}, got {'; '.join(sorted(unknown))}")
     rate = matmul_rate(torch.bfloat16 if torch.cuda.is_available() else torch.float32, device())
     print(
         f"this device multiplies matrices at {rate / 1e12:.3g} TFLOP/s, copies {memory_rate(device()) / 1e9:.3g} GB/s"
@@ -66,8 +72,8 @@ def main() -> None:
             found["failed"] = first_line(error)
             print(f"{name}: {found['failed']}; a smaller batch: train.global_batch=N")
         save(f"step-{name}", found, asked.out)
-        if asked.switches:
-            save(f"switches-{name}", {"switches": switches(name, words, asked.rounds)}, asked.out)
+        if wanted:
+            save(f"switches-{name}", {"switches": switches(name, words, asked.rounds, rate, wanted)}, asked.out)
         if asked.agree:
             save(f"agree-{name}", {"agree": agree(name, words, asked.agree)}, asked.out)
 
@@ -114,7 +120,7 @@ def compare(name: str, sides: Sides, rounds: int, rate: float) -> dict[str, Any]
         share = speed * sides.flop / rate
         found[side] = {"seconds": second, "samples_per_s": speed, "share_of_matmul_rate": share}
         print(f"  {side:18}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the matmul rate")
-    moved = batch * sum(elementwise_bytes(u, sides.engine.dtype.itemsize) for u in (sides.teacher.unet, sides.student))
+    moved = moved_bytes(sides)
     found["elementwise_gb"] = moved / 1e9
     print(f"  beside its products a forward of teacher and student moves {moved / 1e9:.3g} GB, op by op")
     parts = sides.parts(max(3, rounds // 3))
@@ -139,30 +145,47 @@ def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return times
 
 
-def switches(name: str, words: list[str], rounds: int) -> dict[str, Any]:
-    """What each optimisation gives: our step with it, by the plain step that is timed right before it."""
+def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list[str]) -> dict[str, Any]:
+    """What each optimisation gives: our step with it, by the plain step that is timed right before it.
+
+    Beside it what the cost model predicts (tests/bench/predicted.py), where it does.
+    """
     found: dict[str, Any] = {}
     print(f"\n{name}: each alone, after the plain step")
-    for label, overrides in SWITCHES.items():
+    for label in wanted:
         try:
-            plain, _ = alone(name, [*words, *PLAIN], rounds)
-            seconds, memory = alone(name, [*words, *PLAIN, *overrides], rounds)
+            plain, _, predicted = alone(name, [*words, *PLAIN], rounds, rate)
+            seconds, memory, _ = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, rate)
         except Exception as error:  # one that this device or compiler can't do says so beside the others
             found[label] = {"failed": first_line(error)}
             print(f"  {label:34}failed: {found[label]['failed']}", flush=True)
             continue
-        found[label] = {"median": plain / seconds, "memory_gb": memory}
-        held = f", {memory:.1f} GB" if memory else ""
-        print(f"  {label:34}{plain / seconds:6.3f} times as fast{held}", flush=True)
+        found[label] = {"median": plain / seconds, "predicted": predicted.get(label), "memory_gb": memory}
+        said = f", predicted {predicted[label]:.3f}" if label in predicted else ""
+        said += f", {memory:.1f} GB" if memory else ""
+        print(f"  {label:34}{plain / seconds:6.3f} times as fast{said}", flush=True)
     return found
 
 
-def alone(name: str, words: list[str], rounds: int) -> tuple[float, float | None]:
-    """Our step's median seconds with nothing beside it, and a GPU's largest memory in GB."""
+def alone(name: str, words: list[str], rounds: int, rate: float) -> tuple[float, float | None, dict[str, float]]:
+    """Our step's median seconds with nothing beside it, a GPU's largest memory in GB, what switches should give."""
     with measured(name, words, rounds, alone=True) as sides:
         seconds = interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
         memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-    return seconds, memory
+        moved = moved_bytes(sides, trained=3)
+        teacher, student = (
+            unet_cost(type(u), plain_config(u.config)).flop for u in (sides.teacher.unet, sides.student)
+        )
+        fp8 = sides.batch * fp8_flop(sides.teacher.unet) / rate
+        floor = Floor(seconds, moved / memory_rate(device()), teacher, student, fp8)
+    return seconds, memory, floor.gains()
+
+
+def moved_bytes(sides: Sides, trained: int = 1) -> int:
+    """Bytes that a step's forward moves outside of its products, op by op; the student's `trained` times."""
+    low = sides.engine.dtype.itemsize
+    each = elementwise_bytes(sides.teacher.unet, low) + trained * elementwise_bytes(sides.student, low)
+    return sides.batch * each
 
 
 def first_line(error: Exception) -> str:

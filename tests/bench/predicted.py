@@ -1,0 +1,55 @@
+"""What an optimisation should give, by the cost model and this device's measured rates: stands beside what it gave.
+
+In: a built size and its plain step's seconds. Out: how many times as fast; nothing where the model says nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from randcond.model_zoo.condition import blank_forward
+from randcond.model_zoo.fp8 import takes_fp8
+from randcond.model_zoo.students import plain_config
+
+FUSED = 3  # ops outside of products that one fused kernel stands for, each of which read and wrote memory: assumed
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a step of a size is made of, in seconds on this device; `teacher`, `student`: FLOP of a sample's forward."""
+
+    plain: float  # the plain step, measured
+    elementwise: float  # its bytes outside of products over the memory's rate, the backward pass twice its forward
+    teacher: float
+    student: float
+    fp8: float  # the teacher's products that fp8 takes, at the measured matmul rate
+
+    def gains(self) -> dict[str, float]:
+        """Switch of the bench -> how many times as fast as the plain step."""
+        compiled = self.plain - self.elementwise * (1 - 1 / FUSED)
+        again = self.plain * self.student / (self.teacher + 3 * self.student)
+        seconds = {
+            "compiled whole": compiled,
+            "compiled whole, teacher in fp8": compiled - self.fp8 / 2,
+            "checkpointing": self.plain + again,
+        }
+        return {label: self.plain / left for label, left in seconds.items() if left > 0}
+
+
+def fp8_flop(unet: Any) -> int:
+    """FLOP of one sample's forward in the linear layers that fp8 takes."""
+    found = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal found
+        found += 2 * inputs[0].numel() * output.shape[-1]
+
+    with torch.device("meta"), torch.no_grad():
+        shadow = type(unet).from_config(plain_config(unet.config))
+        for name, module in shadow.named_modules():
+            if takes_fp8(name, module):
+                module.register_forward_hook(count)
+        blank_forward(shadow)
+    return found
