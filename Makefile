@@ -85,9 +85,10 @@ format: $(READY) ## let ruff put the code in order
 dryrun: $(READY) ## resolve and check every experiment, run none
 	$(BIN)/python -m randcond.train.dryrun
 
-bench: $(READY) ## the training step beside the published recipe's and a bare one, caching beside the stock pipeline
+bench: $(READY) ## the training step beside the published recipe's and a bare one, caching and evaluation beside the stock tools
 	$(BIN)/python -m tests.bench.step $(ARGS)
 	$(BIN)/python -m tests.bench.draw
+	$(BIN)/python -m tests.bench.evaluation --many 0
 
 bench-start: $(READY) ## what one waits for before the first step, by part
 	$(BIN)/python -m tests.bench.startup $(ARGS)
@@ -99,7 +100,7 @@ bench-data: $(READY) ## 20M captions beside a pandas column, the stream beside a
 	$(BIN)/python -m tests.bench.pool $(ARGS)
 	$(BIN)/python -m tests.bench.loader
 
-bench-eval: $(READY) ## what scoring adds to drawing, one pass beside tool after tool, memory over 10,000 images
+bench-eval: $(READY) ## evaluation's part of make bench, and its memory over 10,000 images
 	$(BIN)/python -m tests.bench.evaluation $(ARGS)
 
 tensorboard: $(READY) ## watch the runs

@@ -76,13 +76,13 @@ class StepTime:
     arithmetic: float  # at the efficiency of a full GPU
     idle: float  # more than that where the micro-batch is small: cores without a tile, kernels at their shortest
     traffic: float
-    overlapped: bool  # whether the traffic runs beneath the arithmetic: stages 0 to 2 reduce after the backward
+    beneath: float  # share of the computing that traffic can run beneath
 
     @property
     def whole(self) -> float:
         """The step."""
         computing = self.arithmetic + self.idle
-        return max(computing, self.traffic) if self.overlapped else computing + self.traffic
+        return computing + max(0.0, self.traffic - self.beneath * computing)
 
 
 def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> StepTime:
@@ -96,7 +96,22 @@ def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: flo
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     idle = idle_seconds(arithmetic, filled(sizes, cluster.gpu, micro), kernels * accumulation, micro)
     traffic = step_traffic(config, sizes, cluster).seconds
-    return StepTime(arithmetic, idle, traffic, config.engine.kind == "fsdp" or config.engine.zero_stage == 3)
+    return StepTime(arithmetic, idle, traffic, hiding_share(config, sizes))
+
+
+def hiding_share(config: Config, sizes: Sizes) -> float:
+    """The share of a step's computing that runs beside the engine's traffic.
+
+    None for stages 0 to 2, which reduce after the backward pass. FSDP2 and stage 3 gather and reduce beside the
+    student's passes, while the teacher's forward has nothing to hide, except where the teacher is sharded too.
+    """
+    engine = config.engine
+    if engine.kind != "fsdp" and engine.zero_stage != 3:
+        return 0.0
+    if engine.teacher == "sharded":
+        return 1.0
+    passes = 4 if engine.activation_checkpointing else 3
+    return passes * sizes.student.flop / (sizes.teacher.flop + passes * sizes.student.flop)
 
 
 def idle_seconds(arithmetic: float, share: float, kernels: int, micro: int) -> float:

@@ -59,6 +59,16 @@ def test_the_drawing_bench(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_evaluations_bench(tmp_path: Path) -> None:
+    said = bench(tmp_path, "evaluation", "--images", "8", "--many", "64", "--rounds", "2")
+    assert "by tenths" in said
+    found = json.loads((tmp_path / "runs/bench/evaluation.json").read_text())["found"]
+    assert found["scored / drawn alone"]["median"] > 0 and found["tool after tool / one pass"]["median"] > 0
+    ours, theirs = found["tool after tool / one pass"]["clip"]
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.slow
 def test_the_startup_bench(tmp_path: Path) -> None:
     said = bench(tmp_path, "startup", "--rounds", "1")
     assert "randcond --help" in said and "command and launcher" in said and "first step" in said

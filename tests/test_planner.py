@@ -16,7 +16,7 @@ from randcond.launch.costs import Cluster, Sizes, counted, sharding
 from randcond.launch.gpus import find_gpu
 from randcond.launch.plan_tool import curve_table
 from randcond.launch.planner import curve, fits, knobs, plan, sweep, training_memory
-from randcond.launch.step_time import full_share, idle_seconds, ring_traffic, step_traffic
+from randcond.launch.step_time import StepTime, full_share, hiding_share, idle_seconds, ring_traffic, step_traffic
 from randcond.model_zoo.cost import unet_cost
 from randcond.model_zoo.layouts import LAYOUTS
 from randcond.model_zoo.memory import Sharding, state_memory
@@ -102,6 +102,16 @@ def test_a_ring_leaves_a_host_once(sizes: Sizes) -> None:
     assert hybrid.sent == pytest.approx(inside + across)
     assert hybrid.seconds == pytest.approx(inside / (1e9 * gpu.within_gb_s) + across / (1e9 * gpu.across_gb_s))
     assert step_traffic(paper(), sizes, Cluster(gpu, 1, 1)).sent == 0
+
+
+def test_traffic_hides_beneath_the_students_passes(sizes: Sizes) -> None:
+    assert StepTime(arithmetic=8, idle=2, traffic=6, beneath=0.5).whole == 11
+    assert StepTime(arithmetic=8, idle=2, traffic=4, beneath=0.5).whole == 10
+    assert hiding_share(paper("engine.zero_stage=2"), sizes) == 0
+    teacher, student = sizes.teacher.flop, sizes.student.flop
+    expected = 3 * student / (teacher + 3 * student)
+    assert hiding_share(paper("engine.zero_stage=3"), sizes) == pytest.approx(expected)
+    assert hiding_share(paper("engine.kind=fsdp", "engine.teacher=sharded"), sizes) == 1
 
 
 def test_what_does_not_fit_is_said_with_the_knob(sizes: Sizes) -> None:

@@ -160,3 +160,13 @@ def test_an_fp8_layer_beside_the_layer_it_replaces() -> None:
     weight, scale = quantize(linear.weight.detach())
     assert (weight.float() * scale - linear.weight).abs().max() < linear.weight.abs().max() / 16  # three bits
     assert (ours - theirs).norm() / theirs.norm() < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_fp8_layer_gives_what_it_gives_uncompiled(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = Fp8Linear(torch.nn.Linear(64, 48, dtype=dtype)), torch.randn(3, 5, 64, dtype=dtype)
+    plain, compiled = layer(x), torch.compile(layer, fullgraph=True)(x)
+    assert compiled.dtype == dtype
+    assert (compiled - plain).norm() / plain.norm() < 0.01

@@ -1,7 +1,7 @@
-"""`make bench-eval`: what scoring adds to drawing, one pass beside tool after tool, memory over many images.
+"""`make bench`, `make bench-eval`: what scoring adds to drawing, one pass beside tool after tool, memory over many.
 
 Ratios in one run, on the embedded teacher; networks of the published architectures with random weights.
-`--images N` for the first two, `--many N` for the memory.
+`--images N` for the first two, `--many N` for the memory (0: not measured).
 """
 
 import csv
@@ -12,6 +12,7 @@ from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,6 +22,7 @@ from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 
+from randcond.data.ranks import device
 from randcond.eval.evaluate import System, draw, prepare, references, score
 from randcond.eval.generate import Task
 from randcond.eval.pictures import to_picture
@@ -28,6 +30,7 @@ from randcond.eval.real_images import statistics_of_folder
 from randcond.launch.config import Config, load_config, resolve_path
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 from randcond.model_zoo.systems import load_system
+from tests.bench.results import interval, save
 from tests.networks import clip_folder, digit_images, inception_weights, save_pictures
 
 SYSTEM = "base: digits\neval: {of: [teacher], batch: 32}\npaths: {reference: OUT}\n"
@@ -51,11 +54,11 @@ def captions(folder: Path, count: int) -> str:
 
 
 def loaded(config: Config) -> System:
-    pipe = load_system(resolve_path(config.teacher.path), "fp32", "cpu", "ddim")
+    pipe = load_system(resolve_path(config.teacher.path), "fp32", device(), "ddim")
     return System("teacher", pipe, "", "raw", "fp32")
 
 
-def scoring_share(folder: Path, images: int, rounds: int) -> None:
+def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     """Drawing with the digits' scores beside drawing alone, interleaved."""
     config = configured(folder, "eval.size=null", captions(folder, images))
     system, task = loaded(config), prepare(config)
@@ -68,12 +71,13 @@ def scoring_share(folder: Path, images: int, rounds: int) -> None:
             if each is task:
                 score(task, {}, folder / f"{name}-{number}")
             seconds.append(time.perf_counter() - began)
-        ratios.append(seconds[0] / seconds[1] - 1)
-    spread = f"median of {rounds}, {min(ratios):.1%} to {max(ratios):.1%}"
-    print(f"scoring   adds {np.median(ratios):.1%} to drawing {images} images ({spread})", flush=True)
+        ratios.append(seconds[0] / seconds[1])
+    middle, low, high = interval(ratios)
+    print(f"scored / drawn alone      {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)", flush=True)
+    return {"median": middle, "low": low, "high": high, "rounds": rounds, "images": images}
 
 
-def one_pass(folder: Path, images: int) -> None:
+def one_pass(folder: Path, images: int) -> dict[str, Any]:
     """FID, IS and CLIP in the pass that draws; files on a disk, then pytorch-fid, fidelity and open_clip on them."""
     weights = inception_weights(folder / "inception.pth", digit_images(16))
     real = save_pictures(folder / "real", digit_images(images, 64, seed=3))
@@ -103,19 +107,21 @@ def one_pass(folder: Path, images: int) -> None:
     cached.parent.mkdir(parents=True)
     cached.write_bytes(weights.read_bytes())
     torch.hub.set_dir(str(folder / "torch" / "hub"))
-    model = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
-    mean, covariance = fid_score.compute_statistics_of_path(str(drawn), model, 32, 2048, "cpu", 0)
+    model = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).to(device())
+    mean, covariance = fid_score.compute_statistics_of_path(str(drawn), model, 32, 2048, device(), 0)
     with np.load(folder / "real-256" / "all.npz") as real_moments:
         fid = fid_score.calculate_frechet_distance(mean, covariance, real_moments["mu"], real_moments["sigma"])
-    fidelity = [sys.executable, "-m", "torch_fidelity.fidelity", "--isc", "--input1", str(drawn), "--cpu", "--silent"]
+    where = ["--gpu", "0"] if torch.cuda.is_available() else ["--cpu"]
+    fidelity = [sys.executable, "-m", "torch_fidelity.fidelity", "--isc", "--input1", str(drawn), *where, "--silent"]
     fidelity += ["--batch-size", "32", "--no-cache", "--feature-extractor-weights-path", str(weights)]
     subprocess.run(fidelity, check=True, capture_output=True)
     clip = clip_of_files(config.eval.clip, drawn, task.prompts.captions)
     tools = time.perf_counter() - began
-    took = f"{spent:.0f} s; to files ({drawing:.0f} s) and tool after tool {tools:.0f} s; ratio {tools / spent:.2f}"
-    print(f"one pass  {took}")
+    ratio = tools / spent
+    print(f"tool after tool / one pass{ratio:8.3f}   {tools:.0f} s (drawing to files {drawing:.0f} s) by {spent:.0f} s")
     fids, clips = f"{ours['fid']:.1f} and {fid:.1f} (they resize otherwise)", f"{ours['clip']:.6f} and {clip:.6f}"
-    print(f"          FID {fids}, CLIP {clips}")
+    print(f"          FID {fids}, CLIP {clips}", flush=True)
+    return {"median": ratio, "rounds": 1, "images": images, "fid": [ours["fid"], fid], "clip": [ours["clip"], clip]}
 
 
 def drawn_to_files(system: System, task: Task, folder: Path) -> Path:
@@ -137,16 +143,16 @@ def drawn_to_files(system: System, task: Task, folder: Path) -> Path:
 
 def clip_of_files(name: str, folder: Path, texts: list[str]) -> float:
     """The usual script: one image after the other from the disk."""
-    model, preprocess = open_clip.create_model_from_pretrained(name)
+    model, preprocess = open_clip.create_model_from_pretrained(name, device=device())
     tokenize, found = open_clip.get_tokenizer(name), []
     with torch.no_grad():
         for path, text in zip(sorted(folder.iterdir()), texts, strict=True):
-            seen = model.encode_image(preprocess(Image.open(path))[None], normalize=True)
-            found.append((seen * model.encode_text(tokenize([text]), normalize=True)).sum().item())
+            seen = model.encode_image(preprocess(Image.open(path))[None].to(device()), normalize=True)
+            found.append((seen * model.encode_text(tokenize([text]).to(device()), normalize=True)).sum().item())
     return float(np.mean(found))
 
 
-def memory(folder: Path, images: int) -> None:
+def memory(folder: Path, images: int) -> list[float]:
     """Resident memory while so many images are drawn, read and scored."""
     config = configured(folder, captions(folder, images), "eval.size=null", "eval.steps=2", "eval.guidance=1.0")
     seen: list[float] = []
@@ -155,11 +161,12 @@ def memory(folder: Path, images: int) -> None:
     task = prepare(config)
     draw(system, task, folder / "many", "many images")
     tenth = max(1, len(seen) // 10)
-    marks = " ".join(f"{max(seen[start : start + tenth]):.0f}" for start in range(0, len(seen), tenth))
+    marks = [max(seen[start : start + tenth]) for start in range(0, len(seen), tenth)]
     score(task, {}, folder / "many")
     after = mine.memory_info().rss / 1e6
-    said = f"MB while {images:,} images were drawn, by tenths: {marks}; after scoring {after:.0f}"
-    print(f"memory    {said}", flush=True)
+    said = " ".join(f"{mark:.0f}" for mark in marks)
+    print(f"MB while {images:,} images were drawn, by tenths: {said}; after scoring {after:.0f}", flush=True)
+    return [*marks, after]
 
 
 def main() -> None:
@@ -169,10 +176,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # as the embedded world's ranks; two would wait for each other beside other work
+    found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
-        scoring_share(Path(folder), asked.images, asked.rounds)
-        memory(Path(folder), asked.many)
-        one_pass(Path(folder), asked.images)
+        found["scored / drawn alone"] = scoring_share(Path(folder), asked.images, asked.rounds)
+        found["tool after tool / one pass"] = one_pass(Path(folder), asked.images)
+        if asked.many:
+            found["memory_mb"] = memory(Path(folder), asked.many)
+    save("evaluation", found)
 
 
 if __name__ == "__main__":

@@ -154,8 +154,14 @@ def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list
     print(f"\n{name}: each alone, after the plain step")
     for label in wanted:
         try:
-            plain, _, predicted = alone(name, [*words, *PLAIN], rounds, rate)
-            seconds, memory, _ = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, rate)
+            with measured(name, [*words, *PLAIN], rounds, alone=True) as sides:
+                plain = alone(sides, rounds)
+                predicted = floor(sides, plain, rate).gains()
+            del sides  # before the next are built
+            with measured(name, [*words, *PLAIN, *SWITCHES[label]], rounds, alone=True) as sides:
+                seconds = alone(sides, rounds)
+                memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+            del sides
         except Exception as error:  # one that this device or compiler can't do says so beside the others
             found[label] = {"failed": first_line(error)}
             print(f"  {label:34}failed: {found[label]['failed']}", flush=True)
@@ -167,18 +173,16 @@ def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list
     return found
 
 
-def alone(name: str, words: list[str], rounds: int, rate: float) -> tuple[float, float | None, dict[str, float]]:
-    """Our step's median seconds with nothing beside it, a GPU's largest memory in GB, what switches should give."""
-    with measured(name, words, rounds, alone=True) as sides:
-        seconds = interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
-        memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-        moved = moved_bytes(sides, trained=3)
-        teacher, student = (
-            unet_cost(type(u), plain_config(u.config)).flop for u in (sides.teacher.unet, sides.student)
-        )
-        fp8 = sides.batch * fp8_flop(sides.teacher.unet) / rate
-        floor = Floor(seconds, moved / memory_rate(device()), teacher, student, fp8)
-    return seconds, memory, floor.gains()
+def alone(sides: Sides, rounds: int) -> float:
+    """Our step's median seconds with nothing beside it."""
+    return interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
+
+
+def floor(sides: Sides, seconds: float, rate: float) -> Floor:
+    """What a plain step of so many seconds is made of, for what switches should give."""
+    outside = moved_bytes(sides, trained=3) / memory_rate(device())
+    teacher, student = (unet_cost(type(u), plain_config(u.config)).flop for u in (sides.teacher.unet, sides.student))
+    return Floor(seconds, outside, teacher, student, sides.batch * fp8_flop(sides.teacher.unet) / rate)
 
 
 def moved_bytes(sides: Sides, trained: int = 1) -> int:
