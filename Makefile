@@ -88,7 +88,7 @@ dryrun: $(READY) ## resolve and check every experiment, run none
 bench: $(READY) ## the training step beside the published recipe's and a bare one, caching and evaluation beside the stock tools
 	$(BIN)/python -m tests.bench.step $(ARGS)
 	$(BIN)/python -m tests.bench.draw
-	$(BIN)/python -m tests.bench.evaluation --many 0
+	$(BIN)/python -m tests.bench.evaluation --images 96 --many 0
 
 bench-start: $(READY) ## what one waits for before the first step, by part
 	$(BIN)/python -m tests.bench.startup $(ARGS)

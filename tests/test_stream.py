@@ -1,7 +1,9 @@
 """The stream: exact, the same on any ranks and workers, resumable anywhere, and distributed as the paper says."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from randcond.data.shards import Shard, write_shard
 from randcond.data.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config import PACKAGE
 from randcond.model_zoo.teacher import Tokenizers
-from randcond.train.step import draw_noise
+from randcond.train.ahead import Ahead
+from randcond.train.step import draw_noise, stage
 from tests.latents import opened
 
 N, EXTRA = 50, 30
@@ -158,3 +161,36 @@ def test_unreplaced_samples_are_counted_over_the_global_batch(folder: Path) -> N
             for step, batch in enumerate(batches(source, Positions(0, 3, 16, 16 // ranks, rank, ranks), 0)):
                 whole = [source[position] for position in range(16 * step, 16 * step + 16)]
                 assert batch["unreplaced_in_batch"] == sum(not sample["replaced"] for sample in whole)
+
+
+def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> None:
+    """Order, noise and the batch's other facts; fetching twice fetches once."""
+    plain = list(batches(stream(folder), Positions(0, 3, 4, 2, 0, 1), 0))
+    ahead = Ahead(batches(stream(folder), Positions(0, 3, 4, 2, 0, 1), 0), torch.device("cpu"))
+    for batch in plain:
+        ahead.fetch()
+        ahead.fetch()
+        ready = ahead.take()
+        assert set(ready) == {*batch, "noise"}
+        assert torch.equal(ready["noise"], draw_noise(batch["noise_seed"], batch["latents"]))
+        assert torch.equal(ready["latents"], batch["latents"].float())
+        assert torch.equal(ready["timesteps"], batch["timesteps"])
+        assert stage(ready, torch.device("cpu")) is ready
+    ahead.fetch()  # behind the last one: the last step goes on
+    with pytest.raises(StopIteration):
+        ahead.take()
+
+
+def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:
+    """The step that has its batch is done first, and can be saved."""
+
+    def loader() -> Iterator[dict[str, Any]]:
+        yield next(batches(stream(folder), Positions(0, 1, 4, 4, 0, 1), 0))
+        raise ValueError("latents-00001.tar: damaged")
+
+    ahead = Ahead(loader(), torch.device("cpu"))
+    assert len(ahead.take()["noise"]) == 4
+    ahead.fetch()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="damaged"):
+            ahead.take()

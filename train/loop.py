@@ -12,6 +12,7 @@ from randcond.launch.config import Config, student_folder
 from randcond.launch.stage import PREEMPTED
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
 from randcond.train import checkpoint
+from randcond.train.ahead import Ahead
 from randcond.train.build import flop_per_sample
 from randcond.train.card import model_card
 from randcond.train.evaluation import evaluate_at, make_up_for, rehearse
@@ -59,6 +60,7 @@ def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, se
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
     flop = flop_per_sample(training.teacher.unet, training.unet)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
+    ahead = Ahead(loader, training.teacher.device, monitor.waiting)
     seen = SampleLog(training.folder, engine.rank, train.log_samples)
     began, step, preempted = time.monotonic() - seconds, first, False
     began += make_up_for(training, monitor, alive, first)
@@ -69,11 +71,13 @@ def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, se
             lr = train.lr * min(1.0, step / max(1, train.warmup))
             for _ in range(accumulation):
                 alive.at(step, "waiting for data")
-                with monitor.waiting():
-                    batch = next(loader)
+                batch = ahead.take()
                 alive.at(step, "forward and backward")
                 losses = training.distil(engine.forward, batch, engine.dtype)
                 engine.backward(losses.total)
+                alive.at(step, "waiting for data")
+                ahead.fetch()
+                alive.at(step, "optimizer")
                 norm = engine.step(lr, min(train.ema_decay, (1 + step) / (10 + step)))
                 monitor.add(losses, batch)
                 seen.add(step, batch)

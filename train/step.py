@@ -37,6 +37,14 @@ def draw_noise(seeds: Tensor, like: Tensor) -> Tensor:
     return noise.to(like.device, non_blocking=True)
 
 
+def stage(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch of the stream with its latents (fp32) and its noise on the device, [B, C, h, w] both; idempotent."""
+    if "noise" in batch:
+        return batch
+    latents = batch["latents"].to(device, non_blocking=True).float()
+    return {**batch, "latents": latents, "noise": draw_noise(batch["noise_seed"], latents)}
+
+
 class DistillationStep:
     """Holds the frozen teacher and its taps; called with the engine's forward and a batch of the stream."""
 
@@ -60,11 +68,11 @@ class DistillationStep:
         self.taps = FeatureTaps(teacher.unet, names)
 
     def __call__(self, student: StudentForward, batch: dict[str, Any], dtype: torch.dtype) -> Losses:
-        """Returns the losses of one micro-batch; `dtype` is the student's compute type."""
+        """Returns the losses of one micro-batch, staged or not; `dtype` is the student's compute type."""
         teacher, device = self.teacher, self.teacher.device
+        batch = stage(batch, device)
+        latents, noise = batch["latents"], batch["noise"]
         timesteps = batch["timesteps"].to(device, non_blocking=True)  # [B]
-        latents = batch["latents"].to(device, non_blocking=True).float()  # [B, C, h, w]
-        noise = draw_noise(batch["noise_seed"], latents)  # [B, C, h, w]
         noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.memory_format)
         condition = teacher.encode(batch, batch["null"], self.zero_null)
         with torch.no_grad():  # not inference_mode: the losses keep these tensors for the backward pass

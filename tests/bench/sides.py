@@ -23,6 +23,7 @@ from randcond.model_zoo.compilation import compile_network
 from randcond.model_zoo.condition import cast, denoise
 from randcond.model_zoo.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import DTYPES, Teacher
+from randcond.train.ahead import Ahead
 from randcond.train.build import build_step, flop_per_sample, settle
 from randcond.train.engine import build_engine
 from randcond.train.monitor import Monitor
@@ -64,6 +65,7 @@ class Sides:
         self.student = module.unet
         self.stream = make_stream(folder, config.conditioning.p, self.teacher)
         self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
+        self.ahead = Ahead(self.loader, self.teacher.device)
         self.monitor = self._monitor(config, folder, steps)
         self.number = 0
         self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])
@@ -85,12 +87,14 @@ class Sides:
     def ours(self, mark: Callable[[str], None] = lambda part: None) -> None:
         """A step as the loop runs it; `mark` is told each part that is done."""
         self.number += 1
-        drawn = next(self.loader)
+        drawn = self.ahead.take()
         mark("data")
         losses = self.distil(self.engine.forward, drawn, self.engine.dtype)
         mark("forward")
         self.engine.backward(losses.total)
         mark("backward")
+        self.ahead.fetch()
+        mark("data")
         norm = self.engine.step(1e-5, 0.99)
         mark("optimizer, EMA")
         self.monitor.add(losses, drawn)
