@@ -22,7 +22,7 @@ from randcond.model_zoo.cost import unet_cost
 from randcond.model_zoo.students import plain_config
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tune import doubling, proposed
-from tests.bench.floor import matmul_rate
+from tests.bench.floor import products
 from tests.bench.results import interval, save
 from tests.bench.sizes import TEACHERS, configured
 from tests.bench.step import interleaved
@@ -38,16 +38,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--largest", type=int, default=256 if torch.cuda.is_available() else 64)
     asked, words = parser.parse_known_args()
-    rate = matmul_rate(torch.bfloat16 if torch.cuda.is_available() else torch.float32, device())
     for name in asked.sizes.split(","):
         with TemporaryDirectory() as folder:
             config = configured(name, TEACHERS, [*words, f"cache.size={asked.largest}"])
-            save(f"draw-{name}", compare(name, config, Path(folder), asked.rounds, asked.batch, asked.largest, rate))
+            save(f"draw-{name}", compare(name, config, Path(folder), asked.rounds, asked.batch, asked.largest))
 
 
-def compare(
-    name: str, config: Config, folder: Path, rounds: int, batch: int, largest: int, rate: float
-) -> dict[str, Any]:
+def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, largest: int) -> dict[str, Any]:
     """Images per second of both, each at its best batch, and the ratio of the time that an image takes."""
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     flop = 2 * config.cache.steps * unet_cost(type(teacher.unet), plain_config(teacher.unet.config)).flop
@@ -55,7 +52,10 @@ def compare(
     best = {}
     for side, work in (("ours", ours), ("stock", stock)):
         best[side] = batch if batch and side == "ours" else proposed(list(doubling(work, largest)))
-    times = interleaved({"ours": lambda: ours(best["ours"]), "stock": lambda: stock(best["stock"])}, rounds)
+    floor = products(device())
+    work = {"ours": lambda: ours(best["ours"]), "stock": lambda: stock(best["stock"]), "products": floor.run}
+    times = interleaved(work, rounds)
+    rates = [floor.flop / taken for taken in times.pop("products")]
     each = {side: [seconds / best[side] for seconds in taken] for side, taken in times.items()}
     middle, low, high = interval([b / a for a, b in zip(each["ours"], each["stock"], strict=True)])
     print(f"\n{name}: {config.cache.steps} steps, guidance {config.cache.guidance}, {flop / 1e12:.3g} TFLOP an image")
@@ -63,8 +63,11 @@ def compare(
     found: dict[str, Any] = {"stock / ours": {"median": middle, "low": low, "high": high, "rounds": rounds}}
     for side, taken in each.items():
         speed = 1 / interval(taken)[0]
-        found[side] = {"batch": best[side], "images_per_s": speed, "share_of_matmul_rate": speed * flop / rate}
-        print(f"  {side:6} batch {best[side]:4}{speed:9.2f} images/s   {speed * flop / rate:6.1%} of the matmul rate")
+        share = interval([flop / second / rate for second, rate in zip(taken, rates, strict=True)])[0]
+        found[side] = {"batch": best[side], "images_per_s": speed, "share_of_matmul_rate": share}
+        print(
+            f"  {side:6} batch {best[side]:4}{speed:9.2f} images/s   {share:6.1%} of the matmul rate in the same rounds"
+        )
     return found
 
 

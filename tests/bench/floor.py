@@ -5,6 +5,8 @@ take away at most.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,27 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     side = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / _best(lambda: a @ b, device)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Matrix products to time in the same rounds as what they are the floor of: a busy machine slows both."""
+
+    flop: int
+    run: Callable[[], None]
+
+
+def products(device: torch.device) -> Products:
+    """Large ones, in bf16 on a GPU and in fp32 on a CPU."""
+    cuda = device.type == "cuda"
+    side, count, dtype = (8192, 8, torch.bfloat16) if cuda else (1536, 4, torch.float32)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def run() -> None:
+        for _ in range(count):
+            torch.mm(a, b)
+
+    return Products(2 * side**3 * count, run)
 
 
 def memory_rate(device: torch.device) -> float:
