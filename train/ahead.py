@@ -23,7 +23,7 @@ class Ahead:
         """`waiting`: entered around what waits for the loader."""
         self.loader, self.device, self.waiting = loader, device, waiting
         self._ready: dict[str, Any] | None = None
-        self._failed: BaseException | None = None
+        self._failed: Exception | None = None
 
     def fetch(self) -> None:
         """Makes the next micro-batch ready, where there is one and none is ready yet."""

@@ -20,13 +20,6 @@ _PRODUCTS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_produc
 _VIEWS = ("view", "reshape", "permute", "transpose", "t", "unsqueeze", "expand", "slice", "split", "detach", "alias")
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a large matrix product, the best of several."""
-    side = 8192 if device.type == "cuda" else 1536
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: a @ b, device)
-
-
 @dataclass(frozen=True)
 class Products:
     """Matrix products to time in the same rounds as what they are the floor of: a busy machine slows both."""
@@ -46,6 +39,12 @@ def products(device: torch.device) -> Products:
             torch.mm(a, b)
 
     return Products(2 * side**3 * count, run)
+
+
+def matmul_rate(device: torch.device) -> float:
+    """FLOP/s of these products, the best of several."""
+    large = products(device)
+    return large.flop / _best(large.run, device)
 
 
 def memory_rate(device: torch.device) -> float:

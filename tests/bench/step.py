@@ -14,7 +14,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ from tests.bench.results import FOLDER, interval, save
 from tests.bench.sides import Sides, wait
 from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 
+T = TypeVar("T")
 WARM_UP = 3  # rounds that don't count
 PLAIN = ["engine.compile=none", "engine.attention=sdpa", "engine.channels_last=false"]
 PLAIN += ["engine.teacher_graph=false", "engine.teacher_fp8=false", "engine.activation_checkpointing=false"]
@@ -56,7 +57,7 @@ def main() -> None:
     wanted = list(SWITCHES) if asked.switches == "all" else [each.strip() for each in asked.switches.split(";") if each]
     if unknown := set(wanted) - set(SWITCHES):
         parser.error(f"--switches: of {'; '.join(SWITCHES)}, got {'; '.join(sorted(unknown))}")
-    rate = matmul_rate(torch.bfloat16 if torch.cuda.is_available() else torch.float32, device())
+    rate = matmul_rate(device())
     print(
         f"this device multiplies matrices at {rate / 1e12:.3g} TFLOP/s, copies {memory_rate(device()) / 1e9:.3g} GB/s"
     )
@@ -157,14 +158,10 @@ def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list
     print(f"\n{name}: each alone, after the plain step")
     for label in wanted:
         try:
-            with measured(name, [*words, *PLAIN], rounds, alone=True) as sides:
-                plain = alone(sides, rounds)
-                predicted = floor(sides, plain, rate).gains()
-            del sides  # before the next are built
-            with measured(name, [*words, *PLAIN, *SWITCHES[label]], rounds, alone=True) as sides:
-                seconds = alone(sides, rounds)
-                memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-            del sides
+            plain, predicted = alone(
+                name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took, rate).gains()
+            )
+            seconds, memory = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, lambda *_: largest_memory())
         except Exception as error:  # one that this device or compiler can't do says so beside the others
             found[label] = {"failed": first_line(error)}
             print(f"  {label:34}failed: {found[label]['failed']}", flush=True)
@@ -176,9 +173,16 @@ def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list
     return found
 
 
-def alone(sides: Sides, rounds: int) -> float:
-    """Our step's median seconds with nothing beside it."""
-    return interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
+def alone(name: str, words: list[str], rounds: int, look: Callable[[Sides, float], T]) -> tuple[float, T]:
+    """Our step's median seconds with nothing beside it, and what `look` finds before the sides are taken down."""
+    with measured(name, words, rounds, alone=True) as sides:
+        seconds = interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
+        return seconds, look(sides, seconds)
+
+
+def largest_memory() -> float | None:
+    """A GPU's largest memory in GB so far."""
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
 
 
 def floor(sides: Sides, seconds: float, rate: float) -> Floor:
