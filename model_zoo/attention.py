@@ -56,6 +56,16 @@ class AttentionShape(NamedTuple):
     keys: int  # tokens; the caption's in cross-attention
 
 
+class Use(NamedTuple):
+    """Under what a network's attentions run."""
+
+    dtype: torch.dtype
+    device: torch.device
+    batch: int
+    trains: bool  # the backward pass is tested and raced too
+    one_graph: bool = False  # the network is compiled whole
+
+
 @dataclass(frozen=True)
 class Choice:
     """The backend of all attentions of one shape, and why."""
@@ -93,29 +103,16 @@ def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, Atten
     return shapes
 
 
-def choose_attention(
-    unet: UNet2DConditionModel,
-    wanted: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    batch: int,
-    trains: bool,
-    tokens: int = 77,
-    one_graph: bool = False,
-) -> list[Choice]:
+def choose_attention(unet: UNet2DConditionModel, wanted: str, use: Use, tokens: int = 77) -> list[Choice]:
     """Chooses a backend per attention shape and sets nothing: one rank chooses for all.
 
-    wanted: a name in PROCESSORS (where its self-test passes) or "auto" (the fastest; no race on a CPU). `trains` adds
-    the backward pass to test and race. `one_graph`: the network is compiled whole, where xformers' own choice of an
-    operator, which torch.compile can't follow, has no place: "auto" leaves it out.
+    wanted: a name in PROCESSORS (where its self-test passes) or "auto" (the fastest; no race on a CPU). "auto" leaves
+    xformers out of one graph: torch.compile can't follow its own choice of an operator.
     """
     by_shape: dict[AttentionShape, int] = defaultdict(int)
     for shape in attention_shapes(unet, tokens).values():
         by_shape[shape] += 1
-    return [
-        Choice(shape, modules, *_choose(shape, wanted, dtype, device, batch, trains, one_graph))
-        for shape, modules in by_shape.items()
-    ]
+    return [Choice(shape, modules, *_choose(shape, wanted, use)) for shape, modules in by_shape.items()]
 
 
 def set_attention(unet: UNet2DConditionModel, choices: list[Choice], tokens: int = 77) -> None:
@@ -126,32 +123,22 @@ def set_attention(unet: UNet2DConditionModel, choices: list[Choice], tokens: int
         modules[name].set_processor(PROCESSORS[backends[shape]]())
 
 
-def _choose(
-    shape: AttentionShape,
-    wanted: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    batch: int,
-    trains: bool,
-    one_graph: bool = False,
-) -> tuple[str, str]:
+def _choose(shape: AttentionShape, wanted: str, use: Use) -> tuple[str, str]:
     if wanted == "sdpa":
         return "sdpa", "asked for"
-    if wanted == "auto" and device.type == "cpu":
+    if wanted == "auto" and use.device.type == "cpu":
         return "sdpa", "no xformers operator runs on a CPU"
-    raced = [name for name in PROCESSORS if name != "xformers" or not one_graph] if wanted == "auto" else [wanted]
-    seconds, refused = _test(raced, shape, dtype, device, batch, trains)
+    raced = [name for name in PROCESSORS if name != "xformers" or not use.one_graph] if wanted == "auto" else [wanted]
+    seconds, refused = _test(raced, shape, use)
     if wanted != "auto":
         return (wanted, "asked for") if wanted in seconds else ("sdpa", refused[wanted])
     ranking = sorted(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1e3 * seconds[name]:.2f} ms" for name in ranking)
-    refused |= {"xformers": "xformers can't be part of one graph"} if one_graph else {}
+    refused |= {"xformers": "xformers can't be part of one graph"} if use.one_graph else {}
     return ranking[0], times + "".join(f"; {why}" for name, why in refused.items() if name == "xformers")
 
 
-def _test(
-    names: Iterable[str], shape: AttentionShape, dtype: torch.dtype, device: torch.device, batch: int, trains: bool
-) -> tuple[dict[str, float], dict[str, str]]:
+def _test(names: Iterable[str], shape: AttentionShape, use: Use) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of the backends that pass their self-test, and why the others don't run."""
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
@@ -165,21 +152,20 @@ def _test(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch tells at length why each kernel it did not take can't run
-                seconds[name] = self_test(name, shape, dtype, device, batch, trains)
+                seconds[name] = self_test(name, shape, use)
         except Exception as error:  # whatever a foreign kernel may raise: SDPA always works
             said = (str(error).strip().splitlines() or [""])[0]
             refused[name] = f"{name} failed its self-test: {type(error).__name__}: {said}"
     return seconds, refused
 
 
-def self_test(
-    backend: str, shape: AttentionShape, dtype: torch.dtype, device: torch.device, batch: int, trains: bool
-) -> float:
+def self_test(backend: str, shape: AttentionShape, use: Use) -> float:
     """Seconds of one call (and its backward) at this shape, in diffusers' own attention layer.
 
     Raises whatever the kernel raises, and RuntimeError when its output, or where it trains a gradient, disagrees with
     SDPA's by more than rounding.
     """
+    dtype, device, batch, trains, _ = use
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         width = shape.heads * shape.head_dim

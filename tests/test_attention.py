@@ -13,6 +13,7 @@ from randcond.model_zoo import attention
 from randcond.model_zoo.attention import (
     AttentionShape,
     Choice,
+    Use,
     attention_shapes,
     choice_from,
     choose_attention,
@@ -49,7 +50,7 @@ def test_shapes_are_those_of_the_forward() -> None:
 def test_head_dims_that_xformers_refuses_keep_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "self_test", lambda *_: 0.001)  # as on a GPU where xformers works
     unet = full_size("channel-micro")
-    choices = choose_attention(unet, "xformers", torch.bfloat16, CPU, 1, trains=True)  # type: ignore[arg-type]
+    choices = choose_attention(unet, "xformers", Use(torch.bfloat16, CPU, 1, trains=True))  # type: ignore[arg-type]
     set_attention(unet, choices)  # type: ignore[arg-type]
     assert {c.shape.head_dim: c.backend for c in choices} == {20: "sdpa", 40: "xformers", 80: "xformers"}
     for module in unet.modules():
@@ -62,16 +63,16 @@ def test_head_dims_that_xformers_refuses_keep_sdpa(monkeypatch: pytest.MonkeyPat
 
 def test_a_failing_self_test_falls_back_and_says_why() -> None:
     """xformers is really asked here, and has no operator for this machine's CPU."""
-    choices = choose_attention(full_size("block-tiny"), "xformers", torch.float32, CPU, 1, trains=False)  # type: ignore[arg-type]
+    choices = choose_attention(full_size("block-tiny"), "xformers", Use(torch.float32, CPU, 1, trains=False))  # type: ignore[arg-type]
     assert {choice.backend for choice in choices} == {"sdpa"}
     assert all("failed its self-test: NotImplementedError" in choice.why for choice in choices)
 
 
 def test_auto_on_a_cpu_and_plain_sdpa() -> None:
     teacher = tiny_teacher("sd-v1-4")
-    auto = choose_attention(teacher, "auto", torch.float32, CPU, 1, trains=True)
+    auto = choose_attention(teacher, "auto", Use(torch.float32, CPU, 1, trains=True))
     assert summary(auto) == "sdpa 32 modules (no xformers operator runs on a CPU)"
-    assert summary(choose_attention(teacher, "sdpa", torch.float32, CPU, 1, trains=True)) == "sdpa 32 modules"
+    assert summary(choose_attention(teacher, "sdpa", Use(torch.float32, CPU, 1, trains=True))) == "sdpa 32 modules"
 
 
 def test_auto_takes_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,13 +85,13 @@ def test_auto_takes_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention, "self_test", timed)
     shape = AttentionShape(8, 40, 4096, 4096)
-    chosen = attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)
+    chosen = attention._choose(shape, "auto", Use(torch.bfloat16, torch.device("cuda"), 1, True))
     assert chosen == ("sdpa", "sdpa 1.00 ms, xformers 2.00 ms, flash 3.00 ms")
     times["sdpa"] = 0.004
-    whole = attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True, one_graph=True)
+    whole = attention._choose(shape, "auto", Use(torch.bfloat16, torch.device("cuda"), 1, True, one_graph=True))
     assert whole == ("flash", "flash 3.00 ms, sdpa 4.00 ms; xformers can't be part of one graph")
-    assert attention._choose(shape, "auto", torch.bfloat16, torch.device("cuda"), 1, True)[0] == "xformers"
-    refused = attention._choose(shape._replace(head_dim=20), "auto", torch.bfloat16, torch.device("cuda"), 1, True)
+    assert attention._choose(shape, "auto", Use(torch.bfloat16, torch.device("cuda"), 1, True))[0] == "xformers"
+    refused = attention._choose(shape._replace(head_dim=20), "auto", Use(torch.bfloat16, torch.device("cuda"), 1, True))
     assert refused[0] == "flash" and refused[1].endswith("xformers needs head dims divisible by 8, this one is 20")
 
 
@@ -98,19 +99,19 @@ def test_a_kernel_of_sdpa_by_name() -> None:
     """The flash kernel runs on a CPU, cuDNN's does not: one is taken, the other refused with its reason."""
     teacher = tiny_teacher("sd-v1-4")
     before = denoise(teacher, *inputs(teacher))
-    choices = choose_attention(teacher, "flash", torch.float32, CPU, 2, trains=True, tokens=7)
+    choices = choose_attention(teacher, "flash", Use(torch.float32, CPU, 2, trains=True), tokens=7)
     assert {choice.backend for choice in choices} == {"flash"}, summary(choices)
     set_attention(teacher, choices, tokens=7)
     kernels = {module.processor.kernel for module in teacher.modules() if isinstance(module, attention.Attention)}
     assert kernels == {SDPBackend.FLASH_ATTENTION}
     assert torch.allclose(denoise(teacher, *inputs(teacher)), before, atol=1e-5)
-    refused = choose_attention(teacher, "cudnn", torch.float32, CPU, 2, trains=True, tokens=7)
+    refused = choose_attention(teacher, "cudnn", Use(torch.float32, CPU, 2, trains=True), tokens=7)
     assert {choice.backend for choice in refused} == {"sdpa"}
     assert all("cudnn failed its self-test: RuntimeError" in choice.why for choice in refused)
 
 
 def test_the_self_test_runs_the_real_layer() -> None:
-    assert self_test("sdpa", AttentionShape(2, 8, 16, 7), torch.float32, CPU, 2, trains=True) > 0
+    assert self_test("sdpa", AttentionShape(2, 8, 16, 7), Use(torch.float32, CPU, 2, trains=True)) > 0
 
 
 @pytest.mark.parametrize(("wrong", "said"), [("forward", "its output differs"), ("backward", "its gradient by")])
@@ -135,9 +136,9 @@ def test_a_kernel_that_is_wrong_forward_or_backward_is_refused(
     monkeypatch.setitem(attention.PROCESSORS, "flash", Kernel)
     shape = AttentionShape(2, 8, 16, 7)
     with pytest.raises(RuntimeError, match=said):
-        self_test("flash", shape, torch.float32, CPU, 2, trains=True)
+        self_test("flash", shape, Use(torch.float32, CPU, 2, trains=True))
     if wrong == "backward":
-        assert self_test("flash", shape, torch.float32, CPU, 2, trains=False) > 0
+        assert self_test("flash", shape, Use(torch.float32, CPU, 2, trains=False)) > 0
 
 
 def test_a_choice_survives_json() -> None:
@@ -153,7 +154,7 @@ def test_on_a_gpu_every_backend_is_taken_and_agrees_with_sdpa() -> None:
     condition = {name: value.to(device) for name, value in inputs(teacher)[2].items()}
     drawn = {}
     for wanted in ("sdpa", "flash", "cudnn", "efficient", "xformers"):
-        choices = choose_attention(teacher, wanted, torch.bfloat16, device, 2, trains=True, tokens=7)
+        choices = choose_attention(teacher, wanted, Use(torch.bfloat16, device, 2, trains=True), tokens=7)
         assert {choice.backend for choice in choices} == {wanted}, summary(choices)
         set_attention(teacher, choices, tokens=7)
         drawn[wanted] = denoise(teacher, inputs_[0].bfloat16(), inputs_[1], cast(condition, torch.bfloat16))

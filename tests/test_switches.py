@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from randcond.launch.config import load_config, resolve_path
-from randcond.model_zoo.attention import choose_attention, set_attention
+from randcond.model_zoo.attention import Use, choose_attention, set_attention
 from randcond.model_zoo.compilation import compile_drawing, compile_text
 from randcond.model_zoo.fp8 import Fp8Linear, fp8_teacher, quantize
 from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
@@ -33,7 +33,7 @@ def train(*words: str, fused: bool = True, where: str = "cpu") -> Run:
     module, distil = build_step(config, teacher)
     if options.attention != "auto":
         for network, trains in ((teacher.unet, False), (module.unet, True)):
-            choices = choose_attention(network, options.attention, torch.float32, teacher.device, 2, trains)
+            choices = choose_attention(network, options.attention, Use(torch.float32, teacher.device, 2, trains))
             assert {choice.backend for choice in choices} == {options.attention}
             set_attention(network, choices)
     if options.teacher_fp8:

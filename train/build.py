@@ -11,7 +11,7 @@ from randcond.data.ranks import device
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
 from randcond.launch.sections import Engine as EngineSection
-from randcond.model_zoo.attention import Choice, choice_from, choose_attention, set_attention, summary
+from randcond.model_zoo.attention import Choice, Use, choice_from, choose_attention, set_attention, summary
 from randcond.model_zoo.compilation import compile_network, compile_text
 from randcond.model_zoo.cost import training_flop, unet_cost
 from randcond.model_zoo.features import TappedStudent
@@ -60,16 +60,8 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
             chosen = {what: [choice_from(entry) for entry in stored[what]] for what in networks}
         else:
             for what, (network, dtype) in networks.items():
-                trains = what == "student"
-                chosen[what] = choose_attention(
-                    network,
-                    options.attention,
-                    dtype,
-                    engine.device,
-                    micro,
-                    trains,
-                    one_graph=options.compile == "whole",
-                )
+                use = Use(dtype, engine.device, micro, what == "student", options.compile == "whole")
+                chosen[what] = choose_attention(network, options.attention, use)
             plain = {what: [asdict(choice) for choice in choices] for what, choices in chosen.items()}
             write_json(kept, {"wanted": options.attention, **plain})
         for what, choices in chosen.items():

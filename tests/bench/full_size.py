@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from randcond.data.ranks import device
 from randcond.launch.config import Config, load_config
-from randcond.model_zoo.attention import choose_attention, set_attention, summary
+from randcond.model_zoo.attention import Use, choose_attention, set_attention, summary
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
@@ -113,9 +113,8 @@ def compare(
 def attend(config: Config, teacher: Teacher, unet: Any, wanted: str, said: dict[str, Any]) -> None:
     """Sets the attention of both networks as the trainer does."""
     for what, network in (("teacher", teacher.unet), ("student", unet)):
-        choices = choose_attention(
-            network, wanted, torch.bfloat16, device(), config.train.global_batch, what == "student"
-        )
+        use = Use(torch.bfloat16, device(), config.train.global_batch, what == "student")
+        choices = choose_attention(network, wanted, use)
         set_attention(network, choices)
         said[what] = summary(choices)
 
