@@ -9,7 +9,6 @@ from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
 from randcond.launch.costs import Cluster, Sizes, sharding
 from randcond.launch.gpus import Gpu
-from randcond.model_zoo.cost import training_flop
 from randcond.model_zoo.memory import LIVE, persistent
 from randcond.model_zoo.waves import Work, busy
 
@@ -87,16 +86,19 @@ class StepTime:
 
 def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> StepTime:
     """A training step's time. `efficiency`: the share of the peak that a micro-batch of 64 reaches."""
-    flop = training_flop(sizes.teacher, sizes.student)
-    kernels = sizes.teacher_work.kernels + 3 * sizes.student_work.kernels
-    if config.engine.activation_checkpointing:
-        flop += sizes.student.flop
-        kernels += sizes.student_work.kernels
+    passes = student_passes(config)
+    flop = sizes.teacher.flop + passes * sizes.student.flop
+    kernels = sizes.teacher_work.kernels + passes * sizes.student_work.kernels
     arithmetic = flop * config.train.global_batch / cluster.ranks / (1e12 * cluster.gpu.tflops * efficiency)
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     idle = idle_seconds(arithmetic, filled(sizes, cluster.gpu, micro), kernels * accumulation, micro)
     traffic = step_traffic(config, sizes, cluster).seconds
     return StepTime(arithmetic, idle, traffic, hiding_share(config, sizes))
+
+
+def student_passes(config: Config) -> int:
+    """A step's arithmetic of the student, in forwards: its own, two for its backward, one more where it is redone."""
+    return 4 if config.engine.activation_checkpointing else 3
 
 
 def hiding_share(config: Config, sizes: Sizes) -> float:
@@ -110,8 +112,8 @@ def hiding_share(config: Config, sizes: Sizes) -> float:
         return 0.0
     if engine.teacher == "sharded":
         return 1.0
-    passes = 4 if engine.activation_checkpointing else 3
-    return passes * sizes.student.flop / (sizes.teacher.flop + passes * sizes.student.flop)
+    students = student_passes(config) * sizes.student.flop
+    return students / (sizes.teacher.flop + students)
 
 
 def idle_seconds(arithmetic: float, share: float, kernels: int, micro: int) -> float:

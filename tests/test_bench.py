@@ -62,7 +62,8 @@ def test_the_drawing_bench(tmp_path: Path) -> None:
 def test_the_evaluations_bench(tmp_path: Path) -> None:
     said = bench(tmp_path, "evaluation", "--images", "8", "--many", "64", "--rounds", "2")
     assert "by tenths" in said
-    found = json.loads((tmp_path / "runs/bench/evaluation.json").read_text())["found"]
+    assert (tmp_path / "runs/bench/evaluation-memory-64.json").is_file()
+    found = json.loads((tmp_path / "runs/bench/evaluation-8.json").read_text())["found"]
     assert found["scored / drawn alone"]["median"] > 0 and found["tool after tool / one pass"]["median"] > 0
     ours, theirs = found["tool after tool / one pass"]["clip"]
     assert ours == pytest.approx(theirs, abs=1e-4)

@@ -111,6 +111,8 @@ def test_traffic_hides_beneath_the_students_passes(sizes: Sizes) -> None:
     teacher, student = sizes.teacher.flop, sizes.student.flop
     expected = 3 * student / (teacher + 3 * student)
     assert hiding_share(paper("engine.zero_stage=3"), sizes) == pytest.approx(expected)
+    redone = paper("engine.zero_stage=3", "engine.activation_checkpointing=true")
+    assert hiding_share(redone, sizes) == pytest.approx(4 * student / (teacher + 4 * student))
     assert hiding_share(paper("engine.kind=fsdp", "engine.teacher=sharded"), sizes) == 1
 
 

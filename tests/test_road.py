@@ -396,3 +396,39 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     psutil.wait_procs(children, timeout=20)
+
+
+STEP_ORDER = """
+import sys
+from randcond.launch.config import load_config
+from randcond.train import ahead, loop
+
+order, set_up = [], loop.set_up
+
+def noted(owner, name):
+    inner = getattr(owner, name)
+    def call(*given, **named):
+        order.append(name)
+        return inner(*given, **named)
+    setattr(owner, name, call)
+
+def noting(*given):
+    training = set_up(*given)
+    for name in ("forward", "backward", "step"):
+        noted(training.engine, name)
+    return training
+
+noted(ahead.Ahead, "fetch")
+loop.set_up = noting
+loop.run(load_config("demo-with", sys.argv[1:]))
+print("order:", *order)
+"""
+
+
+def test_the_next_batch_is_fetched_while_the_device_has_the_forward_pass(world: Path) -> None:
+    """Of a real run's step: forward, fetch, backward, step. The first fetch of a step finds its batch ready."""
+    words = [*TINY, "paths.run=runs/order", "train.steps=2", "train.sample_every=0", "engine.micro_batch=8"]
+    done = subprocess.run([sys.executable, "-c", STEP_ORDER, *words], cwd=world, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    micro = ["fetch", "forward", "fetch", "backward", "step"]
+    assert done.stdout.split("order: ")[1].split() == 4 * micro

@@ -1,5 +1,6 @@
 """The stream: exact, the same on any ranks and workers, resumable anywhere, and distributed as the paper says."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from randcond.launch.config import PACKAGE
 from randcond.model_zoo.teacher import Tokenizers
 from randcond.train.ahead import Ahead
 from randcond.train.step import draw_noise, stage
+from randcond.train.waiting import Waiting
 from tests.latents import opened
 
 N, EXTRA = 50, 30
@@ -194,3 +196,32 @@ def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="damaged"):
             ahead.take()
+
+
+def test_a_wait_for_data_counts_on_a_cpu_and_ends_with_what_it_waits_for() -> None:
+    waiting = Waiting(torch.device("cpu"))
+    with waiting():
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="damaged"), waiting():
+        time.sleep(0.02)
+        raise ValueError("damaged")
+    assert waiting.seconds() >= 0.04
+    assert waiting.seconds() == 0
+
+
+@pytest.mark.gpu
+def test_a_wait_behind_queued_work_is_no_loss() -> None:
+    """The device computes for longer than the first wait takes, and has nothing to do during the second."""
+    device = torch.device("cuda")
+    waiting, square = Waiting(device), torch.randn(8192, 8192, device=device)
+    square @ square
+    torch.cuda.synchronize()
+    for _ in range(50):
+        square @ square
+    with waiting():
+        time.sleep(0.02)
+    assert waiting.seconds() < 0.005
+    torch.cuda.synchronize()
+    with waiting():
+        time.sleep(0.05)
+    assert 0.04 < waiting.seconds() < 0.2

@@ -14,8 +14,8 @@ Waiting = Callable[[], AbstractContextManager[None]]
 class Ahead:
     """A loader's micro-batches, each read, given its noise and sent to the device before it is asked for.
 
-    `fetch` belongs between the backward pass and the engine's step: a GPU still has the former to do, and the latter
-    ends in a wait for the gradients' norm, behind which nothing would be queued. On a CPU only the order is another.
+    `fetch` belongs between the forward pass and the backward: a GPU still has the former to do, while the backward of
+    DeepSpeed's stage 3 and every engine's step end in a wait for it. On a CPU only the order is another.
     What fails in `fetch` is raised by `take`: the step before it is done, and saved if it is a milestone.
     """
 
@@ -33,7 +33,9 @@ class Ahead:
             with self.waiting():
                 batch = next(self.loader)
             self._ready = stage(batch, self.device)
-        except Exception as error:  # StopIteration behind the last one, too
+        except StopIteration as end:  # behind the last one; its traceback would hold the step's tensors
+            self._failed = end.with_traceback(None)
+        except Exception as error:
             self._failed = error
 
     def take(self) -> dict[str, Any]:

@@ -5,8 +5,6 @@ Sums stay on the device between logging steps; only there are they reduced over 
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from randcond.launch.gpus import gpu_of
 from randcond.train.engine import Engine
 from randcond.train.step import Losses
 from randcond.train.step_lines import lines_up_to
+from randcond.train.waiting import Waiting
 
 BINS = 10  # of the timestep axis
 
@@ -42,6 +41,7 @@ class Monitor:
         )
         self.began, self.at = time.monotonic(), first
         self.now = first + 1
+        self.waiting = Waiting(self.engine.device)
         self._names: list[str] = []
         self._reset()
         if self.chief:
@@ -56,14 +56,6 @@ class Monitor:
         self._terms = _Sums(device)
         self._norm = _Sums(device)
         self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # samples, replaced, sum of Eq. 1
-        self._waited = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
 
     def add(self, losses: Losses, batch: dict[str, Tensor]) -> None:
         """Adds one micro-batch; no value is read here, so nothing waits for the device."""
@@ -87,7 +79,7 @@ class Monitor:
         if step % self.train.log_every and not milestone:
             return
         names = [*self._names, "grad_norm"]
-        waited = torch.tensor([self._waited], dtype=torch.float64, device=self.engine.device)
+        waited = torch.tensor([self.waiting.seconds()], dtype=torch.float64, device=self.engine.device)
         mine = [self._terms.values, self._norm.values, self._terms.counts, self._norm.counts, waited]
         summed = self.engine.all_sum(torch.cat([*mine, self._bins.flatten()])).tolist()
         size = len(names)

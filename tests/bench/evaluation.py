@@ -78,7 +78,11 @@ def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 def one_pass(folder: Path, images: int) -> dict[str, Any]:
-    """FID, IS and CLIP in the pass that draws; files on a disk, then pytorch-fid, fidelity and open_clip on them."""
+    """FID, IS and CLIP in the pass that draws; files on a disk, then pytorch-fid, fidelity and open_clip on them.
+
+    Once each, both sides' loading of networks included, as one who evaluates waits for it: with more images it weighs
+    less.
+    """
     weights = inception_weights(folder / "inception.pth", digit_images(16))
     real = save_pictures(folder / "real", digit_images(images, 64, seed=3))
     words = [f"inception={weights}", f"clip=local-dir:{clip_folder(folder / 'clip')}", "metrics=[fid,is,clip]"]
@@ -176,13 +180,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # as the embedded world's ranks; two would wait for each other beside other work
-    found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
-        found["scored / drawn alone"] = scoring_share(Path(folder), asked.images, asked.rounds)
+        if asked.many:  # first: room that the others' networks left would hide what it grows by
+            save(f"evaluation-memory-{asked.many}", {"memory_mb": memory(Path(folder), asked.many)})
+        found = {"scored / drawn alone": scoring_share(Path(folder), asked.images, asked.rounds)}
         found["tool after tool / one pass"] = one_pass(Path(folder), asked.images)
-        if asked.many:
-            found["memory_mb"] = memory(Path(folder), asked.many)
-    save("evaluation", found)
+    save(f"evaluation-{asked.images}", found)  # a file for each size: ratios hang on it
 
 
 if __name__ == "__main__":

@@ -91,10 +91,10 @@ class Sides:
         mark("data")
         losses = self.distil(self.engine.forward, drawn, self.engine.dtype)
         mark("forward")
-        self.engine.backward(losses.total)
-        mark("backward")
         self.ahead.fetch()
         mark("data")
+        self.engine.backward(losses.total)
+        mark("backward")
         norm = self.engine.step(1e-5, 0.99)
         mark("optimizer, EMA")
         self.monitor.add(losses, drawn)
@@ -159,7 +159,7 @@ class Sides:
         return spent
 
     def close(self) -> None:
-        """Ends the engine and the loader."""
+        """Ends the engine and what watches it; the loader goes with its last reference."""
         self.monitor.close()
         self.engine.close()
 

@@ -10,6 +10,7 @@ experiment (engine.compile=none). What is done is saved before the next begins; 
 
 import gc
 import time
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
@@ -57,26 +58,29 @@ def main() -> None:
     wanted = list(SWITCHES) if asked.switches == "all" else [each.strip() for each in asked.switches.split(";") if each]
     if unknown := set(wanted) - set(SWITCHES):
         parser.error(f"--switches: of {'; '.join(SWITCHES)}, got {'; '.join(sorted(unknown))}")
-    rate = matmul_rate(device())
-    print(
-        f"this device multiplies matrices at {rate / 1e12:.3g} TFLOP/s, copies {memory_rate(device()) / 1e9:.3g} GB/s"
-    )
+    print(f"this device copies {memory_rate(device()) / 1e9:.3g} GB/s")
     for name in asked.sizes.split(","):
         found: dict[str, Any] = {}
         try:
-            with measured(name, words, asked.rounds) as sides:
-                found |= compare(name, sides, asked.rounds)
-                if asked.profile:
-                    profile(sides)
-            del sides  # before the next are built
+            found |= beside(name, words, asked.rounds, asked.profile)
         except torch.OutOfMemoryError as error:
             found["failed"] = first_line(error)
+            traceback.clear_frames(error.__traceback__)  # they hold the networks
             print(f"{name}: {found['failed']}; a smaller batch: train.global_batch=N")
         save(f"step-{name}", found, asked.out)
         if wanted:
-            save(f"switches-{name}", {"switches": switches(name, words, asked.rounds, rate, wanted)}, asked.out)
+            save(f"switches-{name}", {"switches": switches(name, words, asked.rounds, wanted)}, asked.out)
         if asked.agree:
             save(f"agree-{name}", {"agree": agree(name, words, asked.agree)}, asked.out)
+
+
+def beside(name: str, words: list[str], rounds: int, profiled: bool) -> dict[str, Any]:
+    """What the three sides of a size give; they are gone when this ends, whatever ends it."""
+    with measured(name, words, rounds) as sides:
+        found = compare(name, sides, rounds)
+        if profiled:
+            profile(sides)
+        return found
 
 
 class measured:
@@ -149,7 +153,7 @@ def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return times
 
 
-def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list[str]) -> dict[str, Any]:
+def switches(name: str, words: list[str], rounds: int, wanted: list[str]) -> dict[str, Any]:
     """What each optimisation gives: our step with it, by the plain step that is timed right before it.
 
     Beside it what the cost model predicts (tests/bench/predicted.py), where it does.
@@ -158,9 +162,7 @@ def switches(name: str, words: list[str], rounds: int, rate: float, wanted: list
     print(f"\n{name}: each alone, after the plain step")
     for label in wanted:
         try:
-            plain, predicted = alone(
-                name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took, rate).gains()
-            )
+            plain, predicted = alone(name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took).gains())
             seconds, memory = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, lambda *_: largest_memory())
         except Exception as error:  # one that this device or compiler can't do says so beside the others
             found[label] = {"failed": first_line(error)}
@@ -185,11 +187,12 @@ def largest_memory() -> float | None:
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
 
 
-def floor(sides: Sides, seconds: float, rate: float) -> Floor:
+def floor(sides: Sides, seconds: float) -> Floor:
     """What a plain step of so many seconds is made of, for what switches should give."""
     outside = moved_bytes(sides, trained=3) / memory_rate(device())
     teacher, student = (unet_cost(type(u), plain_config(u.config)).flop for u in (sides.teacher.unet, sides.student))
-    return Floor(seconds, outside, teacher, student, sides.batch * fp8_flop(sides.teacher.unet) / rate)
+    fp8 = sides.batch * fp8_flop(sides.teacher.unet) / matmul_rate(device())
+    return Floor(seconds, outside, teacher, student, fp8)
 
 
 def moved_bytes(sides: Sides, trained: int = 1) -> int:
