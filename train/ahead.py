@@ -8,7 +8,7 @@ import torch
 
 from randcond.train.step import stage
 
-Waiting = Callable[[], AbstractContextManager[None]]
+Around = Callable[[], AbstractContextManager[None]]
 
 
 class Ahead:
@@ -19,7 +19,7 @@ class Ahead:
     What fails in `fetch` is raised by `take`: the step before it is done, and saved if it is a milestone.
     """
 
-    def __init__(self, loader: Iterator[dict[str, Any]], device: torch.device, waiting: Waiting = nullcontext) -> None:
+    def __init__(self, loader: Iterator[dict[str, Any]], device: torch.device, waiting: Around = nullcontext) -> None:
         """`waiting`: entered around what waits for the loader."""
         self.loader, self.device, self.waiting = loader, device, waiting
         self._ready: dict[str, Any] | None = None
