@@ -24,7 +24,7 @@ TABLES = PACKAGE / "launch" / "tables"
 Settings = TypeVar("Settings")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where it is built in
     """YAML 1.2 floats (PyYAML reads 5e-5 as a string), and a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
