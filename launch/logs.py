@@ -1,4 +1,4 @@
-"""One log file per rank; the first rank's output goes to the console too, the others' last words as well.
+"""One log file per rank; the first rank's output goes to the console too, every rank's errors to the standard error.
 
 The rank writes into its file itself, so that nothing is lost when it is killed; a thread shows the file's end on the
 console.
@@ -9,10 +9,10 @@ import os
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-_console: int | None = None  # the standard error of this process, kept once its output goes to a file
+_console: tuple[int, int] | None = None  # this process's standard output and error, kept once both go to a file
 _mirror: "_Mirror | None" = None
 
 
@@ -23,33 +23,31 @@ class _Mirror(threading.Thread):
         super().__init__(name="console", daemon=True)
         self.file, self.out = path.open("rb"), out
         self.file.seek(0, os.SEEK_END)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def run(self) -> None:
         while True:
             self.copy()
             time.sleep(0.2)
 
-    def copy(self) -> None:
+    def copy(self, without: bytes = b"") -> None:
+        """Shows what is new in the file, but for a line that is shown elsewhere."""
         with self.lock:
             while data := self.file.read(65536):
-                try:
-                    os.write(self.out, data)
-                except OSError:  # the terminal is gone; the file is not
-                    return
+                with suppress(OSError):  # the terminal is gone; the file is not
+                    os.write(self.out, data.replace(without, b"", 1) if without else data)
 
 
 def log_to(path: Path, show: bool) -> None:
     """From now on this process writes into a file, appended; `show` keeps it on the console as well."""
     global _console, _mirror
     path.parent.mkdir(parents=True, exist_ok=True)
-    _console = os.dup(2)
-    shown = os.dup(1)
+    _console = os.dup(1), os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     if show:
-        _mirror = _Mirror(path, shown)
+        _mirror = _Mirror(path, _console[0])
         _mirror.start()
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -58,10 +56,16 @@ def log_to(path: Path, show: bool) -> None:
 
 
 def say_everywhere(text: str, error: bool = False) -> None:
-    """A line into the log and onto the console, whichever rank it is."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
-    if _mirror is None and _console is not None:
-        os.write(_console, f"{text}\n".encode())
+    """A line into the log and onto the console, whichever rank it is; an error onto the standard error."""
+    finish_console()
+    with _mirror.lock if _mirror else nullcontext():
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        if _console is not None and (error or _mirror is None):
+            line = f"{text}\n".encode()
+            with suppress(OSError):  # the terminal is gone; the file is not
+                os.write(_console[error], line)
+            if _mirror is not None:
+                _mirror.copy(without=line)
     finish_console()
 
 

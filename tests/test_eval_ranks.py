@@ -92,7 +92,7 @@ def test_killed_at_a_random_moment(alone: Path, tmp_path: Path, seed: int) -> No
 def test_what_an_evaluation_would_lack_is_said_before_the_first_step(world: Path) -> None:
     words = [*TINY, "train.eval_every=4", "eval.metrics=[is]", "paths.run=runs/lacking"]
     done = randcond(world, "run", "train", "demo-with", *words, code=2)
-    assert "eval.inception: no weights at" in done.stdout and "randcond fetch inception" in done.stdout
+    assert "eval.inception: no weights at" in done.stderr and "randcond fetch inception" in done.stderr
     assert not (world / "runs/lacking/checkpoints").exists()
 
 
