@@ -12,7 +12,7 @@ from randcond.data.files import check_same, read_json
 from randcond.eval.prompts import ALL, choose_prompts
 from randcond.launch.config import Config, eval_folder, resolve_path, watched_folder
 from randcond.launch.protocols import protocol_of
-from randcond.launch.table import Table
+from randcond.launch.table import Arm, Table
 
 # Of a protocol, what must agree between rows that are compared.
 COMPARABLE = (
@@ -57,9 +57,10 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
     rows = []
     first = next((each for each in configs.values() if "teacher" in each.eval.of and each.trains), None)
     if first:
-        paper = by_split(table.teacher if table else {})
-        known = _training(resolve_path(first.teacher.path) / "training.json")
-        rows.append(_row("teacher", first, Path(first.paths.reference), {"weights": "raw", **known}, paper, []))
+        quoted = table.teacher if table else Arm()
+        notes = [quoted.note] if quoted.note else []
+        known = {"weights": "raw", **_training(resolve_path(first.teacher.path) / "training.json")}
+        rows.append(_row("teacher", first, Path(first.paths.reference), known, by_split(quoted.paper), notes))
     arms = {name: (arm.experiment, by_split(arm.paper), arm.note) for name, arm in table.arms.items()} if table else {}
     for name, (experiment, paper, note) in (arms or {name: (name, {}, "") for name in configs}).items():
         notes = [note] if note else []

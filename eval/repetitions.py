@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from randcond.eval.collect import Row, Scores
@@ -54,12 +55,18 @@ class Verdict:
 
     claim: Claim
     values: list[float]  # of the contrast, one per repetition
+    errors: list[float]  # each one's standard error by its number of images, of shares; else 0
 
     @property
     def margin(self) -> float:
-        """Half the width of the mean's confidence interval (Student's t, paired by repetition)."""
-        n = len(self.values)
-        return float(student_t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * stdev(self.values) / n**0.5
+        """Half the width of the mean's confidence interval.
+
+        Student's t, paired by repetition; of shares no less than what their images leave open (binomial, rows taken as
+        independent): three repetitions that happen to agree, near 0 or 1 above all, are no proof of a sharp mean.
+        """
+        n, upper = len(self.values), 0.5 + CONFIDENCE / 2
+        spread = float(student_t.ppf(upper, n - 1)) * stdev(self.values) / n**0.5
+        return max(spread, float(norm.ppf(upper)) * sum(error**2 for error in self.errors) ** 0.5 / n)
 
     @property
     def said(self) -> str:
@@ -78,11 +85,21 @@ def claim_lines(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
     lines = []
     for claim in claims:
         column = COLUMNS[claim["score"]]
-        difference = f"{column.write(mean(claim['values']), '+')} ± {column.write(claim['interval'])}"
+        difference = f"{column.difference(mean(claim['values']), '+')} ± {column.difference(claim['interval'])}"
         same = f", as in {claim['as']}" if "as" in claim else ""
-        lines.append([claim["text"], f"{column.label}, {claim['split']}", difference, claim["here"] + same])
-    head = ["the paper's claim", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
+        score = f"{column.label}, {claim['split']}{', points' if column.share else ''}"
+        lines.append([claim["text"], _contrast(claim["contrast"]), score, difference, claim["here"] + same])
+    head = ["the paper's claim", "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
     return [head, *lines] if lines else []
+
+
+def _contrast(weights: dict[str, float]) -> str:
+    """`row - other row`."""
+    parts = [
+        f"{'-' if weight < 0 else '+'} {'' if abs(weight) == 1 else f'{abs(weight):g} '}{row}"
+        for row, weight in weights.items()
+    ]
+    return " ".join(parts).removeprefix("+ ")
 
 
 def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list[Verdict]:
@@ -91,12 +108,28 @@ def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list
         raise ValueError("claims: one repetition has no spread; give a table with claims several replicates")
     found = []
     for claim in claims:
-        values = []
+        values, errors = [], []
         for rows in repetitions.values():
             by_name = {row.name: row.scores.get(claim.split, {}) for row in rows}
             for name in claim.contrast:
                 if claim.score not in by_name[name]:
                     raise ValueError(f"claims: {claim.text!r}: row {name} has no {claim.score} of {claim.split}")
             values.append(sum(weight * by_name[name][claim.score] for name, weight in claim.contrast.items()))
-        found.append(Verdict(claim, values))
+            errors.append(_image_error(claim, by_name))
+        found.append(Verdict(claim, values, errors))
     return found
+
+
+def _image_error(claim: Claim, scores: Scores) -> float:
+    """A contrast's standard error by its number of images, n: the binomial one of each share.
+
+    A share is taken for (n * share + 1) / (n + 2): 300 right of 300 don't say that the 301st will be.
+    """
+    if not COLUMNS[claim.score].share:
+        return 0.0
+    variance = 0.0
+    for name, weight in claim.contrast.items():
+        images = scores[name]["images"]
+        share = (images * scores[name][claim.score] + 1) / (images + 2)
+        variance += weight**2 * share * (1 - share) / images
+    return float(variance**0.5)

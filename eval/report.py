@@ -24,7 +24,7 @@ from randcond.eval.prompts import Prompts, choose_prompts, grid_prompts
 from randcond.eval.repetitions import Verdict, claim_lines, merge, verdicts
 from randcond.eval.spread import draw_spread
 from randcond.eval.table import as_markdown, as_text, table
-from randcond.launch.config import Config, load_config, table_names
+from randcond.launch.config import Config, load_config, table_names, to_dict
 from randcond.launch.stage import end_when_asked
 from randcond.launch.table import Picture, load_runs, load_table
 
@@ -45,6 +45,7 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)  # on the table's claims
     figures: list[tuple[Picture, list[Config]]] = field(default_factory=list)  # drawn here, and out of what
     repetitions: dict[str, list[Row]] = field(default_factory=dict)  # the rows behind the rows
+    replicates: dict[str, list[str]] = field(default_factory=dict)  # what each repetition overrides in every row
 
 
 def drawn_instead(rows: list[Row], words: list[str]) -> list[str]:
@@ -75,7 +76,8 @@ def write_report(report: Report) -> None:
         said.append(
             f"Scores are the mean ± standard deviation of {len(report.repetitions)} repetitions ({names}); protocol, "
             f"pictures and curves are {next(iter(report.repetitions))}'s, report.json holds every one's. A claim's "
-            f"interval is of the rows' difference, repetition by repetition (Student's t)."
+            f"interval is of the rows' difference, repetition by repetition (Student's t; of shares, no narrower than "
+            f"their number of images allows)."
         )
     said += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
@@ -109,7 +111,9 @@ def _excluded(report: Report) -> list[str]:
 def _facts(report: Report) -> dict[str, Any]:
     arms = {row.name: _as_json(row) for row in report.rows}
     facts: dict[str, Any] = {"title": report.title, "arms": arms}
+    facts["configurations"] = {name: to_dict(config) for name, config in report.configs.items()}  # the first one's
     if report.repetitions:
+        facts["replicates"] = report.replicates
         facts["repetitions"] = {
             name: {row.name: {"scores": row.scores, "protocol": row.protocol} for row in rows}
             for name, rows in report.repetitions.items()
@@ -287,6 +291,7 @@ def _of_table(name: str, overrides: list[str], out: str) -> Report:
         verdicts=verdicts(wanted.claims, rows),
         figures=[(each, [load_config(one, overrides) for one in each.experiments]) for each in wanted.pictures],
         repetitions=rows if len(rows) > 1 else {},
+        replicates=wanted.replicates,
     )
 
 

@@ -13,6 +13,7 @@ from randcond.eval.repetitions import CONFIDENCE, claim_lines
 from randcond.eval.spread import COLOURS, draw_claims
 from randcond.eval.table import as_markdown
 from randcond.launch.config import table_names
+from randcond.launch.table import load_table
 
 KEPT = ("*.md", "*.json", "*.png")
 
@@ -38,8 +39,10 @@ def summarize(out: Path) -> None:
         "# The paper in miniature: results",
         ", ".join(f"{said.count(verdict)} {verdict}" for verdict in COLOURS) + f", of {len(said)} claims. "
         f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
-        f"repetition), each claim by itself: of many, one in {1 / (1 - CONFIDENCE):.0f} would seem to show or not by "
-        "chance. Each table's folder has all scores, the protocol and pictures.",
+        "repetition; of shares, no narrower than their number of images allows), each claim by itself: of many, one in "
+        f"{1 / (1 - CONFIDENCE):.0f} would seem to show or not by chance. Each table's folder has all scores, the "
+        "protocol and pictures.",
+        *_limits(facts),
         *(["![claims](claims.png)"] if claims else []),
     ]
     for name, found in facts.items():
@@ -51,12 +54,27 @@ def summarize(out: Path) -> None:
         draw_claims(out / "claims.png", claims)
 
 
+def _limits(facts: dict[str, Any]) -> list[str]:
+    """What the repetitions vary, and what they don't."""
+    counts = {len(found["repetitions"]) for found in facts.values() if found.get("repetitions")}
+    if not counts:
+        return []
+    return [
+        f"What an interval does not cover: there are {' or '.join(map(str, sorted(counts)))} repetitions, so that it "
+        "rests on their differences being spread normally; they vary the digits left out (some digits more than once) "
+        "and the seeds of cache, student, training and evaluation, while teacher, judge and the world's captions are "
+        "the same in all. A verdict whose interval ends next to its limit is a weak one."
+    ]
+
+
 def _mark_repeated(claims: dict[str, list[dict[str, Any]]]) -> None:
-    """Says of a claim that another table has measured, on the same runs, which one: it counts once."""
+    """Says of a claim that another table has measured, of the same experiments, which one: it counts once."""
     seen: dict[Any, str] = {}
     for name, each in claims.items():
+        arms = load_table(name).arms
         for claim in each:
-            key = claim["score"], claim["split"], claim["margin"], tuple(claim["values"])
+            rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
+            key = claim["score"], claim["split"], claim["margin"], rows, tuple(claim["values"])
             if seen.setdefault(key, name) != name:
                 claim["as"] = seen[key]
 

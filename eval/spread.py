@@ -42,7 +42,7 @@ def draw_spread(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[
                 axes.plot(value, place, "o", markersize=4, alpha=0.7, color=f"C{number}")
         axes.set(xlabel=f"{COLUMNS[score].label}, {split}", yticks=range(len(names)), yticklabels=names)
         axes.grid(axis="x", alpha=0.3)
-        if COLUMNS[score].form.endswith("%"):
+        if COLUMNS[score].share:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
             axes.set_xlim(-0.03, 1.03)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
@@ -85,4 +85,4 @@ def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None
 
 def _scale(claim: dict[str, Any]) -> str:
     column = COLUMNS[claim["score"]]
-    return SHARES if column.form.endswith("%") else column.label
+    return SHARES if column.share else column.label

@@ -17,9 +17,18 @@ class Column(NamedTuple):
     form: str
     unit: float = 1.0
 
+    @property
+    def share(self) -> bool:
+        """Whether it is a part of the images: a difference is in points."""
+        return self.form.endswith("%")
+
     def write(self, value: float, sign: str = "") -> str:
         """A score, or with sign "+" a difference, as text."""
         return format(value / self.unit, sign + self.form)
+
+    def difference(self, value: float, sign: str = "") -> str:
+        """A difference as text, of shares in points."""
+        return self.write(value, sign).rstrip("%")
 
 
 COLUMNS = {

@@ -62,7 +62,7 @@ class Table:
     report: str  # the folder of its report
     arms: dict[str, Arm]  # row name -> what stands in it
     next: list[str] = dataclasses.field(default_factory=list)  # commands to try after it
-    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)  # the paper's figures of the teacher
+    teacher: Arm = dataclasses.field(default_factory=Arm)  # the paper's figures of the teacher
     replicates: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # name -> its overrides of every row
     claims: list[Claim] = dataclasses.field(default_factory=list)
     pictures: list[Picture] = dataclasses.field(default_factory=list)

@@ -1,8 +1,10 @@
 """Repetitions of a table: means, spread, and what they say of a claim, against hand-worked cases."""
 
+import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,16 +14,16 @@ from randcond.eval.collect import Row
 from randcond.eval.repetitions import claim_lines, merge, verdicts
 from randcond.eval.results import keep, summarize
 from randcond.eval.spread import draw_spread
-from randcond.eval.table import table
-from randcond.launch.config import PACKAGE
-from randcond.launch.table import Claim, load_table
+from randcond.eval.table import as_markdown, table
+from randcond.launch.config import PACKAGE, to_dict
+from randcond.launch.table import Claim, load_runs, load_table
 
 
 def rows(*values: float) -> list[Row]:
     return [
         Row(
             name,
-            {"unseen": {"digit_accuracy": value, "images": 10}},
+            {"unseen": {"digit_accuracy": value, "images": 300}},
             notes=[f"note of {name}"],
             facts={"seconds": 10.0},
         )
@@ -62,45 +64,90 @@ def test_verdicts_by_students_t() -> None:
     assert verdicts([against], THREE)[0].said == "not reproduced"
     noisy = {"a": rows(0.1, 0.5), "b": rows(0.2, 0.1), "c": rows(0.3, 0.4)}
     assert verdicts([HELPS], noisy)[0].said == "within noise"
-    assert claim_lines([found.facts()])[1] == ["it helps", "digit right, unseen", "+40.0% ± 24.8%", "reproduced"]
+    assert claim_lines([found.facts()])[1] == [
+        "it helps",
+        "with - without",
+        "digit right, unseen, points",
+        "+40.0 ± 24.8",
+        "reproduced",
+    ]
     same = {"a": rows(0.1, 0.1), "b": rows(0.2, 0.2)}
     assert verdicts([HELPS], same)[0].said == "within noise"  # no difference at all, and no spread of it
     with pytest.raises(ValueError, match=r"row with has no colour_accuracy of unseen"):
         verdicts([Claim("colours", {"with": 1.0}, score="colour_accuracy", split="unseen")], THREE)
 
 
+def test_repetitions_that_agree_are_no_sharper_than_their_images() -> None:
+    """One image of 300 less in each of three repetitions, and none of 300 missed by either row."""
+    alike = {name: rows(0.99, 0.99 - 1 / 300) for name in "abc"}
+    (found,) = verdicts([HELPS], alike)
+    shares = [(300 * share + 1) / 302 for share in (0.99, 0.99 - 1 / 300)]
+    error = math.sqrt(sum(share * (1 - share) / 300 for share in shares))
+    assert found.margin == pytest.approx(1.959964 * error / math.sqrt(3), rel=1e-6)
+    assert found.said == "within noise"
+    (found,) = verdicts([HELPS], {name: rows(1.0, 1.0) for name in "abc"})
+    assert 0.004 < found.margin < 0.006  # half a point
+    distances = Claim("nearer", {"without": 1.0, "with": -1.0}, score="fid", split="unseen")
+    far = {name: [Row("without", {"unseen": {"fid": 20.0}}), Row("with", {"unseen": {"fid": 19.0}})] for name in "ab"}
+    assert verdicts([distances], far)[0].margin == 0  # a distance's own error is not known
+
+
 def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> None:
     found = [verdict.facts() for verdict in verdicts([HELPS, NEARER], THREE)]
+    rename = {"with": "4 random init", "without": "1 random init, without"}
+    again = {**found[0], "contrast": {rename[row]: weight for row, weight in found[0]["contrast"].items()}}
     reports, out = tmp_path / "reports", tmp_path / "kept"
-    for name, claims in (("mini-table1", found), ("mini-fig3", [])):
+    for name, claims in (("mini-fig2", found), ("mini-fig3", [])):
         write_json(reports / name / "report.json", {"title": f"title of {name}", "claims": claims})
         (reports / name / "report.html").write_text("")
-    assert keep(reports, out) == ["mini-fig3", "mini-table1"]
+    assert keep(reports, out) == ["mini-fig2", "mini-fig3"]
     assert not list(out.rglob("*.html"))
-    draw_spread(reports / "mini-table1/repetitions.png", THREE, [("digit_accuracy", "unseen")])
+    draw_spread(reports / "mini-fig2/repetitions.png", THREE, [("digit_accuracy", "unseen")])
     keep(reports, out)
     summarize(out)
-    write_json(reports / "mini-table2" / "report.json", {"title": "again", "claims": found[:1]})
-    (out / "mini-table1/old.png").write_text("of an older report")
+    other = {**again, "contrast": {"5 teacher init": 1.0, "2 teacher init, without": -1.0}}  # equal by chance
+    write_json(reports / "mini-table1" / "report.json", {"title": "again", "claims": [again, other]})
+    (out / "mini-fig2/old.png").write_text("of an older report")
     keep(reports, out)
     summarize(out)
-    assert not (out / "mini-table1/old.png").exists()
+    assert not (out / "mini-fig2/old.png").exists()
     page = (out / "README.md").read_text()
-    assert "| reproduced, as in mini-table1 |" in page
-    assert "1 reproduced, 0 within noise, 1 not reproduced, of 2 claims" in page
+    assert page.count("| reproduced, as in mini-fig2 |") == 1
+    assert "2 reproduced, 0 within noise, 1 not reproduced, of 3 claims" in page
     assert "[title of mini-fig3](mini-fig3/report.md)\n\n`make mini-fig3`" in page
-    assert "| it helps | digit right, unseen | +40.0% ± 24.8% | reproduced |" in page
-    for name in ("claims.png", "mini-table1/repetitions.png"):
+    assert "| it helps | with - without | digit right, unseen, points | +40.0 ± 24.8 | reproduced |" in page
+    for name in ("claims.png", "mini-fig2/repetitions.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 400 and len(set(picture.convert("RGB").getdata())) > 20
 
 
 def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
-    """The page in the repository is what its reports say, and these are of tables that there are."""
+    """The page in the repository is what its reports say, and these are of the tables as they are now."""
     kept = PACKAGE / "launch/tables/results"
     copied = shutil.copytree(kept, tmp_path / "results")
     summarize(copied)
     assert (copied / "README.md").read_text() == (kept / "README.md").read_text()
     for path in kept.glob("*/report.json"):
-        claims = load_table(path.parent.name).claims
-        assert [claim["text"] for claim in read_json(path).get("claims", [])] == [claim.text for claim in claims]
+        name, report = path.parent.name, read_json(path)
+        wanted = load_table(name)
+        repetitions = {
+            replicate: [Row(row, found["scores"]) for row, found in each.items()]
+            for replicate, each in report.get("repetitions", {}).items()
+        }
+        said = json.loads(json.dumps([verdict.facts() for verdict in verdicts(wanted.claims, repetitions)]))
+        assert report.get("claims", []) == said, f"{name}: its claims, or how they are judged, have changed since"
+        assert not said or as_markdown(claim_lines(said)) in (path.parent / "report.md").read_text()
+        assert report.get("replicates", {}) == wanted.replicates
+        for experiment, run in next(iter(load_runs(name).values())).items():
+            now = flat(json.loads(json.dumps(to_dict(run.config))))
+            then = flat(report["configurations"][experiment])
+            differ = {key for key in now.keys() & then.keys() if now[key] != then[key]}
+            assert not differ, f"{name}: {experiment} was run with another {sorted(differ)}"
+
+
+def flat(data: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys: keys that a report is too old for are left out of a comparison."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found

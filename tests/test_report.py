@@ -24,7 +24,7 @@ title: A table of two
 claim: Said of it.
 takes: seconds
 report: REPORT
-teacher: {digit_accuracy: 0.9}
+teacher: {paper: {digit_accuracy: 0.9}}
 arms:
   ours: {experiment: one, paper: {digit_accuracy: [0.5, 0.75], seen: {digit_accuracy: 0.4}}}
   other: two
