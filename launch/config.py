@@ -117,7 +117,7 @@ def table_row(name: str) -> tuple[str, str] | None:
 
 def _rows(table: str) -> list[str]:
     """The experiment of each row of a table, "" for a quoted one."""
-    arms = read_yaml(find_table(table)).get("arms") or {}
+    arms = compose(find_table(table), TABLES / "base").get("arms") or {}
     return [arm if isinstance(arm, str) else arm.get("experiment", "") for arm in arms.values()]
 
 
