@@ -1,8 +1,10 @@
 # randcond: `make help` lists the targets.
 # Variables: VENV (default .venv), PYTHON, ARGS (section.key=value ...), and where to run: HOSTFILE, NODES,
 # GPUS (ranks per host), LAUNCHER (deepspeed, torchrun, slurm), RESTARTS, SBATCH (your site's options).
+# WORKERS: processes that make test runs in.
 VENV ?= .venv
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := randcond.launch randcond.model_zoo randcond.data randcond.train randcond.eval
@@ -47,7 +49,7 @@ $(1)-row%: $$(READY)
 endef
 $(foreach table,$(TABLES),$(eval $(call ROW,$(table))))
 
-MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini-tableG mini-fig7 mini-tableB mini-tableC mini-tableC-teacher
+MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini-tableG mini-fig7 mini-tableB mini-tableC mini-tableC-teacher mini-table1-fresh
 
 mini: $(READY) ## the paper in miniature, all its tables one after the other: most of a day on two cores
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
@@ -59,9 +61,9 @@ plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone 
 	@$(BIN)/randcond plan $(ARGS)
 
 test: $(READY) ## the tests, some 35 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu and not hosts and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not hosts and not slurm" $(ARGS)
 
-test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too)
+test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too, which it installs)
 	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)
 
 test-endurance: $(READY) ## loss curves on every engine, ten random kill -9, engines and ranks changed on the way, the EMA

@@ -1,11 +1,15 @@
 """Shared fixtures: the command line in a folder of its own, and one small world that the tests train in."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several test processes share the cores: no thread waits busily
 
 # Small enough for a test, through the very stages, launcher and engine of the demo.
 TINY = [
@@ -35,10 +39,19 @@ def randcond(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the tiny demo has run once, every stage of both arms, by the deepspeed launcher on two ranks."""
+    """A folder where the tiny demo has run once, every stage of both arms, by the deepspeed launcher on two ranks.
+
+    Made once for all of pytest-xdist's processes; each has its own copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-demo"
+    with FileLock(made.with_suffix(".lock")):
+        if not made.is_dir():
+            unfinished = tmp_path_factory.mktemp("tiny-demo")
+            randcond(unfinished, "run", "all", "demo", *TINY)
+            unfinished.rename(made)
     folder = tmp_path_factory.mktemp("world")
-    randcond(folder, "run", "all", "demo", *TINY)
-    return folder
+    return Path(shutil.copytree(made, folder, dirs_exist_ok=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
