@@ -3,6 +3,7 @@
 Reads the experiment, checks it, pins the threads, and turns the user's mistakes into one line instead of a traceback.
 """
 
+import atexit
 import ctypes
 import errno
 import os
@@ -15,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from randcond.launch.config import Config, load_config, to_yaml
 from randcond.launch.logs import finish_console, log_to, say_everywhere
@@ -45,13 +46,15 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 
     `--dry-run` prints the resolved configuration and checks it against what is on disk, and does nothing else.
     `--local_rank=N`, which launchers append, is accepted and ignored. Of several ranks, each writes a log of its own.
-    Exits 2 on the user's mistake, 69 when a rank is lost, 75 when asked to end and saved, 130 on Ctrl-C.
+    Ends this process with 0, 2 on the user's mistake, 69 when a rank is lost, 75 when asked to end and saved, 130 on
+    Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     before: dict[int, Any] = {}
     names = " | ".join(stages)
     usage = f"usage: [{names}] EXPERIMENT [section.key=value ...] [--dry-run]"
     arguments = [word for word in arguments if not word.startswith("--local_rank")]
+    leave: Callable[[int], Any] = sys.exit
     if not arguments or {"--help", "-h"} & set(arguments):
         print(usage)
         return
@@ -79,21 +82,37 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         if "RANK" in os.environ:
             rank = int(os.environ["RANK"])
             log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", show=rank == 0)
-        run(config)
+        leave = _end
+        try:
+            run(config)
+        except SystemExit as asked:
+            leave(int(asked.code or 0))
+        leave(0)
     except (ValueError, OSError) as error:
         if os.environ.get("RANDCOND_TRACEBACK"):
             raise
         say_everywhere(f"error: {error}", error=True)
-        sys.exit(exit_code(error))
+        leave(exit_code(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
+        leave(1)
     finally:
         finish_console()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends this process without taking its libraries apart.
+
+    C++ threads that outlive their owners (gloo's, the rendezvous store's) now and then abort there, and the launcher
+    would take a finished run for a lost rank, or a mistake for something that passes.
+    """
+    atexit._run_exitfuncs()
+    finish_console()
+    os._exit(code)
 
 
 def name_accelerator() -> None:
