@@ -110,6 +110,7 @@ def _end(code: int) -> NoReturn:
     C++ threads that outlive their owners (gloo's, the rendezvous store's) now and then abort there, and the launcher
     would take a finished run for a lost rank, or a mistake for something that passes.
     """
+    threading._shutdown()  # type: ignore[attr-defined]  # what is being written is written
     atexit._run_exitfuncs()
     finish_console()
     os._exit(code)
