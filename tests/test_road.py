@@ -339,16 +339,17 @@ def test_bad_input_is_named_before_work_starts(
     world: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The stage's own entry, in this process: what a rank started by a launcher runs."""
-    from randcond.launch.stage import stage_main
+    from randcond.launch import stage
     from randcond.train.__main__ import check, train
 
+    monkeypatch.setattr(stage, "_end", sys.exit)  # which would end this process, and the tests with it
     monkeypatch.chdir(world)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # given back after the test, whatever the stage sets
     if "divide" in said:
         monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as ended:
-        stage_main({"train": (check, train)}, ["demo-with", *TINY, *words])
+        stage.stage_main({"train": (check, train)}, ["demo-with", *TINY, *words])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
