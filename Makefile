@@ -60,7 +60,7 @@ mini-results: $(READY) ## keep the reports of the tables in miniature that are d
 plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
 	@$(BIN)/randcond plan $(ARGS)
 
-test: $(READY) ## the tests, some 35 minutes on two cores
+test: $(READY) ## the tests, some 30 minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not hosts and not slurm" $(ARGS)
 
 test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too, which it installs)
