@@ -112,14 +112,14 @@ def load_runs(name: str, overrides: Sequence[str] = (), only: str = "") -> dict[
 
 
 def _check_overrides(wanted: Table, experiments: list[str], overrides: Sequence[str]) -> None:
-    leaves = [_leaves(to_dict(load_config(experiment))) for experiment in experiments]
+    settings = [leaves(to_dict(load_config(experiment))) for experiment in experiments]
     said = [word.partition("=")[0] for own in wanted.replicates.values() for word in own]
     for override in overrides:
         key = override.partition("=")[0]
         if key in ("name", "replicate"):
             raise ValueError(f"{key}: each row of {wanted.name} has its own")
-        below = [each for each in (leaves[0] if leaves else ()) if each == key or each.startswith(f"{key}.")]
-        if any(row[each] != leaves[0][each] for row in leaves for each in below):
+        below = [each for each in (settings[0] if settings else ()) if each == key or each.startswith(f"{key}.")]
+        if any(row[each] != settings[0][each] for row in settings for each in below):
             raise ValueError(
                 f"{key} is what the arms of {wanted.name} differ in; override it for one of its experiments: "
                 f"{', '.join(wanted.experiments)}"
@@ -130,12 +130,12 @@ def _check_overrides(wanted: Table, experiments: list[str], overrides: Sequence[
             raise ValueError(f"{key} is what the repetitions of {wanted.name} differ in")
 
 
-def _leaves(data: dict[str, Any], above: str = "") -> dict[str, Any]:
+def leaves(data: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings by their dotted keys; p_args, whose keys are its own, as one."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict) and key != "p_args":
-            found |= _leaves(value, f"{above}{key}.")
+            found |= leaves(value, f"{above}{key}.")
         else:
             found[above + key] = value
     return found

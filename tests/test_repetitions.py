@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,7 +15,7 @@ from randcond.eval.results import keep, summarize
 from randcond.eval.spread import draw_spread
 from randcond.eval.table import as_markdown, table
 from randcond.launch.config import PACKAGE, to_dict
-from randcond.launch.table import Claim, load_runs, load_table
+from randcond.launch.table import Claim, leaves, load_runs, load_table
 
 
 def rows(*values: float) -> list[Row]:
@@ -139,15 +138,8 @@ def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
         assert not said or as_markdown(claim_lines(said)) in (path.parent / "report.md").read_text()
         assert report.get("replicates", {}) == wanted.replicates
         for experiment, run in next(iter(load_runs(name).values())).items():
-            now = flat(json.loads(json.dumps(to_dict(run.config))))
-            then = flat(report["configurations"][experiment])
+            now = leaves(json.loads(json.dumps(to_dict(run.config))))
+            then = leaves(report["configurations"][experiment])
+            # Keys that a report is too old for are left out of the comparison.
             differ = {key for key in now.keys() & then.keys() if now[key] != then[key]}
             assert not differ, f"{name}: {experiment} was run with another {sorted(differ)}"
-
-
-def flat(data: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys: keys that a report is too old for are left out of a comparison."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
-    return found

@@ -225,12 +225,8 @@ def test_figures_of_the_paper_that_stand_twice_agree() -> None:
                     key = experiment, score
                     values = sorted(paper[score]) if isinstance(paper[score], list) else [paper[score]]
                     # Tables 3, D and E round the CLIP score of Table 1's 0.2895 otherwise.
-                    assert found.setdefault(key, values) == pytest.approx(
-                        values, abs=1.01e-4 * (score == "clip"), rel=0
-                    ), (
-                        name,
-                        key,
-                    )
+                    alike = pytest.approx(values, abs=1.01e-4 * (score == "clip"), rel=0)
+                    assert found.setdefault(key, values) == alike, (name, key)
 
 
 def test_make_mini_runs_every_table_in_miniature() -> None:
