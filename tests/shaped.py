@@ -1,6 +1,6 @@
 """Teachers with random weights in the published layouts, saved as real diffusers folders: tiny for tests, or full size.
 
-`python -m tests.shaped LAYOUT FOLDER` writes one at full size in bf16.
+`python -m tests.shaped LAYOUT FOLDER` writes one at full size in bf16, drawn on the GPU where there is one.
 """
 
 import gzip
@@ -21,8 +21,10 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from randcond.data.ranks import device
 from randcond.model_zoo.layouts import LAYOUTS, TEXT_ENCODERS, VAE, VOCABULARY, text_config
 
+CPU = torch.device("cpu")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 # As the published checkpoints' own scheduler_config.json have them.
 SCHEDULERS = {
@@ -68,20 +70,27 @@ def text_sizes(layout: str, tiny: bool) -> list[dict[str, Any]]:
     return [{**full, **small, "hidden_size": 16 + 8 * number} for number, full in enumerate(TEXT_ENCODERS[layout])]
 
 
-def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dict[str, Any] | None = None) -> Path:
-    """Saves a random teacher of the layout; full size in bf16, tiny in fp32. `unet`: what is otherwise in its U-Net."""
+def build(
+    layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dict[str, Any] | None = None,
+    where: torch.device = CPU,
+) -> Path:  # fmt: skip
+    """Saves a random teacher of the layout; full size in bf16, tiny in fp32. `unet`: what is otherwise in its U-Net.
+
+    `where`: the device that draws its weights, a GPU's are others and there at once.
+    """
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
+    small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
+    sizes = {**unet_config(layout, tiny), **(unet or {})}
+    side = sizes["sample_size"] * 8
     try:
-        encoders = []
-        for number, sizes in enumerate(text_sizes(layout, tiny)):
-            config = CLIPTextConfig(**text_config(sizes))
-            encoders.append((CLIPTextModelWithProjection if number else CLIPTextModel)(config).eval())
-        small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
-        sizes = {**unet_config(layout, tiny), **(unet or {})}
-        size = sizes["sample_size"] * 8
-        vae = AutoencoderKL(**{**VAE, **small}, scaling_factor=SCALING[layout], sample_size=size)
-        denoiser = UNet2DConditionModel(**sizes)
+        with where:
+            encoders = []
+            for number, text in enumerate(text_sizes(layout, tiny)):
+                config = CLIPTextConfig(**text_config(text))
+                encoders.append((CLIPTextModelWithProjection if number else CLIPTextModel)(config).eval())
+            vae = AutoencoderKL(**{**VAE, **small}, scaling_factor=SCALING[layout], sample_size=side)
+            denoiser = UNet2DConditionModel(**sizes)
     finally:
         torch.set_default_dtype(torch.float32)
     parts = {"vae": vae, "unet": denoiser, "scheduler": SCHEDULERS[layout](), "text_encoder": encoders[0]}
@@ -102,4 +111,4 @@ def build(layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dic
 
 
 if __name__ == "__main__":
-    build(sys.argv[1], Path(sys.argv[2]), tiny=False)
+    build(sys.argv[1], Path(sys.argv[2]), tiny=False, where=device())

@@ -80,6 +80,7 @@ def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionM
         options.channels_last and options.teacher == "replicated"
     ):  # sharded weights lie as FSDP keeps them: inputs decide
         teacher.unet.to(memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()
     if options.compile == "none":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from randcond.data.ranks import device
 from randcond.launch.config import Config, load_config
 from tests.shaped import build
 
@@ -52,7 +53,7 @@ def configured(name: str, folder: Path, words: list[str]) -> Config:
     if size.layout:
         teacher = folder / (f"{size.layout}-mid" if size.tiny else size.layout)
         if not (teacher / "model_index.json").is_file():
-            build(size.layout, teacher, size.tiny, unet=size.unet)
+            build(size.layout, teacher, size.tiny, unet=size.unet, where=device())
         fixed.append(f"teacher.path={teacher}")
     if torch.cuda.is_available():
         fixed += ["teacher.dtype=bf16", "engine.precision=bf16", "engine.compile=whole"]

@@ -32,13 +32,19 @@ from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 T = TypeVar("T")
 WARM_UP = 3  # rounds that don't count
 PLAIN = ["engine.compile=none", "engine.attention=sdpa", "engine.channels_last=false"]
-PLAIN += ["engine.teacher_graph=false", "engine.teacher_fp8=false", "engine.activation_checkpointing=false"]
+PLAIN += ["engine.cudnn_benchmark=false", "engine.teacher_graph=false", "engine.teacher_fp8=false"]
+PLAIN += ["engine.activation_checkpointing=false"]
 SWITCHES: dict[str, list[str]] = {
     "attention by race": ["engine.attention=auto"],
     "channels last": ["engine.channels_last=true"],
     "compiled blocks": ["engine.compile=blocks"],
     "compiled whole": ["engine.compile=whole"],
     "compiled whole, channels last": ["engine.compile=whole", "engine.channels_last=true"],
+    "compiled whole, channels last, cuDNN's race": [
+        "engine.compile=whole",
+        "engine.channels_last=true",
+        "engine.cudnn_benchmark=true",
+    ],
     "compiled whole, teacher's graph": ["engine.compile=whole", "engine.teacher_graph=true"],
     "compiled whole, teacher in fp8": ["engine.compile=whole", "engine.teacher_fp8=true"],
     "checkpointing": ["engine.activation_checkpointing=true"],
@@ -156,13 +162,16 @@ def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 def switches(name: str, words: list[str], rounds: int, wanted: list[str]) -> dict[str, Any]:
     """What each optimisation gives: our step with it, by the plain step that is timed right before it.
 
-    Beside it what the cost model predicts (tests/bench/predicted.py), where it does.
+    On a GPU, whose speed is steady, the plain step is timed once. Beside it what the cost model predicts, where it does
+    (tests/bench/predicted.py).
     """
     found: dict[str, Any] = {}
     print(f"\n{name}: each alone, after the plain step")
+    plain, predicted = 0.0, {}
     for label in wanted:
         try:
-            plain, predicted = alone(name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took).gains())
+            if not plain or not torch.cuda.is_available():
+                plain, predicted = alone(name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took).gains())
             seconds, memory = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, lambda *_: largest_memory())
         except Exception as error:  # one that this device or compiler can't do says so beside the others
             found[label] = {"failed": first_line(error)}
