@@ -92,7 +92,7 @@ def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionM
     }
     how = {name: "blocks" if in_parts else options.compile for name, in_parts in gathered.items()}
     compile_network(teacher.unet, how["teacher"], options.teacher_graph)
-    compile_network(student, how["student"])
+    compile_network(student, how["student"], channels_last=options.channels_last)
     if options.compile == "whole":
         compile_text(teacher.text_encoders)
     return f"compiled: teacher {how['teacher']}, student {how['student']}; the first step waits for it"
