@@ -147,7 +147,6 @@ class Engine:
     teacher_graph: bool = False  # the teacher, compiled whole, is replayed as one CUDA graph
     teacher_fp8: bool = False  # its linear layers multiply in fp8, at an error that the log tells
     channels_last: bool = False  # images as [B, h, w, C] in memory, as tensor cores take them
-    cudnn_benchmark: bool = False  # cuDNN races its kernels at start: faster, and not the same ones in every run
     activation_checkpointing: bool = False  # less memory for a third more student compute
     teacher: Literal["replicated", "sharded"] = "replicated"  # sharded: by FSDP2, where it does not fit beside the rest
     heartbeat: float = 60.0  # seconds without a sign of life from a rank that end the job

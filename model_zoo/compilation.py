@@ -10,19 +10,17 @@ from typing import Any
 import torch
 
 
-def compile_network(network: Any, how: str, graphs: bool = False, channels_last: bool = False) -> None:
+def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     """how: "none", "blocks" (the transformer blocks; minutes less to wait) or "whole" (one graph, nothing around it).
 
     `graphs`: the whole is replayed as one CUDA graph; what it returned is overwritten by its next call.
-    `channels_last`: all convolutions of the whole, and their gradients, take images so, however the weights lie.
     """
     # All modules share the code that is compiled, Module._call_impl, and each of them and of their shapes counts.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":
-        options = {"triton.cudagraphs": graphs, "force_layout_optimization": channels_last}
-        network.compile(fullgraph=True, dynamic=False, options=options)
+        network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 def compile_text(encoders: Iterable[Any]) -> None:

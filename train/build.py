@@ -80,7 +80,6 @@ def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionM
         options.channels_last and options.teacher == "replicated"
     ):  # sharded weights lie as FSDP keeps them: inputs decide
         teacher.unet.to(memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()
     if options.compile == "none":
@@ -92,7 +91,7 @@ def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionM
     }
     how = {name: "blocks" if in_parts else options.compile for name, in_parts in gathered.items()}
     compile_network(teacher.unet, how["teacher"], options.teacher_graph)
-    compile_network(student, how["student"], channels_last=options.channels_last)
+    compile_network(student, how["student"])
     if options.compile == "whole":
         compile_text(teacher.text_encoders)
     return f"compiled: teacher {how['teacher']}, student {how['student']}; the first step waits for it"

@@ -107,7 +107,7 @@ class Sides:
         module.to(dtype)
         if config.engine.activation_checkpointing:
             module.unet.enable_gradient_checkpointing()
-        compile_network(module.unet, config.engine.compile, channels_last=config.engine.channels_last)
+        compile_network(module.unet, config.engine.compile)
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.99), fused=True)
         condition = teacher.encode(self.fixed)
         latents = self.fixed["latents"].to(teacher.device).float()

@@ -32,19 +32,13 @@ from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 T = TypeVar("T")
 WARM_UP = 3  # rounds that don't count
 PLAIN = ["engine.compile=none", "engine.attention=sdpa", "engine.channels_last=false"]
-PLAIN += ["engine.cudnn_benchmark=false", "engine.teacher_graph=false", "engine.teacher_fp8=false"]
-PLAIN += ["engine.activation_checkpointing=false"]
+PLAIN += ["engine.teacher_graph=false", "engine.teacher_fp8=false", "engine.activation_checkpointing=false"]
 SWITCHES: dict[str, list[str]] = {
     "attention by race": ["engine.attention=auto"],
     "channels last": ["engine.channels_last=true"],
     "compiled blocks": ["engine.compile=blocks"],
     "compiled whole": ["engine.compile=whole"],
     "compiled whole, channels last": ["engine.compile=whole", "engine.channels_last=true"],
-    "compiled whole, channels last, cuDNN's race": [
-        "engine.compile=whole",
-        "engine.channels_last=true",
-        "engine.cudnn_benchmark=true",
-    ],
     "compiled whole, teacher's graph": ["engine.compile=whole", "engine.teacher_graph=true"],
     "compiled whole, teacher in fp8": ["engine.compile=whole", "engine.teacher_fp8=true"],
     "checkpointing": ["engine.activation_checkpointing=true"],
