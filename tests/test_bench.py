@@ -16,7 +16,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.model_zoo.waves import Product, Work, busy
 from randcond.train.tune import Measured, doubling, proposed
 from tests.bench.predicted import Floor, fp8_flop
-from tests.bench.results import interval
+from tests.bench.results import RECORD, interval
 from tests.shaped import unet_config
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,8 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]  # one engine after another
     words += ["--switches", "channels last;checkpointing", "--profile"]
     first = bench(tmp_path, "step", *words, "engine.channels_last=true")
-    assert "ours / bare" in first and "last saved" not in first
+    recorded = json.loads((RECORD / "step-world.json").read_text())["environment"]["date"]
+    assert "ours / bare" in first and f"last saved, {recorded}" in first
     assert re.search(r"^  published(, fp32)? / ours ", first, re.MULTILINE)  # not both where a CPU has no bf16
     kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
     found = kept["found"]
@@ -49,7 +50,7 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     assert kept["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     agreed = json.loads((tmp_path / "runs/bench/agree-world.json").read_text())["found"]["agree"]
     assert 0 <= agreed["by_rounding"] < 1e-4 and 0 < agreed["largest"] < 1e-4
-    assert "last saved" in bench(tmp_path, "step", *words)
+    assert f"last saved, {kept['environment']['date']}" in bench(tmp_path, "step", *words)
 
 
 @pytest.mark.slow

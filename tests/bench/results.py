@@ -1,4 +1,7 @@
-"""What a bench found: medians with their intervals, a file of it, and the file before beside it."""
+"""What a bench found: medians with their intervals, a file of it, and the file before beside it.
+
+In tests/bench/record are the files behind the README's figures: what a first run here is compared with.
+"""
 
 import json
 import platform
@@ -14,6 +17,7 @@ import torch
 from randcond.data.files import read_json, write_json
 
 FOLDER = Path("runs/bench")
+RECORD = Path(__file__).parent / "record"
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "xformers", "triton")
 
 
@@ -59,8 +63,9 @@ def save(name: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
     """Writes what a bench found, and says how each of its ratios stood in the last saved result."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    if path.is_file():
-        before = read_json(path)
+    last = path if path.is_file() else RECORD / path.name
+    if last.is_file():
+        before = read_json(last)
         was = before["environment"]
         print(f"\nlast saved, {was['date']} at {was['commit']} on {was['device']}:")
         for key, value in _ratios(found).items():
