@@ -78,11 +78,11 @@ def build(
 
     `where`: the device that draws its weights, a GPU's are others and there at once.
     """
-    torch.manual_seed(seed)
-    torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
     small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
     sizes = {**unet_config(layout, tiny), **(unet or {})}
     side = sizes["sample_size"] * 8
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
     try:
         with where:
             encoders = []
