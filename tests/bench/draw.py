@@ -65,9 +65,7 @@ def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, la
         speed = 1 / interval(taken)[0]
         share = interval([flop / second / rate for second, rate in zip(taken, rates, strict=True)])[0]
         found[side] = {"batch": best[side], "images_per_s": speed, "share_of_matmul_rate": share}
-        print(
-            f"  {side:6} batch {best[side]:4}{speed:9.2f} images/s   {share:6.1%} of the matmul rate in the same rounds"
-        )
+        print(f"  {side:6} batch {best[side]:4}{speed:9.2f} images/s   {share:6.1%} of the {floor.rate}, same rounds")
     return found
 
 

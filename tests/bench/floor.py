@@ -26,6 +26,7 @@ class Products:
 
     flop: int
     run: Callable[[], None]
+    rate: str  # what their rate is called: a bf16 step on a CPU is measured against fp32 products too
 
 
 def products(device: torch.device) -> Products:
@@ -38,7 +39,7 @@ def products(device: torch.device) -> Products:
         for _ in range(count):
             torch.mm(a, b)
 
-    return Products(2 * side**3 * count, run)
+    return Products(2 * side**3 * count, run, f"{'bf16' if cuda else 'fp32'} matmul rate")
 
 
 def matmul_rate(device: torch.device) -> float:
