@@ -17,6 +17,8 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     """
     # All modules share the code that is compiled, Module._call_impl, and each of them and of their shapes counts.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # A block with a feature tap inside shares its code with those without: torch leaves that unguarded unless told.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":

@@ -1,10 +1,12 @@
 """No switch that makes the step faster changes what it computes: losses and weights beside the plain step's."""
 
 import re
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.attention import Use, choose_attention, set_attention
@@ -76,6 +78,20 @@ SWITCHES = [
 @pytest.mark.parametrize("words", SWITCHES, ids=" ".join)
 def test_a_switch_changes_no_result(plain: Run, words: list[str]) -> None:
     losses, weights, _ = train(*words)
+    assert losses == pytest.approx(plain[0], rel=1e-5)
+    assert distance(weights, plain[1]) < 1e-2 * distance(plain[1], plain[2])
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_taps_inside_of_compiled_blocks_capture_what_they_do_inside_of_plain_ones(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KOALA compares self-attentions of some blocks of a kind; the others of that kind have no tap."""
+    words = [f"teacher.path={build('sdxl', tmp_path, tiny=True)}", "student.rule=koala-700m"]
+    plain = train(*words)
+    by_default = UNet2DConditionModel.compile_repeated_blocks
+    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", partialmethod(by_default, backend=backend))
+    losses, weights, _ = train(*words, "engine.compile=blocks")
     assert losses == pytest.approx(plain[0], rel=1e-5)
     assert distance(weights, plain[1]) < 1e-2 * distance(plain[1], plain[2])
 
