@@ -20,12 +20,13 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
 .PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
-	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [VENV=.venv] [ARGS='section.key=value ...']"
+	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
+	@echo "            [SBATCH='options of your site'] [VENV=.venv] [ARGS='section.key=value ...']"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-18s%s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-22s%s\n", $$1, $$2}'
 	@echo
 	@echo "tables (several experiments, one report):"
-	@for f in $$(ls launch/tables/*.yaml launch/tables/*/*.yaml | grep -v /base/); do printf '  %-18s%s\n' "$$(basename $$f .yaml)" "$$(sed -n 's/^title: //p' $$f)"; done
+	@for f in $$(ls launch/tables/*.yaml launch/tables/*/*.yaml | grep -v /base/); do printf '  %-22s%s\n' "$$(basename $$f .yaml)" "$$(sed -n 's/^title: //p' $$f)"; done
 	@echo "one row of a table: table1-row5, table3-row2, ...; experiments (pool, cache, train, eval, report):"
 	@for f in $$(ls launch/experiments/*.yaml launch/experiments/*/*.yaml | grep -v /base/); do printf '  %-36s%s\n' "$$(basename $$f .yaml)" "$$(sed -n '1s/^# //p' $$f)"; done
 

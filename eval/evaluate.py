@@ -157,5 +157,5 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
 
 def headline(metrics: list[str], splits: dict[str, dict[str, Any]]) -> str:
     """The scores of an evaluation in a line."""
-    names = [best for name in metrics if (best := METRICS[name].best)]
+    names = [METRICS[name].best for name in metrics]
     return "; ".join(f"{split} {', '.join(f'{n} {v[n]:.4g}' for n in names)}" for split, v in splits.items())

@@ -25,9 +25,9 @@ class Metric:
 
     needs: dict[str, str]  # row -> the extractor that gives it
     score: Callable[[dict[str, Tensor], list[str], Reference | None], Scores]
+    best: str  # the score by which evaluations are compared
     compares: str | None = None  # the row whose statistics of real images it needs
     samples: bool = False  # whether it needs their features, too
-    best: str | None = None  # the score by which evaluations are compared
     lower: bool = False  # whether less of it is better
     least: int = 1  # images of a split
 

@@ -74,7 +74,7 @@ def _mark_repeated(claims: dict[str, list[dict[str, Any]]]) -> None:
         arms = load_table(name).arms
         for claim in each:
             rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
-            key = claim["score"], claim["split"], claim["margin"], rows, tuple(claim["values"])
+            key = claim["score"], claim["split"], claim["margin"], rows
             if seen.setdefault(key, name) != name:
                 claim["as"] = seen[key]
 

@@ -124,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
+        if os.environ.get("RANDCOND_TRACEBACK"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
 

@@ -46,7 +46,8 @@ def plan(
     --json           the same as data
 
     Where it does not fit, it says which change makes it fit. Memory is the sum of all parts, an upper bound: gradients
-    grow while activations go. The text encoders' arithmetic (about 1 %) is left out.
+    grow while activations go. Left out: the text encoders' arithmetic (about 1 %), and what an evaluation while
+    training (train.eval_every) holds beside: a copy of the student's U-Net and the networks that score.
 
     examples     randcond plan                  GPU-hours and disk of every table, and of all together
                  randcond plan table1 --nodes 8

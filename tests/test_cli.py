@@ -38,6 +38,12 @@ def test_a_misspelt_word_ends_before_any_file_is_written(tmp_path: Path, words: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_traceback_behind_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANDCOND_TRACEBACK", "1")
+    done = randcond(tmp_path, "run", "trane", "demo-with", code=1)
+    assert "Traceback" in done.stderr and "unknown stage 'trane'" in done.stderr
+
+
 def test_help_teaches(tmp_path: Path) -> None:
     overview = randcond(tmp_path, "--help").stdout
     assert "pool -> cache -> train -> eval -> report" in overview

@@ -4,6 +4,7 @@ Without a name it takes every experiment and table that ships (`make dryrun`). W
 yet is an error where it is named, because it is about to run; of all that ship it is only said.
 """
 
+import os
 import sys
 from collections import Counter
 
@@ -30,6 +31,8 @@ def main(words: list[str]) -> None:
                     wrong += 1
             lacking.update(missing)
         except (ValueError, FileNotFoundError) as error:
+            if os.environ.get("RANDCOND_TRACEBACK"):
+                raise
             wrong += 1
             print(f"error: {name}: {error}", file=sys.stderr)
     if not names:

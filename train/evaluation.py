@@ -145,7 +145,6 @@ def _keep_best(
     metric = METRICS[config.eval.metrics[0]]
     path = run / "best.json"
     before = read_json(path) if path.is_file() else None
-    assert metric.best is not None
     value = splits[ALL][metric.best]
     # Of other captions, protocols or statistics, scores can't be compared: the best begins anew.
     how = {key: each for key, each in scored.items() if key not in ("network", "weights")}

@@ -140,10 +140,11 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
     resolved = to_dict(config)
     free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "sample_every"}
     free |= {"skip_nonfinite", "log_samples", "profile", "eval_every", "eval_size", "eval_weights"}
+    used = {name: weight for name, weight in resolved["train"]["losses"].items() if weight}
     return {
         "student": resolved["student"],
         "conditioning": resolved["conditioning"],
-        "train": {key: value for key, value in resolved["train"].items() if key not in free},
+        "train": {key: value for key, value in resolved["train"].items() if key not in free} | {"losses": used},
         "teacher": cache.manifest["teacher"],
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
         "cached": len(cache),  # less than the shards hold where some are left out

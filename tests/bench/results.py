@@ -6,6 +6,7 @@ In tests/bench/record are the files behind the README's figures: what a first ru
 import json
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +41,7 @@ def environment() -> dict[str, Any]:
     commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "arguments": sys.argv[1:],
         "commit": commit.stdout.strip(),
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": None if cuda else torch.get_num_threads(),
