@@ -2,25 +2,31 @@
 
 from pathlib import Path
 
-from randcond.launch.config import Config, resolve_sources
+from randcond.launch.config import Config, is_url, resolve_sources
 from randcond.launch.stage import stage_main, write_config
 
 
-def check_sources(config: Config) -> None:
-    """Fails on a missing or empty caption source before any work starts."""
+def check_pool(config: Config) -> None:
+    """Fails on a missing or empty caption source of the pool before any work starts."""
+    _check_sources(config, {"pool.sources": config.pool.read, "pool.also": config.pool.also})
+
+
+def check_cache(config: Config) -> None:
+    """The same of the captions that are cached."""
+    _check_sources(config, {"cache.captions": config.cache.captions})
+
+
+def _check_sources(config: Config, asked: dict[str, list[str]]) -> None:
     from randcond.data.captions import read_source
+    from randcond.data.sources import expand
 
     if config.on_error == "skip":
         return  # the stage itself says what it leaves out
-
-    pool = config.pool
-    for key, sources in (
-        ("cache.captions", config.cache.captions),
-        ("pool.sources", pool.read),
-        ("pool.also", pool.also),
-    ):
+    for key, sources in asked.items():
         for source in resolve_sources(sources):
-            if not any(read_source(source)):
+            if is_url(source):
+                expand(source)  # is there; to look into it is to bring it
+            elif not any(read_source(source)):
                 raise ValueError(f"{key}: {source} holds no caption")
 
 
@@ -29,7 +35,7 @@ def pool(config: Config) -> None:
     from randcond.data.pool import build_pool, reasons
 
     manifest = build_pool(config, progress=True)
-    write_config(Path(config.paths.pool), config)
+    write_config(Path(config.paths.pool), config, keep=True)
     print(f"pool: {manifest['captions']:,} extra captions at {config.paths.pool}; dropped: {reasons(manifest)}")
 
 
@@ -38,8 +44,8 @@ def cache(config: Config) -> None:
     from randcond.data.cache import run
 
     run(config)
-    write_config(Path(config.paths.cache), config)
+    write_config(Path(config.paths.cache), config, keep=True)
 
 
 if __name__ == "__main__":
-    stage_main({"pool": (check_sources, pool), "cache": (check_sources, cache)})
+    stage_main({"pool": (check_pool, pool), "cache": (check_cache, cache)})

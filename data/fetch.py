@@ -3,6 +3,7 @@
 http(s)://, s3:// and every other address that fsspec opens.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ BLOCK = 16_000_000  # bytes asked for at once
 STALL = 60.0  # seconds without a byte after which a server counts as gone
 TRIES = 8  # without any progress
 PATIENCE = 1.0  # seconds before the second try, doubled for each further one
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of ours, and no use to try again
 
 
 class FetchError(ConnectionError):
@@ -41,7 +43,8 @@ def fetch(
     """Brings a file to `target`; what a killed or cut transfer left in TARGET.part is gone on from.
 
     `seen` is told how many bytes came. Raises FetchError naming the address after `TRIES` tries without progress,
-    ValueError when the bytes do not have the checksum.
+    FileNotFoundError or PermissionError when the server does not have it or give it, ValueError when the bytes do not
+    have the checksum, OSError when the disk can't take them.
     """
     system, path = open_system(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,11 @@ def fetch(
             break
         except Exception as error:  # whatever a file system's library calls a cut connection
             if _is_not_there(error):
-                raise FetchError(f"{url}: the server has no such file") from None
+                raise FileNotFoundError(f"{url}: the server has no such file") from None
+            if isinstance(error, PermissionError):
+                raise PermissionError(f"{url}: {error}") from None
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise OSError(error.errno, f"{url}, brought to {part}: {error.strerror}") from None
             tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
             if tries >= TRIES:
                 raise FetchError(f"{url}: not given after {TRIES} tries ({type(error).__name__}: {error})") from None

@@ -197,6 +197,8 @@ def _unpack(archive: Path) -> None:
                     while packed_tar.fileobj and packed_tar.fileobj.read(1 << 20):
                         pass  # to the end, where gzip keeps its checksum
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
+                raise
             raise ValueError(f"{archive}: {error}; remove it and fetch it again") from None
         inner = list(aside.iterdir())
         if [each.name for each in inner] == [_unpacked(archive).name] and inner[

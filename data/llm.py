@@ -81,8 +81,8 @@ class Question(NamedTuple):
 class Journal:
     """The answers so far: lines {id, answer, tokens: [in, out]}, and {id, unusable} where none could be read."""
 
-    def __init__(self, path: Path, model: str) -> None:
-        """`model`: who answers. A line that was cut by a kill is dropped.
+    def __init__(self, path: Path, model: str, read_only: bool = False) -> None:
+        """`model`: who answers. A line that was cut by a kill is dropped; `read_only`: only from what is read.
 
         Raises ValueError naming a journal of another model, or a damaged line.
         """
@@ -92,7 +92,9 @@ class Journal:
         self.tokens = [0, 0]
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         if lines and not lines[-1].endswith(b"\n"):
-            os.truncate(path, path.stat().st_size - len(lines.pop()))
+            cut = len(lines.pop())
+            if not read_only:  # of a writer that is gone: this one has the lock
+                os.truncate(path, path.stat().st_size - cut)
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
@@ -110,6 +112,8 @@ class Journal:
                 ) from None
         if lines and asked != model:
             raise ValueError(f"{path}: was answered by {asked}, not by {model}; remove it, or ask {asked}")
+        if read_only:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
         if not lines:

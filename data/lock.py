@@ -1,5 +1,6 @@
 """Locks that the system lets go of when their holder dies: one writer per run folder, one worker per piece of work."""
 
+import errno
 import fcntl
 import os
 import time
@@ -20,6 +21,13 @@ def _try_lock(path: Path) -> int | None:
     except BlockingIOError:
         os.close(handle)
         return None
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise ValueError(
+                f"{path.parent}: its file system knows no flock ({error.strerror}); mount it with flock, or use another"
+            ) from None
+        raise
     return handle
 
 

@@ -2,9 +2,10 @@
 
 In: `pool.sources`. Out: `paths.pool`/captions.arrow and manifest.json (sources, counts, what was dropped and why).
 Each source file becomes a part of its own, whole or absent, so that a killed build goes on at the file it was in; the
-parts are then merged without their duplicates. Nothing is ever held in memory but 16 bytes per caption.
+parts are then merged without their duplicates. Nothing is ever held in memory but 17 bytes per caption.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from randcond.data.sources import RowFilter, expand, identify, read_batches, row
 from randcond.launch.config import Config, resolve_sources
 
 FORMAT = 3
+_AT_ONCE = 1 << 20  # captions whose hashes are compared at once
 
 
 def build(
@@ -35,12 +37,19 @@ def build(
     files = [file for source in sources for file in expand(source)]
     made_of = {"format": FORMAT, "sources": [identify(file) for file in files], "filter": settings(rows), "skip": skip}
     remedy = "Remove it, or give another paths.pool."
-    if (out / "manifest.json").is_file():
-        manifest = read_json(out / "manifest.json")
-        check_same(manifest, made_of, f"the pool at {out}", remedy)
+    if manifest := _finished(out, made_of, remedy):
         return manifest
-    with holding(out):
-        return _build(out, files, made_of, rows, remedy, progress)
+    with holding(out):  # for which another may have been waited that has built it
+        return _finished(out, made_of, remedy) or _build(out, files, made_of, rows, remedy, progress)
+
+
+def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any] | None:
+    """The manifest of a finished pool; raises ValueError when it is of other sources or filters."""
+    if not (out / "manifest.json").is_file():
+        return None
+    manifest: dict[str, Any] = read_json(out / "manifest.json")
+    check_same(manifest, made_of, f"the pool at {out}", remedy)
+    return manifest
 
 
 def _build(
@@ -131,8 +140,10 @@ def first_of_each(parts: list[Captions], seen: Any = lambda count: None) -> np.n
             at += len(chunk)
             seen(len(chunk))
     order = np.argsort(hashes, kind="stable")  # equal hashes stay in the order of the captions
-    hashes = hashes[order]
-    again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
+    again = [np.empty(0, dtype=np.int64)]
+    for at in range(1, len(order), _AT_ONCE):
+        block = hashes[order[at - 1 : at + _AT_ONCE]]
+        again.append(np.flatnonzero(block[1:] == block[:-1]) + at)
     del hashes
     keep = np.ones(starts[-1], dtype=bool)
 
@@ -142,7 +153,7 @@ def first_of_each(parts: list[Captions], seen: Any = lambda count: None) -> np.n
 
     texts: set[str] = set()  # of one hash
     last = -1
-    for place in again.tolist():
+    for place in np.concatenate(again):
         if place != last + 1:
             texts = {text(int(order[place - 1]))}
         caption = text(int(order[place]))
@@ -167,7 +178,7 @@ def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
     else:
         build(Path(pool.whole), sources, rows, progress, skip)
         manifest = take(Path(pool.whole), out, pool.size, pool.seed, also)
-    if "asked" not in manifest:
+    if "asked" not in manifest and os.access(out, os.W_OK):
         manifest = {**manifest, "asked": asked(config)}
         write_json(out / "manifest.json", manifest)
     check_asked(config)
@@ -212,11 +223,12 @@ def take(folder: Path, out: Path, count: int, seed: int, also: Sequence[str] = (
         "seed": seed,
     }
     made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": False}
-    if (out / "manifest.json").is_file():
-        manifest = read_json(out / "manifest.json")
-        check_same(manifest, made_of, f"the pool at {out}", "Remove it, or give another folder.")
+    remedy = "Remove it, or give another folder."
+    if manifest := _finished(out, made_of, remedy):
         return manifest
     with holding(out):
+        if manifest := _finished(out, made_of, remedy):
+            return manifest
         keep = np.zeros(len(whole), dtype=bool)
         keep[np.random.default_rng(seed).permutation(len(whole))[:count]] = True
         starts = np.cumsum([0, *map(len, whole.arrays())])

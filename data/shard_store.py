@@ -48,7 +48,7 @@ class RemoteShards:
         return RemoteShards, (self.url, self.entries, self.folder, self.room)
 
     def path(self, number: int) -> Path:
-        """The copy of a shard, fetched if it is not there; raises FetchError naming what the server doesn't give."""
+        """The copy of a shard, fetched if it is not there; raises OSError naming what the server doesn't give."""
         if (pending := self._pending.pop(number, None)) is not None:
             pending.exception()  # waits; what went wrong then may go well now
         return self._copy(number)

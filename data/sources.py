@@ -5,6 +5,7 @@ are filtered by; then cleaned captions, and how many were dropped for which reas
 """
 
 import csv
+import errno
 import io
 import json
 import re
@@ -106,7 +107,8 @@ def kind_of(path: str) -> str | None:
 def read_batches(source: str, rows: RowFilter | None = None) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
     """Cleaned captions of one file, batch by batch, with how many rows of it were dropped by reason.
 
-    Raises ValueError naming the file, and the line or row where it can: no such column, not text or UTF-8, damaged.
+    Raises ValueError naming the file, and the line or row where it can: no such column, not text or UTF-8, damaged;
+    OSError where not the file is damaged but what it comes over (a server, a disk, a file system) fails.
     """
     rows = rows or RowFilter()
     done = 0
@@ -119,6 +121,10 @@ def read_batches(source: str, rows: RowFilter | None = None) -> Iterator[tuple[p
     except Exception as error:  # whatever a library calls a damaged file
         if isinstance(error, ValueError) and str(error).startswith("caption source"):
             raise
+        if isinstance(error, ConnectionError | TimeoutError) and error.errno is None:
+            raise  # it names its address
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # of a decompressor: no number
+            raise OSError(error.errno, f"caption source {source}, after row {done}: {error.strerror}") from None
         raise ValueError(f"caption source {source}, after row {done}: {error or type(error).__name__}") from None
 
 
@@ -142,7 +148,9 @@ def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Coun
     if rows.max_length:
         drop("too long", length > rows.max_length)
     if rows.naming:
-        pattern = rf"(?i)\b({'|'.join(map(re.escape, rows.naming))})\b"
+        words = "|".join(map(re.escape, rows.naming))
+        # As data/captions.py's names_any; RE2's own \b knows ASCII alone.
+        pattern = rf"(?i)(?:^|[^\p{{L}}\p{{N}}_])({words})(?:$|[^\p{{L}}\p{{N}}_])"
         drop("other words", ~pc.match_substring_regex(captions, pattern).to_numpy(zero_copy_only=False))
     if rows.nsfw:
         accepted = pc.is_in(batch.column("NSFW"), value_set=pa.array(rows.nsfw)).to_numpy(zero_copy_only=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from randcond.data.files import check_same, read_json
+from randcond.eval.compbench.run import compbench_prompts
 from randcond.eval.prompts import ALL, choose_prompts
 from randcond.launch.config import Config, eval_folder, resolve_path, watched_folder
 from randcond.launch.protocols import protocol_of
@@ -100,6 +101,9 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
         if not bench.is_file():
             raise ValueError(f"no scores at {bench}: run {_command(config)} first")
         more = read_json(bench)
+        asked = {each: compbench_prompts(config.eval, each).sha256 for each in config.eval.compbench.categories}
+        scored_on = {each: facts["prompts_sha256"] for each, facts in more["protocol"].items()}
+        check_same(scored_on, asked, f"CompBench of {name}", remedy)
         splits = {**splits, ALL: {**splits[ALL], **more["scores"]}}
         scored["protocol"]["compbench"] = more["scorers"]
     return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command)

@@ -187,9 +187,9 @@ def overlap(picture: Picture, configs: list[Config], path: Path) -> None:
     first, second = _pairs(captions, 1, "digits" in config.eval.metrics)[0]
     clouds = []
     for side, number in enumerate((first, second)):
-        seeds = [caption_seed(config.eval.seed + side, each) for each in range(picture.captions)]
-        clouds.append(_drawn(config, pipe, [captions[number]] * picture.captions, seeds).float().cpu().flatten(1))
-    plane = _plane(clouds)
+        seeds = [caption_seed(config.eval.seed + side, each) for each in range(2 * picture.captions)]
+        clouds.append(_drawn(config, pipe, [captions[number]] * len(seeds), seeds).float().cpu().flatten(1))
+    plane, clouds = _held_out(clouds)
     alphas = _alphas(pipe)
     figure, axes = _axes(len(picture.timesteps))
     generator = torch.Generator().manual_seed(config.eval.seed)
@@ -197,14 +197,27 @@ def overlap(picture: Picture, configs: list[Config], path: Path) -> None:
         alpha = alphas[timestep]
         noised = [alpha**0.5 * x + (1 - alpha) ** 0.5 * torch.randn(x.shape, generator=generator) for x in clouds]
         points = [each @ plane for each in noised]
-        apart = (points[0][:, 0].mean() - points[1][:, 0].mean()).abs()
-        width = ((points[0][:, 0].var() + points[1][:, 0].var()) / 2).sqrt()
-        shared = torch.special.erfc(apart / width / 2 / 2**0.5).item()
         for cloud, number in zip(points, (first, second), strict=True):
             ax.scatter(cloud[:, 0], cloud[:, 1], s=8, alpha=0.6, label=captions[number])
-        ax.set(title=f"t = {timestep}: overlap {shared:.0%}", xticks=[], yticks=[])
+        ax.set(title=f"t = {timestep}: overlap {_shared(points):.0%}", xticks=[], yticks=[])
     axes[0].legend(frameon=False, fontsize=7, loc="lower left")
     save(figure, path)
+
+
+def _held_out(clouds: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The plane of the clouds' second halves, and their first halves, which it has not seen.
+
+    In many dimensions some direction parts any two samples, also of one distribution.
+    """
+    half = len(clouds[0]) // 2
+    return _plane([cloud[half:] for cloud in clouds]), [cloud[:half] for cloud in clouds]
+
+
+def _shared(points: list[Tensor]) -> float:
+    """The overlap of two clouds [n, 2] along the first axis, were they normal and equally wide."""
+    apart = (points[0][:, 0].mean() - points[1][:, 0].mean()).abs()
+    width = ((points[0][:, 0].var() + points[1][:, 0].var()) / 2).sqrt()
+    return torch.special.erfc(apart / width / 2 / 2**0.5).item()
 
 
 def _plane(clouds: list[Tensor]) -> Tensor:

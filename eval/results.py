@@ -3,6 +3,7 @@
 In: a folder of reports, a folder to keep them in. Out: there, each report without its page, README.md and claims.png.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -68,15 +69,20 @@ def _limits(facts: dict[str, Any]) -> list[str]:
 
 
 def _mark_repeated(claims: dict[str, list[dict[str, Any]]]) -> None:
-    """Says of a claim that another table has measured, of the same experiments, which one: it counts once."""
-    seen: dict[Any, str] = {}
+    """Says of a claim that another table has measured, by the same experiments' repetitions, which one: it counts once.
+
+    Where the values differ a little, the same runs were made once more, on another machine.
+    """
+    seen: dict[Any, tuple[str, list[float]]] = {}
     for name, each in claims.items():
-        arms = load_table(name).arms
+        table = load_table(name)
+        repeated = json.dumps(table.replicates, sort_keys=True)
         for claim in each:
-            rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
-            key = claim["score"], claim["split"], claim["margin"], rows
-            if seen.setdefault(key, name) != name:
-                claim["as"] = seen[key]
+            rows = frozenset((table.arms[row].experiment, weight) for row, weight in claim["contrast"].items())
+            key = claim["score"], claim["split"], claim["margin"], rows, repeated
+            first, values = seen.setdefault(key, (name, claim["values"]))
+            if first != name:
+                claim["as"] = first if claim["values"] == values else f"{first}, run once more"
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ def job_script(
     runs = runs_of(name, overrides)
     out = out_folder(name, runs) / "launch"
     spread = stage in ("train", "eval") and len(runs) > 1
+    if not steps:
+        raise ValueError(f"{name}: its {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
     groups = [[step] for step in steps] if spread else [steps]
     text = script(
         name=f"{stage}-{name}",

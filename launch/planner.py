@@ -65,7 +65,8 @@ def stage_hours(
     steps = protocol_of(ev).steps or LIBRARY_STEPS
     image = sum(2 * steps * drawing[who] + sizes.decode for who in ev.of) / rate
     train = config.train
-    share = min(1.0, train.eval_size / ev.size if train.eval_size and ev.size else 1.0)
+    apart = 2 if ev.unseen or cache.exclude else 1  # splits, of each of which so many are drawn
+    share = min(1.0, train.eval_size * apart / images) if train.eval_size else 1.0
     student = (2 * steps * sizes.student.flop + sizes.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,

@@ -46,7 +46,7 @@ def script(
         *(f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in head.items()),
         "#SBATCH --requeue",
     ]
-    lines += [f"#SBATCH {option}" for option in shlex.split(options)]
+    lines += [f"#SBATCH {shlex.quote(option)}" for option in shlex.split(options)]
     lines += [
         "",
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',

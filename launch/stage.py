@@ -150,8 +150,13 @@ def adopt_slurm_ranks() -> None:
         os.environ["LOCAL_SIZE"] = re.split(r"[(,]", os.environ["SLURM_STEP_TASKS_PER_NODE"])[0]
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """Writes the resolved configuration beside an artefact; the first rank does it, for all."""
+def write_config(folder: Path, config: Config, keep: bool = False) -> None:
+    """Writes the resolved configuration beside an artefact; the first rank does it, for all.
+
+    `keep`: what is there stays, of whoever made the artefact; and a folder that can't be written stays without.
+    """
+    if keep and ((folder / "config.yaml").is_file() or not os.access(folder, os.W_OK)):
+        return
     if os.environ.get("RANK", "0") == "0":
         aside = folder / f".config.{os.getpid()}.part"
         aside.write_text(to_yaml(config))

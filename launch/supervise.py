@@ -1,5 +1,6 @@
 """Runs a plan's commands, leaves no process behind, passes on a scheduler's wish to end, starts again what broke."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -87,12 +88,14 @@ def run_command(
     except KeyboardInterrupt:
         print("\ninterrupted: ending the processes", flush=True)
         _signal_group(process.pid, signal.SIGINT)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            pass
         return _INTERRUPTED
     finally:
+        if environment_file and process.poll() is None:
+            process.terminate()  # the deepspeed launcher then ends its ranks on the other hosts, which we can't
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=15)
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
         if stop:

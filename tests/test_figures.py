@@ -11,7 +11,7 @@ from PIL import Image
 
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.world import read_label
-from randcond.eval.figures import _plane, draw_picture, regenerate, sampler_step
+from randcond.eval.figures import _held_out, _plane, _shared, draw_picture, regenerate, sampler_step
 from randcond.eval.report import load_report, write_report
 from randcond.launch.config import load_config, resolve_path
 from randcond.launch.table import Picture
@@ -85,3 +85,13 @@ def test_the_plane_is_where_two_clouds_differ_most() -> None:
     plane = _plane(clouds)
     assert torch.allclose(plane.T @ plane, torch.eye(2), atol=1e-5)
     assert plane[0, 0].abs() > 0.99 and plane[2, 1].abs() > 0.99
+
+
+def test_samples_of_one_distribution_overlap_whatever_their_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clouds = [torch.randn(128, 4096, generator=generator) for _ in range(2)]
+    plane, seen_first = _held_out(clouds)
+    assert _shared([cloud @ plane for cloud in seen_first]) > 0.8
+    clouds[1][:, 7] += 50
+    plane, seen_first = _held_out(clouds)
+    assert _shared([cloud @ plane for cloud in seen_first]) < 0.01

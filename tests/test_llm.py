@@ -123,8 +123,10 @@ def test_a_journal_whose_last_line_was_cut_loses_that_line(tmp_path: Path, cut: 
     journal.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
+    seen = Journal(path, "m", read_only=True)  # whose line may be another's, who is just writing it
+    assert path.read_bytes() == whole[:-cut]
     again = Journal(path, "m")
-    assert list(again.answers) == [question.id for question in QUESTIONS[:2]]
+    assert list(again.answers) == list(seen.answers) == [question.id for question in QUESTIONS[:2]]
     again.add(QUESTIONS[2].id, "yes")
     again.close()
     assert path.read_bytes() == whole

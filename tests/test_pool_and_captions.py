@@ -1,6 +1,7 @@
 """Caption sources and the pool: what is read, what is dropped, and how bad input is named."""
 
 import csv
+import errno
 import gzip
 import json
 import re
@@ -14,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from randcond.data import fetch as fetching
 from randcond.data.captions import Captions, names_any, read_source, read_unique, write_captions
 from randcond.data.files import read_json, remove
 from randcond.data.pool import build, build_pool, first_of_each, open_pool, take
-from randcond.data.sources import RowFilter, expand, read_batches
+from randcond.data.sources import RowFilter, expand, read_batches, select
 from randcond.launch.config import PACKAGE, load_config
+from tests.web import served
 
 
 def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
@@ -205,6 +208,35 @@ def test_words_match_whole() -> None:
     found = names_any(["three", "cat"])
     assert found.search("A Three, in red") and found.search("cat")
     assert not found.search("threefold category") and not names_any([]).search("anything")
+
+
+def test_a_pool_and_a_cache_find_the_same_words_in_any_script() -> None:
+    words = ["éléphant", "cat", "кот", "9th"]
+    captions = ["un Éléphant", "caté", "a cat", "cat", "cat_like", "(cat)", "кот.", "котик", "the 9th", "19th", "écat"]
+    batch = pa.RecordBatch.from_pydict({"caption": captions})
+    taken, _ = select(batch, RowFilter(naming=tuple(words)))
+    assert taken.to_pylist() == [caption for caption in captions if names_any(words).search(caption)]
+    assert taken.to_pylist() == ["un Éléphant", "a cat", "cat", "(cat)", "кот.", "the 9th"]
+
+
+def test_what_a_source_comes_over_is_not_its_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is gone, a disk that fails: a pool without the source would count as whole for ever."""
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    (tmp_path / "a.txt").write_text("one\n")
+    with served(tmp_path) as url:
+        source = f"{url}/a.txt"
+    monkeypatch.setattr("randcond.data.pool.expand", lambda source: [source])
+    monkeypatch.setattr("randcond.data.pool.identify", lambda file: {"name": file})
+    with pytest.raises(fetching.FetchError, match=r"a\.txt: not given"):
+        build(tmp_path / "pool", [source], skip=True)
+    assert not (tmp_path / "pool/manifest.json").exists()
+
+    def stale(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("randcond.data.sources.fsspec.open", stale)
+    with pytest.raises(OSError, match=r"caption source .*a\.txt, after row 0: Stale file handle"):
+        build(tmp_path / "local", [str(tmp_path / "a.txt")], skip=True)
 
 
 def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path) -> None:

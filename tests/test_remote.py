@@ -1,5 +1,6 @@
 """Caches and captions on a server: copied whole into bounded room, resumed where a connection was cut, checked."""
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -34,13 +35,23 @@ def test_a_cut_transfer_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.Monk
         target = fetch(f"{url}/file", tmp_path / "out/file", sha256(tmp_path / "in/file"), came.append)
         assert target.read_bytes() == data and not list((tmp_path / "out").glob("*.part"))
         assert sum(came) == len(data)  # nothing came twice
-        with pytest.raises(FetchError, match="no such file"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
             fetch(f"{url}/none", tmp_path / "out/none")
         with pytest.raises(ValueError, match="do not have the checksum"):
             fetch(f"{url}/file", tmp_path / "out/other", "0" * 64)
     monkeypatch.setattr(fetching, "TRIES", 2)
     with pytest.raises(FetchError, match="not given after 2 tries"):
         fetch(f"{url}/file", tmp_path / "out/again")
+
+
+def test_a_full_disk_is_no_servers_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetching, "_append", full)
+    (tmp_path / "file").write_bytes(b"x")
+    with served(tmp_path) as url, pytest.raises(OSError, match=r"/file, brought to .*out.part: No space left"):
+        fetch(f"{url}/file", tmp_path / "out")
 
 
 def test_captions_are_read_from_a_server(tmp_path: Path) -> None:

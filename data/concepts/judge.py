@@ -63,8 +63,7 @@ class Judge:
 
     def _verdicts(self) -> tuple[dict[str, Verdict], set[str]]:
         """All that the journal holds, by caption; and the questions without a readable answer."""
-        kept = Journal(self.journal, self.endpoint.model)
-        kept.close()
+        kept = Journal(self.journal, self.endpoint.model, read_only=True)
         said = ((caption, Verdict(*said)) for answer in kept.answers.values() for caption, said in answer.items())
         return dict(said), kept.unusable
 

@@ -141,6 +141,26 @@ def test_a_host_that_does_not_answer_is_named_before_anything_starts(hosts: TwoH
     assert "no answer to `ssh HOST true` from host-c" in done.stderr
 
 
+def test_an_evaluation_that_is_asked_to_end_leaves_no_rank_on_either_host(hosts: TwoHosts, folder: Path) -> None:
+    words = ["base: digits", "eval: {of: [teacher], size: 3000, batch: 2, steps: 4}", "paths: {reference: runs/ended}"]
+    (folder / "long.yaml").write_text("\n".join([*words, "engine: {processes: 1}"]))
+    command = [*hosts.on(NAMES[0]), *RANDCOND, "launch", "eval", "long.yaml", "--hostfile", "hosts"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LINK}
+    log = folder / "ended.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
+    deadline = time.monotonic() + 120
+    other = folder / "runs/ended/logs/eval-rank-0001.log"
+    while not (other.is_file() and len(list((folder / "runs/ended").rglob("*.safetensors"))) > 4):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75, log.read_text()
+    while left := [pid for name in NAMES for pid in hosts.processes(name)]:
+        assert time.monotonic() < deadline + 60, f"left: {left}\n{log.read_text()}"
+        time.sleep(0.2)
+
+
 def test_one_command_evaluates_on_both_hosts_and_gives_one_row(
     hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
