@@ -49,7 +49,7 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     assert 0.5 < gave["checkpointing"]["predicted"] < 1 and gave["channels last"]["predicted"] is None
     assert kept["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     agreed = json.loads((tmp_path / "runs/bench/agree-world.json").read_text())["found"]["agree"]
-    assert 0 <= agreed["by_rounding"] < 1e-4 and 0 < agreed["largest"] < 1e-4
+    assert 0 <= agreed["by_rounding"] < 1e-4 and 0 <= agreed["largest"] < 1e-4  # some CPUs turn no bit in two steps
     assert f"last saved, {kept['environment']['date']}" in bench(tmp_path, "step", *words)
 
 
