@@ -54,7 +54,7 @@ def _take(folder: Path, patience: float) -> int:
     while (handle := _try_lock(folder / ".lock")) is None:
         if time.monotonic() > deadline:
             raise ValueError(f"{folder} is being written by another run; wait for it or end it")
-        time.sleep(0.5)
+        time.sleep(0.1)
     return handle
 
 

@@ -24,7 +24,7 @@ from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.students import plain_config
 
 ROUNDS = 5  # of the race
-OF_SOFTMAX = {f"its gradient by {name}" for name in ("hidden states", "to_q.weight", "to_k.weight")}  # cross-attention's
+OF_SOFTMAX = {f"its gradient by {name}" for name in ("hidden states", "to_q.weight", "to_k.weight")}
 
 
 class KernelProcessor(AttnProcessor2_0):

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 from torch.nn.attention import SDPBackend
 
+from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo import attention
 from randcond.model_zoo.attention import (
     AttentionShape,
@@ -23,9 +26,21 @@ from randcond.model_zoo.attention import (
 )
 from randcond.model_zoo.condition import cast, denoise
 from randcond.model_zoo.students import plain_config, student_config
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step, settle
 from tests.test_students import inputs, tiny_teacher
 
 CPU = torch.device("cpu")
+
+
+def settled(folder: Path, *words: str) -> dict[str, Any]:
+    """attention.json after a run of the embedded world has settled its kernels in a folder."""
+    config = load_config("demo-with", list(words))
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, CPU)
+    module, _ = build_step(config, teacher)
+    engine: Any = SimpleNamespace(rank=0, ranks=1, device=CPU, dtype=torch.float32, broadcast=lambda it: it)
+    settle(config, teacher, module.unet, engine, folder)
+    return json.loads((folder / "attention.json").read_text())
 
 
 def full_size(name: str) -> torch.nn.Module:
@@ -147,6 +162,18 @@ def test_a_kernel_that_is_wrong_forward_or_backward_is_refused(
         self_test("flash", shape, Use(torch.float32, CPU, 2, trains=True))
     if wrong == "backward":
         assert self_test("flash", shape, Use(torch.float32, CPU, 2, trains=False)) > 0
+
+
+def test_a_run_goes_on_with_its_kernels_but_only_where_they_were_chosen_for(tmp_path: Path) -> None:
+    first = settled(tmp_path)
+    kept = json.loads(json.dumps(first).replace('"sdpa"', '"flash"'))
+    (tmp_path / "attention.json").write_text(json.dumps(kept))
+    assert settled(tmp_path) == kept  # as it began
+    for words in (["student.rule=channel-tiny"], ["engine.compile=whole"], ["engine.attention=sdpa"]):
+        (tmp_path / "attention.json").write_text(json.dumps(kept))
+        chosen = settled(tmp_path, *words)
+        assert {each["backend"] for what in ("teacher", "student") for each in chosen[what]} == {"sdpa"}
+    torch._dynamo.reset()
 
 
 def test_a_choice_survives_json() -> None:

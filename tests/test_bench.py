@@ -16,7 +16,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.model_zoo.waves import Product, Work, busy
 from randcond.train.tune import Measured, doubling, proposed
 from tests.bench.predicted import Floor, fp8_flop
-from tests.bench.results import RECORD, interval
+from tests.bench.results import RECORD, bf16_in_hardware, interval
 from tests.shaped import unet_config
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +39,7 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     recorded = json.loads((RECORD / "step-world.json").read_text())["environment"]["date"]
     assert "ours / bare" in first and f"last saved, {recorded}" in first
     assert re.search(r"^  published(, fp32)? / ours ", first, re.MULTILINE)  # not both where a CPU has no bf16
+    assert bf16_in_hardware() == ("published, 4 at once / ours" in first)
     kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
     found = kept["found"]
     assert found["ours / bare"]["low"] <= found["ours / bare"]["median"] <= found["ours / bare"]["high"]
@@ -78,7 +79,8 @@ def test_the_startup_bench(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
-    said = bench(tmp_path, "overlap", "--steps", "2", "--size", "world")
+    words = ["teacher.dtype=bf16", "engine.precision=bf16"]  # as the larger size where the CPU multiplies in bf16
+    said = bench(tmp_path, "overlap", "--steps", "2", "--size", "world", *words)
     assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
 
 

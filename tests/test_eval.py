@@ -42,6 +42,7 @@ from randcond.launch.sections import Eval
 from randcond.model_zoo.layouts import VAE, text_config
 from randcond.model_zoo.sampler import caption_seed
 from randcond.model_zoo.systems import load_system
+from randcond.train.samples import grid_captions
 from tests import shaped
 from tests.networks import clip_folder, digit_images, dino_folder, inception_weights, save_pictures
 
@@ -167,6 +168,17 @@ def test_a_grid_of_other_captions(tmp_path: Path) -> None:
     config = system(tmp_path, f"eval.grid=[{tmp_path / 'grid.txt'}]", "eval.size=4")
     run(config)
     assert sorted(load_shown(tmp_path / "out" / "grid", 2, 8)) == [0, 1]
+
+
+@pytest.mark.parametrize(("captions", "unseen"), [("three two", 4), ("two", 0), ("three", 8), ("three two two", 4)])
+def test_the_grid_of_a_training_shows_unseen_captions_where_there_are_any(
+    tmp_path: Path, captions: str, unseen: int
+) -> None:
+    lines = [f"a red {word}, no. {number}\n" for number, word in enumerate(captions.split())]
+    (tmp_path / "captions.txt").write_text("".join(lines))
+    words = ["cache.exclude=[three]", f"eval.captions=[{tmp_path / 'captions.txt'}]", "eval.size=null"]
+    shown = grid_captions(system(tmp_path, *words))
+    assert (len(shown), sum("three" in caption for caption in shown)) == (8, unseen)
 
 
 def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> None:

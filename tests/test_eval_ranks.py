@@ -1,6 +1,7 @@
 """Evaluation on several ranks, killed and started again: the same images, the same scores, none made twice."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -106,6 +107,7 @@ def test_evaluation_during_training(world: Path) -> None:
     best = json.loads((run / "best.json").read_text())
     values = [line[f"eval/{kind}/all/digit_accuracy"] for line in logged.values() for kind in ("raw", "ema")]
     assert best["value"] == max(values) and (run / best["folder"] / "model_index.json").is_file()
+    assert f"weights in fp32 after {best['step']} steps" in (run / best["folder"] / "README.md").read_text()
     assert any((run / "tensorboard").iterdir())
     write_json(run / "best.json", {**best, "step": 6, "weights": "raw"})  # whichever it was: not the last
     randcond(world, "run", "eval", "demo-with", *words, "eval.of=[student]")
@@ -113,6 +115,26 @@ def test_evaluation_during_training(world: Path) -> None:
     page = (run / "report.html").read_text()
     assert "all/digit_accuracy while training" in page and "demo-with (ema)" in page
     assert "best digit_accuracy while training, at step 6 (raw), scored otherwise" in page  # of four captions
+
+
+ASKED_TO_END = """
+from randcond.launch.stage import stage_main
+from randcond.train import loop
+from randcond.train.__main__ import check, train
+loop.Preemption.wanted = lambda self: True
+stage_main({"train": (check, train)})
+"""
+
+
+@pytest.mark.parametrize(("steps", "code"), [(1, 0), (2, 75)])
+def test_asked_to_end_in_the_last_step_a_run_still_evaluates_it(world: Path, steps: int, code: int) -> None:
+    words = [*TINY, *WATCHED, "train.eval_every=1", f"train.steps={steps}", f"paths.run=runs/last-of-{steps}"]
+    command = [sys.executable, "-c", ASKED_TO_END, "demo-with", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert (world / f"runs/last-of-{steps}/train.json").is_file() == (code == 0)
+    assert (world / f"runs/last-of-{steps}/evaluations").is_dir() == (code == 0)
 
 
 @pytest.mark.slow

@@ -359,15 +359,18 @@ def test_bad_input_is_named_before_work_starts(
     [
         (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
         (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
+        (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "was made otherwise: student"),
         (["paths.run=runs/nan", "train.lr=1e30"], "training stopped: not finite at step 2: loss/"),
     ],
 )
 def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[str], said: str) -> None:
     command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, *words, "--gpus", "1"]
+    kernels = (world / "runs/demo/with/attention.json").read_bytes()
     done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert (world / "runs/demo/with/attention.json").read_bytes() == kernels  # the refusing run keeps its own
     assert not (world / "runs/nan/checkpoints").exists()  # nothing that is not a number is kept
 
 

@@ -39,3 +39,14 @@ def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypat
     find_tools()
     assert shutil.which("ninja") == str(Path(sys.executable).parent / "ninja")
     assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/nowhere"
+
+
+def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> None:
+    """Torch's own, of the operator: its file stays where kill -9 came between taking and letting go."""
+    shutil.copytree(Path(sys.prefix) / "torch_extensions", tmp_path / "built")
+    (lock,) = [folder / "lock" for folder in (tmp_path / "built").iterdir()]
+    lock.touch()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
+    command = [sys.executable, "-m", "randcond.train.engine.build_ops"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and "built DeepSpeed's CPU operator" in done.stdout and not lock.exists()

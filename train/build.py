@@ -47,7 +47,7 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
     """Attention backends, memory formats, checkpointing and compilation, before the first forward.
 
     The first rank chooses for all; the run keeps the choice (attention.json), so that a resumed run goes on with the
-    kernels it began with.
+    kernels it began with, on such a device and compiled alike.
     """
     kept = folder / "attention.json"
     options = config.engine
@@ -56,14 +56,21 @@ def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine:
     chosen: dict[str, list[Choice]] = {}
     if engine.rank == 0:
         stored = read_json(kept) if kept.is_file() else {}
-        if stored.get("wanted") == options.attention:
+        one_graph = options.compile == "whole"
+        of = {
+            "wanted": options.attention,
+            "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
+            "one_graph": one_graph,
+            "networks": [teacher.fingerprint, config.student.rule, *(str(dtype) for _, dtype in networks.values())],
+        }
+        if stored.get("of") == of:
             chosen = {what: [choice_from(entry) for entry in stored[what]] for what in networks}
         else:
             for what, (network, dtype) in networks.items():
-                use = Use(dtype, engine.device, micro, what == "student", options.compile == "whole")
+                use = Use(dtype, engine.device, micro, what == "student", one_graph)
                 chosen[what] = choose_attention(network, options.attention, use)
             plain = {what: [asdict(choice) for choice in choices] for what, choices in chosen.items()}
-            write_json(kept, {"wanted": options.attention, **plain})
+            write_json(kept, {"of": of, **plain})
         for what, choices in chosen.items():
             print(f"attention of the {what}: {summary(choices)}", flush=True)
     chosen = engine.broadcast(chosen)

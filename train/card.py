@@ -8,10 +8,11 @@ from randcond.model_zoo.students import find_rule
 from randcond.model_zoo.teacher import folder_fingerprint
 
 
-def model_card(config: Config, weights: str, dtype: str = "fp32", student: Path | None = None) -> str:
+def model_card(config: Config, weights: str, steps: int, dtype: str = "fp32", student: Path | None = None) -> str:
     """The README.md of a student.
 
-    config: the run's own; weights: raw or ema; student: the exported folder that was scored, None before any scores.
+    config: the run's own; weights: raw or ema, after so many steps; student: the exported folder that was scored, None
+    before any scores.
     """
     cache, p = config.cache, config.conditioning
     pool, cached = config.pool, cache.used or cache.size
@@ -29,7 +30,7 @@ tags: [text-to-image, distillation, random-conditioning]
 # {config.name}: {config.student.rule}
 
 Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.teacher.path}`:
-{weights} weights in {dtype} after {config.train.steps} steps of {config.train.global_batch}, initialised:
+{weights} weights in {dtype} after {steps} steps of {config.train.global_batch}, initialised:
 {config.student.init}{f"; {loader}" if ours else ""}.
 
 | | |

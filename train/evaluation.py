@@ -157,7 +157,7 @@ def _keep_best(
     folder = run / "best" / f"step-{step:06d}-{kind}"
     trained = student_unet(training.unet, weights, torch.float32)
     with written_whole(folder) as aside:
-        export_student(aside, trained, training.teacher.folder, model_card(config, kind))
+        export_student(aside, trained, training.teacher.folder, model_card(config, kind, step))
     found = {"value": value, "step": step, "weights": kind, "folder": str(folder.relative_to(run))}
     write_json(path, {**note, **found, "how": how})
 

@@ -47,7 +47,7 @@ def export(
     student = trained_student(config, kind)
     folder = Path(out) if out else Path(config.paths.run) / "export"
     trained = load_config(str(Path(config.paths.run) / "config.yaml"))  # as it was run, whatever is asked for now
-    card = model_card(trained, kind, dtype, student)
+    card = model_card(trained, kind, trained.train.steps, dtype, student)
     same = (folder / "README.md").is_file() and (folder / "README.md").read_text() == card
     if folder.exists() and not (push and same):
         raise ValueError(f"--out: {folder} exists already; remove it, or give another folder")

@@ -87,7 +87,7 @@ def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, se
                 startup.first_step(training.folder, engine.rank == 0)
             traced()
             checkpoints.check()
-            preempted = preemption.wanted()
+            preempted = preemption.wanted() and step < train.steps  # else only evaluation and export are left
             milestone = step % train.checkpoint_every == 0 or step == train.steps or preempted
             monitor.step(step, lr, norm, milestone)  # stops the run on a value that is not finite
             if milestone:
@@ -112,7 +112,7 @@ def export(training: Training, seconds: float) -> None:
         if engine.rank == 0:
             trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
             with written_whole(student_folder(config, kind)) as aside:
-                export_student(aside, trained, training.teacher.folder, model_card(config, kind))
+                export_student(aside, trained, training.teacher.folder, model_card(config, kind, config.train.steps))
     if engine.rank == 0:
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
         write_json(training.folder / "train.json", {**facts, "identity": training.identity})

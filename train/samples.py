@@ -21,8 +21,8 @@ def grid_captions(config: Config) -> list[str]:
     excluded = names_any(config.cache.exclude)
     unseen = [caption for caption in captions if excluded.search(caption)]
     seen = [caption for caption in captions if not excluded.search(caption)]
-    half = COLUMNS // 2 if unseen else 0
-    spread = [(seen, COLUMNS - half), (unseen, half)]
+    columns = COLUMNS if not seen else COLUMNS // 2 if unseen else 0
+    spread = [(seen, COLUMNS - columns), (unseen, columns)]
     return [part[i * len(part) // n] for part, n in spread for i in range(n)]
 
 

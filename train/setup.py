@@ -94,7 +94,7 @@ def _evaluations_left(config: Config) -> int:
 
 
 def start(training: Training, mark: Callable[[str], None] = lambda part: None) -> tuple[int, float]:
-    """Takes the folder, settles the networks' kernels and loads the newest checkpoint; (its step, seconds trained)."""
+    """Takes the folder, loads the newest checkpoint and settles the networks' kernels; (its step, seconds trained)."""
     config, engine, folder = training.config, training.engine, training.folder
     if engine.rank == 0:
         hold(folder)
@@ -103,15 +103,16 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         forever = train.steps // train.keep_every if train.keep_every else 0
         check_folder(folder, parameters, train.keep_checkpoints + forever, _evaluations_left(config))
     engine.barrier()
+    # First, since it refuses the folder of a run that was made otherwise: what that one keeps is to stay.
+    first, seconds = resume(engine, folder, training.identity, config.train.steps)
+    mark("checkpoint")
     settle(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
         shard_teacher(training.teacher.unet)
-    mark("kernels")
-    first, seconds = resume(engine, folder, training.identity, config.train.steps)
     if engine.rank == 0:
         make_ready(config, first)
     engine.barrier()
-    mark("checkpoint")
+    mark("kernels")
     return first, seconds
 
 

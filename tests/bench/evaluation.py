@@ -64,14 +64,15 @@ def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     system, task = loaded(config), prepare(config)
     bare, ratios = replace(task, extractors={}), []
     for number in range(rounds):
-        seconds = []
-        for name, each in (("with", task), ("bare", bare)):
+        seconds = {}
+        sides = [("with", task), ("bare", bare)]
+        for name, each in sides if number % 2 else sides[::-1]:
             began = time.perf_counter()
             draw(system, each, folder / f"{name}-{number}", "drawing")
             if each is task:
                 score(task, {}, folder / f"{name}-{number}")
-            seconds.append(time.perf_counter() - began)
-        ratios.append(seconds[0] / seconds[1])
+            seconds[name] = time.perf_counter() - began
+        ratios.append(seconds["with"] / seconds["bare"])
     middle, low, high = interval(ratios)
     print(f"scored / drawn alone      {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)", flush=True)
     return {"median": middle, "low": low, "high": high, "rounds": rounds, "images": images}

@@ -89,6 +89,7 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     alone, other = build_step(config, teacher)
     other.taps.remove()
     engine = build_engine(config, module)
+    alone.to(engine.dtype)  # in bf16 its optimizer is bf16's too: it has no master weights
     mine = noise_batch(teacher, batch // 2, seed=engine.rank)
     traffic = step_traffic(config, counted(config), Cluster(GPUS["h200"], 1, 2)).sent
     share, half = [], sum(p.numel() for p in alone.parameters()) / 2  # of the optimizer's work: two ranks share it

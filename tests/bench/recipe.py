@@ -1,8 +1,9 @@
 """The published recipe's settings as a plain loop: what an ordinary training script of this kind does around a step.
 
-fp16 autocast over fp32 weights (bf16 or none on a CPU), activation checkpointing, small micro-batches with
-accumulation, AdamW as torch's default, losses gathered and read at every micro-batch, an EMA of all weights, the VAE
-resident.
+A student under fp16 autocast over fp32 weights (bf16 or none on a CPU), teacher and text encoder in fp16 themselves,
+activation checkpointing, AdamW as torch's default, losses gathered and read at every micro-batch, an EMA of all
+weights, the VAE resident. Its authors' GPUs took 64 samples at once (SDXL: 8); where those do not fit, micro-batches
+are accumulated.
 """
 
 from collections.abc import Callable
@@ -48,15 +49,15 @@ def published_step(
         size, seen = len(batch["timesteps"]), 0.0
         for start in range(0, size, micro):
             part = {name: v[start : start + micro] for name, v in batch.items() if isinstance(v, torch.Tensor)}
-            latents, timesteps = part["latents"].to(device).float(), part["timesteps"].to(device)
+            latents, timesteps = part["latents"].to(device, low), part["timesteps"].to(device)
             noise = torch.randn_like(latents)
             noised = teacher.add_noise(latents, noise, timesteps)
+            condition = teacher.encode(part)
+            with torch.no_grad():
+                target = denoise(teacher.unet, noised, timesteps, condition)
             with torch.autocast(device.type, low, enabled=low != torch.float32):
-                condition = teacher.encode(part)
-                with torch.no_grad():
-                    target = denoise(teacher.unet, noised, timesteps, condition)
                 prediction, features = student(noised, timesteps, condition)
-            task = zero * F.mse_loss(prediction.float(), noise)
+            task = zero * F.mse_loss(prediction.float(), noise.float())
             output = F.mse_loss(prediction.float(), target.float())
             pairs = zip(features, student.teacher_names, strict=True)
             feature = sum((F.mse_loss(ours.float(), captured[name].float()) for ours, name in pairs), start=zero)

@@ -35,14 +35,19 @@ from tests.latents import opened
 LOGGED = 4  # steps between the monitor's lines
 
 
-def published_sides() -> dict[str, str]:
-    """Side -> the type of its autocast. A CPU's bf16 is no gain, and minutes a step where it is done in software."""
+def published_sides(batch: int, micro: int) -> dict[str, tuple[str, int]]:
+    """Side -> the type of its autocast and how many samples it takes at once: all, as its authors' GPUs, and fewer.
+
+    A CPU's bf16 is no gain, and minutes a step where it is done in software.
+    """
     if torch.cuda.is_available():
-        return {"published": "fp16"}
-    if not bf16_in_hardware():
+        low, also = "fp16", {}
+    elif bf16_in_hardware():
+        low, also = "bf16", {"published, fp32": ("fp32", batch)}
+    else:
         print("the published recipe is timed in fp32 alone: this CPU does bf16 in software")
-        return {"published, fp32": "fp32"}
-    return {"published": "bf16", "published, fp32": "fp32"}
+        return {"published, fp32": ("fp32", batch)}
+    return {"published": (low, batch), **also, f"published, {micro} at once": (low, micro)}
 
 
 class Sides:
@@ -73,8 +78,8 @@ class Sides:
         if not alone:
             bare_module.unet.set_attn_processor(module.unet.attn_processors)
             self.others["bare"] = self._bare(config, bare_module)
-            for side, low in published_sides().items():
-                self.others[side] = self._published(config, micro, low)
+            for side, (low, at_once) in published_sides(batch, min(micro, batch)).items():
+                self.others[side] = self._published(config, at_once, low)
 
     def _monitor(self, config: Config, folder: Path, steps: int) -> Monitor:
         path = folder / "bench.yaml"
@@ -137,7 +142,7 @@ class Sides:
         teacher = Teacher.load(resolve_path(config.teacher.path), low, device())
         module, distil = build_step(config, teacher)
         distil.taps.remove()  # the loop has its own
-        step = published_step(config, teacher, module, min(micro, self.batch), DTYPES[low])
+        step = published_step(config, teacher, module, micro, DTYPES[low])
         return lambda: void(step(self.fixed))
 
     def parts(self, rounds: int) -> dict[str, float]:

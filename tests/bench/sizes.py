@@ -20,7 +20,7 @@ class Size:
 
     rule: str
     batch: int  # samples of a step, here the micro-batch too
-    published_micro: int  # the published recipe's: it accumulates them
+    published_micro: int  # the published recipe's where its GPU is smaller than its authors': it accumulates them
     layout: str = ""
     tiny: bool = False
     bf16: bool = False  # on a CPU too, where it multiplies in bf16 itself: faster than fp32 at these widths

@@ -120,13 +120,13 @@ def compare(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
         label = f"{over} / {under}"
         middle, low, high = interval([a / b for a, b in zip(times[over], times[under], strict=True)])
         found[label] = {"median": middle, "low": low, "high": high, "rounds": rounds}
-        print(f"  {label:24}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
+        print(f"  {label:32}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
     for side, taken in times.items():
         second = interval(taken)[0]
         speed = batch / second
         share = interval([batch * sides.flop / each / rate for each, rate in zip(taken, rates, strict=True)])[0]
         found[side] = {"seconds": second, "samples_per_s": speed, "share_of_matmul_rate": share}
-        print(f"  {side:18}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the {floor_of.rate}")
+        print(f"  {side:24}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the {floor_of.rate}")
     print(f"  that rate, taken in every round: {found['matmul_tflops']:.3g} TFLOP/s")
     moved = moved_bytes(sides)
     found["elementwise_gb"] = moved / 1e9

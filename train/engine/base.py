@@ -37,6 +37,8 @@ class Piece:
 class Engine:
     """The part of an engine that only needs its pieces; subclasses say where they are and run the step."""
 
+    optimizer: torch.optim.Optimizer  # AdamW on this rank's share of the master weights
+
     def __init__(self, config: Config, module: nn.Module) -> None:
         self.module = module
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}  # before anything is sharded
@@ -70,11 +72,14 @@ class Engine:
         raise NotImplementedError
 
     def moment(self, piece: Piece, kind: str) -> Tensor:
-        """AdamW's exp_avg or exp_avg_sq of a piece [n], a view; there after the first step or `make_moments`."""
+        """AdamW's exp_avg or exp_avg_sq of a piece [n], a view."""
         raise NotImplementedError
 
-    def make_moments(self, step: int) -> None:
-        """Makes AdamW's moments, empty, as after `step` steps."""
+    def make_moments(self) -> None:
+        """Makes AdamW's moments, empty, once: by itself it makes them in a step, for what has a gradient in it.
+
+        A checkpoint holds those of every weight, and may come before a first step that is not left out.
+        """
         raise NotImplementedError
 
     def publish(self) -> None:
@@ -84,10 +89,11 @@ class Engine:
     # What follows from the pieces -----------------------------------------------------------------------------------
 
     def _hold(self, pieces: list[Piece]) -> None:
-        """Takes the pieces, checks that they are fp32, and starts the EMA from them."""
+        """Takes the pieces, checks that they are fp32, starts the EMA from them, and makes their moments."""
         assert all(piece.weights.dtype == torch.float32 for piece in pieces), "master weights must be fp32"
         self.pieces = pieces
         self.ema = [piece.weights.detach().clone() for piece in pieces]
+        self.make_moments()
 
     def _update_ema(self, decay: float) -> None:
         if self.pieces:
@@ -114,7 +120,8 @@ class Engine:
     @torch.no_grad()
     def load(self, read: Reader, step: int) -> None:
         """Takes the state as after `step` optimizer steps, whatever engine and world size wrote it."""
-        self.make_moments(step)
+        for state in self.optimizer.state.values():
+            state["step"].fill_(step)
         for kind in STATE_KINDS:
             for piece, values in zip(self.pieces, self._values(kind), strict=True):
                 values.copy_(read(kind, piece.name, piece.start, piece.start + values.numel()))
@@ -190,10 +197,10 @@ def describe_alone() -> None:
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
 
 
-def empty_moments(master: Tensor, step: int) -> dict[str, Tensor]:
-    """AdamW's state of one master weight as after `step` steps, its moments still zero."""
+def empty_moments(master: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of one master weight before its first step."""
     return {
-        "step": torch.tensor(float(step), device=master.device),  # fused kernels look for it there
+        "step": torch.tensor(0.0, device=master.device),  # fused kernels look for it there
         "exp_avg": torch.zeros_like(master),
         "exp_avg_sq": torch.zeros_like(master),
     }

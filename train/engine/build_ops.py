@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
+from torch.utils.cpp_extension import _get_build_directory
+
+from randcond.data.lock import holding
+
+LONGEST_BUILD = 600.0  # seconds that another process may take for it
 
 
 def find_tools() -> None:
@@ -15,14 +20,27 @@ def find_tools() -> None:
         os.environ["PATH"] = os.pathsep.join([own, *places])
 
 
+def load_operator() -> bool:
+    """Loads the operator into this process, compiled where it is not yet; whether this machine needs it.
+
+    Torch locks an extension by a file, which a process that is killed meanwhile leaves behind, and every later one
+    would wait for: it is removed under a lock of ours, which the system lets go of.
+    """
+    find_tools()
+    if get_accelerator().device_name() != "cpu":
+        return False
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with holding(folder, LONGEST_BUILD):
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
+    return True
+
+
 def main() -> None:
     """Compiles DeepSpeed's shared-memory communication operator into torch's extension cache."""
-    if get_accelerator().device_name() != "cpu":
-        return
-    find_tools()
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    builder.load(verbose=False)
-    print("built DeepSpeed's CPU operator")
+    if load_operator():
+        print("built DeepSpeed's CPU operator")
 
 
 if __name__ == "__main__":

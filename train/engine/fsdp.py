@@ -93,9 +93,9 @@ class FsdpEngine(Engine):
     def moment(self, piece: Piece, kind: str) -> Tensor:
         return self.optimizer.state[self.module.get_parameter(piece.name)][kind].to_local().view(-1)
 
-    def make_moments(self, step: int) -> None:
+    def make_moments(self) -> None:
         for parameter in self.module.parameters():
-            self.optimizer.state[parameter] = empty_moments(parameter, step)
+            self.optimizer.state[parameter] = empty_moments(parameter)
 
     def publish(self) -> None:
         """Nothing to do: the sharded parameters are the master weights, gathered and cast at every forward."""

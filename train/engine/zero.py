@@ -17,7 +17,7 @@ from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
 from randcond.model_zoo.memory import BUCKET
 from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
-from randcond.train.engine.build_ops import find_tools
+from randcond.train.engine.build_ops import load_operator
 
 
 class ZeroEngine(Engine):
@@ -26,7 +26,7 @@ class ZeroEngine(Engine):
     def __init__(self, config: Config, module: nn.Module) -> None:
         describe_alone()
         if not dist.is_initialized():
-            find_tools()
+            load_operator()
             backend = "nccl" if torch.cuda.is_available() else "gloo"
             deepspeed.init_distributed(backend, verbose=False, timeout=patience(config))
             dist.barrier()
@@ -110,10 +110,10 @@ class ZeroEngine(Engine):
     def _parameter(self, name: str) -> Any:
         return self.module.get_parameter(name)
 
-    def make_moments(self, step: int) -> None:
+    def make_moments(self) -> None:
         masters = list(self.module.parameters()) if not self.wrapped else _masters(self.zero)
         for master in masters:
-            self.optimizer.state[master] = empty_moments(master, step)
+            self.optimizer.state[master] = empty_moments(master)
         if self.wrapped and self.stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()  # what its first step does: link moments to parameters
 
