@@ -36,6 +36,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) launch/needs.py $(VENV)
 	@echo "setting up $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock setuptools wheel # build deepspeed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -m randcond.train.engine.build_ops

@@ -1,6 +1,6 @@
 """Keeps the reports of repeated tables, and puts their claims on one page: `make mini-results`.
 
-In: a folder of reports, a folder to keep them in. Out: there, each report without its page, README.md and claims.png.
+In: a folder of reports, a folder to keep them in. Out: there, each report without its page, README.md and its pictures.
 """
 
 import json
@@ -11,12 +11,13 @@ from typing import Any
 
 from randcond.data.files import read_json, write_text
 from randcond.eval.repetitions import CONFIDENCE, claim_lines
-from randcond.eval.spread import COLOURS, draw_claims
+from randcond.eval.spread import COLOURS, draw_claims, draw_effects
 from randcond.eval.table import as_markdown
 from randcond.launch.config import table_names
 from randcond.launch.table import load_table
 
 KEPT = ("*.md", "*.json", "*.png")
+READING = "reading.md"  # written by hand beside them
 
 
 def keep(reports: Path, out: Path) -> list[str]:
@@ -31,7 +32,7 @@ def keep(reports: Path, out: Path) -> list[str]:
 
 
 def summarize(out: Path) -> None:
-    """Writes README.md and claims.png over the reports that are kept."""
+    """Writes README.md and its pictures over the reports that are kept."""
     facts = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
     claims = {name: found["claims"] for name, found in facts.items() if found.get("claims")}
     _mark_repeated(claims)
@@ -44,6 +45,7 @@ def summarize(out: Path) -> None:
         f"{1 / (1 - CONFIDENCE):.0f} would seem to show or not by chance. Each table's folder has all scores, the "
         "protocol and pictures.",
         *_limits(facts),
+        *([f"[What they say, and how the conditions were chosen]({READING})."] if (out / READING).is_file() else []),
         *(["![claims](claims.png)"] if claims else []),
     ]
     for name, found in facts.items():
@@ -53,6 +55,7 @@ def summarize(out: Path) -> None:
     write_text(out / "README.md", "\n\n".join(lines) + "\n")
     if claims:
         draw_claims(out / "claims.png", claims)
+        draw_effects(out / "effects.png", claims, {name: facts[name]["repetitions"] for name in claims})
 
 
 def _limits(facts: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -78,9 +79,55 @@ def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None
     panels[0].set(yticks=range(len(found)), yticklabels=[f"{claim['text']}  [{table}]" for table, claim in found])
     panels[0].tick_params(axis="y", labelsize=8)
     panels[0].set_ylim(len(found) - 0.5, -0.5)
-    handles = [panels[0].plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    _explain_colours(figure, panels[0])
     save(figure, path)
+
+
+def draw_effects(
+    path: Path, claims: dict[str, Sequence[dict[str, Any]]], repetitions: dict[str, dict[str, Any]]
+) -> None:
+    """Of unseen digits, the share drawn right by the two rows of each claim: an arrow from the lesser row's mean.
+
+    `claims`: table -> claims as in report.json, `repetitions`: table -> its repetitions as there. Claims of other scores
+    or of more than two rows and those that another table has measured (`as`) are left out; nothing is written if that
+    leaves none. Every repetition's share is a point: a ring where the claim says less is right, a dot where more.
+    """
+    found = [(table, claim) for table, each in claims.items() for claim in each if _is_effect(claim)]
+    if not found:
+        return
+    figure = Figure(figsize=(11, 0.8 + 0.27 * len(found)), layout="constrained", dpi=DPI)
+    axes = figure.subplots()
+    for place, (table, claim) in enumerate(found):
+        colour = COLOURS[claim["here"]]
+        before, after = (
+            [each[row]["scores"]["unseen"]["digit_accuracy"] for each in repetitions[table].values()]
+            for row in sorted(claim["contrast"], key=lambda row: claim["contrast"][row])
+        )
+        axes.annotate(
+            "",
+            (mean(after), place),
+            (mean(before), place),
+            arrowprops={"arrowstyle": "->", "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0},
+        )
+        axes.plot(before, [place] * len(before), "o", markersize=4, markerfacecolor="none", color=colour, alpha=0.6)
+        axes.plot(after, [place] * len(after), "o", markersize=4, color=colour, alpha=0.6)
+    axes.set(yticks=range(len(found)), yticklabels=[f"{claim['text']}  [{table}]" for table, claim in found])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlim=(-0.03, 1.03), ylim=(len(found) - 0.5, -0.5), xlabel="unseen digits drawn right")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="x", alpha=0.3)
+    _explain_colours(figure, axes)
+    save(figure, path)
+
+
+def _is_effect(claim: dict[str, Any]) -> bool:
+    of_digits = claim["score"] == "digit_accuracy" and claim["split"] == "unseen"
+    return of_digits and sorted(claim["contrast"].values()) == [-1, 1] and "as" not in claim
+
+
+def _explain_colours(figure: Figure, axes: Axes) -> None:
+    handles = [axes.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
 
 
 def _scale(claim: dict[str, Any]) -> str:

@@ -73,3 +73,16 @@ def test_the_tree_names_every_file_once() -> None:
         for path in (ROOT / package).rglob("*.py"):
             name = str(path.relative_to(ROOT))
             assert path.name.startswith("__") or name in named, f"the README's tree lacks {name}"
+
+
+def test_the_table_in_miniature_says_what_its_reports_say() -> None:
+    lines = TEXT.split("| what the paper finds")[1].split("\n\n")[0].splitlines()[2:]
+    report = ""
+    for line in lines:
+        finds, levels, difference, verdict = (cell.strip() for cell in line.strip("|").split("|"))
+        for path in re.findall(r"\]\(([^)]+)\)", finds):  # a row without a link is of the table above
+            report = (ROOT / path).read_text()
+        assert f"| {difference} | {verdict} |" in report, line
+        for number in re.findall(r"\d+(?:\.\d+)?", levels):
+            assert f" {number}%" in report or f" {number} ±" in report, f"{number} of {line}"
+    assert len(lines) > 10

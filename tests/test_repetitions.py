@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -33,6 +34,15 @@ def rows(*values: float) -> list[Row]:
 THREE = {"a": rows(0.10, 0.50), "b": rows(0.20, 0.70), "c": rows(0.30, 0.60)}
 HELPS = Claim("it helps", {"with": 1.0, "without": -1.0}, split="unseen")
 NEARER = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen", margin=0.05)
+
+
+def write_report(path: Path, title: str, claims: list[dict[str, Any]]) -> None:
+    """A report whose rows, whatever their names, have the scores of THREE."""
+    named = {row: int("without" not in row) for claim in claims for row in claim["contrast"]}
+    scores = {
+        each: {row: {"scores": lines[place].scores} for row, place in named.items()} for each, lines in THREE.items()
+    }
+    write_json(path, {"title": title, "claims": claims, "repetitions": scores})
 
 
 def test_means_and_standard_deviations() -> None:
@@ -97,7 +107,7 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
     again = {**found[0], "contrast": {rename[row]: weight for row, weight in found[0]["contrast"].items()}}
     reports, out = tmp_path / "reports", tmp_path / "kept"
     for name, claims in (("mini-fig2", found), ("mini-fig3", [])):
-        write_json(reports / name / "report.json", {"title": f"title of {name}", "claims": claims})
+        write_report(reports / name / "report.json", f"title of {name}", claims)
         (reports / name / "report.html").write_text("")
     assert keep(reports, out) == ["mini-fig2", "mini-fig3"]
     assert not list(out.rglob("*.html"))
@@ -105,12 +115,12 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
     keep(reports, out)
     summarize(out)
     other = {**again, "contrast": {"5 teacher init": 1.0, "2 teacher init, without": -1.0}}  # equal by chance
-    write_json(reports / "mini-table1" / "report.json", {"title": "again", "claims": [again, other]})
+    write_report(reports / "mini-table1" / "report.json", "again", [again, other])
     # Of other digits and seeds, which is no repetition of the same; and the same runs on another machine.
-    write_json(reports / "mini-table1-fresh" / "report.json", {"title": "others", "claims": [again]})
+    write_report(reports / "mini-table1-fresh" / "report.json", "others", [again])
     here = {**again, "values": [value + 0.001 for value in again["values"]]}
     here["contrast"] = {"2 exponential": 1.0, "1 without": -1.0}
-    write_json(reports / "mini-tableC" / "report.json", {"title": "elsewhere", "claims": [here]})
+    write_report(reports / "mini-tableC" / "report.json", "elsewhere", [here])
     (out / "mini-fig2/old.png").write_text("of an older report")
     keep(reports, out)
     summarize(out)
@@ -121,7 +131,7 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
     assert "3 reproduced, 0 within noise, 1 not reproduced, of 4 claims" in page
     assert "[title of mini-fig3](mini-fig3/report.md)\n\n`make mini-fig3`" in page
     assert "| it helps | with - without | digit right, unseen, points | +40.0 ± 24.8 | reproduced |" in page
-    for name in ("claims.png", "mini-fig2/repetitions.png"):
+    for name in ("claims.png", "effects.png", "mini-fig2/repetitions.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 400 and len(set(picture.convert("RGB").getdata())) > 20
 

@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
 
 from randcond.data.lock import holding
+from randcond.launch.stage import name_accelerator
 
 LONGEST_BUILD = 600.0  # seconds that another process may take for it
 
@@ -26,6 +26,8 @@ def load_operator() -> bool:
     Torch locks an extension by a file, which a process that is killed meanwhile leaves behind, and every later one
     would wait for: it is removed under a lock of ours, which the system lets go of.
     """
+    from deepspeed.accelerator import get_accelerator  # looks for a GPU, and warns where nothing says there is none
+
     find_tools()
     if get_accelerator().device_name() != "cpu":
         return False
@@ -39,6 +41,7 @@ def load_operator() -> bool:
 
 def main() -> None:
     """Compiles DeepSpeed's shared-memory communication operator into torch's extension cache."""
+    name_accelerator()
     if load_operator():
         print("built DeepSpeed's CPU operator")
 
