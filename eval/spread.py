@@ -88,9 +88,10 @@ def draw_effects(
 ) -> None:
     """Of unseen digits, the share drawn right by the two rows of each claim: an arrow from the lesser row's mean.
 
-    `claims`: table -> claims as in report.json, `repetitions`: table -> its repetitions as there. Claims of other scores
-    or of more than two rows and those that another table has measured (`as`) are left out; nothing is written if that
-    leaves none. Every repetition's share is a point: a ring where the claim says less is right, a dot where more.
+    `claims`: table -> claims as in report.json, `repetitions`: table -> its repetitions as there. Claims of other
+    scores or of more than two rows and those that another table has measured (`as`) are left out; nothing is written
+    if that leaves none. Every repetition's share is a point: a ring where the claim says less is right, a dot where
+    more.
     """
     found = [(table, claim) for table, each in claims.items() for claim in each if _is_effect(claim)]
     if not found:

@@ -51,4 +51,6 @@ def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> 
     command = [sys.executable, "-m", "randcond.train.engine.build_ops"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0 and "built DeepSpeed's CPU operator" in done.stdout and not lock.exists()
-    assert "Setting accelerator" not in done.stdout + done.stderr  # DeepSpeed looks for a GPU only where there may be one
+    assert (
+        "Setting accelerator" not in done.stdout + done.stderr
+    )  # DeepSpeed looks for a GPU only where there may be one
