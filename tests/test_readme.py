@@ -1,5 +1,6 @@
 """The README's commands are true: targets exist, `randcond` lines resolve, the tree names every file."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -86,3 +87,22 @@ def test_the_table_in_miniature_says_what_its_reports_say() -> None:
         for number in re.findall(r"\d+(?:\.\d+)?", levels):
             assert f" {number}%" in report or f" {number} ±" in report, f"{number} of {line}"
     assert len(lines) > 10
+
+
+def test_the_speed_table_says_what_its_records_say() -> None:
+    rows = TEXT.split("share of the matmul rate: ours, bare, published |")[1].split("\n\n")[0].splitlines()[2:]
+    files = {"embedded world": "world", "mid-size U-Net": "mid", "B-Base": "b-base", "B-Tiny": "b-tiny"}
+    files["C-Micro"] = "c-micro"
+    assert len(rows) == len(files)
+    for row in rows:
+        name, *cells = row.strip("|").split("|")
+        path = ROOT / f"tests/bench/record/step-{files[name.split(',')[0].strip()]}.json"
+        found = json.loads(path.read_text())["found"]
+        known = {f"{found['matmul_tflops']:.0f}"}
+        for facts in found.values():
+            if isinstance(facts, dict) and "median" in facts:
+                known |= {f"{facts[key]:.3f}" for key in ("median", "low", "high")}
+            if isinstance(facts, dict) and "samples_per_s" in facts:
+                known |= {f"{facts['samples_per_s']:.1f}", f"{100 * facts['share_of_matmul_rate']:.1f}"}
+        numbers = set(re.findall(r"\d+\.\d+|\d{3,}", " ".join(cells)))
+        assert len(numbers) >= 9 and numbers <= known, f"{name}: {sorted(numbers - known)}"
