@@ -44,7 +44,7 @@ def summarize(out: Path) -> None:
         "repetition; of shares, no narrower than their number of images allows), each claim by itself: of many, one in "
         f"{1 / (1 - CONFIDENCE):.0f} would seem to show or not by chance. Each table's folder has all scores, the "
         "protocol and pictures.",
-        *_limits(facts),
+        *_limits(facts, any(claim["margin"] for each in claims.values() for claim in each)),
         *([f"[What they say, and how the conditions were chosen]({READING})."] if (out / READING).is_file() else []),
         *(["![claims](claims.png)"] if claims else []),
     ]
@@ -58,8 +58,8 @@ def summarize(out: Path) -> None:
         draw_effects(out / "effects.png", claims, {name: facts[name]["repetitions"] for name in claims})
 
 
-def _limits(facts: dict[str, Any]) -> list[str]:
-    """What the repetitions vary, and what they don't."""
+def _limits(facts: dict[str, Any], allowing: bool) -> list[str]:
+    """What the repetitions vary, and what they don't; `allowing`: whether a claim lets a row do a little worse."""
     counts = {len(found["repetitions"]) for found in facts.values() if found.get("repetitions")}
     if not counts:
         return []
@@ -68,6 +68,7 @@ def _limits(facts: dict[str, Any]) -> list[str]:
         "rests on their differences being spread normally; they vary the digits left out (some digits more than once) "
         "and the seeds of cache, student, training and evaluation, while teacher, judge and the world's captions are "
         "the same in all. A verdict whose interval ends next to its limit is a weak one."
+        + (" Points in brackets are what a claim allows: no worse by more than that." if allowing else "")
     ]
 
 

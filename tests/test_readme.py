@@ -86,7 +86,12 @@ def test_the_table_in_miniature_says_what_its_reports_say() -> None:
         assert f"| {difference} | {verdict} |" in report, line
         for number in re.findall(r"\d+(?:\.\d+)?", levels):
             assert f" {number}%" in report or f" {number} ±" in report, f"{number} of {line}"
-    assert len(lines) > 10
+    counted = re.search(
+        r"Of (\d+) claims (\d+) are reproduced, (\d+) within noise and (\d+) not", " ".join(TEXT.split())
+    )
+    assert counted and len(lines) > 10
+    said = "{1} reproduced, {2} within noise, {3} not reproduced, of {0} claims".format(*counted.groups())
+    assert said in (ROOT / "launch/tables/results/README.md").read_text()
 
 
 def test_the_speed_table_says_what_its_records_say() -> None:
