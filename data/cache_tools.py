@@ -121,7 +121,7 @@ def subset(folder: str, out: str, *, n: int) -> None:
         {**entry, "shard": os.path.relpath(place, target.resolve())}
         for entry, place in zip(first_entries(manifest, n, lambda number: Shard(places[number])), places, strict=False)
     ]
-    if not (target / "captions.arrow").is_file():
+    if not (target / "manifest.json").is_file():  # else captions may be there of a source that a kill came before
         write_captions(target / "captions.arrow", captions)
     wanted = {
         **manifest,

@@ -7,11 +7,14 @@ import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from randcond.data.files import remove, sha256, sync
+from randcond.launch.config import is_url
+
+Answer = TypeVar("Answer")
 
 BLOCK = 16_000_000  # bytes asked for at once
 STALL = 60.0  # seconds without a byte after which a server counts as gone
@@ -76,6 +79,23 @@ def fetch(
     sync(part)
     part.rename(target)
     return target
+
+
+def ask(url: str, question: Callable[[], Answer]) -> Answer:
+    """What a file system says of an address, a server's asked again while it fails; a question to a disk, once.
+
+    Raises FetchError naming the address after `TRIES` tries, and what the server refuses as `fetch` does.
+    """
+    for tries in range(1, TRIES + 1):
+        try:
+            return question()
+        except Exception as error:  # whatever a file system's library calls a server that does not answer
+            if not is_url(url) or isinstance(error, PermissionError) or _is_not_there(error):
+                raise
+            if tries == TRIES:
+                raise FetchError(f"{url}: no answer after {TRIES} tries ({type(error).__name__}: {error})") from None
+        time.sleep(min(30.0, PATIENCE * 2 ** (tries - 1)))
+    raise AssertionError("TRIES is at least 1")
 
 
 def _is_not_there(error: Exception) -> bool:

@@ -107,8 +107,16 @@ def allow_open_files(count: int) -> None:
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any], what: str, remedy: str) -> None:
     """Raises ValueError naming every key in which an artefact on disk differs from what the experiment asks for."""
-    wrong = [
-        f"{key} is {found.get(key)!r}, wanted {value!r}" for key, value in wanted.items() if found.get(key) != value
-    ]
+    wrong = [_differs(key, found.get(key), value) for key, value in wanted.items() if found.get(key) != value]
     if wrong:
         raise ValueError(f"{what} was made otherwise: {'; '.join(wrong)}. {remedy}")
+
+
+def _differs(key: str, found: Any, wanted: Any) -> str:
+    """Where two values differ; of two long lists the first place."""
+    if isinstance(found, list) and isinstance(wanted, list) and max(len(found), len(wanted)) > 8:
+        at = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), None)
+        if at is None:
+            return f"{key} are {len(found)}, wanted {len(wanted)}"
+        return f"{_differs(f'{key}[{at}]', found[at], wanted[at])} ({len(found)} of them, wanted {len(wanted)})"
+    return f"{key} is {found!r}, wanted {wanted!r}"

@@ -51,6 +51,8 @@ def find_pictures(source: str) -> list[Picture]:
     found = [picture for tar in tars for picture in _in_tar(tar)] if tars else _in_folder(path)
     if not found:
         raise ValueError(f"cache.images: {source} holds no image with a caption ({', '.join(KINDS)})")
+    if empty := [picture.name for picture in found if not picture.caption]:
+        raise ValueError(f"cache.images: {source}: {empty[0]} has an empty caption; so have {len(empty) - 1} others")
     return found
 
 
@@ -64,7 +66,11 @@ def _in_folder(folder: Path) -> list[Picture]:
             beside = image.with_suffix(".txt")
             if not beside.is_file():
                 raise ValueError(f"cache.images: {image} has no caption: {beside.name} beside it, or a metadata.csv")
-            found.append(Picture(str(image.relative_to(folder)), clean_text(beside.read_text()), image))
+            try:
+                caption = clean_text(beside.read_text(encoding="utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"cache.images: {beside}: not UTF-8 ({error.reason})") from None
+            found.append(Picture(str(image.relative_to(folder)), caption, image))
     return found
 
 

@@ -2,7 +2,7 @@
 
 In: `pool.sources`. Out: `paths.pool`/captions.arrow and manifest.json (sources, counts, what was dropped and why).
 Each source file becomes a part of its own, whole or absent, so that a killed build goes on at the file it was in; the
-parts are then merged without their duplicates. Nothing is ever held in memory but 17 bytes per caption.
+parts are then merged without their duplicates. Nothing is ever held in memory but 20 bytes per caption.
 """
 
 import os
@@ -26,21 +26,30 @@ _AT_ONCE = 1 << 20  # captions whose hashes are compared at once
 
 
 def build(
-    out: Path, sources: list[str], rows: RowFilter | None = None, progress: bool = False, skip: bool = False
+    out: Path,
+    sources: list[str],
+    rows: RowFilter | None = None,
+    progress: bool = False,
+    skip: bool = False,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Builds the pool at `out` from caption sources and returns its manifest; a finished one is left as it is.
 
     `skip`: a damaged source gives what can be read of it, and stands in the manifest with what is wrong with it.
+    `also`: sources that go before the others, whole: the filter `rows` is not theirs.
     Raises ValueError when a source is bad, or when `out` holds a pool of other sources or filters.
     """
     rows = rows or RowFilter()
     files = [file for source in sources for file in expand(source)]
-    made_of = {"format": FORMAT, "sources": [identify(file) for file in files], "filter": settings(rows), "skip": skip}
+    whole = [file for source in also for file in expand(source)]
+    made_of = {"format": FORMAT, "sources": [identify(file) for file in [*whole, *files]], "filter": settings(rows)}
+    made_of |= {"skip": skip} | ({"unfiltered": len(whole)} if whole and settings(rows) else {})
+    filters = [(file, RowFilter()) for file in whole] + [(file, rows) for file in files]
     remedy = "Remove it, or give another paths.pool."
     if manifest := _finished(out, made_of, remedy):
         return manifest
     with holding(out):  # for which another may have been waited that has built it
-        return _finished(out, made_of, remedy) or _build(out, files, made_of, rows, remedy, progress)
+        return _finished(out, made_of, remedy) or _build(out, filters, made_of, remedy, progress)
 
 
 def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any] | None:
@@ -53,7 +62,7 @@ def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any]
 
 
 def _build(
-    out: Path, files: list[str], made_of: dict[str, Any], rows: RowFilter, remedy: str, progress: bool
+    out: Path, files: list[tuple[str, RowFilter]], made_of: dict[str, Any], remedy: str, progress: bool
 ) -> dict[str, Any]:
     parts = out / "parts"
     if (out / "plan.json").is_file():
@@ -63,7 +72,7 @@ def _build(
         write_json(out / "plan.json", made_of)
     dropped: Counter[str] = Counter()
     damaged: dict[str, str] = {}
-    for number, file in enumerate(tqdm(files, desc="reading captions", unit="file", disable=not progress)):
+    for number, (file, rows) in enumerate(tqdm(files, desc="reading captions", unit="file", disable=not progress)):
         note = _read_part(parts / f"{number:05d}", file, rows, made_of["skip"])
         dropped += Counter(note["dropped"])
         if note["damaged"]:
@@ -172,12 +181,12 @@ def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
     rows, skip = row_filter(pool, config.cache.exclude), config.on_error == "skip"
     sources, also = resolve_sources(pool.sources), resolve_sources(pool.also)
     if pool.size is None:
-        manifest = build(out, [*also, *sources], rows, progress, skip)
+        manifest = build(out, sources, rows, progress, skip, also)
     elif pool.size == 0:
-        manifest = build(out, also, rows, progress, skip)
+        manifest = build(out, [], None, progress, skip, also)
     else:
         build(Path(pool.whole), sources, rows, progress, skip)
-        manifest = take(Path(pool.whole), out, pool.size, pool.seed, also)
+        manifest = take(Path(pool.whole), out, pool.size, pool.seed, also, skip)
     if "asked" not in manifest and os.access(out, os.W_OK):
         manifest = {**manifest, "asked": asked(config)}
         write_json(out / "manifest.json", manifest)
@@ -206,23 +215,22 @@ def check_asked(config: Config) -> None:
         check_same(manifest["asked"], asked(config), f"the pool at {folder}", remedy)
 
 
-def take(folder: Path, out: Path, count: int, seed: int, also: Sequence[str] = ()) -> dict[str, Any]:
+def take(
+    folder: Path, out: Path, count: int, seed: int, also: Sequence[str] = (), skip: bool = False
+) -> dict[str, Any]:
     """Writes `count` captions of a pool, chosen by the seed, as a pool at `out`; a larger choice holds the smaller one.
 
-    `also`: caption sources that go before them, whole. Raises ValueError when the pool has fewer, when `out` holds
+    `also`: caption sources that go before them, whole; `skip` as in `build`. What was damaged or dropped of the pool
+    stands in this one's manifest, too. Raises ValueError when the pool has fewer, when `out` holds
     another pool, or a source is bad.
     """
     whole = open_pool(folder)
     if not 0 <= count <= len(whole):
         raise ValueError(f"the pool at {folder} holds {len(whole)} captions, {count} asked for")
     files = [file for source in also for file in expand(source)]
-    source = {
-        "name": folder.name,
-        "sha256": read_json(folder / "manifest.json")["sha256"],
-        "taken": count,
-        "seed": seed,
-    }
-    made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": False}
+    known = read_json(folder / "manifest.json")
+    source = {"name": folder.name, "sha256": known["sha256"], "taken": count, "seed": seed}
+    made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": skip}
     remedy = "Remove it, or give another folder."
     if manifest := _finished(out, made_of, remedy):
         return manifest
@@ -235,18 +243,20 @@ def take(folder: Path, out: Path, count: int, seed: int, also: Sequence[str] = (
         chunks = zip(starts[:-1], whole.arrays(), strict=True)
         taken = (chunk.filter(pa.array(keep[at : at + len(chunk)])) for at, chunk in chunks)
         remove(out / "parts")
-        dropped: Counter[str] = Counter()
+        dropped, damaged = Counter(known["dropped"]), dict(known["damaged"])
         if not files:
             write_arrays(out / "captions.arrow", taken)
         else:
             parts = [out / "parts" / f"{number:05d}" for number in range(len(files) + 1)]
             for part, file in zip(parts, files, strict=False):
-                dropped += Counter(_read_part(part, file, RowFilter(), skip=False)["dropped"])
+                note = _read_part(part, file, RowFilter(), skip)
+                dropped += Counter(note["dropped"])
+                damaged |= {file: note["damaged"]} if note["damaged"] else {}
             write_arrays(parts[-1].with_suffix(".arrow"), taken)
             dropped["duplicate"] += _merge(
                 out / "captions.arrow", [part.with_suffix(".arrow") for part in parts], False
             )
-        counts = {"captions": len(Captions(out / "captions.arrow")), "dropped": dict(+dropped), "damaged": {}}
+        counts = {"captions": len(Captions(out / "captions.arrow")), "dropped": dict(+dropped), "damaged": damaged}
         manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
         write_json(out / "manifest.json", manifest)
         remove(out / "parts")

@@ -25,7 +25,7 @@ def build(
     """Builds a caption pool at OUT from files, folders, globs or URLs of parquet, csv, jsonl or txt (.gz, .zst, ...).
 
     Captions are cleaned (Unicode NFC, no control characters, single spaces); empty and duplicate ones are dropped, of
-    all sources together, and counted. Sources with columns need `caption`, `TEXT` or `text`. Memory: 17 bytes per
+    all sources together, and counted. Sources with columns need `caption`, `TEXT` or `text`. Memory: 20 bytes per
     caption. A killed build goes on at the file it was in.
 
     --min-length N      characters of a caption (default 1)

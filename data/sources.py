@@ -4,6 +4,7 @@ In: a file, a folder, a glob or a URL that fsspec opens. Out: record batches of 
 are filtered by; then cleaned captions, and how many were dropped for which reason.
 """
 
+import codecs
 import csv
 import errno
 import io
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from randcond.data.fetch import fetch, open_system
+from randcond.data.fetch import ask, fetch, open_system
 from randcond.data.files import sha256
 from randcond.data.inputs import MissingInput, missing_input
 from randcond.launch.config import is_url
@@ -68,12 +69,13 @@ def expand(source: str) -> list[str]:
     Raises ValueError naming a source that stands for none.
     """
     system, path = open_system(source)
-    if any(sign in path for sign in "*?["):
-        found = sorted(each for each in system.glob(path) if kind_of(each))
-    elif system.isdir(path):
-        found = sorted(each for each in system.find(path) if kind_of(each))
+    web = source.startswith(("http://", "https://"))  # whose ? begins a query
+    if any(sign in path for sign in ("*[" if web else "*?[")):
+        found = sorted(each for each in ask(source, lambda: system.glob(path)) if kind_of(each))
+    elif ask(source, lambda: system.isdir(path)):
+        found = sorted(each for each in ask(source, lambda: system.find(path)) if kind_of(each))
     else:
-        if not system.exists(path):
+        if not ask(source, lambda: system.exists(path)):
             raise MissingInput(f"caption source {source}: no such file{missing_input(source)}")
         if not kind_of(path):
             known = ", ".join(KINDS)
@@ -89,17 +91,22 @@ def expand(source: str) -> list[str]:
 def identify(source: str) -> dict[str, Any]:
     """What tells one source file from another: its bytes' sha256, or what a server says of them."""
     system, path = open_system(source)
-    name = PurePosixPath(path).name
+    name = _name(path)
     if "file" in system.protocol:
         return {"name": name, "sha256": sha256(Path(path))}
-    facts = system.info(path)
+    facts = ask(source, lambda: system.info(path))
     said = {key: str(facts[key]) for key in ("ETag", "etag", "LastModified", "mtime") if facts.get(key)}
     return {"name": name, "url": source, "size": facts.get("size"), **said}
 
 
+def _name(path: str) -> str:
+    """The last part of a path; of a web address without its query."""
+    return PurePosixPath(path.partition("?")[0] if path.startswith(("http://", "https://")) else path).name
+
+
 def kind_of(path: str) -> str | None:
     """The kind of a caption file by its name, compression aside."""
-    name = PurePosixPath(path)
+    name = PurePosixPath(_name(path))
     name = name.with_suffix("") if name.suffix in COMPRESSED else name
     return name.suffix if name.suffix in KINDS else None
 
@@ -179,7 +186,7 @@ def _raw_batches(source: str, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     reader = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[kind_of(source) or ".txt"]
     with TemporaryDirectory(prefix="randcond-") as folder:
         # A server's file is brought whole, over cuts, and read from there.
-        here = str(fetch(source, Path(folder) / PurePosixPath(source).name)) if is_url(source) else source
+        here = str(fetch(source, Path(folder) / _name(source))) if is_url(source) else source
         with fsspec.open(here, "rb", compression="infer") as file:
             # zstandard's reader gives bytes, not lines
             yield from reader(source, io.BufferedReader(file) if here.endswith(".zst") else file, rows)
@@ -187,7 +194,8 @@ def _raw_batches(source: str, rows: RowFilter) -> Iterator[pa.RecordBatch]:
 
 def _txt(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     _find_columns(source, ["caption"], rows)
-    yield from _batched(source, ["caption"], ((line.decode(),) for line in file))  # so that a bad line is one
+    lines = (line.removeprefix(codecs.BOM_UTF8) if not number else line for number, line in enumerate(file))
+    yield from _batched(source, ["caption"], ((line.decode(),) for line in lines))  # so that a bad line is one
 
 
 def _csv(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
@@ -199,7 +207,7 @@ def _csv(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     width = max(places) + 1
 
     def lines() -> Iterator[tuple[Any, ...]]:
-        for line in reader:
+        for line in filter(None, reader):  # but for empty lines
             if len(line) < width:
                 raise ValueError(
                     f"caption source {source}, line {reader.line_num}: has {len(line)} fields of {len(header)}"
@@ -214,6 +222,8 @@ def _jsonl(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
 
     def lines() -> Iterator[tuple[Any, ...]]:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randcond.data.digits.world import read_label
+from randcond.data.digits.world import IMAGE_SIZE, read_label
 from randcond.data.inputs import MissingInput, collecting, missing_input
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.metrics import Metric, find_metrics
@@ -18,7 +18,12 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
     """
     metrics = find_metrics(config.eval.metrics)
-    protocol_of(config.eval)
+    size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
+    if "digits" in metrics and size != IMAGE_SIZE:
+        raise ValueError(
+            f"eval.metrics: digits reads images of {IMAGE_SIZE} pixels, by eval.protocol={config.eval.protocol} and "
+            f"eval.resolution they are of {size}; take eval.protocol=native, or another metric"
+        )
     prompts = None
     with collecting(missing):
         prompts = choose_prompts(config)

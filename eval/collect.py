@@ -3,7 +3,6 @@
 In: a table or experiments, evaluated. Out: rows in the table's order, the teacher first.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 from randcond.data.files import check_same, read_json
 from randcond.eval.compbench.run import compbench_prompts
 from randcond.eval.prompts import ALL, choose_prompts
-from randcond.launch.config import Config, eval_folder, resolve_path, watched_folder
+from randcond.launch.config import Config, eval_folder, resolve_path, student_folder, watched_folder
+from randcond.launch.logs import whole_lines
 from randcond.launch.protocols import protocol_of
 from randcond.launch.table import Arm, Table
+from randcond.model_zoo.teacher import folder_fingerprint
 
 # Of a protocol, what must agree between rows that are compared.
 COMPARABLE = (
@@ -90,8 +91,15 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     asked |= {
         key: value for key in ("sampler", "steps", "guidance", "images") if (value := getattr(named, key)) is not None
     }
+    asked |= {"dtype": config.teacher.dtype, "resolution": config.eval.resolution}
+    as_it_is = name == "teacher" or not config.trains
+    network = resolve_path(config.teacher.path) if as_it_is else student_folder(config, config.eval.weights)
+    if network.is_dir():  # a hub id is not looked up for a report
+        asked["network"] = folder_fingerprint(network)
     remedy = "Evaluate it again, or report with the overrides it was evaluated with."
     check_same(scored["protocol"], asked, f"the evaluation of {name}", remedy)
+    if lacking := set(config.eval.metrics) - set(scored["metrics"]):
+        raise ValueError(f"{path}: no {', '.join(sorted(lacking))} (eval.metrics). {remedy}")
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}.yaml   # the configuration below"
@@ -164,6 +172,9 @@ def _check_comparable(rows: list[Row]) -> None:
     for row in measured[1:]:
         mine = {key: row.protocol.get(key) for key in COMPARABLE}
         differing = [key for key in COMPARABLE if mine[key] != measured[0].protocol.get(key)]
+        scorers = [each.protocol.get("compbench") for each in (row, measured[0])]
+        if all(scorers) and scorers[0] != scorers[1]:
+            differing.append("compbench")
         if differing:
             row.notes.append(f"scored otherwise than {measured[0].name}: {', '.join(differing)}")
 
@@ -172,10 +183,7 @@ def curves(row: Row, names: tuple[str, ...]) -> dict[str, list[tuple[int, float]
     """Logged values of a run by name: [(step, value)]; empty where it logged none."""
     found: dict[str, list[tuple[int, float]]] = {}
     path = row.run / "metrics.jsonl" if row.run else None
-    if path is None or not path.is_file():
-        return found
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
+    for _, values in whole_lines(path) if path else ():
         for name in names:
             if isinstance(values.get(name), (int, float)):
                 found.setdefault(name, []).append((values["step"], values[name]))

@@ -149,8 +149,8 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
                     compared = real.get((split, metric.compares)) if metric.compares else None
                     splits[split] |= metric.score(part, said, compared)
     for split, ids in task.prompts.splits.items():
-        first = next((reference for key, reference in real.items() if key[0] == split), None)
-        if found := warnings(task.ev.metrics, len(ids), first):
+        compared_with = {row: reference for (of, row), reference in real.items() if of == split}
+        if found := warnings(task.ev.metrics, len(ids), compared_with):
             notes[split] = found
     return {"splits": splits, "notes": notes}
 

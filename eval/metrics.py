@@ -4,7 +4,7 @@ In: rows of a split (in the order of the captions) and the statistics of real im
 FID, IS, KID, precision and recall are torch-fidelity's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,20 +101,20 @@ def find_metrics(names: list[str]) -> dict[str, Metric]:
     return {name: METRICS[name] for name in names}
 
 
-def warnings(names: list[str], images: int, real: Reference | None) -> list[str]:
-    """What must be known of a score to read it right."""
+def warnings(names: list[str], images: int, real: Mapping[str, Reference]) -> list[str]:
+    """What must be known of a split's scores to read them right; `real`: row -> statistics they are compared with."""
     notes = []
-    width = real.moments.mean.size if real else 0
-    if real and images <= width:
-        notes.append(
-            f"{images} images for {width} features: the covariance is singular, and the Fréchet distance of so few "
-            f"is biased upwards; compare it only with one of the same number of images"
-        )
-    if real and not real.facts and "fid" in names:
-        notes.append(
-            f"{real.path.name} says nothing of how it was made: pytorch-fid and torch-fidelity scale and resize images "
-            f"in different ways, which shifts FID; eval.fid says which of them reads the drawn images"
-        )
+    for row, reference in real.items():
+        if images <= reference.moments.mean.size:
+            notes.append(
+                f"{images} images for {reference.moments.mean.size} features: the covariance is singular, and the "
+                f"Fréchet distance of so few is biased upwards; compare it only with one of the same number of images"
+            )
+        if row == "inception" and not reference.facts and "fid" in names:
+            notes.append(
+                f"{reference.path.name} says nothing of how it was made: pytorch-fid and torch-fidelity scale and "
+                f"resize images in different ways, which shifts FID; eval.fid says which of them reads the drawn images"
+            )
     if "is" in names and images < 5000:
         notes.append(f"IS over 10 splits of {images // 10} images: biased downwards; it is made for 50,000")
     return notes

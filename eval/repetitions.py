@@ -24,7 +24,8 @@ def merge(repetitions: dict[str, list[Row]]) -> list[Row]:
     What is not a number, the protocol, and folders of images and logs, are the first repetition's.
     """
     rows = []
-    for each in zip(*repetitions.values(), strict=True):
+    together = aligned(repetitions)
+    for each in together.values():
         scores, spread = _over([row.scores for row in each])
         notes = [f"{name}: {note}" for name, row in zip(repetitions, each, strict=True) for note in row.notes]
         common = [note for note in each[0].notes if all(note in row.notes for row in each)]
@@ -33,7 +34,16 @@ def merge(repetitions: dict[str, list[Row]]) -> list[Row]:
         facts = {key: value for key, value in each[0].facts.items() if all(row.facts.get(key) == value for row in each)}
         facts |= {"seconds": mean(seconds)} if seconds else {}
         rows.append(replace(each[0], scores=scores, spread=spread, notes=notes, facts=facts))
+    for name in dict.fromkeys(row.name for each in repetitions.values() for row in each if row.name not in together):
+        having = [repetition for repetition, each in repetitions.items() if name in {row.name for row in each}]
+        rows[0].notes.append(f"left out: {name}, which of the repetitions only {', '.join(having)} has")
     return rows
+
+
+def aligned(repetitions: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The rows by name, those that every repetition has: one may lack another's best step (`train.eval_every`)."""
+    found = [{row.name: row for row in rows} for rows in repetitions.values()]
+    return {name: [each[name] for each in found] for name in found[0] if all(name in each for each in found)}
 
 
 def _over(found: Sequence[Scores]) -> tuple[Scores, Scores]:

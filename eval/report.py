@@ -25,7 +25,7 @@ from randcond.eval.repetitions import Verdict, claim_lines, merge, verdicts
 from randcond.eval.spread import draw_spread
 from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch.config import Config, load_config, table_names, to_dict
-from randcond.launch.stage import end_when_asked
+from randcond.launch.stage import end_when_asked, exit_code
 from randcond.launch.table import Picture, load_runs, load_table
 
 GRID_COLUMNS = 12
@@ -320,11 +320,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         report(*words)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("RANDCOND_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from randcond.data.files import written_whole
 from randcond.eval.collect import Row
+from randcond.eval.repetitions import aligned
 from randcond.eval.table import COLUMNS
 
 DPI = 120
@@ -30,11 +31,12 @@ def save(figure: Figure, path: Path) -> None:
 
 def draw_spread(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[tuple[str, str]]) -> None:
     """A panel per (score, split), a line per row: every repetition's score as a point, their mean as a stroke."""
-    names = [row.name for row in next(iter(repetitions.values()))]
+    rows = aligned(repetitions)
+    names = list(rows)
     figure = Figure(figsize=(2.4 + 2.8 * len(scores), 0.9 + 0.32 * len(names)), layout="constrained", dpi=DPI)
     panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
     for axes, (score, split) in zip(panels, scores, strict=True):
-        for place, lines in enumerate(zip(*repetitions.values(), strict=True)):
+        for place, lines in enumerate(rows.values()):
             values: list[Any] = [row.scores.get(split, {}).get(score) for row in lines]
             if None in values:  # quoted
                 continue

@@ -193,8 +193,10 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
             if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
                 way = f"; where {value!r} is the value: {said}={value!r}" if value else ""
                 raise ValueError(f"{said} needs a value{way}; {usage}")
-        if "int" in str(flags[name].annotation) and not value.isdigit():
-            raise ValueError(f"{said} needs a whole number, got {value!r}")
+        if "int" in str(flags[name].annotation):
+            if not (value.isascii() and value.isdigit()):
+                raise ValueError(f"{said} needs a whole number, got {value!r}")
+            value = str(int(value))  # 08 would stay text
         checked.append(f"--{name}={value}")
     if given < len(required):
         raise ValueError(f"{required[given]} is missing; {usage}")

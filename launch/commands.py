@@ -5,6 +5,7 @@ In: stage, experiment, overrides, where to run. Out: steps (argument lists, and 
 
 import os
 import shlex
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,7 @@ class Step:
     hosts: list[str] = field(default_factory=list)  # that must answer before it starts
     files: dict[Path, str] = field(default_factory=dict)  # written before it starts
     environment_file: Path | None = None  # for the deepspeed launcher on several hosts
+    alone: bool = False  # by the deepspeed launcher on this machine, at a port that is free when it starts
 
 
 def launch_folder(config: Config) -> Path:
@@ -114,6 +116,7 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
         hosts=place.hosts if distributed else [],
         files=files,
         environment_file=launch_folder(config) / "environment" if several_hosts else None,
+        alone=bool(launcher) and place.launcher == "deepspeed" and not place.hostfile,
     )
 
 
@@ -136,7 +139,7 @@ def _launcher(config: Config, place: Place) -> list[str]:
         words += ["--num_gpus", str(place.gpus)] if place.gpus else []
         words += ["--master_addr", place.master_addr] if place.master_addr else []
     else:
-        words += ["--hostfile", os.devnull, "--num_accelerators", str(ranks), "--master_port", str(_free_port())]
+        words += ["--hostfile", os.devnull, "--num_accelerators", str(ranks)]
     return [*words, "--module"]
 
 
@@ -218,9 +221,10 @@ def show(step: Step) -> str:
     return shlex.join(step.command)
 
 
-def _free_port() -> int:
-    import socket
-
+def with_free_port(command: list[str]) -> list[str]:
+    """The deepspeed launcher's words with a port of this machine that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port = probe.getsockname()[1]
+    at = command.index("--module")
+    return [*command[:at], "--master_port", str(port), *command[at:]]

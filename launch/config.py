@@ -138,9 +138,12 @@ def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str
     if path in seen:
         raise ValueError(f"{path}: is its own base, by way of {seen[-1]}")
     data = read_yaml(path)
-    bases = data.pop("base", [])
+    said = data.pop("base", [])
+    bases = said if isinstance(said, list) else [said]
+    if not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: base: a name or a list of names, got {said!r}")
     below: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         places = [path.parent / f"{base}.yaml", bases_at / f"{base}.yaml"]
         there = [place for place in places if place.is_file() and place != path]
         found = there[0] if there else _files(bases_at.parent).get(base)
@@ -173,10 +176,12 @@ def _named(data: dict[str, Any]) -> dict[str, Any]:
             value = value.replace(sign, name) if isinstance(value, str) else value
         return value
 
-    folders = {key: fill(value) for key, value in dict(data.get("paths") or {}).items()}
-    pool = dict(data.get("pool") or {})
-    whole = {"whole": fill(pool["whole"])} if "whole" in pool else {}
-    return {**data, "paths": folders, **({"pool": {**pool, **whole}} if whole else {})}
+    filled = dict(data)
+    if isinstance(paths := data.get("paths"), dict):
+        filled["paths"] = {key: fill(value) for key, value in paths.items()}
+    if isinstance(pool := data.get("pool"), dict) and "whole" in pool:
+        filled["pool"] = {**pool, "whole": fill(pool["whole"])}
+    return filled
 
 
 def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
@@ -193,7 +198,7 @@ def _read_override(word: str, form: str) -> dict[str, Any]:
         raise ValueError(f"override {word!r} is not of the form {form}")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"override {word!r}: {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}

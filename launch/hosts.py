@@ -25,6 +25,7 @@ _EXPORTED: tuple[str, ...] = (
 _EXPORTED += ("OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_HOME", "DS_ACCELERATOR", "TRITON_CACHE_DIR")
 # ssh gives a silent host up after this many seconds: pdsh alone would wait for minutes.
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o ConnectTimeout=10 -o BatchMode=yes"
+SSH_TIMEOUT = 30.0  # seconds that a host has to answer in
 PATIENCE = 600.0  # seconds for which a restart waits for hosts to come back
 
 
@@ -52,14 +53,18 @@ def unreachable(hosts: list[str]) -> list[str]:
 
     def answers(host: str) -> bool:
         command = ["ssh", *SSH_OPTIONS.split(), host, "true"]
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SSH_TIMEOUT)
+        except subprocess.TimeoutExpired:  # its sshd lives, its shell hangs: a home folder that is gone, say
+            return False
+        return done.returncode == 0
 
     with ThreadPoolExecutor(32) as threads:
         return [host for host, there in zip(hosts, threads.map(answers, hosts), strict=True) if not there]
 
 
 def wait_for_hosts(hosts: list[str], patience: float) -> None:
-    """Returns once all answer; raises ValueError naming those that don't after `patience` seconds."""
+    """Returns once all answer; raises ValueError naming those that don't after about `patience` seconds."""
     deadline = time.monotonic() + patience
     while missing := unreachable(hosts):
         if time.monotonic() > deadline:

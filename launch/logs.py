@@ -5,12 +5,15 @@ console.
 """
 
 import faulthandler
+import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 _console: tuple[int, int] | None = None  # this process's standard output and error, kept once both go to a file
 _mirror: "_Mirror | None" = None
@@ -53,6 +56,15 @@ def log_to(path: Path, show: bool) -> None:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable()
+
+
+def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a file of JSON lines, as text and as data, up to one that a kill cut off; none without a file."""
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            yield line, json.loads(line)
+        except ValueError:
+            return
 
 
 def say_everywhere(text: str, error: bool = False) -> None:

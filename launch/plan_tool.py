@@ -1,6 +1,7 @@
 """`randcond plan`: what an experiment will take on a cluster, before it is run."""
 
 import json as json_library
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from randcond.launch.commands import runs_of
 from randcond.launch.config import Config, find_table, table_names
 from randcond.launch.gpus import find_gpu
+from randcond.launch.logs import whole_lines
 
 if TYPE_CHECKING:
     from randcond.launch import costs
@@ -159,9 +161,8 @@ def _efficiency(said: str) -> tuple[float, str]:
 
 
 def _median_mfu(run: Path) -> float:
-    path = run / "metrics.jsonl"
-    lines = [json_library.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    values = [line["mfu"] for line in lines if line.get("mfu")]
+    shares = [line.get("mfu") or 0.0 for _, line in whole_lines(run / "metrics.jsonl")]
+    values = [share for share in shares if share > 0 and isfinite(share)]
     if not values:
         raise ValueError(f"--efficiency: {run} has no metrics.jsonl with an mfu (known on GPUs); give a number")
     return median(values)

@@ -57,7 +57,8 @@ def stage_hours(
     # Guidance: two calls per step. A real image goes through the VAE's encoder, which takes less than its decoder.
     drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
-    images = (ev.size or (WHOLE_SPLIT if ev.unseen else WHOLE_LIST)) * (2 if ev.size and cache.exclude else 1)
+    apart = 2 if ev.unseen or cache.exclude else 1  # splits, of each of which eval.size are drawn
+    images = ev.size * apart if ev.size else WHOLE_SPLIT if ev.unseen else WHOLE_LIST
     chunks = -(-images // ev.batch)
     bench = BENCH_PROMPTS * len(ev.compbench.categories) * ev.compbench.images if ev.compbench.lists else 0
     bench_chunks = -(-bench // ev.batch)
@@ -65,7 +66,6 @@ def stage_hours(
     steps = protocol_of(ev).steps or LIBRARY_STEPS
     image = sum(2 * steps * drawing[who] + sizes.decode for who in ev.of) / rate
     train = config.train
-    apart = 2 if ev.unseen or cache.exclude else 1  # splits, of each of which so many are drawn
     share = min(1.0, train.eval_size * apart / images) if train.eval_size else 1.0
     student = (2 * steps * sizes.student.flop + sizes.decode) / rate
     seconds = {

@@ -4,12 +4,13 @@ A leaf without torch, read on login nodes; `launch/config.py` fills it from file
 """
 
 import dataclasses
+import operator
 from typing import Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -114,7 +115,7 @@ class Train:
     log_every: int = 50
     checkpoint_every: int = 25_000
     keep_checkpoints: int = 3  # the newest ones
-    keep_every: int = 0  # steps whose multiples are kept for good; 0: none
+    keep_every: int = 0  # steps whose multiples are kept for good, a multiple of checkpoint_every; 0: none
     sample_every: int = 10_000  # steps between teacher-student sample grids; 0 turns them off
     eval_every: int = 0  # steps between evaluations by the `eval:` section (supplement K: 25,000); 0 turns them off
     eval_size: int | None = None  # captions of each split then; null: as many as eval.size
@@ -240,34 +241,11 @@ class Config:
         return "student" in self.eval.of
 
     def __post_init__(self) -> None:
-        positive = {
-            "cache.steps": self.cache.steps,
-            "cache.batch": self.cache.batch,
-            "cache.shard_size": self.cache.shard_size,
-            "train.steps": self.train.steps,
-            "train.global_batch": self.train.global_batch,
-            "train.log_every": self.train.log_every,
-            "train.checkpoint_every": self.train.checkpoint_every,
-            "train.keep_checkpoints": self.train.keep_checkpoints,
-            "engine.processes": self.engine.processes,
-            "eval.size": self.eval.size,
-            "eval.steps": self.eval.steps,
-            "eval.batch": self.eval.batch,
-            "train.eval_size": self.train.eval_size,
-            "eval.compbench.images": self.eval.compbench.images,
-            "eval.compbench.batch": self.eval.compbench.batch,
-            **({"cache.size": self.cache.size} if self.trains else {}),
-            "cache.used": self.cache.used,
-        }
-        for key, value in positive.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{key}: must be at least 1, got {value}")
+        self._check_ranges()
         if self.cache.used is not None and self.cache.used > self.cache.size:
             raise ValueError(f"cache.used: {self.cache.used} of cache.size={self.cache.size} latents")
         if self.pool.excluded_only and not self.cache.exclude:
             raise ValueError("pool.excluded_only: cache.exclude names no word")
-        if self.pool.size is not None and self.pool.size < 0:
-            raise ValueError(f"pool.size: must be at least 0, got {self.pool.size}")
         if self.pool.size and not self.pool.whole:
             raise ValueError("pool.whole: is missing; where is the pool kept that pool.size captions are taken from?")
         if not self.eval.of:
@@ -280,15 +258,7 @@ class Config:
                 "engine.zero_stage: DeepSpeed's stage 0 would add up gradients in bf16; "
                 "take stage 1 (the same numbers, less memory), or engine.precision=fp32"
             )
-        if self.engine.micro_batch is not None and self.engine.micro_batch < 1:
-            raise ValueError(f"engine.micro_batch: must be at least 1 or null, got {self.engine.micro_batch}")
-        if not 0 <= self.conditioning.null <= 1:
-            raise ValueError(f"conditioning.null: a share between 0 and 1, got {self.conditioning.null}")
-        weights = dataclasses.asdict(self.train.losses)  # type: ignore[call-overload]
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"train.losses.{name}: a weight must be at least 0, got {weight}")
-        if not any(weights.values()):
+        if not any(vars(self.train.losses).values()):
             raise ValueError("train.losses: every weight is 0, nothing would be learned")
         if self.train.skip_nonfinite and self.engine.kind == "deepspeed" and self.engine.zero_stage == 0:
             raise ValueError("train.skip_nonfinite: DeepSpeed's stage 0 can't leave a step out; take stage 1 or fsdp")
@@ -296,18 +266,18 @@ class Config:
             len(self.train.profile) == 2 and 1 <= self.train.profile[0] <= self.train.profile[1]
         ):
             raise ValueError(f"train.profile: [first, last] step of the trace, got {self.train.profile}")
-        for name, seconds in (("heartbeat", self.engine.heartbeat), ("timeout", self.engine.timeout)):
-            if seconds < 1:
-                raise ValueError(f"engine.{name}: at least a second, got {seconds}")
         if self.engine.teacher_graph and self.engine.compile != "whole":
             raise ValueError("engine.teacher_graph: a graph is of the whole network: needs engine.compile=whole")
         if self.engine.teacher == "sharded" and (self.engine.teacher_graph or self.engine.teacher_fp8):
             raise ValueError("engine.teacher: a sharded one can't be one CUDA graph, nor in fp8")
-        if self.train.grad_clip < 0:
-            raise ValueError(f"train.grad_clip: a norm, or 0 for none, got {self.train.grad_clip}")
         if self.trains and bool(self.cache.captions) == bool(self.cache.images):
             raise ValueError(
                 "cache.captions: captions to draw or cache.images, real ones to encode: give one of the two"
+            )
+        if self.train.keep_every % self.train.checkpoint_every:
+            raise ValueError(
+                f"train.keep_every: a multiple of train.checkpoint_every ({self.train.checkpoint_every}), of whose "
+                f"checkpoints it keeps some; got {self.train.keep_every}"
             )
         if len(self.train.betas) != 2:
             raise ValueError(f"train.betas: two numbers, got {self.train.betas}")
@@ -316,3 +286,28 @@ class Config:
                 f"cache.shard_size: must be a multiple of cache.batch ({self.cache.batch}), "
                 f"so that no compute batch crosses a shard; got {self.cache.shard_size}"
             )
+
+    def _check_ranges(self) -> None:
+        """Raises ValueError naming a number that is too small or too large to mean anything (null: not set)."""
+        at_least = {
+            1: """cache.used cache.resolution cache.steps cache.batch cache.shard_size train.steps train.global_batch
+                train.log_every train.checkpoint_every train.keep_checkpoints train.eval_size engine.processes
+                engine.threads engine.micro_batch engine.shard_group engine.heartbeat engine.timeout eval.size
+                eval.steps eval.resolution eval.batch eval.compbench.images eval.compbench.batch""",
+            0: """cache.local_gb pool.size pool.min_length pool.max_length pool.min_similarity pool.min_width
+                pool.min_height train.lr train.warmup train.weight_decay train.eps train.grad_clip train.workers
+                train.keep_every train.sample_every train.eval_every train.skip_nonfinite train.losses.output
+                train.losses.feature train.losses.task train.losses.spatial train.losses.frequency train.seed
+                student.seed cache.seed pool.seed eval.seed eval.shown""",
+        }
+        least = {key: number for number, keys in at_least.items() for key in keys.split()}
+        for key, number in (least | ({"cache.size": 1} if self.trains else {})).items():
+            value = operator.attrgetter(key)(self)
+            if value is not None and value < number:
+                raise ValueError(f"{key}: must be at least {number}, got {value}")
+        shares = [("conditioning.null", self.conditioning.null), ("train.ema_decay", self.train.ema_decay)]
+        for key, share in shares + [("train.betas", beta) for beta in self.train.betas]:
+            if not 0 <= share <= 1:
+                raise ValueError(f"{key}: between 0 and 1, got {share}")
+        if self.engine.peak_tflops is not None and self.engine.peak_tflops <= 0:
+            raise ValueError(f"engine.peak_tflops: a rate above 0, got {self.engine.peak_tflops}")

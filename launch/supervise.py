@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from randcond.launch.commands import QUIET, Step
+from randcond.launch.commands import QUIET, Step, with_free_port
 from randcond.launch.hosts import PATIENCE, environment_lines, host_environment, wait_for_hosts
 from randcond.launch.stage import LOST_RANK, MISTAKE, PREEMPTED, STOP_FILE
 
@@ -32,8 +32,12 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
         while code not in (0, MISTAKE, PREEMPTED, _INTERRUPTED) and step.distributed and restarts < max_restarts:
             restarts += 1
             print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
-            if step.hosts:
+            try:
                 wait_for_hosts(step.hosts, PATIENCE)
+            except ValueError as error:  # they were there before: no mistake of the command's
+                print(f"error: {error}", file=sys.stderr)
+                code = LOST_RANK
+                break
             code = _run_step(step, grace)
         if code:
             print(f"\n{step.label} ended with code {code}. What is done is kept; the same command goes on from it.")
@@ -43,8 +47,9 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
 def _run_step(step: Step, grace: float) -> int:
     """Runs one step; a code other than 0 unless its artefact is there."""
     write_files(step.files)
+    command = with_free_port(step.command) if step.alone else step.command
     stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
-    code = run_command(step.command, stop, step.environment_file, grace)
+    code = run_command(command, stop, step.environment_file, grace)
     if code == 0 and step.artefact and not step.artefact.is_file():
         # The deepspeed launcher ends with 0 when its node process was killed by a signal.
         print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from randcond.data.cache_tools import preview, subset, verify
+from randcond.data.captions import write_captions
 from randcond.data.latent_cache import LatentCache
 from randcond.data.shards import Shard, index_path, write_shard
 from randcond.launch.config import load_config, resolve_path
@@ -66,6 +67,10 @@ def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path:
     subset(str(world / "runs/demo/cache"), str(out), n=40)
     subset(str(world / "runs/demo/cache"), str(out), n=40)  # the same again: nothing to do
     assert not list(out.glob("*.tar"))
+    (out / "manifest.json").unlink()  # killed before it, and captions of another cache
+    write_captions(out / "captions.arrow", [f"another, {number}" for number in range(40)])
+    subset(str(world / "runs/demo/cache"), str(out), n=40)
+    verify(str(out))
     words = [*TINY, "cache.size=40", f"paths.cache={out}"]
     fingerprint = Teacher.load(resolve_path(TEACHER)).fingerprint
     whole = LatentCache.open(load_config("demo-with", [*TINY, f"paths.cache={world / 'runs/demo/cache'}"]), fingerprint)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from randcond.data.files import written_whole
+from randcond.data.files import check_same, written_whole
 from randcond.data.lock import claim_each, hold
 from randcond.train import checkpoint
 from randcond.train.engine import STATE_KINDS
@@ -110,6 +110,17 @@ def test_an_error_gives_up_a_checkpoint_that_another_rank_will_not_finish(
         raise MemoryError
     assert writer._pending is not None and isinstance(writer._pending.exception(timeout=5), RuntimeError)
     assert checkpoint.newest_sound(tmp_path) is None
+
+
+def test_of_two_long_lists_the_first_difference_is_said() -> None:
+    found = {"cache": [f"{number:064x}" for number in range(208)], "seed": 1}
+    wanted = {"cache": [*found["cache"][:100], "other", *found["cache"][101:]], "seed": 2}
+    with pytest.raises(ValueError) as caught:
+        check_same(found, wanted, "the run", "Give another folder.")
+    said = f"cache[100] is '{100:064x}', wanted 'other' (208 of them, wanted 208); seed is 1, wanted 2"
+    assert str(caught.value) == f"the run was made otherwise: {said}. Give another folder."
+    with pytest.raises(ValueError, match="cache are 208, wanted 207"):
+        check_same(found, {"cache": found["cache"][:207]}, "the run", "")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """The command line: teaching help, and no work before every word is understood."""
 
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from randcond.launch.commands import Place, plan
+from randcond.launch.commands import Place, plan, with_free_port
 from randcond.train import dryrun
 from tests.conftest import randcond
 
@@ -19,6 +20,7 @@ from tests.conftest import randcond
         (["run", "train", "demo-with", "--gpus", "two"], "whole number"),
         (["run", "trane", "demo-with"], "unknown stage 'trane'"),
         (["run", "train"], "experiment is missing"),
+        (["tune", "demo-with", "--largest", "0"], "--largest: must be at least 1, got 0"),
         (["run", "pool", "demo-with", "pool.source=[x]"], "pool.source: unknown key; did you mean 'sources'"),
         (["rum", "train", "demo-with"], "unknown command 'rum'; did you mean 'run'"),
         (["pool", "bild", "out"], "unknown command pool 'bild'; did you mean 'build'"),
@@ -56,6 +58,7 @@ def test_dry_run_prints_configuration_and_commands_and_writes_nothing(tmp_path: 
     said = randcond(tmp_path, "run", "--dry-run", "all", "demo", "train.steps=7", "--gpus", "4").stdout
     assert said.count("steps: 7\n") == 2
     assert said.count("--num_accelerators 4") == 5  # one cache, two trainings, two evaluations
+    assert randcond(tmp_path, "run", "--dry-run", "all", "demo", "train.steps=7", "--gpus", "04").stdout == said
     assert "-m randcond.eval.report demo train.steps=7" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -80,6 +83,20 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
         assert check.label == "check" and check.command[-1] == f"engine.processes={ranks}"
     check, *_ = plan("all", "table1", [], Place())
     assert "engine.processes" not in check.command[-1]
+
+
+def test_a_port_is_chosen_when_a_step_starts() -> None:
+    """Hours may lie between a table's plan and a step of it; another program may have taken the port by then."""
+    steps = plan("all", "demo", [], Place(gpus=2))
+    assert [step.label for step in steps if step.alone] == [step.label for step in steps if step.distributed] != []
+    for step in steps:
+        assert "--master_port" not in step.command
+        if step.alone:
+            words = with_free_port(step.command)
+            at = words.index("--master_port")
+            assert words[at + 2] == "--module" and words[:at] + words[at + 2 :] == step.command
+            with socket.socket() as ours:
+                ours.bind(("127.0.0.1", int(words[at + 1])))
 
 
 @pytest.mark.parametrize(

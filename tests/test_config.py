@@ -44,7 +44,19 @@ def test_numbers_in_yaml_1_2_notation() -> None:
         ("train=3", r"train: .*object"),
         ("student.init=magic", r"student\.init: .*'random' or 'teacher'"),
         ("cache.shard_size=60", r"cache\.shard_size: must be a multiple of cache\.batch"),
-        ("conditioning.null=1.5", r"conditioning\.null: a share between 0 and 1"),
+        ("conditioning.null=1.5", r"conditioning\.null: between 0 and 1, got 1\.5"),
+        ("train.ema_decay=-1", r"train\.ema_decay: between 0 and 1"),
+        ("train.betas=[0.9,1.5]", r"train\.betas: between 0 and 1, got 1\.5"),
+        ("train.lr=.nan", r"train\.lr: .*finite number"),
+        ("eval.guidance=.inf", r"eval\.guidance: .*finite number"),
+        ("train.eval_every=-1", r"train\.eval_every: must be at least 0, got -1"),
+        ("train.seed=-1", r"train\.seed: must be at least 0"),
+        ("engine.threads=0", r"engine\.threads: must be at least 1"),
+        ("engine.peak_tflops=0", r"engine\.peak_tflops: a rate above 0"),
+        ("train.keep_every=7", r"train\.keep_every: a multiple of train\.checkpoint_every"),
+        ("paths=5", r"paths: .*object"),
+        ("pool=3", r"pool: .*object"),
+        ("train.steps={a: 1, a: 2}", r"override 'train\.steps=\{a: 1, a: 2\}': .*'a' is written twice"),
         ("steps", "not of the form"),
     ],
 )
@@ -79,6 +91,9 @@ def test_a_circle_of_bases_and_a_key_written_twice_are_errors(tmp_path: Path) ->
     (tmp_path / "b.yaml").write_text("base: a\n")
     with pytest.raises(ValueError, match="its own base"):
         cfg.load_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "d.yaml").write_text("base: 5\n")
+    with pytest.raises(ValueError, match=r"d\.yaml: base: a name or a list of names, got 5"):
+        cfg.load_config(str(tmp_path / "d.yaml"))
     (tmp_path / "c.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
     with pytest.raises(ValueError, match="'steps' is written twice"):
         cfg.load_config(str(tmp_path / "c.yaml"))

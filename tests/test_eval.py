@@ -42,6 +42,7 @@ from randcond.launch.sections import Eval
 from randcond.model_zoo.layouts import VAE, text_config
 from randcond.model_zoo.sampler import caption_seed
 from randcond.model_zoo.systems import load_system
+from randcond.train.check import check_grid
 from randcond.train.samples import grid_captions
 from tests import shaped
 from tests.networks import clip_folder, digit_images, dino_folder, inception_weights, save_pictures
@@ -104,9 +105,14 @@ def test_an_image_is_the_stock_pipelines(tmp_path: Path) -> None:
             assert np.array_equal(np.array(ours), np.array(stock)), caption
 
 
-def test_images_are_kept_where_asked_for(tmp_path: Path) -> None:
-    config = system(tmp_path, "eval.save=shards", "eval.protocol=paper", "eval.steps=null", "eval.guidance=null")
-    config = system(tmp_path, *["eval.save=shards", "eval.size=5", "eval.shown=2"])
+@pytest.mark.parametrize(("protocol", "kind"), [("native", "png"), ("paper", "jpg")])
+def test_images_are_kept_where_asked_for(tmp_path: Path, protocol: str, kind: str) -> None:
+    words = []
+    if protocol == "paper":  # whose images are of another size than the judge reads
+        words = ["eval.steps=null", "eval.guidance=null", "eval.sampler=null", "eval.metrics=[clip]"]
+        words.append(f"eval.clip=local-dir:{clip_folder(tmp_path / 'clip')}")
+    words += [f"eval.protocol={protocol}", "eval.save=shards", "eval.size=5", "eval.shown=2"]
+    config = system(tmp_path, *words)
     run(config)
     prompts = choose_prompts(config)
     held = {}
@@ -114,11 +120,11 @@ def test_images_are_kept_where_asked_for(tmp_path: Path) -> None:
         with tarfile.open(path) as tar:
             for member in tar:
                 held[member.name] = tar.extractfile(member).read()
-    assert sorted(held) == sorted(f"{n:09d}.{kind}" for n in range(10) for kind in ("png", "txt"))
+    assert sorted(held) == sorted(f"{n:09d}.{end}" for n in range(10) for end in (kind, "txt"))
     assert held["000000003.txt"].decode() == prompts.captions[3]
     shown = load_shown(tmp_path / "out", 10, 8)
     assert sorted(shown) == [0, 1, 5, 6]  # two of each split
-    picture = np.array(Image.open(io.BytesIO(held["000000005.png"])))
+    picture = np.array(Image.open(io.BytesIO(held[f"000000005.{kind}"])))
     assert np.array_equal(picture, shown[5].permute(1, 2, 0).numpy())
 
 
@@ -179,6 +185,18 @@ def test_the_grid_of_a_training_shows_unseen_captions_where_there_are_any(
     words = ["cache.exclude=[three]", f"eval.captions=[{tmp_path / 'captions.txt'}]", "eval.size=null"]
     shown = grid_captions(system(tmp_path, *words))
     assert (len(shown), sum("three" in caption for caption in shown)) == (8, unseen)
+
+
+def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp_path: Path) -> None:
+    words = ["train.sample_every=10", "eval.captions=[]"]
+    with pytest.raises(ValueError, match=r"eval\.captions: is missing; train\.sample_every=0 trains without"):
+        check_grid(load_config("demo-with", words))
+    check_grid(load_config("demo-with", [*words, "train.sample_every=0"]))
+    listed = ["cache.exclude=[]", f"eval.unseen={tmp_path / 'unseen.txt'}", f"eval.captions=[{tmp_path / 'all.txt'}]"]
+    (tmp_path / "all.txt").write_text("".join(f"caption {number}\n" for number in range(100)))
+    (tmp_path / "unseen.txt").write_text("".join(f"caption {number}\n" for number in range(98, 100)))
+    shown = grid_captions(system(tmp_path, *listed, "eval.size=null"))
+    assert [caption in ("caption 98", "caption 99") for caption in shown] == [False] * 4 + [True] * 4
 
 
 def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> None:
@@ -249,6 +267,7 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
         (["eval.grid=[nowhere.txt]"], "no such file"),
         (["eval.metrics=[fid]"], "eval.statistics: is missing, and fid compares with real images"),
         (["eval.metrics=[]"], "name at least one"),
+        (["eval.resolution=64"], "eval.metrics: digits reads images of 32 pixels, by .* they are of 64"),
         (["eval.metrics=[is]", "eval.size=9"], "eval.metrics: is needs at least 10 images, seen has 9"),
         (["eval.captions=[]"], "eval.captions: is missing"),
         (["eval.unseen=nowhere.csv"], "no such file"),

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from randcond.data.files import write_json
+from randcond.launch.config import load_config
+from randcond.train.evaluation import _stays
+from randcond.train.setup import make_ready
 from tests.conftest import TINY, randcond
 from tests.interruptions import ranks, wait_for
 from tests.runs import metrics, same_bits
@@ -172,3 +175,24 @@ def scores_by_step(run: Path, steps: list[int]) -> dict[int, Any]:
             assert scored["splits"]["unseen"]["images"] == 4 and scored["protocol"]["weights"] == kind
             assert line[f"eval/{kind}/unseen/frechet_judge"] == scored["splits"]["unseen"]["frechet_judge"]
     return logged
+
+
+def test_a_best_step_of_other_weights_does_not_stay(tmp_path: Path) -> None:
+    best = {"score": "fid", "how": {"seed": 1}, "value": 9.0, "step": 4, "weights": "ema"}
+    later = {**best, "step": 6}
+    for found, stays in (
+        ({**later, "value": 9.5}, True),
+        ({**later, "value": 9.0}, True),
+        ({**later, "value": 8.5}, False),
+        ({**later, "value": 9.5, "how": {"seed": 2}}, False),
+        ({**later, "value": 9.5, "score": "kid"}, False),
+        ({**best, "value": 9.5}, False),  # the same step once more
+    ):
+        assert _stays(best, found, lower=True) == stays
+    assert _stays(best, {**later, "value": 8.5}, lower=False)
+    config = load_config("demo-with", [f"paths.run={tmp_path}"])
+    write_json(tmp_path / "best.json", best)
+    make_ready(config, 6)
+    assert (tmp_path / "best.json").is_file()
+    make_ready(config, 0)  # killed before its first checkpoint: the next run here may be another
+    assert not (tmp_path / "best.json").exists()

@@ -279,7 +279,11 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
 
 def test_scores_of_few_images_come_with_a_warning() -> None:
     real = Reference(Path("all.npz"), Moments(100, np.zeros(2048), np.eye(2048)), {})
-    assert "2000 images for 2048 features" in warnings(["fid"], 2000, real)[0]
-    assert "scale and resize images" in warnings(["fid"], 30_000, real)[0]
-    assert warnings(["fid"], 30_000, Reference(real.path, real.moments, {"images": 100})) == []
-    assert "biased downwards" in warnings(["is"], 100, None)[0]
+    dino = Reference(Path("all-dino.npz"), Moments(100, np.zeros(1024), np.eye(1024)), {"images": 100})
+    assert "2000 images for 2048 features" in warnings(["fid"], 2000, {"inception": real})[0]
+    for both in ({"inception": real, "dino": dino}, {"dino": dino, "inception": real}):
+        small, unknown = warnings(["fd-dinov2", "fid"], 2000, both)
+        assert "2000 images for 2048 features" in small and "scale and resize images" in unknown
+    known = {"inception": Reference(real.path, real.moments, {"images": 100})}
+    assert warnings(["fid"], 30_000, known) == []
+    assert "biased downwards" in warnings(["is"], 100, {})[0]

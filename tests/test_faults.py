@@ -15,6 +15,8 @@ import psutil
 import pytest
 import torch
 
+from randcond.launch import hosts, supervise
+from randcond.launch.commands import Step
 from randcond.launch.stage import LOST_RANK, MISTAKE, exit_code
 from randcond.train.disk import check_folder
 from randcond.train.profiling import trace_window
@@ -227,6 +229,37 @@ def test_a_rank_that_still_saves_is_waited_for(tmp_path: Path) -> None:
     ]
     assert all(process.communicate(timeout=60)[0].endswith("both are done\n") for process in both)
     assert [process.returncode for process in both] == [0, 0]
+
+
+def answering(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """An `ssh` that does what the script says."""
+    folder.mkdir()
+    (folder / "ssh").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_a_host_whose_shell_hangs_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(tmp_path / "bin", monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(hosts, "SSH_TIMEOUT", 0.5)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="no answer to `ssh HOST true` from node1"):
+        hosts.wait_for_hosts(["node1"], patience=0)
+    assert time.monotonic() - began < 30
+
+
+def test_a_host_that_stays_away_after_it_was_lost_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(tmp_path / "bin", monkeypatch, f"test ! -e {tmp_path}/gone")
+    monkeypatch.setattr(supervise, "PATIENCE", 0.0)
+    command = [sys.executable, "-c", f"open('{tmp_path}/gone', 'w'); raise SystemExit({LOST_RANK})"]
+    with pytest.raises(SystemExit) as ended:
+        supervise.run_steps([Step("train", command, distributed=True, hosts=["node1"])], max_restarts=3)
+    assert ended.value.code == LOST_RANK
+    said = capsys.readouterr()
+    assert "restart 1 of 3" in said.out and "restart 2" not in said.out
+    assert "no answer to `ssh HOST true` from node1" in said.err
 
 
 def test_what_passes_is_no_mistake() -> None:

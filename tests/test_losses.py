@@ -108,7 +108,7 @@ def test_weights_make_the_total_and_zero_leaves_a_loss_out() -> None:
 def test_nothing_to_learn_and_unknown_losses_are_refused() -> None:
     with pytest.raises(ValueError, match="every weight is 0"):
         load_config("demo-with", ["train.losses.output=0", "train.losses.feature=0"])
-    with pytest.raises(ValueError, match=r"train.losses.task: a weight must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"train.losses.task: must be at least 0, got -1"):
         load_config("demo-with", ["train.losses.task=-1.0"])
     with pytest.raises(ValueError, match=r"train.losses.freqency: unknown key; did you mean 'frequency'"):
         load_config("demo-with", ["train.losses.freqency=1.0"])

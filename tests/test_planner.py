@@ -145,6 +145,13 @@ def test_a_plan_adds_up(sizes: Sizes) -> None:
     assert many["stages"]["cache"]["hours"] == pytest.approx(found["stages"]["cache"]["hours"])
 
 
+def test_both_splits_are_drawn_however_the_unseen_are_named(sizes: Sizes) -> None:
+    eight = Cluster(find_gpu("h200"), nodes=1, per_node=8)
+    for words in (["cache.exclude=[cat]"], ["eval.unseen=list.csv"], ["cache.exclude=[cat]", "eval.unseen=list.csv"]):
+        found = plan(paper("eval.size=1000", *words), sizes, eight, 0.5)
+        assert found["stages"]["eval"]["samples"] == 2000
+
+
 def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
     rows = sweep(paper("train.global_batch=4096"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
     assert {row["gpus"] for row in rows} == {8 * 2**power for power in range(8)}
@@ -160,7 +167,8 @@ def test_the_command(tmp_path: Path) -> None:
     said = randcond(tmp_path, "plan", "demo-with", *SD, "train.global_batch=256", "--gpu", "rtx4090").stdout
     assert "DOES NOT FIT" in said and "fits with  engine." in said and "GPU-hours" in said
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "mfu": 0.31}\n')
+    lines = '{"step": 1, "mfu": 0.31}\n{"step": 2, "mfu": NaN}\n{"step": 3, "m'  # the last cut off by a kill
+    (tmp_path / "run/metrics.jsonl").write_text(lines)
     words = ["plan", "demo", "--efficiency", "run", "--gpus", "1", "--json"]
     arms = json.loads(randcond(tmp_path, *words).stdout)
     assert [arm["experiment"] for arm in arms] == ["demo-without", "demo-with"] and arms[0]["efficiency"] == 0.31

@@ -1,5 +1,6 @@
 """Caption sources and the pool: what is read, what is dropped, and how bad input is named."""
 
+import codecs
 import csv
 import errno
 import gzip
@@ -30,6 +31,9 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id,TEXT\n1,a café\n2,two  dogs\tplay\n3,"a cat, asleep"\n')
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"caption": text}) + "\n" for text in texts))
     pq.write_table(pa.table({"TEXT": texts, "width": [1, 2, 3]}), tmp_path / "a.parquet")
+    for kind in ("txt", "csv", "jsonl"):  # a byte-order mark, and empty lines, as spreadsheets leave them
+        path = tmp_path / f"a.{kind}"
+        path.write_text((codecs.BOM_UTF8 if kind != "jsonl" else b"").decode() + path.read_text() + "\n\n")
     for kind in ("txt", "csv", "jsonl", "parquet"):
         assert list(read_source(str(tmp_path / f"a.{kind}"))) == ["a café", "two dogs play", "a cat, asleep"]
 
@@ -39,7 +43,7 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
     [
         ("gone.txt", None, "gone.txt: no such file"),
         ("a.docx", "x", "unknown kind '.docx'"),
-        ("b.csv", "caption,id\nx,1\n\n", "b.csv, line 3: has 0 fields of 2"),
+        ("b.csv", "id,caption\n1,x\n\n2\n", "b.csv, line 4: has 1 fields of 2"),
         ("b.jsonl", '{"caption": "x"}\n{"caption": 7}\n', "b.jsonl, row 2: caption is not text"),
         ("c.jsonl", '{"caption": "x"}\n{"text": "y"}\n', "c.jsonl, line 2: has no caption"),
         ("d.jsonl", '["x"]\n', "d.jsonl, line 1: is no object"),
@@ -179,6 +183,10 @@ def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert beside == ["caption 3", "a Seven", "another", *(text for text in few if text != "caption 3")]
     assert extra("alone", "pool.size=0", "pool.also=[b.txt]") == beside[:3]
     assert extra("other", "pool.size=10", "pool.seed=1") != few
+    # Whole means whole: the filter is not theirs, however many are taken of the others.
+    for size in (["pool.size=10", "pool.whole=long"], ["pool.size=0"], ["pool.size=null"]):
+        longer = ["pool.also=[b.txt]", "pool.min_length=10", *size]
+        assert extra(f"longer-{size[0].partition('=')[2]}", *longer)[:3] == beside[:3]
     only = ["pool.sources=[b.txt]", "pool.excluded_only=true", "cache.exclude=[seven, nine]"]
     assert extra("only", *only) == ["a Seven"]
     assert read_json(tmp_path / "only/manifest.json")["dropped"]["other words"] == 2
@@ -254,6 +262,12 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     captions = list(open_pool(tmp_path / "pool"))
     assert captions[:3] == ["one", "two", "a caption of its own, number 0"]
     assert 2 < len(captions) == manifest["captions"] < 200_000
+    taken = take(tmp_path / "pool", tmp_path / "some", 10, seed=0)
+    assert taken["damaged"] == manifest["damaged"]  # what a training says that it goes without
+    also = take(tmp_path / "pool", tmp_path / "beside", 10, seed=0, also=[sources[0], sources[2]], skip=True)
+    assert list(also["damaged"]) == sources[1:] and also["captions"] >= 10
+    with pytest.raises(ValueError, match="no column caption"):
+        take(tmp_path / "pool", tmp_path / "stopped", 10, seed=0, also=[sources[2]])
     with pytest.raises(ValueError, match="skip is True, wanted False"):
         build(tmp_path / "pool", sources)
 

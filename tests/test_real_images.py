@@ -21,6 +21,7 @@ from randcond.data.latent_cache import LatentCache
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.sampler import decode, encode
 from randcond.model_zoo.teacher import Teacher
+from randcond.train.card import model_card
 from randcond.train.setup import set_up
 from tests.conftest import TINY, randcond
 
@@ -83,6 +84,16 @@ def test_images_without_what_they_need(tmp_path: Path) -> None:
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,words\n000.png,x\n")
     with pytest.raises(ValueError, match=r"metadata\.csv, row 1: needs file_name and caption"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
+    with pytest.raises(ValueError, match=r"row 1: no file none\.png"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").write_text("file_name,text\n000.png, \n001.png,x\n")
+    with pytest.raises(ValueError, match=r"000\.png has an empty caption; so have 0 others"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").unlink()
+    (tmp_path / "in/005.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"005\.txt: not UTF-8"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
     with pytest.raises(ValueError, match=r"row 1: no file none\.png"):
@@ -219,3 +230,10 @@ def test_tars_as_people_make_them(tmp_path: Path) -> None:
         target.add(tmp_path / "in")
     with pytest.raises(ValueError, match="plain, whole tar"):
         find_pictures(str(tmp_path / "packed.tar.gz"))
+
+
+def test_a_card_says_that_the_images_were_real() -> None:
+    drawn, real = (model_card(load_config(name), "ema", 10) for name in ("b-base", "b-base-real"))
+    assert "| cached captions | 212000, ddim 25, guidance 7.5, seed 0 |" in drawn
+    assert "| cached captions | 212000, real images of " in real
+    assert "guidance 7.5" not in real.split("```yaml")[0]

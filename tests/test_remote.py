@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from randcond.data import fetch as fetching
-from randcond.data.captions import read_source
+from randcond.data.captions import read_source, read_unique
 from randcond.data.fetch import FetchError, fetch
 from randcond.data.files import sha256
 from randcond.data.latent_cache import LatentCache
 from randcond.data.shard_store import window_of
+from randcond.data.sources import expand, identify
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.teacher import Teacher
 from tests.conftest import TINY, randcond
@@ -58,6 +59,19 @@ def test_captions_are_read_from_a_server(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"caption": "a red two"}\n{"caption": "a  blue one"}\n')
     with served(tmp_path) as url:
         assert list(read_source(f"{url}/a.jsonl")) == ["a red two", "a blue one"]
+
+
+def test_a_server_that_is_busy_is_asked_again_and_a_query_is_no_glob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PATIENCE", 0.01)
+    (tmp_path / "a.csv").write_text("caption\none\ntwo\n")
+    with served(tmp_path, busy=3) as url:
+        assert read_unique([f"{url}/a.csv?download=true"])[0] == ["one", "two"]
+        assert identify(f"{url}/a.csv?download=true")["name"] == "a.csv"
+    monkeypatch.setattr(fetching, "TRIES", 2)
+    with served(tmp_path, busy=99) as url, pytest.raises(fetching.FetchError, match=r"a\.csv: no answer after 2 tries"):
+        expand(f"{url}/a.csv")
 
 
 def test_a_window_leaves_room_for_the_next_one() -> None:

@@ -56,6 +56,22 @@ def test_means_and_standard_deviations() -> None:
     assert [line[-1] for line in lines] == ["digit right", "20.0% ± 10.0%", "60.0% ± 10.0%"]
 
 
+def test_rows_are_put_together_by_name(tmp_path: Path) -> None:
+    """One repetition's best step could be compared with its last, the other's could not, but another row's could."""
+    (without, with_), (again, still) = rows(0.1, 0.5), rows(0.3, 0.7)
+    best = Row("with, best step", {"unseen": {"digit_accuracy": 0.9}})
+    other = Row("without, best step", {"unseen": {"digit_accuracy": 0.8}})
+    uneven = {"a": [without, with_, best], "b": [again, other, still]}
+    merged = merge(uneven)
+    assert [(row.name, row.scores["unseen"]["digit_accuracy"]) for row in merged] == [("without", 0.2), ("with", 0.6)]
+    assert merged[0].notes[1:] == [
+        "left out: with, best step, which of the repetitions only a has",
+        "left out: without, best step, which of the repetitions only b has",
+    ]
+    draw_spread(tmp_path / "spread.png", uneven, [("digit_accuracy", "unseen")])
+    assert (tmp_path / "spread.png").stat().st_size > 0
+
+
 def test_one_repetition_is_itself() -> None:
     alone = rows(0.1, 0.5)
     assert merge({"": alone}) == alone

@@ -10,7 +10,7 @@ import pytest
 
 from randcond.data.files import write_json
 from randcond.eval.__main__ import evaluate
-from randcond.eval.collect import Row, _best, by_split
+from randcond.eval.collect import Row, _best, _check_comparable, by_split
 from randcond.eval.curves import draw_curves
 from randcond.eval.report import load_report, report, write_report
 from randcond.eval.table import as_markdown, as_text, table
@@ -107,8 +107,29 @@ def test_experiments_side_by_side(tables: Path) -> None:
         load_report(["one", "both"], [])
     write_report(load_report(["one", "two"], [], str(tables / "side")))
     assert "| one |" in (tables / "side" / "report.md").read_text()
-    with pytest.raises(ValueError, match="the evaluation of one was made otherwise: steps is 2, wanted 3"):
-        load_report(["one"], ["eval.steps=3"])
+    for word, said in (
+        ("eval.steps=3", "the evaluation of one was made otherwise: steps is 2, wanted 3"),
+        ("teacher.dtype=bf16", "dtype is 'fp32', wanted 'bf16'"),
+        ("eval.resolution=64", "resolution is None, wanted 64"),
+        ("eval.metrics=[digits,clip]", r"one/scores\.json: no clip \(eval\.metrics\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_report(["one"], [word])
+    path = tables / "one" / "scores.json"
+    scored = json.loads(path.read_text())
+    scored["protocol"]["network"] = "another"  # what stood there before its weights were replaced
+    write_json(path, scored)
+    with pytest.raises(ValueError, match="network is 'another', wanted"):
+        load_report(["one"], [])
+
+
+def test_rows_by_other_compbench_scorers_say_so() -> None:
+    rows = [
+        Row(name, {"all": {"fid": 1.0}}, protocol={"seed": 1, **scorers})
+        for name, scorers in (("a", {"compbench": {"blip": "x"}}), ("b", {"compbench": {"blip": "y"}}), ("c", {}))
+    ]
+    _check_comparable(rows)
+    assert [row.notes for row in rows] == [[], ["scored otherwise than a: compbench"], []]
 
 
 def test_two_figures_of_one_configuration_are_both_printed() -> None:

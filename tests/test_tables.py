@@ -13,7 +13,7 @@ from randcond.eval.table import COLUMNS
 from randcond.launch import config as configuration
 from randcond.launch.commands import Place, plan, runs_of
 from randcond.launch.config import PACKAGE, find_table, load_config, read_yaml, table_names
-from randcond.launch.table import load_runs, load_table
+from randcond.launch.table import leaves, load_runs, load_table
 from randcond.train import dryrun
 
 M = 1_000_000
@@ -340,9 +340,9 @@ def test_no_yaml_repeats_its_base() -> None:
                 if p.is_file()
             )
             below = configuration.merge(below, configuration.compose(found, PACKAGE / "launch/experiments/base"))
-        for section, values in data.items():
-            for key, value in values.items():
-                assert below.get(section, {}).get(key, "nothing") != value, f"{path}: {section}.{key}"
+        inherited = leaves(below)
+        for key, value in leaves(data).items():
+            assert inherited.get(key, "nothing") != value, f"{path}: {key}"
 
 
 @pytest.mark.slow

@@ -81,12 +81,23 @@ def _in_thread(start: Any) -> Iterator[None]:
 
 
 @contextmanager
-def served(folder: Path, cuts: list[int] | None = None) -> Iterator[str]:
-    """A folder by aiohttp's own server, over a line with cuts; yields the address."""
+def served(folder: Path, cuts: list[int] | None = None, busy: int = 0) -> Iterator[str]:
+    """A folder by aiohttp's own server, over a line with cuts; yields the address.
+
+    `busy`: how many of the first requests it answers with 503.
+    """
     ports: list[int] = []
+    left = [busy]
+
+    @web.middleware
+    async def at_times(request: web.Request, handler: Any) -> web.StreamResponse:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise web.HTTPServiceUnavailable
+        return await handler(request)
 
     async def start(ready: threading.Event, over: asyncio.Event) -> None:
-        app = web.Application()
+        app = web.Application(middlewares=[at_times])
         app.router.add_static("/", folder)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()

@@ -7,9 +7,10 @@ from randcond.launch.stage import stage_main
 def check(config: Config) -> None:
     """Fails on what can be known to be wrong before the first step."""
     from randcond.data.ranks import world_size
-    from randcond.train.check import check_training
+    from randcond.train.check import check_grid, check_training
 
     check_training(config, world_size())
+    check_grid(config)
 
 
 def train(config: Config) -> None:

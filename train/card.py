@@ -19,6 +19,9 @@ def model_card(config: Config, weights: str, steps: int, dtype: str = "fp32", st
     some = f" ({pool.size} of them)" if pool.size else ""
     extra = [*(f"{each}{some}" for each in pool.read), *pool.also]
     options = ", ".join(f"{key} {value:g}" for key, value in p.p_args.items())
+    drawn = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
+    if cache.images:
+        drawn = f"real images of {cache.images}"
     ours = find_rule(config.student.rule).model.__module__.startswith("randcond.")
     loader = "load it with `randcond.model_zoo.export.load_pipeline` (its U-Net has a class of its own)"
     return f"""---
@@ -35,7 +38,7 @@ Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.te
 
 | | |
 |---|---|
-| cached captions | {cached}, {cache.sampler} {cache.steps}, guidance {cache.guidance:g}, seed {cache.seed} |
+| cached captions | {cached}, {drawn}, seed {cache.seed} |
 | words without images | {", ".join(cache.exclude) or "none"} |
 | caption pool | the cached captions{"".join(f", {each}" for each in extra)} |
 | p(t) | {p.p}{f" ({options})" if options else ""}; null captions {p.null:.0%} |

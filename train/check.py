@@ -9,6 +9,7 @@ from randcond.data.contents import contents
 from randcond.data.inputs import collecting
 from randcond.data.sources import expand
 from randcond.eval.check import check_evaluation
+from randcond.eval.prompts import choose_prompts
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path, resolve_sources
 from randcond.model_zoo.features import projectors
@@ -24,6 +25,15 @@ def check_training(config: Config, ranks: int) -> None:
     if rule.teacher_name is None and config.student.init == "teacher":
         raise ValueError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")
     _check_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
+
+
+def check_grid(config: Config) -> None:
+    """Raises ValueError where a training has no captions for its sample grids: the first may come after hours."""
+    if 0 < config.train.sample_every <= config.train.steps:
+        try:
+            choose_prompts(config)
+        except ValueError as error:
+            raise type(error)(f"{error}; train.sample_every=0 trains without sample grids") from None
 
 
 @cache

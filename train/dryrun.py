@@ -30,7 +30,7 @@ def main(words: list[str]) -> None:
                     print(f"error: {name}: {what}", file=sys.stderr)
                     wrong += 1
             lacking.update(missing)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("RANDCOND_TRACEBACK"):
                 raise
             wrong += 1

@@ -4,7 +4,6 @@ In: a training at some step. Out: RUN/evaluations/step-NNNNNN/{raw,ema}/ (the U-
 for TensorBoard and metrics.jsonl, RUN/best.json and RUN/best/ (students in diffusers format). Nothing is deleted.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from randcond.eval.metrics import METRICS
 from randcond.eval.prompts import ALL, first_prompts
 from randcond.eval.weights import fingerprint
 from randcond.launch.config import Config, watched_folder
+from randcond.launch.logs import whole_lines
 from randcond.launch.stage import write_config
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
 from randcond.model_zoo.teacher import DTYPES
@@ -58,8 +58,8 @@ def make_up_for(training: Training, monitor: Monitor, alive: Heartbeat, first: i
     logged = False
     if training.engine.rank == 0:  # which has cut off what a kill left half written
         path = training.folder / "metrics.jsonl"
-        lines = map(json.loads, path.read_text().splitlines())
-        logged = any(line["step"] == first and any(name.startswith("eval/") for name in line) for line in lines)
+        lines = whole_lines(path)
+        logged = any(line["step"] == first and any(name.startswith("eval/") for name in line) for _, line in lines)
     return 0.0 if training.engine.broadcast(logged) else evaluate_at(training, monitor, alive, first)
 
 
@@ -146,11 +146,10 @@ def _keep_best(
     path = run / "best.json"
     before = read_json(path) if path.is_file() else None
     value = splits[ALL][metric.best]
-    # Of other captions, protocols or statistics, scores can't be compared: the best begins anew.
     how = {key: each for key, each in scored.items() if key not in ("network", "weights")}
     note = {"score": metric.best, "split": ALL, "logged": sorted({*logged, *(before or {}).get("logged", [])})}
-    same = before is not None and (before["score"], before["how"]) == (metric.best, how)
-    if not math.isfinite(value) or (before and same and not _better(value, before["value"], metric.lower)):
+    found = {"value": value, "step": step, "weights": kind}
+    if not math.isfinite(value) or (before and _stays(before, {**note, **found, "how": how}, metric.lower)):
         if before:
             write_json(path, {**before, "logged": note["logged"]})
         return
@@ -158,12 +157,17 @@ def _keep_best(
     trained = student_unet(training.unet, weights, torch.float32)
     with written_whole(folder) as aside:
         export_student(aside, trained, training.teacher.folder, model_card(config, kind, step))
-    found = {"value": value, "step": step, "weights": kind, "folder": str(folder.relative_to(run))}
-    write_json(path, {**note, **found, "how": how})
+    write_json(path, {**note, **found, "folder": str(folder.relative_to(run)), "how": how})
 
 
-def _better(value: float, other: float, lower: bool) -> bool:
-    return value < other if lower else value > other
+def _stays(best: dict[str, Any], found: dict[str, Any], lower: bool) -> bool:
+    """Whether the best so far stays that; not where it was of these very weights, which a run that was set back trained
+    once more, nor where the two can't be compared: by another score, of other captions, protocols or statistics.
+    """
+    again = (best["step"], best["weights"]) == (found["step"], found["weights"])
+    if again or (best["score"], best["how"]) != (found["score"], found["how"]):
+        return False
+    return found["value"] >= best["value"] if lower else found["value"] <= best["value"]
 
 
 def _is_number(value: Any) -> bool:

@@ -89,7 +89,8 @@ def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, se
             checkpoints.check()
             preempted = preemption.wanted() and step < train.steps  # else only evaluation and export are left
             milestone = step % train.checkpoint_every == 0 or step == train.steps or preempted
-            monitor.step(step, lr, norm, milestone)  # stops the run on a value that is not finite
+            shown = any(every and step % every == 0 for every in (train.sample_every, train.eval_every))
+            monitor.step(step, lr, norm, milestone or shown)  # stops the run on a value that is not finite
             if milestone:
                 spent = time.monotonic() - began
                 facts = {"identity": training.identity, "seconds": spent, "skipped": engine.skipped}

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from randcond.data.captions import names_any, read_unique
-from randcond.launch.config import Config, resolve_sources
+from randcond.eval.prompts import choose_prompts
+from randcond.launch.config import Config
 from randcond.launch.protocols import protocol_of
 from randcond.model_zoo.export import student_unet, unet_weights
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
@@ -16,14 +16,14 @@ COLUMNS = 8
 
 
 def grid_captions(config: Config) -> list[str]:
-    """Captions for the columns, evenly out of the evaluation's seen and, where there are any, unseen ones."""
-    captions, _ = read_unique(resolve_sources(config.eval.captions))
-    excluded = names_any(config.cache.exclude)
-    unseen = [caption for caption in captions if excluded.search(caption)]
-    seen = [caption for caption in captions if not excluded.search(caption)]
-    columns = COLUMNS if not seen else COLUMNS // 2 if unseen else 0
-    spread = [(seen, COLUMNS - columns), (unseen, columns)]
-    return [part[i * len(part) // n] for part, n in spread for i in range(n)]
+    """Captions for the columns, evenly out of the evaluation's seen and, where there are any, unseen ones.
+
+    Raises ValueError as `choose_prompts` does.
+    """
+    prompts = choose_prompts(config)
+    parts = list(prompts.shown(len(prompts.captions)).values())
+    n = COLUMNS // len(parts)
+    return [prompts.captions[part[i * len(part) // n]] for part in parts for i in range(n)]
 
 
 def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module) -> Tensor:

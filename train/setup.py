@@ -121,6 +121,8 @@ def make_ready(config: Config, first: int) -> None:
     folder = Path(config.paths.run)
     checkpoint.set_aside_after(folder / "checkpoints", first)
     remove(folder / "train.json")  # written again when the students are
+    if first == 0:  # what an earlier run here found best, killed before its first checkpoint, may be of other settings
+        remove(folder / "best.json")
     write_text(folder / "config.yaml", to_yaml(config))
     forget_samples_after(folder, first)
 

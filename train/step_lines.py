@@ -1,10 +1,12 @@
 """Files of JSON lines by step, cut back where a resumed run goes on; the log of the samples that each step saw."""
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from randcond.data.files import remove, write_text
+from randcond.launch.logs import whole_lines
 
 COLUMNS = ("key", "timesteps", "noise_seed", "caption_id")
 
@@ -40,13 +42,6 @@ def forget_samples_after(folder: Path, step: int) -> None:
 
 def lines_up_to(path: Path, step: int) -> Path:
     """Drops the lines after a step, which a resumed run writes again, and a last line that was cut off."""
-    kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    before = takewhile(lambda line: line[1]["step"] <= step, whole_lines(path))
+    write_text(path, "".join(f"{text}\n" for text, _ in before))
     return path

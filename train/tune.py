@@ -74,6 +74,8 @@ def tune(
         raise ValueError(f"{experiment}: has no student; a published model's eval.batch is tried by its evaluation")
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    if largest < 1:
+        raise ValueError(f"--largest: must be at least 1, got {largest}")
     if "cache" in wanted and config.cache.images:
         raise ValueError("--what: the cache encodes real images, which takes little: leave cache out")
     found: dict[str, list[Measured]] = {}

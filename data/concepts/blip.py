@@ -16,6 +16,7 @@ from tqdm import tqdm
 from randcond.data.cache_tools import open_cache
 from randcond.data.files import sha256
 from randcond.data.llm import Journal
+from randcond.data.lock import holding
 from randcond.data.ranks import device
 from randcond.model_zoo.sampler import decode
 from randcond.model_zoo.teacher import Teacher
@@ -36,23 +37,24 @@ def describe_images(
     captions, latents = open_cache(cache)
     images = {int(shard.caption_ids[row]): (shard, row) for shard, row in latents}  # by the number of their caption
     shown = [number for number in sorted(images) if captions[number] in wanted]
-    kept = Journal(journal, f"{blip} on the cache {sha256(cache / 'manifest.json')[:16]}")
-    left = [number for number in shown if str(number) not in kept]
-    try:
-        if left:
-            pipe = Teacher.load(teacher, "fp32", device()).pipe
-            model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
-            processor = BlipProcessor.from_pretrained(blip)
-            with tqdm(total=len(shown), initial=len(shown) - len(left), desc="BLIP", unit="image") as bar:
-                for start in range(0, len(left), BATCH):
-                    chunk = left[start : start + BATCH]
-                    values = np.stack([shard.latent(row) for shard, row in (images[number] for number in chunk)])
-                    pictures = _images(pipe, torch.from_numpy(values))
-                    for number, text in zip(chunk, _describe(model, processor, pictures), strict=True):
-                        kept.add(str(number), text)
-                    bar.update(len(chunk))
-    finally:
-        kept.close()
+    with holding(journal.parent):
+        kept = Journal(journal, f"{blip} on the cache {sha256(cache / 'manifest.json')[:16]}")
+        left = [number for number in shown if str(number) not in kept]
+        try:
+            if left:
+                pipe = Teacher.load(teacher, "fp32", device()).pipe
+                model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
+                processor = BlipProcessor.from_pretrained(blip)
+                with tqdm(total=len(shown), initial=len(shown) - len(left), desc="BLIP", unit="image") as bar:
+                    for start in range(0, len(left), BATCH):
+                        chunk = left[start : start + BATCH]
+                        values = np.stack([shard.latent(row) for shard, row in (images[number] for number in chunk)])
+                        pictures = _images(pipe, torch.from_numpy(values))
+                        for number, text in zip(chunk, _describe(model, processor, pictures), strict=True):
+                            kept.add(str(number), text)
+                        bar.update(len(chunk))
+        finally:
+            kept.close()
     texts: dict[str, list[str]] = {}
     for number in shown:
         texts.setdefault(captions[number], []).append(kept.answers[str(number)])

@@ -2,7 +2,8 @@
 
 In: scikit-learn's `load_digits` (1,797 real 8x8 scans; it ships inside the package, nothing is downloaded).
 Out: images [n, 3, 32, 32] in [-1, 1] with their (digit, colour, background) labels, and captions such as
-"a red three on a navy background". Twenty percent of the scans are held out: no teacher or judge sees them.
+"a red three on a navy background". Twenty percent of the scans are held out: no network is trained on them (the scale
+of the autoencoder's latents, one number, was measured on pictures of them).
 """
 
 from dataclasses import dataclass
