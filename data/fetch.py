@@ -27,10 +27,15 @@ class FetchError(ConnectionError):
     """A file that a server did not give."""
 
 
+def is_web(url: str) -> bool:
+    """Whether it is a web server's address, in which ? begins a query."""
+    return url.startswith(("http://", "https://"))
+
+
 def open_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of an address, and the path in it; raises ValueError naming what is missing for it."""
     options = {}
-    if url.startswith(("http://", "https://")):
+    if is_web(url):
         import aiohttp
 
         options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)}
@@ -72,7 +77,7 @@ def fetch(
             tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
             if tries >= TRIES:
                 raise FetchError(f"{url}: not given after {TRIES} tries ({type(error).__name__}: {error})") from None
-            time.sleep(min(30.0, PATIENCE * 2 ** (tries - 1)))
+            _wait_after(tries)
     if checksum and not sha256(part).startswith(checksum):
         remove(part)
         raise ValueError(f"{url}: its bytes do not have the checksum {checksum[:16]}...; the server holds another file")
@@ -86,16 +91,21 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
 
     Raises FetchError naming the address after `TRIES` tries, and what the server refuses as `fetch` does.
     """
-    for tries in range(1, TRIES + 1):
+    tries = 0
+    while True:
         try:
             return question()
         except Exception as error:  # whatever a file system's library calls a server that does not answer
             if not is_url(url) or isinstance(error, PermissionError) or _is_not_there(error):
                 raise
-            if tries == TRIES:
+            tries += 1
+            if tries >= TRIES:
                 raise FetchError(f"{url}: no answer after {TRIES} tries ({type(error).__name__}: {error})") from None
-        time.sleep(min(30.0, PATIENCE * 2 ** (tries - 1)))
-    raise AssertionError("TRIES is at least 1")
+            _wait_after(tries)
+
+
+def _wait_after(tries: int) -> None:
+    time.sleep(min(30.0, PATIENCE * 2 ** (tries - 1)))
 
 
 def _is_not_there(error: Exception) -> bool:

@@ -221,8 +221,8 @@ def take(
     """Writes `count` captions of a pool, chosen by the seed, as a pool at `out`; a larger choice holds the smaller one.
 
     `also`: caption sources that go before them, whole; `skip` as in `build`. What was damaged or dropped of the pool
-    stands in this one's manifest, too. Raises ValueError when the pool has fewer, when `out` holds
-    another pool, or a source is bad.
+    stands in this one's manifest, too. Raises ValueError when the pool has fewer, when `out` holds another pool, or a
+    source is bad.
     """
     whole = open_pool(folder)
     if not 0 <= count <= len(whole):

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from randcond.data.fetch import ask, fetch, open_system
+from randcond.data.fetch import ask, fetch, is_web, open_system
 from randcond.data.files import sha256
 from randcond.data.inputs import MissingInput, missing_input
 from randcond.launch.config import is_url
@@ -69,8 +69,7 @@ def expand(source: str) -> list[str]:
     Raises ValueError naming a source that stands for none.
     """
     system, path = open_system(source)
-    web = source.startswith(("http://", "https://"))  # whose ? begins a query
-    if any(sign in path for sign in ("*[" if web else "*?[")):
+    if any(sign in path for sign in ("*[" if is_web(source) else "*?[")):
         found = sorted(each for each in ask(source, lambda: system.glob(path)) if kind_of(each))
     elif ask(source, lambda: system.isdir(path)):
         found = sorted(each for each in ask(source, lambda: system.find(path)) if kind_of(each))
@@ -101,7 +100,7 @@ def identify(source: str) -> dict[str, Any]:
 
 def _name(path: str) -> str:
     """The last part of a path; of a web address without its query."""
-    return PurePosixPath(path.partition("?")[0] if path.startswith(("http://", "https://")) else path).name
+    return PurePosixPath(path.partition("?")[0] if is_web(path) else path).name
 
 
 def kind_of(path: str) -> str | None:

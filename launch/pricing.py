@@ -65,8 +65,7 @@ class Prices:
     def _run_bytes(self, config: Config, sizes: Sizes) -> float:
         """The most that a run's folder holds: every evaluation's U-Net and rows stay, and each that was the best."""
         train = config.train
-        forever = train.steps // train.keep_every if train.keep_every else 0
-        kept = train.keep_checkpoints + forever + 1  # the next one is written beside them
+        kept = train.keep_checkpoints + train.kept_for_good + 1  # the next one is written beside them
         best = 4 * (sizes.trained + sizes.text + sizes.vae)
         return (
             sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + ROWS + best) + ROWS

@@ -125,6 +125,11 @@ class Train:
     profile: list[int] = dataclasses.field(default_factory=list)  # [first, last] step of a torch profiler trace
 
     @property
+    def kept_for_good(self) -> int:
+        """How many checkpoints stay beside the newest ones."""
+        return self.steps // self.keep_every if self.keep_every else 0
+
+    @property
     def evaluations(self) -> int:
         """How many times weights are evaluated while training."""
         return self.steps // self.eval_every * len(self.eval_weights) if self.eval_every else 0

@@ -100,8 +100,7 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         hold(folder)
         checkpoint.clear_unfinished(folder / "checkpoints")
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
-        forever = train.steps // train.keep_every if train.keep_every else 0
-        check_folder(folder, parameters, train.keep_checkpoints + forever, _evaluations_left(config))
+        check_folder(folder, parameters, train.keep_checkpoints + train.kept_for_good, _evaluations_left(config))
     engine.barrier()
     # First, since it refuses the folder of a run that was made otherwise: what that one keeps is to stay.
     first, seconds = resume(engine, folder, training.identity, config.train.steps)
