@@ -56,8 +56,8 @@ MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini
 mini: $(READY) ## the paper in miniature, all its tables one after the other: most of a day on two cores
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
 
-mini-results: $(READY) ## keep the reports of the tables in miniature that are done in launch/tables/results
-	@$(BIN)/python -m randcond.eval.results runs/mini launch/tables/results
+mini-results: $(READY) ## keep the reports of the demo and the tables in miniature that are done in launch/tables/results
+	@$(BIN)/python -m randcond.eval.results runs runs/mini launch/tables/results
 
 plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
 	@$(BIN)/randcond plan $(ARGS)

@@ -1,6 +1,6 @@
 """Keeps the reports of repeated tables, and puts their claims on one page: `make mini-results`.
 
-In: a folder of reports, a folder to keep them in. Out: there, each report without its page, README.md and its pictures.
+In: folders of reports, a folder to keep them in. Out: there, each report without its page, README.md and its pictures.
 """
 
 import json
@@ -90,9 +90,9 @@ def _mark_repeated(claims: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    """`python -m randcond.eval.results REPORTS OUT`."""
-    reports, out = (Path(word) for word in sys.argv[1:3])
-    print("\n".join(f"{out / name}" for name in keep(reports, out)))
+    """`python -m randcond.eval.results REPORTS [REPORTS ...] OUT`."""
+    *folders, out = (Path(word) for word in sys.argv[1:])
+    print("\n".join(f"{out / name}" for reports in folders for name in keep(reports, out)))
     summarize(out)
 
 

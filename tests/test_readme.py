@@ -79,6 +79,28 @@ def test_the_tree_names_every_file_once() -> None:
             assert path.name.startswith("__") or name in named, f"the README's tree lacks {name}"
 
 
+def test_the_demo_table_says_what_its_report_says() -> None:
+    lines = TEXT.split("| training seconds |")[1].split("\n\n")[0].splitlines()[2:]
+    arms = json.loads((ROOT / "launch/tables/results/demo/report.json").read_text())["arms"]
+    assert len(lines) == 3
+    for line, found in zip(lines, arms.values(), strict=True):
+        right, colour, distance = (found[score] for score in ("digit_accuracy", "colour_accuracy", "frechet_judge"))
+        scores = [
+            f"{right['unseen']:.1%}",
+            f"{right['seen']:.1%}",
+            f"{colour['unseen']:.1%}",
+            f"{distance['unseen']:,.0f}",
+        ]
+        facts = [found.get("conditioning", ""), *scores, f"{found['steps']:,}", f"{found['seconds']:,.0f}"]
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == facts
+    drawn, images = arms["without"]["digits_drawn"]["unseen"], arms["without"]["images"]
+    (first, often), (second, less) = sorted(drawn.items(), key=lambda item: -item[1])[:2]
+    count = images["unseen"]
+    said = " ".join(TEXT.split())
+    assert f"the student without draws {first}s ({often / count:.0%}) and {second}s ({less / count:.0%})" in said
+    assert f"{count} unseen and {images['seen']} seen captions" in said
+
+
 def test_the_table_in_miniature_says_what_its_reports_say() -> None:
     lines = TEXT.split("| what the paper finds")[1].split("\n\n")[0].splitlines()[2:]
     report = ""
