@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from randcond.data.files import check_same, written_whole
+from randcond.data import files
+from randcond.data.files import check_same, sync, written_whole
 from randcond.data.lock import claim_each, hold
 from randcond.train import checkpoint
 from randcond.train.engine import STATE_KINDS
@@ -46,6 +47,23 @@ def test_the_newest_is_read_in_any_cut(tmp_path: Path) -> None:
     assert torch.equal(stored.full("weights")["a"], 15 + torch.arange(12.0).reshape(3, 4))
     with pytest.raises(ValueError, match="holds no ema of a from 12 to 13"):
         stored.read("ema", "a", 0, 13)
+
+
+def test_a_rank_is_done_with_the_folder_once_its_note_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank renames it then; a disk on which the other one's last write takes long is no error."""
+
+    def slow(path: Path, deep: bool = True) -> None:
+        time.sleep(0.3 if threading.current_thread() is not quick and path.is_dir() else 0)
+        sync(path, deep)
+
+    writers = [checkpoint.Writer(tmp_path, rank, 2, 2) for rank in range(2)]
+    quick = writers[0]._thread.submit(threading.current_thread).result()
+    monkeypatch.setattr(files, "sync", slow)
+    for rank, writer in enumerate(writers):
+        writer.save(5, {kind: {f"b@{rank}": torch.ones(1)} for kind in STATE_KINDS}, {"b": (2,)}, {})
+    for writer in writers:
+        writer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
 def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:

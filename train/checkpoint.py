@@ -5,6 +5,7 @@ checksums that the first rank writes last, before the rename: what has a name is
 reads the runs it needs. The newest checkpoint whose checksums hold is used.
 """
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +70,10 @@ class Writer:
         save_file({f"{kind}/{key}": run for kind, runs in state.items() for key, run in runs.items()}, file)
         sync(file)
         runs = {kind: {key: run.numel() for key, run in held.items()} for kind, held in state.items()}
-        write_json(file.with_suffix(".json"), {"sha256": sha256(file), "runs": runs})
+        note = file.with_suffix(".json")
+        unread = note.with_suffix(".part")
+        unread.write_text(json.dumps({"sha256": sha256(file), "runs": runs}))
+        unread.rename(note)  # this rank's last touch: the first one may now rename the folder
         if self.rank == 0:
             self._commit(path, aside, {"step": step, **facts, "shapes": shapes})
 
