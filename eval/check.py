@@ -7,7 +7,7 @@ from randcond.data.inputs import MissingInput, collecting, missing_input
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.metrics import Metric, find_metrics
 from randcond.eval.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
-from randcond.eval.statistics import find_statistics
+from randcond.eval.statistics import find_features, find_statistics
 from randcond.launch.config import Config
 from randcond.launch.protocols import protocol_of
 
@@ -35,7 +35,9 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
             )
         for split in (prompts.splits if prompts else [ALL]) if metric.compares else ():
             with collecting(missing):
-                find_statistics(str(config.eval.statistics), split, str(metric.compares))
+                found = find_statistics(str(config.eval.statistics), split, str(metric.compares))
+                if metric.samples:
+                    find_features(found)
     if any("inception" in metric.needs.values() for metric in metrics.values()):
         with collecting(missing):
             _check_inception(config.eval.inception)

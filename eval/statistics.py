@@ -38,12 +38,7 @@ class Reference:
 
     def features(self) -> Tensor:
         """Features [up to 10,000, d] of the real images; raises ValueError where the statistics came without."""
-        kept = self.path.with_suffix(".safetensors")
-        if not kept.is_file():
-            raise ValueError(
-                f"eval.statistics: {self.path} has no features beside it ({kept.name}), which KID, precision and "
-                f"recall need; `randcond eval stats` writes them"
-            )
+        kept = find_features(self.path)
         if self.facts and sha256(kept)[:16] != self.facts.get("features_sha256"):
             raise ValueError(f"eval.statistics: {kept} is not what {self.path.name} was made with; make both again")
         return load_file(kept)["features"]
@@ -87,6 +82,17 @@ def find_statistics(where: str, split: str, row: str) -> Path:
     if not path.is_file():
         hint = missing_input(where) or "; `randcond eval stats` makes them of a folder of images"
         raise MissingInput(f"eval.statistics: no {path}{hint}")
+    return path
+
+
+def find_features(statistics: Path) -> Path:
+    """The file of real images' features beside their statistics; raises ValueError where these came without."""
+    path = statistics.with_suffix(".safetensors")
+    if not path.is_file():
+        raise ValueError(
+            f"eval.statistics: {statistics} has no features beside it ({path.name}), which KID, precision and recall "
+            f"need; `randcond eval stats` writes them"
+        )
     return path
 
 

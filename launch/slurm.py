@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from randcond.launch.stage import MISTAKE, PREEMPTED, RANKS_FROM
+from randcond.launch.stage import FIRST_END, MISTAKE, PREEMPTED, RANKS_FROM
 
 
 def script(
@@ -78,8 +78,12 @@ def script(
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # a task's own may be the array's",
         "job=${job:-$SLURM_JOB_ID}",
         f"lost={shlex.quote(str(out))}/lost-$job  # a line for each time that a rank was lost",
+        f"export {FIRST_END}={shlex.quote(str(out))}/first-end-$job",
+        f'rm -f "${FIRST_END}"',
         "steps",
         "code=$?",
+        "# srun asks the other ranks to end and says the largest code; why the first one ended is what counts.",
+        f'[ $code = 0 ] || [ ! -s "${FIRST_END}" ] || code=$(cat "${FIRST_END}")',
         f"# {PREEMPTED}: asked to end, all is saved. Another code but the user's mistake: a rank was lost.",
         f"if [ $code = {PREEMPTED} ] || {{ [ $code != 0 ] && [ $code != {MISTAKE} ] && "
         f'echo "$code" >> "$lost" && [ "$(wc -l < "$lost")" -le {max_restarts} ]; }}; then',

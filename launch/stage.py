@@ -4,6 +4,7 @@ Reads the experiment, checks it, pins the threads, and turns the user's mistakes
 """
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import os
@@ -28,6 +29,7 @@ LOST_RANK = 69  # a rank died, hangs or is out of reach: the same command goes o
 PREEMPTED = 75  # asked to end, all is saved: the same command goes on
 STOP_FILE = "RANDCOND_STOP_FILE"  # environment: a file whose appearance asks a training to save and end
 RANKS_FROM = "RANDCOND_RANKS"  # environment: "slurm" where srun, not a launcher, says which rank this is
+FIRST_END = "RANDCOND_FIRST_END"  # environment: a file for the code of the first rank that does not end well
 # A full disk, a folder that can't be written. Other errors of the system may pass: a stale file handle, a lost line.
 _DISK_OR_PATH = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
 _LASTING = {None, *_DISK_OR_PATH}
@@ -54,7 +56,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
     names = " | ".join(stages)
     usage = f"usage: [{names}] EXPERIMENT [section.key=value ...] [--dry-run]"
     arguments = [word for word in arguments if not word.startswith("--local_rank")]
-    leave: Callable[[int], Any] = sys.exit
+    leave: Callable[[int], Any] = _end_early
     if not arguments or {"--help", "-h"} & set(arguments):
         print(usage)
         return
@@ -104,12 +106,29 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
             signal.signal(number, handler)
 
 
+def keep_first_end(code: int) -> None:
+    """Writes down the code of the job's first rank that does not end well, where the job's script asks for it.
+
+    srun then asks the other ranks to end, and says the largest code of all: it would hide why the first one did.
+    """
+    path = os.environ.get(FIRST_END)
+    if path and code:
+        with contextlib.suppress(OSError), open(path, "x") as file:  # there already: another rank was the first
+            file.write(f"{code}\n")
+
+
+def _end_early(code: int) -> NoReturn:
+    keep_first_end(code)
+    sys.exit(code)
+
+
 def _end(code: int) -> NoReturn:
     """Ends this process without taking its libraries apart.
 
     C++ threads that outlive their owners (gloo's, the rendezvous store's) now and then abort there, and the launcher
     would take a finished run for a lost rank, or a mistake for something that passes.
     """
+    keep_first_end(code)
     threading._shutdown()  # type: ignore[attr-defined]  # what is being written is written
     atexit._run_exitfuncs()
     finish_console()
@@ -132,6 +151,7 @@ def end_when_asked() -> dict[int, Any]:
 
 
 def _end_at_once(number: int, frame: object) -> None:
+    keep_first_end(PREEMPTED)
     os.write(2, b"asked to end; what is finished is kept\n")
     os._exit(PREEMPTED)
 

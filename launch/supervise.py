@@ -40,7 +40,8 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
                 break
             code = _run_step(step, grace)
         if code:
-            print(f"\n{step.label} ended with code {code}. What is done is kept; the same command goes on from it.")
+            once = "once the error above is mended, " if code == MISTAKE else ""
+            print(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
             raise SystemExit(code)
 
 

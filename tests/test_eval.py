@@ -279,6 +279,13 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, words: l
         check_evaluation(system(tmp_path, *words))
 
 
+def test_statistics_without_features_do_not_serve_kid(tmp_path: Path) -> None:
+    for split in ("seen", "unseen", "all"):
+        (tmp_path / f"{split}.npz").touch()
+    with pytest.raises(ValueError, match=r"seen\.npz has no features beside it \(seen\.safetensors\), which KID"):
+        check_evaluation(system(tmp_path, "eval.metrics=[kid]", f"eval.statistics={tmp_path}"))
+
+
 def small_vae(**more: Any) -> AutoencoderKL:
     small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8}
     return AutoencoderKL(**{**VAE, **small, **more}, sample_size=64)

@@ -1,13 +1,16 @@
 """How a stage's process ends."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from randcond.launch.stage import FIRST_END
+
 _STAGE = """
-import atexit, ctypes, sys, threading, time
+import atexit, ctypes, signal, sys, threading, time
 from randcond.launch.stage import stage_main
 libc = ctypes.CDLL(None)
 def run(config):
@@ -17,6 +20,8 @@ def run(config):
     print("done")
     if sys.argv[1] == "2":
         raise ValueError("a mistake")
+    if sys.argv[1] == "SIGTERM":
+        signal.raise_signal(signal.SIGTERM)
     if sys.argv[1] == "1":
         raise RuntimeError("a bug")
     sys.exit(int(sys.argv[1]))
@@ -29,3 +34,16 @@ def test_a_stage_ends_with_its_own_code_whatever_its_libraries_do(code: int, tmp
     done = subprocess.run([sys.executable, "-c", _STAGE, str(code)], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "done\nwritten\nput away\n"), done.stderr
     assert {1: "RuntimeError: a bug", 2: "error: a mistake"}.get(code, "") in done.stderr
+
+
+def test_the_first_of_several_ranks_that_ends_badly_is_kept(tmp_path: Path) -> None:
+    """A rank that ends well is none, and the ones that are asked to end because of the first don't hide it."""
+    first = tmp_path / "first"
+    for word in ("0", "2", "SIGTERM", "1"):
+        environment = {**os.environ, FIRST_END: str(first)}
+        subprocess.run([sys.executable, "-c", _STAGE, word], cwd=tmp_path, env=environment, capture_output=True)
+        assert first.exists() == (word != "0")
+    assert first.read_text() == "2\n"
+    first.unlink()
+    done = subprocess.run([sys.executable, "-c", _STAGE, "SIGTERM"], cwd=tmp_path, env=environment, capture_output=True)
+    assert (done.returncode, first.read_text()) == (75, "75\n")

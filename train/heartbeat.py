@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from randcond.launch.logs import dump_threads, say_everywhere
-from randcond.launch.stage import LOST_RANK, exit_code
+from randcond.launch.stage import LOST_RANK, exit_code, keep_first_end
 from randcond.train.engine import Engine
 
 # How torch.distributed's backends put it that a peer is gone; anything else a rank raises is its own failure.
@@ -241,4 +241,5 @@ def leave(verdict: str, console: bool, code: int = LOST_RANK) -> NoReturn:
     else:
         print(text, file=sys.stderr, flush=True)
     dump_threads()
+    keep_first_end(code)
     os._exit(code)

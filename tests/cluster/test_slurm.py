@@ -113,3 +113,15 @@ def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> N
     said = output(folder, "runs/lost", job)
     assert "error: training ended: rank" in said and "going on from step" in said
     assert apart(folder, "runs/lost") < 1e-5
+
+
+def test_a_mistake_of_one_rank_is_not_queued_again(slurm: Slurm, folder: Path) -> None:
+    """srun asks the other rank to end, whose code says so; the job ends with why the first one did."""
+    log = folder / "runs/mistaken/logs/train-rank-0001.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to(folder / "nowhere/train-rank-0001.log")  # that rank can't write its log
+    job = launch(slurm, folder, "runs/mistaken", "--max-restarts", "3")
+    wait_for(slurm, job, folder, "FAILED")
+    found = slurm.sh("scontrol", "show", "job", job)
+    assert "Restarts=0" in found and "ExitCode=2:0" in found, found
+    assert "error: [Errno 2] No such file or directory" in output(folder, "runs/mistaken", job)
