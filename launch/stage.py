@@ -7,9 +7,11 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import multiprocessing
 import os
 import platform
 import re
+import secrets
 import signal
 import sys
 import threading
@@ -129,6 +131,8 @@ def _end(code: int) -> NoReturn:
     would take a finished run for a lost rank, or a mistake for something that passes.
     """
     keep_first_end(code)
+    for child in multiprocessing.active_children():  # loaders that an error left: they heed no signal, and atexit joins
+        child.kill()
     threading._shutdown()  # type: ignore[attr-defined]  # what is being written is written
     atexit._run_exitfuncs()
     finish_console()
@@ -178,7 +182,7 @@ def write_config(folder: Path, config: Config, keep: bool = False) -> None:
     if keep and ((folder / "config.yaml").is_file() or not os.access(folder, os.W_OK)):
         return
     if os.environ.get("RANK", "0") == "0":
-        aside = folder / f".config.{os.getpid()}.part"
+        aside = folder / f".config.{secrets.token_hex(8)}.part"  # several jobs, in containers of one process number
         aside.write_text(to_yaml(config))
         os.replace(aside, folder / "config.yaml")
 

@@ -360,7 +360,8 @@ def test_bad_input_is_named_before_work_starts(
         (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
         (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
         (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "was made otherwise: student"),
-        (["paths.run=runs/nan", "train.lr=1e30"], "training stopped: not finite at step 2: loss/"),
+        # With a loader, which must not keep the process from its end.
+        (["paths.run=runs/nan", "train.lr=1e30", "train.workers=1"], "training stopped: not finite at step 2: loss/"),
     ],
 )
 def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[str], said: str) -> None:
