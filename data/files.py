@@ -23,10 +23,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     What a killed process left aside is removed first by the next writer of the same path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = f".{path.name}.{platform.node()}."
+    mine = f".{path.name}.{platform.node()}.{_pid_namespace()}."
     aside = path.parent / f"{mine}{os.getpid()}.part"
     for other in path.parent.glob(glob.escape(mine) + "*.part"):  # of this host: only its processes can be asked for
-        if not _alive(int(other.name.removeprefix(mine).removesuffix(".part"))):
+        pid = other.name.removeprefix(mine).removesuffix(".part")
+        if pid.isdecimal() and not _alive(int(pid)):
             remove(other)
     remove(aside)
     try:
@@ -39,6 +40,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(aside)
         raise
+
+
+def _pid_namespace() -> int:
+    """Tells two containers of one host name from each other, whose processes may have the same numbers."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _alive(pid: int) -> bool:

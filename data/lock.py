@@ -13,7 +13,7 @@ _held: list[int] = []  # file descriptors kept open for the life of the process
 
 
 def _try_lock(path: Path) -> int | None:
-    """An open, locked file descriptor, or None when another process holds the lock."""
+    """An open, locked file descriptor, or None when another process holds the lock, or removed the file just now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -23,6 +23,8 @@ def _try_lock(path: Path) -> int | None:
         return None
     except OSError as error:
         os.close(handle)
+        if error.errno == errno.ESTALE:  # NFS: removed by its holder on another host since it was opened
+            return None
         if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise ValueError(
                 f"{path.parent}: its file system knows no flock ({error.strerror}); mount it with flock, or use another"

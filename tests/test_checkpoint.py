@@ -1,6 +1,10 @@
 """Checkpoints: whole or absent, checked, the damaged one passed over; locks that die with their holder."""
 
+import errno
+import fcntl
 import json
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -64,6 +68,69 @@ def test_a_rank_is_done_with_the_folder_once_its_note_is_there(tmp_path: Path, m
     for writer in writers:
         writer.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_an_old_one_that_can_not_be_removed_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    write(tmp_path, 5, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "remove", busy)
+        write(tmp_path, 10, keep=1)
+        checkpoint.clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".step-00000005.part", "step-00000010"]
+    assert "step-00000005: not all of it could be removed" in capsys.readouterr().out
+    checkpoint.clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_what_can_not_be_read_now_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rank's share; another rank's damage is said by the first one."""
+    write(tmp_path, 5)
+
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(checkpoint, "sha256", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        checkpoint.newest_sound(tmp_path)
+
+
+def test_the_first_rank_says_what_another_one_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, 5)
+    assert checkpoint.newest_sound(tmp_path, 0, 2, collect=lambda mine: [mine, "rank-0001 is torn"]) is None
+    assert "is damaged (rank-0001 is torn)" in capsys.readouterr().out
+
+
+def test_a_claim_that_was_removed_on_another_host_is_held_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS says so by ESTALE, between our opening of the file and our lock."""
+    flock, stale = fcntl.flock, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def once(handle: int, operation: int) -> None:
+        if stale:
+            raise stale.pop()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", once)
+    for number in claim_each([tmp_path / "piece"], Path.is_file):
+        (tmp_path / "piece").write_text(str(number))
+    assert (tmp_path / "piece").read_text() == "0" and not stale
+
+
+def test_of_two_containers_with_one_host_name_none_removes_what_the_other_writes(tmp_path: Path) -> None:
+    """By the numbers of their processes, which each counts anew; nor does an odd name stop anybody."""
+    here = f".text.{platform.node()}"
+    ours = os.stat("/proc/self/ns/pid").st_ino
+    names = [f"{here}.{ours + 1}.999999999.part", f"{here}.{ours}.odd.part", f"{here}.{ours}.999999999.part"]
+    for name in names:
+        (tmp_path / name).touch()
+    files.write_text(tmp_path / "text", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"text", *names[:2]}
 
 
 def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:

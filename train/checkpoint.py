@@ -5,7 +5,9 @@ checksums that the first rank writes last, before the rename: what has a name is
 reads the runs it needs. The newest checkpoint whose checksums hold is used.
 """
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -80,7 +82,8 @@ class Writer:
     def _commit(self, path: Path, aside: Path, manifest: dict[str, Any]) -> None:
         """Waits for the other ranks' files (a rank that dies ends the job, and this thread with it) and renames."""
         notes = [aside / f"rank-{rank:04d}.json" for rank in range(self.ranks)]
-        while not all(note.is_file() for note in notes):
+        # Listed, not asked for one by one: NFS keeps for up to a minute that a file is not there.
+        while not {note.name for note in notes} <= set(os.listdir(aside)):
             if self._abandoned.is_set():
                 raise RuntimeError(f"{path}: not every rank has written its file")
             time.sleep(0.05)
@@ -94,7 +97,7 @@ class Writer:
         sync(self.folder, deep=False)
         for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             if not self.keep_every or int(old.name.removeprefix("step-")) % self.keep_every:
-                remove(old)
+                _retire(old)
 
 
 class Stored:
@@ -146,10 +149,22 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
+def _retire(path: Path) -> None:
+    """Removes an old checkpoint; one that somebody reads, copies or removes just now does not end the run."""
+    try:
+        path.rename(_aside(path))
+        remove(_aside(path))
+    except OSError as error:
+        print(f"checkpoint {path}: not all of it could be removed ({error}); the next start tries again", flush=True)
+
+
 def clear_unfinished(folder: Path) -> None:
-    """Removes what a killed run left half written; the first rank calls it before any is begun."""
+    """Removes what a killed run left half written, and the rest of old ones; the first rank calls it before any."""
     for part in folder.glob(".step-*.part"):
-        remove(part)
+        try:
+            remove(part)
+        except OSError as error:
+            print(f"{part}: could not be removed ({error})", flush=True)
 
 
 def set_aside_after(folder: Path, step: int) -> None:
@@ -174,16 +189,19 @@ def newest_sound(
     share of the files. `broadcast`, `collect`: the engine's.
     """
     for name in broadcast([path.name for path in sorted(folder.glob("step-*"), reverse=True)]):
-        fault = _fault(folder / name, rank, ranks)
-        if fault:
-            print(f"checkpoint {folder / name} is damaged ({fault}); falling back to the one before", flush=True)
-        if not any(collect(bool(fault))):
+        faults = [fault for fault in collect(_fault(folder / name, rank, ranks)) if fault]
+        if not faults:
             return Stored(folder / name)
+        if rank == 0:
+            print(f"checkpoint {folder / name} is damaged ({faults[0]}); falling back to the one before", flush=True)
     return None
 
 
 def _fault(path: Path, rank: int, ranks: int) -> str | None:
-    """What is wrong with this rank's share of a checkpoint, None when it is sound."""
+    """What is wrong with this rank's share of a checkpoint, None when it is sound.
+
+    Raises OSError where a file is there and can't be read now: no reason to give up what is sound.
+    """
     try:
         if (path / "manifest.sha256").read_text() != sha256(path / "manifest.json"):
             return "manifest.json does not match its checksum"
@@ -191,6 +209,10 @@ def _fault(path: Path, rank: int, ranks: int) -> str | None:
         for name, entry in list(files.items())[rank::ranks]:
             if sha256(path / name) != entry["sha256"]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EIO):
+            return str(error)
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return str(error)
     return None

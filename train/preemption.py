@@ -36,8 +36,16 @@ class Preemption:
         """Whether any rank has been asked to end; the same answer on all of them."""
         if self._file and time.monotonic() - self._looked > 1.0:
             self._looked = time.monotonic()
-            self._asked = self._asked or self._file.exists()
+            self._asked = self._asked or _listed(self._file)
         return self.engine.any(self._asked)
+
+
+def _listed(path: Path) -> bool:
+    """Whether a file is there, by its folder's list: NFS keeps for up to a minute that a file is not there."""
+    try:
+        return path.name in os.listdir(path.parent)
+    except FileNotFoundError:
+        return False
 
 
 def ignore_in_worker(_: int = 0) -> None:
