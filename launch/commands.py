@@ -78,6 +78,7 @@ class Step:
     label: str
     command: list[str]
     artefact: Path | None = None
+    trusted: bool = False  # ends with 0 only when all is done: torchrun; the deepspeed launcher does when it is killed
     distributed: bool = False
     folder: Path | None = None  # of a training: where it looks out for the wish to end
     hosts: list[str] = field(default_factory=list)  # that must answer before it starts
@@ -116,6 +117,7 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
         hosts=place.hosts if distributed else [],
         files=files,
         environment_file=launch_folder(config) / "environment" if several_hosts else None,
+        trusted=bool(launcher) and place.launcher == "torchrun",
         alone=bool(launcher) and place.launcher == "deepspeed" and not place.hostfile,
     )
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,10 +64,13 @@ def unreachable(hosts: list[str]) -> list[str]:
         return [host for host, there in zip(hosts, threads.map(answers, hosts), strict=True) if not there]
 
 
-def wait_for_hosts(hosts: list[str], patience: float) -> None:
-    """Returns once all answer; raises ValueError naming those that don't after about `patience` seconds."""
+def wait_for_hosts(hosts: list[str], patience: float, enough: Callable[[], bool] = lambda: False) -> None:
+    """Returns once all answer; raises ValueError naming those that don't after about `patience` seconds.
+
+    `enough`: asked now and then, whether to return without them.
+    """
     deadline = time.monotonic() + patience
-    while missing := unreachable(hosts):
+    while not enough() and (missing := unreachable(hosts)):
         if time.monotonic() > deadline:
             raise ValueError(f"no answer to `ssh HOST true` from {', '.join(missing)}; is a key without password set?")
         print(f"waiting for {', '.join(missing)}", flush=True)

@@ -71,7 +71,8 @@ def say_everywhere(text: str, error: bool = False) -> None:
     """A line into the log and onto the console, whichever rank it is; an error onto the standard error."""
     finish_console()
     with _mirror.lock if _mirror else nullcontext():
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        with suppress(OSError):  # a full disk: the console is told all the same
+            print(text, file=sys.stderr if error else sys.stdout, flush=True)
         if _console is not None and (error or _mirror is None):
             line = f"{text}\n".encode()
             with suppress(OSError):  # the terminal is gone; the file is not
@@ -91,7 +92,8 @@ def dump_threads() -> None:
 
 def finish_console() -> None:
     """Shows what the console still lacks; before the process ends."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     if _mirror is not None:
         _mirror.copy()

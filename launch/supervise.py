@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Step, with_free_port
@@ -21,37 +22,59 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
     """Runs the commands one after the other; one that lost a rank or a host starts again, `max_restarts` times.
 
     `grace`: seconds that a training has to save once it has been asked to end.
-    Raises SystemExit with the failed command's code: what is done stays done, and the same command goes on from it.
+    Raises SystemExit with the failed command's code, or PREEMPTED where it was asked to end before the last one was
+    done: what is done stays done, and the same command goes on from it.
     """
-    for number, step in enumerate(steps, 1):
-        print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
-        if step.hosts:
-            wait_for_hosts(step.hosts, patience=0)
-        code = _run_step(step, grace)
-        restarts = 0
-        while code not in (0, MISTAKE, PREEMPTED, _INTERRUPTED) and step.distributed and restarts < max_restarts:
-            restarts += 1
-            print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
-            try:
-                wait_for_hosts(step.hosts, PATIENCE)
-            except ValueError as error:  # they were there before: no mistake of the command's
-                print(f"error: {error}", file=sys.stderr)
-                code = LOST_RANK
-                break
-            code = _run_step(step, grace)
-        if code:
-            once = "once the error above is mended, " if code == MISTAKE else ""
-            print(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
-            raise SystemExit(code)
+    with _wishes() as asked:
+        for number, step in enumerate(steps, 1):
+            if asked:
+                print("\nasked to end; the same command goes on with the next step", flush=True)
+                raise SystemExit(PREEMPTED)
+            print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
+            _run_until_done(step, max_restarts, grace, asked)
 
 
-def _run_step(step: Step, grace: float) -> int:
+@contextlib.contextmanager
+def _wishes() -> Iterator[list[float]]:
+    """When the end was asked for by SIGTERM or SIGUSR1, as long as the context lasts."""
+    asked: list[float] = []
+    wishes = (signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.signal(number, lambda *_: asked.append(time.monotonic())) for number in wishes}
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _run_until_done(step: Step, max_restarts: int, grace: float, asked: list[float]) -> None:
+    """Runs one step, again where a rank was lost; raises SystemExit when that does not help."""
+    if step.hosts:
+        wait_for_hosts(step.hosts, patience=0)
+    code, restarts = _run_step(step, grace, asked), 0
+    while code not in (0, MISTAKE, PREEMPTED, _INTERRUPTED) and step.distributed and restarts < max_restarts:
+        restarts += 1
+        print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
+        try:
+            wait_for_hosts(step.hosts, PATIENCE, lambda: bool(asked))
+        except ValueError as error:  # they were there before: no mistake of the command's
+            print(f"error: {error}", file=sys.stderr)
+            code = LOST_RANK
+            break
+        code = PREEMPTED if asked else _run_step(step, grace, asked)
+    if code:
+        once = "once the error above is mended, " if code == MISTAKE else ""
+        print(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
+        raise SystemExit(code)
+
+
+def _run_step(step: Step, grace: float, asked: list[float]) -> int:
     """Runs one step; a code other than 0 unless its artefact is there."""
     write_files(step.files)
     command = with_free_port(step.command) if step.alone else step.command
     stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
-    code = run_command(command, stop, step.environment_file, grace)
-    if code == 0 and step.artefact and not step.artefact.is_file():
+    code = _run_command(command, stop, step.environment_file, grace, asked)
+    if code == 0 and not step.trusted and step.artefact and not step.artefact.is_file():
         # The deepspeed launcher ends with 0 when its node process was killed by a signal.
         print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)
         return 1
@@ -65,30 +88,27 @@ def write_files(files: dict[Path, str]) -> None:
         path.write_text(text)
 
 
-def run_command(
-    command: list[str], stop: Path | None = None, environment_file: Path | None = None, grace: float = 0.0
+def _run_command(
+    command: list[str], stop: Path | None, environment_file: Path | None, grace: float, asked: list[float]
 ) -> int:
     """Runs one command in a session of its own and returns its exit code; nothing it started outlives it.
 
-    SIGTERM and SIGUSR1 (pre-emption) make it end with PREEMPTED: by itself where it looks out for the file `stop`,
-    at once otherwise. Raises SystemExit when it has not saved after `grace` seconds.
+    Asked to end (pre-emption), it does so with PREEMPTED: by itself where it looks out for the file `stop`, at once
+    otherwise. Raises SystemExit when it has not saved after `grace` seconds.
     `environment_file`: what the deepspeed launcher gives to other hosts.
     """
     environment = {**QUIET, **os.environ, "RANDCOND_SUPERVISOR": str(os.getpid())}
     environment["RANDCOND_HOST"] = platform.node()
     if stop:
         environment[STOP_FILE] = str(stop.absolute())
+        stop.unlink(missing_ok=True)  # of a killed command, in a container that had the same process number
     if environment_file:
         environment_file.write_text(environment_lines(environment))
         environment |= host_environment(environment_file)
     elif not Path("/dev/nvidiactl").exists():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
-    asked: list[float] = []
-    handlers = {
-        signal.SIGINT: signal.signal(signal.SIGINT, _raise_interrupt),
-        **{n: signal.signal(n, lambda *_: asked.append(time.monotonic())) for n in (signal.SIGTERM, signal.SIGUSR1)},
-    }
+    interrupt = signal.signal(signal.SIGINT, _raise_interrupt)
     try:
         return _wait(process, asked, stop, grace)
     except KeyboardInterrupt:
@@ -106,8 +126,7 @@ def run_command(
         process.wait()
         if stop:
             stop.unlink(missing_ok=True)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | None, grace: float) -> int:

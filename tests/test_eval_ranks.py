@@ -13,11 +13,13 @@ import pytest
 
 from randcond.data.files import write_json
 from randcond.launch.config import load_config
+from randcond.launch.stage import RANKS_FROM
 from randcond.train.evaluation import _stays
 from randcond.train.setup import make_ready
 from tests.conftest import TINY, randcond
 from tests.interruptions import ranks, wait_for
 from tests.runs import metrics, same_bits
+from tests.web import free_port
 
 WATCHED = ["train.eval_every=4", "train.eval_size=4", "train.sample_every=0"]
 SYSTEM = """
@@ -129,15 +131,30 @@ stage_main({"train": (check, train)})
 """
 
 
-@pytest.mark.parametrize(("steps", "code"), [(1, 0), (2, 75)])
-def test_asked_to_end_in_the_last_step_a_run_still_evaluates_it(world: Path, steps: int, code: int) -> None:
-    words = [*TINY, *WATCHED, "train.eval_every=1", f"train.steps={steps}", f"paths.run=runs/last-of-{steps}"]
+BY_SRUN = {RANKS_FROM: "slurm", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "more"),
+    [
+        (1, 0, {}),
+        (1, 75, {**BY_SRUN, "SLURM_STEP_TASKS_PER_NODE": "1"}),  # whose script is not to begin the next of its steps
+        (2, 75, {}),
+    ],
+)
+def test_asked_to_end_in_the_last_step_a_run_still_evaluates_it(
+    world: Path, steps: int, code: int, more: dict[str, str]
+) -> None:
+    run = f"runs/last-of-{steps}-{len(more)}"
+    words = [*TINY, *WATCHED, "train.eval_every=1", f"train.steps={steps}", f"paths.run={run}"]
     command = [sys.executable, "-c", ASKED_TO_END, "demo-with", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    if more:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
-    assert (world / f"runs/last-of-{steps}/train.json").is_file() == (code == 0)
-    assert (world / f"runs/last-of-{steps}/evaluations").is_dir() == (code == 0)
+    assert (world / run / "train.json").is_file() == (steps == 1)
+    assert (world / run / "evaluations").is_dir() == (steps == 1)
 
 
 @pytest.mark.slow

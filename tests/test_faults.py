@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import torch
 
 from randcond.launch import hosts, supervise
 from randcond.launch.commands import Step
-from randcond.launch.stage import LOST_RANK, MISTAKE, exit_code
+from randcond.launch.stage import LOST_RANK, MISTAKE, PREEMPTED, exit_code
 from randcond.train.disk import check_folder
 from randcond.train.profiling import trace_window
 from tests.conftest import TINY
@@ -260,6 +261,43 @@ def test_a_host_that_stays_away_after_it_was_lost_is_no_mistake(
     said = capsys.readouterr()
     assert "restart 1 of 3" in said.out and "restart 2" not in said.out
     assert "no answer to `ssh HOST true` from node1" in said.err
+
+
+def test_asked_to_end_as_one_step_ends_the_next_is_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a stop file that a killed command of the same process number left asks for nothing."""
+    left = tmp_path / f".stop.{platform.node()}.{os.getpid()}"
+    left.touch()
+    asks = (
+        "import os, signal, time; from pathlib import Path; stop = Path(os.environ['RANDCOND_STOP_FILE']);"
+        "assert not stop.exists(); os.kill(os.getppid(), signal.SIGTERM);"
+        "[time.sleep(0.1) for _ in range(100) if not stop.exists()]"
+    )
+    steps = [Step("first", [sys.executable, "-c", asks], folder=tmp_path), Step("second", ["false"])]
+    with pytest.raises(SystemExit) as ended:
+        supervise.run_steps(steps)
+    assert ended.value.code == PREEMPTED
+    said = capsys.readouterr().out
+    assert "asked to end: saving" in said and "[2/2]" not in said
+    supervise.run_steps(steps[:1])  # of which nothing is left to do
+
+
+def test_a_verdict_ends_the_process_though_the_log_has_no_room() -> None:
+    program = "from randcond.train.heartbeat import leave; leave('rank 1 died', {console})"
+    for console in (False, True):
+        with open("/dev/full", "w") as full:
+            words = [sys.executable, "-c", program.format(console=console)]
+            assert subprocess.run(words, stderr=full, stdout=full, timeout=60).returncode == LOST_RANK
+
+
+def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:
+    program = (
+        "from pathlib import Path; from randcond.launch.logs import log_to, say_everywhere;"
+        "log_to(Path('/dev/full'), show=False); say_everywhere('error: no space', error=True); print('more')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "error: no space\n"
 
 
 def test_what_passes_is_no_mistake() -> None:

@@ -121,7 +121,7 @@ def plain(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -159,7 +159,7 @@ http {{
 def nginx(folder: Path, work: Path, cuts: list[int]) -> Iterator[str]:
     """A folder by nginx, over a line with cuts; yields the address."""
     work.mkdir()
-    port, program = _free_port(), shutil.which("nginx") or "/usr/sbin/nginx"
+    port, program = free_port(), shutil.which("nginx") or "/usr/sbin/nginx"
     (work / "nginx.conf").write_text(NGINX.format(work=work, port=port, folder=folder))
     command = [program, "-c", str(work / "nginx.conf"), "-e", str(work / "error.log")]
     with _running(command, port, work / "log"), line_to(port, cuts) as line:
@@ -170,7 +170,7 @@ def nginx(folder: Path, work: Path, cuts: list[int]) -> Iterator[str]:
 def s3(folder: Path, work: Path, cuts: list[int]) -> Iterator[dict[str, str]]:
     """A folder as s3://bucket/cache of a real S3 API, over a line with cuts; yields the environment to find it."""
     work.mkdir()
-    port = _free_port()
+    port = free_port()
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, work / "log"):
         from s3fs import S3FileSystem

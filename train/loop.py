@@ -1,5 +1,6 @@
 """The training run on one page: stream -> step -> engine -> monitor -> checkpoint -> exported student."""
 
+import os
 import sys
 import time
 
@@ -9,7 +10,7 @@ from randcond.data.files import write_json, written_whole
 from randcond.data.stream import Positions, batches
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, student_folder
-from randcond.launch.stage import PREEMPTED
+from randcond.launch.stage import PREEMPTED, RANKS_FROM
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
 from randcond.train import checkpoint
 from randcond.train.ahead import Ahead
@@ -39,24 +40,30 @@ def run(config: Config) -> None:
             rehearse(config)
         startup.mark("rehearsal of evaluations")
         first, seconds = start(training, startup.mark)
-        last, seconds = steps(training, alive, startup, first, seconds)
+        preemption = Preemption(engine)
+        last, seconds = steps(training, alive, preemption, startup, first, seconds)
         preempted = last < config.train.steps
         if not preempted:
             export(training, seconds)
+        # Of a job's steps Slurm asks only the one that runs: its script has to know before it begins the next.
+        late = not preempted and os.environ.get(RANKS_FROM) == "slurm" and preemption.wanted()
     engine.close()
-    if preempted:
+    if preempted or late:
         if engine.rank == 0:
-            print(f"training: asked to end, saved at step {last}; the same command goes on from there", flush=True)
+            there = "finished" if late else f"saved at step {last}; the same command goes on from there"
+            print(f"training: asked to end, {there}", flush=True)
         sys.exit(PREEMPTED)
 
 
-def steps(training: Training, alive: Heartbeat, startup: Startup, first: int, seconds: float) -> tuple[int, float]:
+def steps(
+    training: Training, alive: Heartbeat, preemption: Preemption, startup: Startup, first: int, seconds: float
+) -> tuple[int, float]:
     """Trains on from step `first`; returns the last step done, asked to end or not, and the seconds trained in all."""
     config, engine, train = training.config, training.engine, training.config.train
     micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
     positions = Positions(first, train.steps, train.global_batch, micro, engine.rank, engine.ranks)
     loader = batches(training.stream, positions, train.workers, ignore_in_worker)
-    preemption, keep = Preemption(engine), (train.keep_checkpoints, train.keep_every)
+    keep = (train.keep_checkpoints, train.keep_every)
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
     flop = flop_per_sample(training.teacher.unet, training.unet)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
