@@ -236,12 +236,12 @@ def _connect(host: str, port: int, patience: float) -> socket.socket:
 def leave(verdict: str, console: bool, code: int = LOST_RANK) -> NoReturn:
     """Ends this process, whatever its main thread waits for; where each thread was goes into the rank's log."""
     text = f"error: training ended: {verdict}. The last checkpoint is sound; the same command goes on from it."
+    keep_first_end(code)
     try:
         if console:
             say_everywhere(f"\n{text}", error=True)  # below the progress line
         else:
             print(text, file=sys.stderr, flush=True)
         dump_threads()
-        keep_first_end(code)
     finally:
         os._exit(code)  # though the log has no room
