@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from randcond.model_zoo.torn import remove_torn_libraries
+
 
 def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     """how: "none", "blocks" (the transformer blocks; minutes less to wait) or "whole" (one graph, nothing around it).
@@ -19,6 +21,8 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     # A block with a feature tap inside shares its code with those without: torch leaves that unguarded unless told.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
+    if how != "none":
+        remove_torn_libraries()
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":
