@@ -3,13 +3,18 @@
 In: a table or experiments, evaluated. Out: rows in the table's order, the teacher first.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from randcond.data.files import check_same, read_json
+from randcond.data.inputs import MissingInput
 from randcond.eval.compbench.run import compbench_prompts
-from randcond.eval.prompts import ALL, choose_prompts
+from randcond.eval.features import inception_identity
+from randcond.eval.metrics import find_metrics
+from randcond.eval.prompts import ALL, Prompts, choose_prompts
+from randcond.eval.statistics import find_statistics, identity_of
 from randcond.launch.config import Config, eval_folder, resolve_path, student_folder, watched_folder
 from randcond.launch.logs import whole_lines
 from randcond.launch.protocols import protocol_of
@@ -32,6 +37,8 @@ COMPARABLE = (
     "extractors",
     "statistics",
 )
+# Of a row's own protocol, what its CompBench images were drawn by, too.
+DRAWN_ALIKE = ("network", "weights", "sampler", "steps", "guidance", "resolution", "seed", "batch", "dtype")
 Scores = dict[str, dict[str, Any]]  # split -> score -> value
 
 
@@ -87,7 +94,9 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
         raise ValueError(f"no scores at {path}: run {_command(config)} first")
     scored = read_json(path)
     named = protocol_of(config.eval)
-    asked = {"prompts_sha256": choose_prompts(config).sha256, "seed": config.eval.seed, "batch": config.eval.batch}
+    prompts = choose_prompts(config)
+    asked: dict[str, Any] = {"prompts_sha256": prompts.sha256, "splits_sha256": prompts.splits_sha256}
+    asked |= {"seed": config.eval.seed, "batch": config.eval.batch}
     asked |= {
         key: value for key in ("sampler", "steps", "guidance", "images") if (value := getattr(named, key)) is not None
     }
@@ -98,6 +107,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
         asked["network"] = folder_fingerprint(network)
     remedy = "Evaluate it again, or report with the overrides it was evaluated with."
     check_same(scored["protocol"], asked, f"the evaluation of {name}", remedy)
+    _check_compared(config, prompts, scored["protocol"], f"the evaluation of {name}", remedy)
     if lacking := set(config.eval.metrics) - set(scored["metrics"]):
         raise ValueError(f"{path}: no {', '.join(sorted(lacking))} (eval.metrics). {remedy}")
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
@@ -109,12 +119,36 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
         if not bench.is_file():
             raise ValueError(f"no scores at {bench}: run {_command(config)} first")
         more = read_json(bench)
-        asked = {each: compbench_prompts(config.eval, each).sha256 for each in config.eval.compbench.categories}
-        scored_on = {each: facts["prompts_sha256"] for each, facts in more["protocol"].items()}
-        check_same(scored_on, asked, f"CompBench of {name}", remedy)
+        same = {key: scored["protocol"][key] for key in DRAWN_ALIKE}
+        for each in config.eval.compbench.categories:
+            asked = {**same, "prompts_sha256": compbench_prompts(config.eval, each).sha256}
+            check_same(more["protocol"].get(each, {}), asked, f"CompBench ({each}) of {name}", remedy)
         splits = {**splits, ALL: {**splits[ALL], **more["scores"]}}
-        scored["protocol"]["compbench"] = more["scorers"]
+        scored["protocol"]["compbench"] = {
+            **more["scorers"],
+            **{
+                key: {each: facts[key] for each, facts in more["protocol"].items()}
+                for key in ("images", "prompts_sha256")
+            },
+        }
     return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command)
+
+
+def _check_compared(config: Config, prompts: Prompts, protocol: dict[str, Any], what: str, remedy: str) -> None:
+    """Raises ValueError where scores were taken with other statistics or another Inception than configured.
+
+    Of what is not here any more nothing can be said: a report is also made where only the scores are.
+    """
+    wanted = {}
+    for metric in find_metrics(config.eval.metrics).values():
+        for split in prompts.splits if metric.compares else ():
+            with suppress(MissingInput):
+                path = find_statistics(str(config.eval.statistics), split, str(metric.compares))
+                wanted[f"{split} {metric.compares}"] = identity_of(path)
+    check_same(protocol["statistics"], wanted, f"{what} (eval.statistics)", remedy)
+    if "inception" in protocol["extractors"] and Path(config.eval.inception).is_file():
+        mine = {"inception": inception_identity(config.eval)}
+        check_same(protocol["extractors"], mine, f"{what} (eval.inception, eval.fid)", remedy)
 
 
 def _command(config: Config) -> str:

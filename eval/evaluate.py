@@ -60,7 +60,21 @@ def references(config: Config, task: Task) -> References:
             if metric.samples:
                 reference.features()  # there and whole, or it says so
             found[split, metric.compares] = reference
+    _check_of_the_same_images(found)
     return found
+
+
+def _check_of_the_same_images(real: References) -> None:
+    """Raises ValueError when splits' statistics in one folder were made of different images."""
+    for row in {row for _, row in real}:
+        made = {each.facts.get("images_sha256"): each.path for (_, of), each in real.items() if of == row}
+        made.pop(None, None)  # another tool's
+        if len(made) > 1:
+            first, second = list(made.values())[:2]
+            raise ValueError(
+                f"eval.statistics: {first} and {second.name} were made of different images; remove both, and make "
+                f"all splits by one `randcond eval stats --splits`"
+            )
 
 
 def evaluate(system: System, task: Task, real: References, out: Path) -> None:

@@ -26,6 +26,7 @@ from randcond.eval.weights import (
     load_network,
     model_folder,
     read_tensors,
+    settings_fingerprint,
     tensors_fingerprint,
 )
 from randcond.launch.sections import Eval
@@ -74,8 +75,13 @@ def _inception(ev: Eval, device: torch.device | str) -> Extractor:
             features = other(pixels.float() / 255)[0].flatten(1)
         return {"inception": features.float().cpu(), "logits": logits.float().cpu()}
 
-    port = "inception-v3-compat" if other is None else "inception-v3-compat, features by pytorch-fid"
-    return Extractor(f"{port} {sha256(path)[:16]}", 2048, read)
+    return Extractor(inception_identity(ev), 2048, read)
+
+
+def inception_identity(ev: Eval) -> str:
+    """Which port with which weights reads Inception's features: known without loading them."""
+    port = "inception-v3-compat" + (", features by pytorch-fid" if ev.fid == "pytorch-fid" else "")
+    return f"{port} {sha256(Path(ev.inception))[:16]}"
 
 
 def _fidelity_port(tensors: dict[str, Tensor]) -> nn.Module:
@@ -130,7 +136,10 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
         said = model.encode_text(tokenize(captions).to(device), normalize=True)
         return {"clip": (seen * said).sum(dim=1).float().cpu()}
 
-    return Extractor(f"open_clip {'' if local else ev.clip + ' '}{tensors_fingerprint(model)}", 0, read)
+    settings = [settings_fingerprint(Path(ev.clip.removeprefix("local-dir:")))] if local else [ev.clip]
+    if not local and not Path(ev.clip_weights).is_file():  # a published name: it says how images are prepared, too
+        settings.append(ev.clip_weights)
+    return Extractor(" ".join(["open_clip", *settings, tensors_fingerprint(model)]), 0, read)
 
 
 def _dino(ev: Eval, device: torch.device | str) -> Extractor:
@@ -151,7 +160,9 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
         pixels = (torch.from_numpy(np.stack(resized)) / 255 - mean) / std  # [n, 224, 224, 3]
         return {"dino": model(pixels.permute(0, 3, 1, 2).to(device)).pooler_output.float().cpu()}
 
-    return Extractor(f"dinov2 {tensors_fingerprint(model)}", model.config.hidden_size, read)
+    return Extractor(
+        f"dinov2 {settings_fingerprint(folder)} {tensors_fingerprint(model)}", model.config.hidden_size, read
+    )
 
 
 def _judge(ev: Eval, device: torch.device | str) -> Extractor:

@@ -23,6 +23,7 @@ from randcond.eval.contact_sheet import draw_sheet
 from randcond.eval.prompts import choose_prompts
 from randcond.eval.spread import DPI, save
 from randcond.launch.config import Config, resolve_path
+from randcond.launch.protocols import protocol_of
 from randcond.launch.table import Picture
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 from randcond.model_zoo.systems import load_system
@@ -87,7 +88,7 @@ def sampler_step(config: Config, pipe: Any, timestep: int) -> tuple[int, int]:
 
     Raises ValueError where there is none.
     """
-    pipe.scheduler.set_timesteps(config.eval.steps or STEPS)
+    pipe.scheduler.set_timesteps(_settings(config)[0])
     below = [each for each in pipe.scheduler.timesteps.tolist() if each <= timestep]
     if not below:
         raise ValueError(
@@ -103,7 +104,7 @@ def regenerate(
 
     By diffusers' image-to-image pipeline: `strength` is the share of the sampler's steps that are taken.
     """
-    steps = config.eval.steps or STEPS
+    steps, guidance = _settings(config)
     count, _ = sampler_step(config, pipe, timestep)
     again = AutoPipelineForImage2Image.from_pipe(pipe)
     again.set_progress_bar_config(disable=True)
@@ -115,7 +116,7 @@ def regenerate(
             image=latents[part].to(pipe.device, pipe.unet.dtype),
             strength=min(1.0, (count + 0.5) / steps),  # which it multiplies and rounds down
             num_inference_steps=steps,
-            guidance_scale=config.eval.guidance or GUIDANCE,
+            guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed + 1) for seed in seeds[part]],
             output_type="latent",
         )
@@ -136,12 +137,18 @@ def _pairs(captions: Sequence[str], count: int, digits: bool) -> list[tuple[int,
 
 
 def _drawn(config: Config, pipe: Any, captions: list[str], seeds: list[int]) -> Tensor:
-    batch, steps, guidance = config.eval.batch, config.eval.steps or STEPS, config.eval.guidance or GUIDANCE
-    parts = [
-        draw_latents(pipe, captions[start : start + batch], seeds[start : start + batch], steps, guidance, batch)
-        for start in range(0, len(captions), batch)
-    ]
+    batch, (steps, guidance) = config.eval.batch, _settings(config)
+    parts = []
+    for start in range(0, len(captions), batch):
+        part = slice(start, start + batch)
+        parts.append(draw_latents(pipe, captions[part], seeds[part], steps, guidance, batch, config.eval.resolution))
     return torch.cat(parts)
+
+
+def _settings(config: Config) -> tuple[int, float]:
+    """The experiment's steps and guidance, of DDIM, by which the paper draws; supplement K's where it says neither."""
+    named = protocol_of(config.eval)
+    return named.steps or STEPS, GUIDANCE if named.guidance is None else named.guidance
 
 
 def _decoded(config: Config, pipe: Any, latents: Tensor) -> Tensor:

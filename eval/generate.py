@@ -4,16 +4,16 @@ In: prompts, a pipeline, a protocol, extractors. Out: OUT/chunk-*.safetensors, o
 by name, and the images that a contact sheet shows. Chunks are fixed by caption number, so ranks and restarts agree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -65,9 +65,9 @@ def generate(
     `beat` is called after each of them. Raises ValueError when `out` holds images made otherwise.
     """
     batch, count = task.ev.batch, len(task.prompts.captions)
-    _hold_to_plan(out, made_of, task.ev.save)
     chunks = chunk_paths(out, count, batch)
     done = sum(map(Path.is_file, chunks))
+    _hold_to_plan(out, made_of, task.ev.save, whole=done == len(chunks))
     mine = 0
     silent = rank() != 0 or done == len(chunks)
     bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
@@ -118,8 +118,12 @@ class _Reader:
         return path.is_file()
 
 
-def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str) -> None:
-    """Writes the plan, or raises ValueError when what is there was made otherwise, or without what is wanted now."""
+def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str, whole: bool) -> None:
+    """Writes the plan, or raises ValueError when what is there was made otherwise, or without what is wanted now.
+
+    Where nothing is missing any more (`whole`), less may be wanted than was read and kept; what is still to be drawn
+    would lack that.
+    """
     path, remedy = out / "plan.json", "Remove it and evaluate again, or give another folder."
     if not path.is_file():
         write_json(path, {**made_of, "saved": save})
@@ -130,6 +134,13 @@ def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str) -> None:
     check_same(found["extractors"], made_of["extractors"], f"{what} (eval.metrics)", remedy)  # more may have been read
     if save not in ("none", found["saved"]):
         raise ValueError(f"eval.save: {what} kept its images as {found['saved']!r}, wanted {save!r}. {remedy}")
+    if whole:
+        return
+    begun = f"{what} was begun with"
+    if left := sorted(found["extractors"].keys() - made_of["extractors"].keys()):
+        raise ValueError(f"eval.metrics: {begun} metrics that need {', '.join(left)}, too: end it with them. {remedy}")
+    if save != found["saved"]:
+        raise ValueError(f"eval.save: {begun} {found['saved']!r}: end it so, wanted is {save!r}. {remedy}")
 
 
 def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
@@ -197,7 +208,7 @@ def load_shown(out: Path, count: int, batch: int) -> dict[int, Tensor]:
     """The kept images, uint8 [3, h, w], by caption number; what was not drawn is not there."""
     found: dict[int, Tensor] = {}
     for chunk in filter(Path.is_file, chunk_paths(out, count, batch)):
-        with safe_open(chunk, framework="pt") as file:
+        with _opened(chunk) as file:
             if "shown" in file.keys():  # noqa: SIM118 (not a dict)
                 ids = file.get_tensor("shown_ids").tolist()
                 found.update(zip(ids, file.get_tensor("shown"), strict=True))
@@ -205,5 +216,14 @@ def load_shown(out: Path, count: int, batch: int) -> dict[int, Tensor]:
 
 
 def _read(chunk: Path, name: str) -> Tensor:
-    with safe_open(chunk, framework="pt") as file:
+    with _opened(chunk) as file:
         return file.get_tensor(name)
+
+
+@contextmanager
+def _opened(chunk: Path) -> Iterator[Any]:
+    try:
+        with safe_open(chunk, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{chunk}: damaged ({error}); remove it, and evaluate again: it alone is drawn anew") from None

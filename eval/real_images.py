@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -71,12 +72,20 @@ def statistics_of_folder(
             bar.update(sum(map(Path.is_file, chunks)) - bar.n)
     written = {}
     for row, extractor in rows.items():
-        features = torch.cat([load_file(chunk)[row] for chunk in chunks])
-        facts = {"extractor": extractors[extractor].identity, "size": size, "jpeg": jpeg}
+        features = torch.cat([_load(chunk)[row] for chunk in chunks])
+        facts = {key: made_of[key] for key in ("size", "jpeg", "images_sha256")}
+        facts["extractor"] = extractors[extractor].identity
         for split, ids in parts.items():
             path = write_statistics(out, split, row, features[ids], facts)
             written[path] = len(ids)
     return written
+
+
+def _load(chunk: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(chunk)
+    except SafetensorError as error:
+        raise ValueError(f"{chunk}: damaged ({error}); remove it and go on: it alone is read anew") from None
 
 
 def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]:

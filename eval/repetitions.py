@@ -98,9 +98,14 @@ def claim_lines(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
         difference = f"{column.difference(mean(claim['values']), '+')} ± {column.difference(claim['interval'])}"
         same = f", as in {claim['as']}" if "as" in claim else ""
         score = f"{column.label}, {claim['split']}{', points' if column.share else ''}"
-        lines.append([claim["text"], _contrast(claim["contrast"]), score, difference, claim["here"] + same])
+        lines.append([asked(claim), _contrast(claim["contrast"]), score, difference, claim["here"] + same])
     head = ["the paper's claim", "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
     return [head, *lines] if lines else []
+
+
+def asked(claim: dict[str, Any]) -> str:
+    """A claim's text, and whether it was put to the runs when these were known."""
+    return str(claim["text"]) + (" (asked afterwards)" if claim["afterwards"] else "")
 
 
 def _contrast(weights: dict[str, float]) -> str:
@@ -118,6 +123,8 @@ def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list
         raise ValueError("claims: one repetition has no spread; give a table with claims several replicates")
     found = []
     for claim in claims:
+        if claim.score not in COLUMNS:
+            raise ValueError(f"claims: {claim.text!r}: unknown score {claim.score}; known: {', '.join(COLUMNS)}")
         values, errors = [], []
         for rows in repetitions.values():
             by_name = {row.name: row.scores.get(claim.split, {}) for row in rows}

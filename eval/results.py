@@ -35,11 +35,11 @@ def summarize(out: Path) -> None:
     """Writes README.md and its pictures over the reports that are kept."""
     facts = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
     claims = {name: found["claims"] for name, found in facts.items() if found.get("claims")}
-    _mark_repeated(claims)
-    said = [claim["here"] for each in claims.values() for claim in each if "as" not in claim]
+    again = _mark_repeated(claims, {name: found.get("replicates", {}) for name, found in facts.items()})
     lines = [
         "# The paper in miniature: results",
-        ", ".join(f"{said.count(verdict)} {verdict}" for verdict in COLOURS) + f", of {len(said)} claims. "
+        _tally(claims),
+        *([again] if again else []),
         f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
         "repetition; of shares, no narrower than their number of images allows), each claim by itself: of many, one in "
         f"{1 / (1 - CONFIDENCE):.0f} would seem to show or not by chance. Each table's folder has all scores, the "
@@ -72,21 +72,57 @@ def _limits(facts: dict[str, Any], allowing: bool) -> list[str]:
     ]
 
 
-def _mark_repeated(claims: dict[str, list[dict[str, Any]]]) -> None:
+def _tally(claims: dict[str, list[dict[str, Any]]]) -> str:
+    """How many claims came out how; those that were asked when the runs were known stand apart."""
+    said: dict[bool, list[str]] = {False: [], True: []}
+    for each in claims.values():
+        for claim in each:
+            if "as" not in claim:
+                said[claim["afterwards"]].append(claim["here"])
+    before, after = (
+        f"{', '.join(f'{found.count(verdict)} {verdict}' for verdict in COLOURS)}, of {len(found)} claims"
+        for found in said.values()
+    )
+    more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if said[True] else ""
+    return f"{before} asked beforehand.{more}"
+
+
+def _mark_repeated(claims: dict[str, list[dict[str, Any]]], replicates: dict[str, Any]) -> str:
     """Says of a claim that another table has measured, by the same experiments' repetitions, which one: it counts once.
 
-    Where the values differ a little, the same runs were made once more, on another machine.
+    Where the values differ a little, the same runs were made once more, on another machine. What it returns: how the
+    claims came out that were put to other repetitions again, which count each time.
     """
     seen: dict[Any, tuple[str, list[float]]] = {}
+    verdicts: dict[Any, dict[str, str]] = {}  # what is asked -> table -> how it came out there
+    texts: dict[Any, str] = {}
     for name, each in claims.items():
-        table = load_table(name)
-        repeated = json.dumps(table.replicates, sort_keys=True)
+        arms = load_table(name).arms
         for claim in each:
-            rows = frozenset((table.arms[row].experiment, weight) for row, weight in claim["contrast"].items())
-            key = claim["score"], claim["split"], claim["margin"], rows, repeated
+            if gone := set(claim["contrast"]) - set(arms):
+                raise ValueError(f"{name}: its report has rows {sorted(gone)}, its table has none: make {name} again")
+            rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
+            asked = claim["score"], claim["split"], claim["margin"], rows
+            key = *asked, json.dumps(replicates[name], sort_keys=True)
             first, values = seen.setdefault(key, (name, claim["values"]))
             if first != name:
                 claim["as"] = first if claim["values"] == values else f"{first}, run once more"
+            else:
+                verdicts.setdefault(asked, {})[name] = claim["here"]
+                texts[asked] = claim["text"]
+    twice = {asked: found for asked, found in verdicts.items() if len(found) > 1}
+    if not twice:
+        return ""
+    differ = [
+        f"{texts[asked]}: {', '.join(f'{here} in {name}' for name, here in found.items())}"
+        for asked, found in twice.items()
+        if len(set(found.values())) > 1
+    ]
+    told = f", {len(differ)} otherwise ({'; '.join(differ)})" if differ else ""
+    return (
+        f"{len(twice)} of them were put to further repetitions, of other digits and seeds, and count there again: "
+        f"{len(twice) - len(differ)} came out the same{told}."
+    )
 
 
 def main() -> None:

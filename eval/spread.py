@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from randcond.data.files import written_whole
 from randcond.eval.collect import Row
-from randcond.eval.repetitions import aligned
+from randcond.eval.repetitions import aligned, asked
 from randcond.eval.table import COLUMNS
 
 DPI = 120
@@ -78,7 +78,7 @@ def draw_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None
                 axes.plot(-claim["margin"] / unit, place, marker="|", markersize=10, color="black")
         axes.set_xlabel(kind)
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set(yticks=range(len(found)), yticklabels=[f"{claim['text']}  [{table}]" for table, claim in found])
+    panels[0].set(yticks=range(len(found)), yticklabels=[f"{asked(claim)}  [{table}]" for table, claim in found])
     panels[0].tick_params(axis="y", labelsize=8)
     panels[0].set_ylim(len(found) - 0.5, -0.5)
     _explain_colours(figure, panels[0])
@@ -114,7 +114,7 @@ def draw_effects(
         )
         axes.plot(before, [place] * len(before), "o", markersize=4, markerfacecolor="none", color=colour, alpha=0.6)
         axes.plot(after, [place] * len(after), "o", markersize=4, color=colour, alpha=0.6)
-    axes.set(yticks=range(len(found)), yticklabels=[f"{claim['text']}  [{table}]" for table, claim in found])
+    axes.set(yticks=range(len(found)), yticklabels=[f"{asked(claim)}  [{table}]" for table, claim in found])
     axes.tick_params(axis="y", labelsize=8)
     axes.set(xlim=(-0.03, 1.03), ylim=(len(found) - 0.5, -0.5), xlabel="unseen digits drawn right")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

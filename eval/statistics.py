@@ -34,7 +34,7 @@ class Reference:
     @property
     def identity(self) -> str:
         """What tells these statistics from others, for the protocol."""
-        return f"{self.path.name} {sha256(self.path)[:16]}"  # its facts hold the checksum of the features
+        return identity_of(self.path)
 
     def features(self) -> Tensor:
         """Features [up to 10,000, d] of the real images; raises ValueError where the statistics came without."""
@@ -42,6 +42,11 @@ class Reference:
         if self.facts and sha256(kept)[:16] != self.facts.get("features_sha256"):
             raise ValueError(f"eval.statistics: {kept} is not what {self.path.name} was made with; make both again")
         return load_file(kept)["features"]
+
+
+def identity_of(path: Path) -> str:
+    """What tells statistics from others, for the protocol; their facts hold the checksum of their features."""
+    return f"{path.name} {sha256(path)[:16]}"
 
 
 def file_name(split: str, row: str) -> str:

@@ -34,16 +34,21 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
         raise ValueError(f"{key}: {path}: weights that don't load ({first_line(error)})") from None
 
 
-def fingerprint(folder: Path, whole: bool = False) -> str:
+def fingerprint(folder: Path, whole: bool = False, suffixes: Sequence[str] = SUFFIXES) -> str:
     """sha256 over names and contents of a folder's configurations and weights (16 hex digits).
 
     `whole`: of all its files, at any depth, as a spaCy pipeline needs it.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*") if whole else folder.glob("*")):
-        if path.is_file() and (whole or path.suffix in SUFFIXES):
+        if path.is_file() and (whole or path.suffix in suffixes):
             digest.update(f"{path.relative_to(folder)}\n{sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def settings_fingerprint(folder: Path) -> str:
+    """The same over its configurations alone, where the weights have another one: what is done with them."""
+    return fingerprint(folder, suffixes=(".json", ".txt"))
 
 
 def first_line(error: BaseException) -> str:
@@ -91,7 +96,7 @@ def load_network(network: Any, processor: Any | None, folder: Path, families: Se
             raise ValueError(f"made for another task: it has no {min(report['missing_keys'])}")
         found = processor.from_pretrained(folder) if processor else None
         return model.eval().requires_grad_(False), found
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: does not load as {network.__name__} ({first_line(error)})") from None
 
 

@@ -68,7 +68,7 @@ def script(
             lines.append(f'  if [ "$SLURM_ARRAY_TASK_ID" = {number} ]; then')
             indent = "    "
         for command, distributed in steps:
-            srun = "srun --kill-on-bad-exit=1" if distributed else "srun --nodes=1 --ntasks=1"
+            srun = "srun --kill-on-bad-exit=1 --wait=0" if distributed else "srun --nodes=1 --ntasks=1"
             lines.append(f"{indent}{srun} {shlex.join(command)} || return $?")
         if array:
             lines.append("  fi")

@@ -37,6 +37,7 @@ class Claim:
     score: str = "digit_accuracy"
     split: str = "all"
     margin: float = 0.0  # how far below 0 the sum may be: for "no worse than"
+    afterwards: bool = False  # put to the runs when these were known: its interval does not cover that
 
 
 @dataclass(frozen=True, config=STRICT)

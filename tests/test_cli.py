@@ -141,6 +141,7 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     for line in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "array=0-1", "partition=gpu", "signal=USR1@120"):
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --requeue\n" in script and "-le 3 ]" in script
+    assert "srun --kill-on-bad-exit=1 --wait=0 " in script  # ranks that are done wait for the one that scores
     said = randcond(tmp_path, *words, "demo", "--sbatch", '--comment="two words"').stdout
     assert "#SBATCH '--comment=two words'\n" in said
     nothing = randcond(tmp_path, "launch", "train", "figureA", "--launcher", "slurm", "--dry-run", code=2)

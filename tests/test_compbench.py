@@ -16,6 +16,7 @@ from spacy.tokens import Doc
 from torchvision.transforms.functional import to_pil_image
 from transformers import BlipForConditionalGeneration
 
+from randcond.data.files import write_json
 from randcond.eval.check import check_evaluation
 from randcond.eval.collect import collect
 from randcond.eval.compbench import nouns, prompts
@@ -487,6 +488,12 @@ def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Pat
     assert held[0] != held[1]  # two images of one prompt
     row = collect(None, {"system": config})[0]
     assert row.scores["all"]["complex"] == found["scores"]["complex"]
+    said = row.protocol["compbench"]
+    assert said["images"]["color"] == "as drawn" and said["prompts_sha256"]["color"] != row.protocol["prompts_sha256"]
+    stale = {**found, "protocol": {**found["protocol"], "color": {**found["protocol"]["color"], "seed": 7}}}
+    write_json(tmp_path / "out" / "compbench" / "scores.json", stale)
+    with pytest.raises(ValueError, match=r"CompBench \(color\) of system was made otherwise: seed is 7"):
+        collect(None, {"system": config})
     (lists / "complex_val_action.txt").write_text("Another.\n")
     with pytest.raises(ValueError, match="stands in none of"):
         check_evaluation(config)

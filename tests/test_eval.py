@@ -213,6 +213,30 @@ def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> No
         run(system(tmp_path, *words, "eval.save=files"))
 
 
+def test_an_evaluation_that_was_begun_is_ended_as_it_was_begun(tmp_path: Path) -> None:
+    """What is missing would lack what the rest has; when all is there, less may be asked of it."""
+    clip = f"eval.clip=local-dir:{clip_folder(tmp_path / 'clip')}"
+    both = [clip, "eval.metrics=[digits,clip]", "eval.save=files"]
+    run(system(tmp_path, *both))
+    killed = tmp_path / "out" / "chunk-00001.safetensors"
+    held = killed.read_bytes()
+    fewer = system(tmp_path, clip, "eval.metrics=[digits]", "eval.save=files")
+    run(fewer)
+    for name in ("chunk-00001.safetensors", "scores.json"):
+        (tmp_path / "out" / name).unlink()
+    with pytest.raises(ValueError, match=r"eval\.metrics: .*was begun with metrics that need clip, too: end it with"):
+        run(fewer)
+    with pytest.raises(ValueError, match=r"eval\.save: .*was begun with 'files': end it so, wanted is 'none'"):
+        run(system(tmp_path, clip, "eval.metrics=[digits,clip]"))
+    killed.write_bytes(held[:-5])
+    with pytest.raises(ValueError, match=r"chunk-00001\.safetensors: damaged .*; remove it, and evaluate again"):
+        run(system(tmp_path, *both))
+    killed.unlink()
+    scores = scores_of(system(tmp_path, *both))["splits"]["all"]
+    assert np.isfinite(scores["clip"]) and killed.read_bytes() == held
+    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 20
+
+
 def test_images_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(PACKAGE / "data/digits/models/teacher", model)

@@ -1,6 +1,7 @@
 """Scores against the tools that published them: torch-fidelity, pytorch-fid, open_clip, Pillow on a disk."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
 
+from randcond.eval.evaluate import prepare, references
 from randcond.eval.features import load_extractors
 from randcond.eval.metrics import METRICS, warnings
 from randcond.eval.moments import Moments, frechet_distance
 from randcond.eval.pictures import scored_images, to_picture
 from randcond.eval.real_images import statistics_of_folder
 from randcond.eval.statistics import Reference, read_statistics
+from randcond.launch.config import load_config
 from randcond.launch.protocols import PROTOCOLS, protocol_of
 from randcond.launch.sections import Eval
 from tests.networks import clip_folder, digit_images, dino_folder, inception_weights, save_pictures
@@ -147,6 +150,27 @@ def test_clip_score_is_open_clips_cosine(tmp_path: Path) -> None:
     with torch.no_grad():
         seen, said = model.eval().encode_image(pixels), model.encode_text(text)
     assert ours == pytest.approx(torch.cosine_similarity(seen, said).double().mean().item(), abs=1e-6)
+
+
+def test_a_network_is_told_by_its_settings_too(tmp_path: Path) -> None:
+    """The same weights with another activation or another normalisation read something else."""
+    clip, dino = clip_folder(tmp_path / "clip"), dino_folder(tmp_path / "dino")
+    ev = Eval(clip=f"local-dir:{clip}", dino=str(dino))
+    before = {name: each.identity for name, each in load_extractors(["clip", "dino"], ev, "cpu").items()}
+    assert before == {name: each.identity for name, each in load_extractors(["clip", "dino"], ev, "cpu").items()}
+    for folder, name, place, key, value in (
+        (clip, "open_clip_config.json", "model_cfg", "quick_gelu", True),
+        (dino, "config.json", "", "hidden_act", "relu"),
+    ):
+        settings = json.loads((folder / name).read_text())
+        (settings[place] if place else settings)[key] = value
+        (folder / name).write_text(json.dumps(settings))
+    after = {name: each.identity for name, each in load_extractors(["clip", "dino"], ev, "cpu").items()}
+    assert before["clip"] != after["clip"] and before["dino"] != after["dino"]
+    settings = json.loads((dino / "config.json").read_text())
+    (dino / "config.json").write_text(json.dumps({**settings, "hidden_size": 48}))
+    with pytest.raises(ValueError, match=r"eval\.dino: .*dino: does not load as AutoModel"):
+        load_extractors(["dino"], ev, "cpu")
 
 
 def test_dino_features_are_the_class_token(tmp_path: Path) -> None:
@@ -275,6 +299,28 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
     (lists / "unseen.csv").write_text("file_name\nother.png\n")
     with pytest.raises(ValueError, match=r"unseen.csv: names 1 images that are not there, the first other.png"):
         statistics_of_folder(folder, tmp_path / "third", ev, lists, None, jpeg=False)
+
+
+def test_statistics_of_different_images_are_not_taken_together(tmp_path: Path) -> None:
+    ev = Eval(dino=str(dino_folder(tmp_path / "dino")), metrics=["fd-dinov2"])
+    out, lists = tmp_path / "out", tmp_path / "lists"
+    lists.mkdir()
+    (lists / "unseen.csv").write_text("file_name\n00001.png\n00003.png\n")
+    statistics_of_folder(save_pictures(tmp_path / "real", digit_images(6)), out, ev, lists, None, jpeg=False)
+    words = [f"eval.dino={ev.dino}", "eval.metrics=[fd-dinov2]", f"eval.statistics={out}", "cache.exclude=[three]"]
+    config = load_config("demo-with", [*words, "eval.size=4"])
+    task = prepare(config)
+    task.prompts.splits.pop("seen")
+    assert set(references(config, task)) == {("unseen", "dino"), ("all", "dino")}
+    chunk = out / "features" / "chunk-00000.safetensors"
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"chunk-00000\.safetensors: damaged .*; remove it and go on"):
+        statistics_of_folder(tmp_path / "real", out, ev, lists, None, jpeg=False)
+    shutil.rmtree(out / "features")
+    other = save_pictures(tmp_path / "other", digit_images(7, seed=1))
+    statistics_of_folder(other, out, ev, None, None, jpeg=False)  # without the list
+    with pytest.raises(ValueError, match=r"-dino\.npz and .*-dino\.npz were made of different images; remove both"):
+        references(config, task)
 
 
 def test_scores_of_few_images_come_with_a_warning() -> None:

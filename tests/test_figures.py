@@ -64,6 +64,20 @@ def test_a_small_t_keeps_the_digit_and_a_large_t_takes_the_others(monkeypatch: p
     assert sum(a == b for a, b in zip(digits(999), wanted[1], strict=True)) >= 5
 
 
+def test_figures_are_drawn_as_the_experiment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+
+    def drawing(pipe: Any, captions: list[str], seeds: list[int], *settings: Any) -> torch.Tensor:
+        seen.append(settings)
+        return draw_latents(pipe, captions, seeds, *settings)
+
+    monkeypatch.setattr("randcond.eval.figures.draw_latents", drawing)
+    words = [*WORDS, "eval.guidance=0", "eval.steps=2", "eval.resolution=64"]
+    config = load_config("demo-with", words)
+    draw_picture(Picture("overlap", ["demo-with"], "t", [0], captions=2), [config], tmp_path / "a.png")
+    assert set(seen) == {(2, 0.0, config.eval.batch, 64)}
+
+
 def test_sheets_and_shares_are_drawn(tmp_path: Path) -> None:
     config = load_config("demo-with", WORDS)
     picture = Picture("regenerated", ["demo-with"], "t", timesteps=[200, 900], captions=3, read=4)

@@ -112,11 +112,15 @@ def test_the_table_in_miniature_says_what_its_reports_say() -> None:
         for number in re.findall(r"\d+(?:\.\d+)?", levels):
             assert f" {number}%" in report or f" {number} ±" in report, f"{number} of {line}"
     counted = re.search(
-        r"Of (\d+) claims (\d+) are reproduced, (\d+) within noise and (\d+) not", " ".join(TEXT.split())
+        r"Of (\d+) claims asked beforehand (\d+) are reproduced, (\d+) within noise and (\d+) not reproduced; "
+        r"of (\d+) asked afterwards none, (\d+) and (\d+)\.",
+        " ".join(TEXT.split()),
     )
     assert counted and len(lines) > 10
-    said = "{1} reproduced, {2} within noise, {3} not reproduced, of {0} claims".format(*counted.groups())
-    assert said in (ROOT / "launch/tables/results/README.md").read_text()
+    page = (ROOT / "launch/tables/results/README.md").read_text()
+    form = "{1} reproduced, {2} within noise, {3} not reproduced, of {0} claims"
+    assert form.format(*counted.groups()[:4]) + " asked beforehand" in page
+    assert form.format(counted.group(5), "0", *counted.groups()[5:]) + "." in page
 
 
 def test_the_speed_table_says_what_its_records_say() -> None:

@@ -33,7 +33,7 @@ def rows(*values: float) -> list[Row]:
 
 THREE = {"a": rows(0.10, 0.50), "b": rows(0.20, 0.70), "c": rows(0.30, 0.60)}
 HELPS = Claim("it helps", {"with": 1.0, "without": -1.0}, split="unseen")
-NEARER = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen", margin=0.05)
+NEARER = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen", margin=0.05, afterwards=True)
 
 
 def write_report(path: Path, title: str, claims: list[dict[str, Any]]) -> None:
@@ -42,7 +42,8 @@ def write_report(path: Path, title: str, claims: list[dict[str, Any]]) -> None:
     scores = {
         each: {row: {"scores": lines[place].scores} for row, place in named.items()} for each, lines in THREE.items()
     }
-    write_json(path, {"title": title, "claims": claims, "repetitions": scores})
+    varied = load_table(path.parent.name).replicates
+    write_json(path, {"title": title, "claims": claims, "repetitions": scores, "replicates": varied})
 
 
 def test_means_and_standard_deviations() -> None:
@@ -144,7 +145,10 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
     page = (out / "README.md").read_text()
     assert page.count("| reproduced, as in mini-fig2 |") == 1
     assert page.count("| reproduced, as in mini-fig2, run once more |") == 1
-    assert "3 reproduced, 0 within noise, 1 not reproduced, of 4 claims" in page
+    assert "3 reproduced, 0 within noise, 0 not reproduced, of 3 claims asked beforehand. Asked afterwards" in page
+    assert "0 reproduced, 0 within noise, 1 not reproduced, of 1 claims." in page
+    assert page.count("| it harms (asked afterwards) |") == 1
+    assert "1 of them were put to further repetitions, of other digits and seeds, and count there again: 1 came" in page
     assert "[title of mini-fig3](mini-fig3/report.md)\n\n`make mini-fig3`" in page
     assert "| it helps | with - without | digit right, unseen, points | +40.0 ± 24.8 | reproduced |" in page
     for name in ("claims.png", "effects.png", "mini-fig2/repetitions.png"):

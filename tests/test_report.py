@@ -6,18 +6,22 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from randcond.data.files import write_json
 from randcond.eval.__main__ import evaluate
 from randcond.eval.collect import Row, _best, _check_comparable, by_split
 from randcond.eval.curves import draw_curves
+from randcond.eval.real_images import statistics_of_folder
 from randcond.eval.report import load_report, report, write_report
 from randcond.eval.table import as_markdown, as_text, table
 from randcond.launch import config as configuration
 from randcond.launch.config import load_config
+from randcond.launch.sections import Eval
 from randcond.launch.table import load_table
 from tests.conftest import TINY
+from tests.networks import digit_images, inception_weights, save_pictures
 
 TABLE = """
 title: A table of two
@@ -117,10 +121,32 @@ def test_experiments_side_by_side(tables: Path) -> None:
             load_report(["one"], [word])
     path = tables / "one" / "scores.json"
     scored = json.loads(path.read_text())
-    scored["protocol"]["network"] = "another"  # what stood there before its weights were replaced
-    write_json(path, scored)
-    with pytest.raises(ValueError, match="network is 'another', wanted"):
-        load_report(["one"], [])
+    # Of weights that were replaced since, or scored by the lists of another experiment that shares the images.
+    for key in ("network", "splits_sha256"):
+        write_json(path, {**scored, "protocol": {**scored["protocol"], key: "another"}})
+        with pytest.raises(ValueError, match=f"{key} is 'another', wanted"):
+            load_report(["one"], [])
+
+
+def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tables: Path) -> None:
+    weights = inception_weights(tables / "inception.safetensors", digit_images(8))
+    real = save_pictures(tables / "real", digit_images(8))
+    for name in ("once", "again"):
+        ev = Eval(inception=str(weights), metrics=["fid"])
+        statistics_of_folder(real, tables / name, ev, None, None, jpeg=False)
+        for split in ("seen", "unseen"):
+            shutil.copy(tables / name / "all.npz", tables / name / f"{split}.npz")
+    words = ["eval.metrics=[fid]", f"eval.inception={weights}", f"eval.statistics={tables / 'once'}"]
+    evaluate(load_config("one", words))
+    load_report(["one"], words)
+    again = np.load(tables / "again" / "all.npz")
+    np.savez(tables / "again" / "unseen.npz", mu=again["mu"] + 1, sigma=again["sigma"])
+    with pytest.raises(ValueError, match=r"of one \(eval\.statistics\) was made otherwise: unseen inception is"):
+        load_report(["one"], [*words, f"eval.statistics={tables / 'again'}"])
+    with pytest.raises(ValueError, match=r"of one \(eval\.inception, eval\.fid\) was made otherwise: .*by pytorch-fid"):
+        load_report(["one"], [*words, "eval.fid=pytorch-fid"])
+    shutil.rmtree(tables / "once")  # a report is also made where only the scores are
+    load_report(["one"], words)
 
 
 def test_rows_by_other_compbench_scorers_say_so() -> None:
