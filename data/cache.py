@@ -22,6 +22,7 @@ from randcond.data.ranks import cpu_threads, device, rank
 from randcond.data.shards import describe, shard_done, write_shard
 from randcond.launch.config import Config, resolve_path
 from randcond.launch.logs import say_everywhere
+from randcond.model_zoo.sampler import sampler_dtype
 from randcond.model_zoo.teacher import Teacher
 
 FORMAT = 3
@@ -40,6 +41,7 @@ def plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, 
         "batch": cache.batch,
         "shard_size": cache.shard_size,
         "compute_dtype": config.teacher.dtype,
+        "sampler_dtype": sampler_dtype(teacher.pipe),
         "latent_shape": _latent_shape(config, teacher),
         "threads": cpu_threads(),
         "compile": None if cache.compile == "none" else cache.compile,
@@ -118,7 +120,10 @@ def _make_shard(config: Config, content: Contents, shard: Path, number: int, mad
         left_out += [{"caption_id": caption_id, "error": error} for caption_id, error in faults.items()]
         latents = drawn.float().cpu().numpy()
         if not np.isfinite(latents).all() or np.abs(latents).max(initial=0) > np.finfo(np.float16).max:
-            raise ValueError(f"a latent that fp16 cannot hold, captions {chunk.start}-{chunk.stop - 1}")
+            raise ValueError(
+                f"shard {shard}: a latent that fp16 can't hold, of captions {chunk.start}-{chunk.stop - 1}: is the "
+                f"teacher whole, and teacher.dtype one it works in (bf16, fp32)?"
+            )
         for latent, meta in zip(latents, metas, strict=True):
             caption_id = meta.pop("caption_id")
             caption = content.captions[caption_id]

@@ -128,16 +128,17 @@ def choose_captions(config: Config, damaged: list[str] | None = None) -> list[st
 
     Raises ValueError when the sources hold fewer than `cache.size` of them.
     """
-    captions, _ = read_unique(resolve_sources(config.cache.captions), damaged)
+    captions, dropped = read_unique(resolve_sources(config.cache.captions), damaged)
     for word in config.cache.exclude:
         if not any(map(names_any([word]).search, captions)):
             raise ValueError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")
     excluded = names_any(config.cache.exclude)
     allowed = [caption for caption in captions if not excluded.search(caption)]
     if len(allowed) < config.cache.size:
+        left = [f"{len(captions) - len(allowed)} more are excluded by cache.exclude"]
+        left += [f"{number} dropped: {reason}" for reason, number in dropped.items()]
         raise ValueError(
-            f"cache.size: {config.cache.size} captions wanted, the sources hold {len(allowed)} "
-            f"({len(captions) - len(allowed)} more are excluded by cache.exclude)"
+            f"cache.size: {config.cache.size} captions wanted, the sources hold {len(allowed)} ({', '.join(left)})"
         )
     return _shuffled(allowed, config.cache.seed)[: config.cache.size]
 

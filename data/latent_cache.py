@@ -29,7 +29,7 @@ class LatentCache:
         """`store`: where the shards are that the manifest names. Raises ValueError when it is no cache's manifest."""
         self.manifest, self.captions, self._store = manifest, captions, store
         try:
-            self._shape = tuple(int(length) for length in manifest["latent_shape"])
+            self.latent_shape = tuple(int(length) for length in manifest["latent_shape"])
             self._rows = [
                 int(entry["samples"]) for entry in manifest["shards"]
             ]  # a subset takes part of its last shard
@@ -117,9 +117,9 @@ class LatentCache:
         """
         shard, row = self._place(index)
         latent = shard.latent(row)
-        if latent.shape != self._shape:
+        if latent.shape != self.latent_shape:
             raise ValueError(
-                f"shard {shard.path}, key {shard.key(row)}: latent of shape {latent.shape}, not {self._shape}"
+                f"shard {shard.path}, key {shard.key(row)}: latent of shape {latent.shape}, not {self.latent_shape}"
             )
         return latent, int(shard.caption_ids[row])
 

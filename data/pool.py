@@ -18,7 +18,7 @@ from tqdm import tqdm
 from randcond.data.captions import Captions, read_arrays, write_arrays
 from randcond.data.files import check_same, read_json, remove, sha256, write_json
 from randcond.data.lock import holding
-from randcond.data.sources import RowFilter, expand, identify, read_batches, row_filter, settings
+from randcond.data.sources import WHOLE, RowFilter, expand, identify, read_batches, row_filter, settings
 from randcond.launch.config import Config, resolve_sources
 
 FORMAT = 3
@@ -44,7 +44,7 @@ def build(
     whole = [file for source in also for file in expand(source)]
     made_of = {"format": FORMAT, "sources": [identify(file) for file in [*whole, *files]], "filter": settings(rows)}
     made_of |= {"skip": skip} | ({"unfiltered": len(whole)} if whole and settings(rows) else {})
-    filters = [(file, RowFilter()) for file in whole] + [(file, rows) for file in files]
+    filters = [(file, WHOLE) for file in whole] + [(file, rows) for file in files]
     remedy = "Remove it, or give another paths.pool."
     if manifest := _finished(out, made_of, remedy):
         return manifest
@@ -249,7 +249,7 @@ def take(
         else:
             parts = [out / "parts" / f"{number:05d}" for number in range(len(files) + 1)]
             for part, file in zip(parts, files, strict=False):
-                note = _read_part(part, file, RowFilter(), skip)
+                note = _read_part(part, file, WHOLE, skip)
                 dropped += Counter(note["dropped"])
                 damaged |= {file: note["damaged"]} if note["damaged"] else {}
             write_arrays(parts[-1].with_suffix(".arrow"), taken)

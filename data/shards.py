@@ -4,7 +4,6 @@ The index (one JSON per shard, beside it) holds each latent's offset: exact rand
 """
 
 import io
-import json
 import math
 import mmap
 import os
@@ -68,13 +67,23 @@ def shard_done(shard: Path, made_of: str = "") -> bool:
     """
     if not (shard.is_file() and index_path(shard).is_file()):
         return False
-    index = read_json(index_path(shard))
+    index = _read_index(shard)
     if index.get("made_of") != made_of:
         raise ValueError(
             f"shard {shard}: was made for another cache (another teacher, sampler or list of captions); remove it and "
             f"its index, `randcond run cache EXPERIMENT` makes it again"
         )
-    return shard.stat().st_size == index["bytes"]
+    return bool(shard.stat().st_size == index["bytes"])
+
+
+def _read_index(shard: Path) -> dict[str, Any]:
+    index = read_json(index_path(shard))
+    needed = {"made_of", "bytes", "sha256", "members", "left_out"}
+    if not isinstance(index, dict) or needed - index.keys():
+        raise ValueError(
+            f"shard {shard}: its index is damaged; remove both, `randcond run cache EXPERIMENT` makes them again"
+        )
+    return index
 
 
 class Shard:
@@ -156,7 +165,7 @@ class Shard:
 
 def describe(shard: Path) -> dict[str, Any]:
     """One line of the cache's manifest: name, samples, bytes, sha256 of the shard and of its index."""
-    index = json.loads(index_path(shard).read_text())
+    index = _read_index(shard)
     return {
         "shard": shard.name,
         "samples": len(index["members"]),

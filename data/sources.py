@@ -53,6 +53,9 @@ class RowFilter:
         return {column: setting for column, setting in asked.items() if getattr(self, setting)}
 
 
+WHOLE = RowFilter(max_length=0)  # of a list that is taken as it is: all but empty rows
+
+
 def row_filter(pool: Pool, excluded: list[str]) -> RowFilter:
     """The filter that an experiment's `pool:` section asks for; `excluded`: the words of its cache.exclude."""
     named = {field.name: _hashable(getattr(pool, field.name)) for field in fields(RowFilter) if field.name != "naming"}
@@ -110,13 +113,12 @@ def kind_of(path: str) -> str | None:
     return name.suffix if name.suffix in KINDS else None
 
 
-def read_batches(source: str, rows: RowFilter | None = None) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
+def read_batches(source: str, rows: RowFilter = WHOLE) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
     """Cleaned captions of one file, batch by batch, with how many rows of it were dropped by reason.
 
     Raises ValueError naming the file, and the line or row where it can: no such column, not text or UTF-8, damaged;
     OSError where not the file is damaged but what it comes over (a server, a disk, a file system) fails.
     """
-    rows = rows or RowFilter()
     done = 0
     try:
         for batch in _raw_batches(source, rows):

@@ -20,7 +20,7 @@ from randcond.eval.statistics import Reference, read_statistics
 from randcond.launch.config import Config
 from randcond.launch.logs import say_everywhere
 from randcond.launch.protocols import protocol_of
-from randcond.model_zoo.sampler import default_setting, own_resolution
+from randcond.model_zoo.sampler import default_setting, own_resolution, sampler_dtype
 
 References = dict[tuple[str, str], Reference]  # (split, row) -> statistics of real images
 
@@ -139,6 +139,7 @@ def protocol_facts(system: System, task: Task) -> dict[str, Any]:
         "seed": ev.seed,
         "batch": ev.batch,
         "dtype": system.dtype,
+        "sampler_dtype": sampler_dtype(system.pipe),
         "threads": cpu_threads(),
         "compile": system.compiled,
         "device": device().type,

@@ -13,7 +13,7 @@ from hashlib import sha256
 import numpy as np
 
 from randcond.data.captions import names_any, read_unique
-from randcond.data.sources import COLUMNS, RowFilter, clean_text, expand, read_batches
+from randcond.data.sources import COLUMNS, clean_text, expand, read_batches
 from randcond.launch.config import Config, resolve_sources
 
 ALL = "all"  # the split of every caption
@@ -138,7 +138,7 @@ def _with_images(file: str) -> list[tuple[str, str]]:
 
 def _captions(file: str) -> list[tuple[str, str]]:
     rows = []
-    for captions, dropped in read_batches(file, RowFilter(max_length=0)):
+    for captions, dropped in read_batches(file):
         if dropped:
             number = sum(dropped.values())
             raise ValueError(

@@ -35,7 +35,7 @@ def plan(
     experiment   a name or a YAML file, or a table (each of its rows); none: all tables of the paper, together
     overrides    any key of the YAML; teacher.path takes sd-v1-4, sd-v2-1 and sdxl too, no download is needed
 
-    --gpu NAME       a100-40, a100-80, h100, h200 (default), b200, l40s, rtx4090
+    --gpu NAME       a100-40, a100-80, h100, h100-pcie, h100-nvl, h200 (default), h200-nvl, b200, gb200, l40s, rtx4090
     --nodes N        hosts (default 1)
     --gpus N         GPUs of each (default 8)
     --efficiency E   the share of the GPU's dense bf16 peak that is reached: a number (0.3), or a run's folder, whose

@@ -5,6 +5,9 @@ In: a diffusers pipeline, one chunk of captions and seeds. Out: latents as the U
 
 import hashlib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,7 +17,9 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    UNet2DConditionModel,
 )
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> its class, and what does not come from the checkpoint
@@ -50,13 +55,43 @@ def default_setting(pipe: DiffusionPipeline, name: str) -> Any:
 def caption_seed(seed: int, caption_id: int) -> int:
     """The seed of one caption's initial noise, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}:{caption_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1  # torch takes 63 bits
+    return int.from_bytes(digest) >> 1  # torch takes 63 bits, and its generator on a CPU keeps 32 of them
 
 
 def own_resolution(pipe: Any) -> int:
     """Pixels of the side of the images that a pipeline draws where none is asked for."""
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     return denoiser.config.sample_size * pipe.vae_scale_factor
+
+
+def sampler_dtype(pipe: Any) -> str:
+    """In which type latents are kept between steps: fp32 where we see to it, else the pipeline's own choice."""
+    unet = getattr(pipe, "unet", None)
+    of_ours = isinstance(unet, UNet2DConditionModel) and unet.config.in_channels == pipe.vae.config.latent_channels
+    return "fp32" if of_ours else "pipeline"
+
+
+@contextmanager
+def _in_float32(scheduler: Any, network: torch.dtype) -> Iterator[None]:
+    """The sampler computes in fp32, and what it hands the network is rounded to that one's type.
+
+    In bf16 every step would round the latents to 8 bits, and guidance makes much of little differences.
+    """
+    scale, step = scheduler.scale_model_input, scheduler.step
+
+    @wraps(scale)
+    def scale_and_round(sample: Tensor, *args: Any, **options: Any) -> Tensor:
+        return scale(sample, *args, **options).to(network)
+
+    @wraps(step)  # pipelines read its signature
+    def step_in_float32(output: Tensor, *args: Any, **options: Any) -> Any:
+        return step(output.float(), *args, **options)
+
+    scheduler.scale_model_input, scheduler.step = scale_and_round, step_in_float32
+    try:
+        yield
+    finally:
+        del scheduler.scale_model_input, scheduler.step
 
 
 @torch.no_grad()
@@ -72,23 +107,29 @@ def draw_latents(
     """Draws up to `batch` captions as one compute batch -> latents x_0 [n, C, h, w], scaled as the U-Net sees them.
 
     A short chunk is padded to `batch` with its own last caption, so that every latent is computed in the same shapes.
-    Steps, guidance or resolution None: the pipeline's own.
+    Steps, guidance or resolution None: the pipeline's own. Of a U-Net's pipeline the noise is drawn in fp32, whatever
+    the network's type (torch's normal numbers in bf16 are made of 256 levels and end at 3.33), and so are its steps.
     """
     assert 0 < len(captions) == len(seeds) <= batch
     padding = batch - len(captions)
     generators = [torch.Generator().manual_seed(seed) for seed in [*seeds, *([seeds[-1]] * padding)]]
-    asked = {
+    asked: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "height": resolution,
         "width": resolution,
     }
-    drawn = pipe(
-        [*captions, *([captions[-1]] * padding)],
-        generator=generators,
-        output_type="latent",
-        **{name: value for name, value in asked.items() if value is not None},
-    )
+    exact = sampler_dtype(pipe) == "fp32"
+    if exact:
+        side = (resolution or own_resolution(pipe)) // pipe.vae_scale_factor
+        asked["latents"] = randn_tensor((batch, pipe.unet.config.in_channels, side, side), generators)
+    with _in_float32(pipe.scheduler, pipe.unet.dtype) if exact else nullcontext():
+        drawn = pipe(
+            [*captions, *([captions[-1]] * padding)],
+            generator=generators,
+            output_type="latent",
+            **{name: value for name, value in asked.items() if value is not None},
+        )
     return drawn.images[: len(captions)]
 
 

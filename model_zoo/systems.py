@@ -15,7 +15,7 @@ from randcond.model_zoo.cost import unet_cost
 from randcond.model_zoo.export import load_unet
 from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.students import plain_config
-from randcond.model_zoo.teacher import DTYPES, FAMILIES, local_folder, part_dtypes, with_parts
+from randcond.model_zoo.teacher import DTYPES, FAMILIES, check_weights, local_folder, part_dtypes, with_parts
 
 
 def load_system(path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher") -> Any:
@@ -28,6 +28,7 @@ def load_system(path: Path | str, dtype: str, device: torch.device | str, sample
         raise ValueError(f"{folder}: no text-to-image pipeline whose latents are decoded by an autoencoder (vae/)")
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     family = next((family for family in FAMILIES if family.__name__ == name), None)
+    check_weights(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
     if family:  # part by part: the U-Net may be of a class that diffusers does not know (SLIM)
         pipe = family.from_pretrained(folder, unet=None, **options, **FAMILIES[family])

@@ -23,7 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -75,6 +75,7 @@ class Teacher:
     folder: Path
     dtype: torch.dtype
     schedule: DDPMScheduler
+    latent_side: int | None = None  # of the latents it is shown, where these are of real images of another size
 
     @classmethod
     def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
@@ -85,6 +86,7 @@ class Teacher:
         """
         folder = local_folder(path)
         family = pipeline_class(folder)
+        check_weights(folder)
         pipe = family.from_pretrained(
             folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
         )
@@ -109,7 +111,7 @@ class Teacher:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (channels, height, width) of one latent."""
-        size = self.pipe.unet.config.sample_size
+        size = self.latent_side or self.pipe.unet.config.sample_size
         return self.pipe.unet.config.in_channels, size, size
 
     @property
@@ -139,7 +141,7 @@ class Teacher:
 
     @cached_property
     def _sizes(self) -> Tensor:
-        """SDXL's time_ids [6] of an image that is as large as the U-Net's samples, not cropped."""
+        """SDXL's time_ids [6] of an image that is as large as the latents say, not cropped."""
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
         return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
 
@@ -213,6 +215,16 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ValueError naming a weight file of a pipeline that is cut off or damaged: its loaders don't name it."""
+    for path in (path for path in sorted(folder.glob("*/*.safetensors")) if len(path.suffixes) == 1):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged ({error}); fetch or copy it again") from None
 
 
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:

@@ -27,6 +27,7 @@ from tests.drawing import draw_elsewhere, draw_here
 from tests.interruptions import ranks, wait_for
 from tests.runs import difference, metrics, same_bits, weights
 from tests.test_report import loads
+from tests.web import free_port
 
 
 def newest(run: Path) -> Stored:
@@ -352,6 +353,33 @@ def test_bad_input_is_named_before_work_starts(
         stage.stage_main({"train": (check, train)}, ["demo-with", *TINY, *words])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> None:
+    """Where a host's folder lacks a shard and on_error=skip: the ranks would go through the latents in other orders."""
+    other = shutil.copytree(world, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    (next((other / "runs/demo").rglob("latents-00001.tar"))).unlink()
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    words = [*TINY, "on_error=skip", "paths.run=runs/apart"]
+    command = [sys.executable, "-m", "randcond.train", "demo-with", *words]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **port, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, folder in enumerate((world, other))
+    ]
+    try:
+        said = ranks[1].communicate(timeout=300)[1]
+    finally:
+        for each in ranks:
+            each.kill()
+            each.communicate()
+    assert ranks[1].returncode == 2
+    assert "error: rank 1: what it trains on was made otherwise: cached is 64, wanted 96" in said
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from randcond.model_zoo.condition import denoise
 from randcond.model_zoo.export import export_student
 from randcond.model_zoo.sampler import decode, draw_latents
 from randcond.model_zoo.students import build_student, plain_config
+from randcond.model_zoo.systems import load_system
 from randcond.model_zoo.teacher import StoredTensors, Teacher
-from randcond.train.build import build_step
+from randcond.train.build import build_step, flop_per_sample
 from tests import shaped
 from tests.drawing import draw_elsewhere, draw_here
 
@@ -81,6 +82,42 @@ def test_one_interface_predicts_noises_and_draws(layout: str, folders: dict[str,
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     image = pipe(CAPTIONS[:2], num_inference_steps=2, guidance_scale=7.5, generator=generators, output_type="pt").images
     assert torch.allclose(decode(pipe, drawn) / 2 + 0.5, image, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler", "dpm++"])
+def test_a_teacher_in_bf16_starts_from_normal_noise_and_steps_in_fp32(sampler: str, folders: dict[str, Path]) -> None:
+    """Torch's normal numbers in bf16 are made of 256 levels: none is beyond 3.33, and their variance is 0.986."""
+    teacher = Teacher.load(folders["sdxl"], "bf16")
+    pipe = teacher.pipeline(sampler)
+    shown: list[torch.Tensor] = []
+    with teacher.unet.register_forward_pre_hook(lambda unet, inputs: shown.append(inputs[0])):
+        drawn = draw_latents(pipe, ["a bar"] * 16, list(range(16)), steps=2, guidance=2.0, batch=16)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(16)]
+    exact = torch.cat([torch.randn(1, 4, 16, 16, generator=each) for each in generators])
+    first = pipe.scheduler.scale_model_input(exact * pipe.scheduler.init_noise_sigma, pipe.scheduler.timesteps[0])
+    assert shown[0].dtype == torch.bfloat16 and drawn.dtype == torch.float32
+    if sampler != "euler":  # whose scale is of the step that its scheduler is at
+        assert torch.equal(shown[0][:16], first.bfloat16())
+        assert shown[0].float().abs().max() > 3.5
+    assert "step" not in vars(pipe.scheduler) and "scale_model_input" not in vars(pipe.scheduler)
+
+
+def test_a_damaged_weight_file_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["sd-v1-4"], tmp_path / "cut")
+    path = folder / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    for load in (lambda: Teacher.load(folder, "fp32"), lambda: load_system(folder, "fp32", "cpu")):
+        with pytest.raises(ValueError, match=r"text_encoder/model\.safetensors: damaged"):
+            load()
+
+
+def test_what_a_teacher_is_shown_may_be_of_another_size(folders: dict[str, Path]) -> None:
+    """Latents of real images (cache.resolution): SDXL is told their size, and FLOP are counted at it."""
+    teacher = Teacher.load(folders["sdxl"], "fp32")
+    own = flop_per_sample(teacher, teacher.unet)
+    teacher.latent_side = 8
+    assert teacher.encode(teacher.tokenizers(CAPTIONS))["time_ids"][0].tolist() == [64, 64, 0, 0, 64, 64]
+    assert 0.25 < flop_per_sample(teacher, teacher.unet) / own < 0.4  # text and time cost the same at every size
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

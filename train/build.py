@@ -38,9 +38,11 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     return module, distil
 
 
-def flop_per_sample(teacher: UNet2DConditionModel, student: UNet2DConditionModel) -> int:
-    """Floating-point operations of distilling one sample, from the two configurations."""
-    return training_flop(*(unet_cost(type(unet), plain_config(unet.config)) for unet in (teacher, student)))
+def flop_per_sample(teacher: Teacher, student: UNet2DConditionModel) -> int:
+    """Floating-point operations of distilling one sample, from the two configurations, at the size of its latents."""
+    size = {"sample_size": teacher.latent_shape[-1]}
+    costs = (unet_cost(type(unet), {**plain_config(unet.config), **size}) for unet in (teacher.unet, student))
+    return training_flop(*costs)
 
 
 def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:

@@ -65,7 +65,7 @@ def steps(
     loader = batches(training.stream, positions, train.workers, ignore_in_worker)
     keep = (train.keep_checkpoints, train.keep_every)
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
-    flop = flop_per_sample(training.teacher.unet, training.unet)
+    flop = flop_per_sample(training.teacher, training.unet)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
     ahead = Ahead(loader, training.teacher.device, monitor.waiting)
     seen = SampleLog(training.folder, engine.rank, train.log_samples)

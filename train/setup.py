@@ -13,8 +13,9 @@ from randcond.data.files import check_same, read_json, remove, write_text
 from randcond.data.latent_cache import LatentCache
 from randcond.data.lock import hold
 from randcond.data.pool import check_asked, open_pool
-from randcond.data.ranks import device, rank
+from randcond.data.ranks import device, rank, world_size
 from randcond.data.stream import CaptionPool, Stream
+from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml, watched_folder
 from randcond.model_zoo.export import check_shapes
 from randcond.model_zoo.fp8 import fp8_teacher
@@ -57,6 +58,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     mark("teacher")
     cache = LatentCache.open(config, teacher.fingerprint)
+    teacher.latent_side = cache.latent_shape[-1]
     extra = open_pool(Path(config.paths.pool), check=rank() == 0)
     check_asked(config)
     pool = CaptionPool(cache.captions, extra)
@@ -76,6 +78,8 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     module, distil = build_step(config, teacher)
     mark("student")
     engine = build_engine(config, module)
+    first = engine.broadcast(identity)  # a host that sees other files would go through them in another order
+    check_same(identity, first, f"rank {engine.rank}: what it trains on", "All ranks need the same cache and pool.")
     mark("engine")
     in_fp8 = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
     if engine.rank == 0:
@@ -151,9 +155,17 @@ def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
         "cached": len(cache),  # less than the shards hold where some are left out
         "window": cache.window,
-        "precision": [config.engine.precision, config.teacher.dtype, *["fp8"] * config.engine.teacher_fp8],
+        "precision": [config.engine.precision, config.teacher.dtype, *_fp8(config)],
         "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
     }
+
+
+def _fp8(config: Config) -> list[str]:
+    """A teacher in fp8 has one scale for a whole micro-batch, on which its predictions so depend."""
+    if not config.engine.teacher_fp8:
+        return []
+    micro, _ = batch_shape(config.train.global_batch, world_size(), config.engine.micro_batch)
+    return [f"fp8, micro-batches of {micro}"]
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:

@@ -66,7 +66,7 @@ class Sides:
         if options.teacher_fp8:
             print(fp8_teacher(self.teacher), flush=True)
         settle(config, self.teacher, module.unet, self.engine, folder)
-        self.flop = flop_per_sample(self.teacher.unet, module.unet)
+        self.flop = flop_per_sample(self.teacher, module.unet)
         self.student = module.unet
         self.stream = make_stream(folder, config.conditioning.p, self.teacher)
         self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
