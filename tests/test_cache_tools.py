@@ -12,7 +12,7 @@ from PIL import Image
 from randcond.data.cache_tools import preview, subset, verify
 from randcond.data.captions import write_captions
 from randcond.data.latent_cache import LatentCache
-from randcond.data.shards import Shard, index_path, write_shard
+from randcond.data.shards import Shard, describe, index_path, shard_done, write_shard
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.teacher import Teacher
 from tests.conftest import TINY, randcond
@@ -52,6 +52,15 @@ def test_a_sound_cache_is_sound_and_a_faulty_one_is_named(cache: Path, capsys: p
         "... and",
     ):
         assert named in str(caught.value)
+
+
+def test_an_index_that_lacks_something_is_named(cache: Path) -> None:
+    shard = cache / "latents-00001.tar"
+    found = json.loads(index_path(shard).read_text())
+    index_path(shard).write_text(json.dumps({key: value for key, value in found.items() if key != "bytes"}))
+    for reads in (lambda: shard_done(shard, found["made_of"]), lambda: describe(shard)):
+        with pytest.raises(ValueError, match=r"latents-00001\.tar: its index is damaged; remove both"):
+            reads()
 
 
 def test_a_preview_shows_latents_as_the_teacher_decodes_them(cache: Path) -> None:

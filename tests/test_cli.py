@@ -196,7 +196,7 @@ def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> No
     ("override", "said"),
     [
         ("eval.size=400", "eval.size: 400 unseen captions wanted, the sources hold 320"),
-        ("cache.size=99999", "cache.size: 99999 captions wanted, the sources hold 2880"),
+        ("cache.size=99999", "cache.size: 99999 captions wanted, the sources hold 2880 (320 more"),
         ("cache.exclude=[tree]", "cache.exclude: no caption of the sources names 'tree'"),
         ("train.global_batch=63", "63 does not divide over 2 ranks"),
         ("teacher.path=/nowhere", "no teacher at /nowhere"),

@@ -18,6 +18,7 @@ import zstandard
 
 from randcond.data import fetch as fetching
 from randcond.data.captions import Captions, names_any, read_source, read_unique, write_captions
+from randcond.data.contents import choose_captions
 from randcond.data.files import read_json, remove
 from randcond.data.pool import build, build_pool, first_of_each, open_pool, take
 from randcond.data.sources import RowFilter, expand, read_batches, select
@@ -59,6 +60,19 @@ def test_bad_sources_are_named(tmp_path: Path, name: str, content: str | None, m
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_unique([str(tmp_path / name)])
+
+
+def test_captions_that_are_taken_whole_may_be_long(tmp_path: Path) -> None:
+    """The pool's filter is not theirs; where there are too few, what was dropped is told."""
+    rambling = "a very " + "long " * 300 + "caption"
+    (tmp_path / "a.txt").write_text(f"a cat\n{rambling}\na cat\n\n")
+    source = str(tmp_path / "a.txt")
+    assert read_unique([source]) == (["a cat", rambling], {"empty": 1, "duplicate": 1})
+    config = load_config("demo-with", [f"cache.captions=[{source}]", "cache.size=3", "cache.exclude=[]"])
+    with pytest.raises(ValueError, match=r"the sources hold 2 .*, 1 dropped: empty, 1 dropped: duplicate"):
+        choose_captions(config)
+    build(tmp_path / "pool", [], also=[source])
+    assert len(Captions(tmp_path / "pool" / "captions.arrow")) == 2
 
 
 def test_a_pool_keeps_order_drops_duplicates_and_is_built_once(tmp_path: Path) -> None:
