@@ -15,6 +15,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_ranks() -> int:
+    """Number of processes on this host, as torchrun, the deepspeed launcher or our job's script says it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+
+
 def device() -> torch.device:
     """This process's GPU (by its number on its own host), made the current one, or the CPU where there is none."""
     if not torch.cuda.is_available():

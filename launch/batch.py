@@ -1,4 +1,4 @@
-"""How a global batch is cut over ranks and micro-batches."""
+"""How a global batch is cut over ranks and micro-batches, and the state over groups of ranks."""
 
 
 def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple[int, int]:
@@ -17,3 +17,14 @@ def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple
             f"(train.global_batch {global_batch} / {ranks} ranks)"
         )
     return micro, per_rank // micro
+
+
+def shard_group(sharding: str, wanted: int | None, ranks: int, of_one_host: int) -> int:
+    """Over how many ranks FSDP spreads one copy of the state; raises ValueError with the arithmetic."""
+    if sharding != "hybrid":
+        return ranks
+    group = wanted or of_one_host
+    if ranks % group:
+        said = "" if wanted else f" (the ranks of one host: {of_one_host})"
+        raise ValueError(f"engine.shard_group: {group}{said} does not divide the {ranks} ranks")
+    return group

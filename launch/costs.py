@@ -1,16 +1,23 @@
 """What a plan starts from: the cluster, and what the experiment's networks cost on it, counted without weights."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
 
-from randcond.launch.batch import batch_shape
+from randcond.launch.batch import batch_shape, shard_group
 from randcond.launch.config import Config, resolve_path
 from randcond.launch.gpus import Gpu
 from randcond.model_zoo.cost import UNetCost, decoder_cost, text_parameters, unet_cost
-from randcond.model_zoo.memory import Sharding, activations_per_sample, trained_shapes
+from randcond.model_zoo.memory import (
+    COMPARED_BYTES,
+    Sharding,
+    activations_per_sample,
+    trained_shapes,
+    unet_blocks,
+)
 from randcond.model_zoo.networks import layout_of, networks_of
 from randcond.model_zoo.students import find_rule, student_config
 from randcond.model_zoo.waves import work
@@ -33,9 +40,15 @@ class Cluster:
 class Sizes:
     """What a teacher and a student of it cost; the engine and the batch change nothing of it."""
 
-    def __init__(self, path: str, rule: str) -> None:
-        """Raises ValueError when there is no such teacher, or the student's rule does not apply to it."""
+    def __init__(self, path: str, rule: str, pixels: int | None = None) -> None:
+        """`pixels`: the side of the images, where it is not the teacher's own.
+
+        Raises ValueError when there is no such teacher, or the student's rule does not apply to it.
+        """
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
+        if pixels:
+            factor = 2 ** (len(self.networks.vae["block_out_channels"]) - 1)
+            self.networks = replace(self.networks, unet={**self.networks.unet, "sample_size": pixels // factor})
         self.rule = rule
         self.teacher = unet_cost(UNet2DConditionModel, self.networks.unet)
         self.student: UNetCost = unet_cost(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
@@ -44,25 +57,40 @@ class Sizes:
         self.shapes, self.blocks = trained_shapes(self.rule, self.networks.unet)
         self.text = sum(map(text_parameters, self.networks.text_encoders))
         self.vae, self.decode = decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
-        self._activations: dict[tuple[str, bool], int] = {}
+        self.teacher_blocks = unet_blocks(self.networks.unet)
+        self._activations: dict[tuple[str, bool, float], int] = {}
 
     @cached_property
     def trained(self) -> int:
         """Numbers that are trained: the student's and its projectors'."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
-    def activations(self, precision: str, checkpointing: bool) -> int:
-        """Bytes kept per sample of a micro-batch."""
-        key = (precision, checkpointing)
+    def activations(self, precision: str, checkpointing: bool, compared: float) -> int:
+        """Bytes kept per sample of a micro-batch; `compared`: per number of a feature that the losses compare."""
+        key = (precision, checkpointing, compared)
         if key not in self._activations:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            self._activations[key] = activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing)
+            self._activations[key] = activations_per_sample(
+                self.rule, self.networks.unet, dtype, checkpointing, compared
+            )
         return self._activations[key]
 
 
-def counted(config: Config) -> Sizes:
-    """The sizes of an experiment's networks; counting takes seconds, and most of a table's rows have the same."""
-    return _counted(config.teacher.path, config.student.rule)
+def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
+    """The sizes of an experiment's networks on the images of a stage.
+
+    Counting takes seconds, and most of a table's rows have the same.
+    """
+    trained_on = config.cache.resolution if config.cache.images else None
+    return _counted(
+        config.teacher.path, config.student.rule, trained_on if stage == "train" else config.eval.resolution
+    )
+
+
+def compared(config: Config) -> float:
+    """Bytes that the feature losses keep per number of a feature for the backward pass."""
+    losses = asdict(config.train.losses)
+    return sum(size for name, size in COMPARED_BYTES.items() if losses[name])
 
 
 _counted = cache(Sizes)
@@ -74,4 +102,5 @@ def sharding(config: Config, cluster: Cluster) -> Sharding:
     kind = f"zero-{engine.zero_stage}" if engine.kind == "deepspeed" else f"fsdp-{engine.sharding}"
     _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     low = 2 if engine.precision == "bf16" else 4
-    return Sharding(kind, cluster.ranks, engine.shard_group or cluster.per_node, low, accumulation > 1)
+    group = shard_group(engine.sharding, engine.shard_group, cluster.ranks, cluster.per_node)
+    return Sharding(kind, cluster.ranks, group, low, accumulation > 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from randcond.launch.commands import runs_of
-from randcond.launch.config import Config, find_table, table_names
+from randcond.launch.config import Config, find_table, load_config, table_names
 from randcond.launch.gpus import find_gpu
 from randcond.launch.logs import whole_lines
 
@@ -48,8 +48,9 @@ def plan(
     --json           the same as data
 
     Where it does not fit, it says which change makes it fit. Memory is the sum of all parts, an upper bound: gradients
-    grow while activations go. Left out: the text encoders' arithmetic (about 1 %), and what an evaluation while
-    training (train.eval_every) holds beside: a copy of the student's U-Net and the networks that score.
+    grow while activations go. Left out: the text encoders' arithmetic (about 1 %), what an evaluation while training
+    (train.eval_every) holds beside (a copy of the student's U-Net and the networks that score), and what
+    engine.teacher_graph keeps for good: the memory in which the teacher's forward works.
 
     examples     randcond plan                  GPU-hours and disk of every table, and of all together
                  randcond plan table1 --nodes 8
@@ -150,7 +151,7 @@ def _efficiency(said: str) -> tuple[float, str]:
     if not said:
         return ASSUMED_EFFICIENCY, "assumed; give --efficiency"
     if Path(said).is_dir():
-        return _median_mfu(Path(said)), f"measured in {said}"
+        return _reached(Path(said)), f"measured in {said}"
     try:
         value = float(said)
     except ValueError:
@@ -158,6 +159,17 @@ def _efficiency(said: str) -> tuple[float, str]:
     if not 0 < value <= 1:
         raise ValueError(f"--efficiency: a share of the peak, above 0 and at most 1, got {said}")
     return value, "given"
+
+
+def _reached(run: Path) -> float:
+    """A run's median MFU, what activation checkpointing computed once more counted: MFU leaves that out."""
+    from randcond.launch import costs, step_time
+
+    config = load_config(str(run / "config.yaml"))
+    sizes = costs.counted(config)
+    passes = step_time.student_passes(config)
+    done = sizes.teacher.flop + passes * sizes.student.flop
+    return _median_mfu(run) * done / (sizes.teacher.flop + 3 * sizes.student.flop)
 
 
 def _median_mfu(run: Path) -> float:
@@ -224,8 +236,10 @@ def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: st
         line += f"{'yes' if row['fits'] else 'no':5}{row['filled']:7.0%}{_time(row['arithmetic_seconds']):>11}"
         line += f"{_time(row['traffic_seconds']):>9}{row['traffic_gb']:9.2f}{row['samples_per_second']:11.0f}"
         lines.append(line + f"{row['stages']['train']['gpu_hours']:13.1f}")
+    from randcond.launch.planner import SWEEP_GPUS
+
     tried = max(row["gpus"] for row in rows)
-    if tried < 1024:
+    if 2 * tried <= SWEEP_GPUS:
         lines.append(
             f"more than {tried} GPUs: the global batch of {config.train.global_batch} does not divide over them"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from randcond.launch.batch import batch_shape
 from randcond.launch.config import Config
-from randcond.launch.costs import Cluster, Sizes, sharding
+from randcond.launch.costs import Cluster, Sizes, compared, counted, sharding
 from randcond.launch.gpus import Gpu
 from randcond.launch.protocols import protocol_of
 from randcond.launch.step_time import FULL, filled, step_seconds, step_traffic
@@ -30,7 +30,7 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
     state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
     unet = low * sizes.teacher.parameters
     if engine.teacher == "sharded":
-        unet = unet // cluster.ranks + unet // 4  # its largest blocks are gathered, one ahead
+        unet = unet // cluster.ranks + low * sum(sorted(sizes.teacher_blocks)[-2:])  # gathered, one ahead
     upcast = sizes.networks.vae.get("force_upcast", True)
     return {
         "teacher U-Net": unet,
@@ -40,7 +40,7 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
         "optimizer, fp32 weights, EMA": state.optimizer,
         "reduction buckets": state.buffers,
         "gathered in a step": state.transient,
-        "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing),
+        "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing, compared(config)),
         "CUDA, NCCL, slack": int(RUNTIME),
     }
 
@@ -62,12 +62,13 @@ def stage_hours(
     chunks = -(-images // ev.batch)
     bench = BENCH_PROMPTS * len(ev.compbench.categories) * ev.compbench.images if ev.compbench.lists else 0
     bench_chunks = -(-bench // ev.batch)
-    drawing = {"teacher": sizes.teacher.flop, "student": sizes.student.flop}
+    drawn_at = counted(config, "eval")
+    drawing = {"teacher": drawn_at.teacher.flop, "student": drawn_at.student.flop}
     steps = protocol_of(ev).steps or LIBRARY_STEPS
-    image = sum(2 * steps * drawing[who] + sizes.decode for who in ev.of) / rate
+    image = sum(2 * steps * drawing[who] + drawn_at.decode for who in ev.of) / rate
     train = config.train
     share = min(1.0, train.eval_size * apart / images) if train.eval_size else 1.0
-    student = (2 * steps * sizes.student.flop + sizes.decode) / rate
+    student = (2 * steps * drawn_at.student.flop + drawn_at.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
         "train": train.steps * step + train.evaluations * share * -(-chunks // cluster.ranks) * ev.batch * student,
@@ -101,10 +102,14 @@ def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, flo
         {"kind": "fsdp", "sharding": "full"}
     ]
     single += [change for change in stages if cluster.ranks > 1]
-    single += [{"teacher": "sharded"}] if cluster.ranks > 1 else []
+    # Which is neither one CUDA graph nor in fp8.
+    sharded: dict[str, Any] = {"teacher": "sharded"} | {
+        key: False for key in ("teacher_graph", "teacher_fp8") if getattr(engine, key)
+    }
+    single += [sharded] if cluster.ranks > 1 else []
     smallest = {"micro_batch": micro // max(2**power for power in range(12) if micro % 2**power == 0)}
     together = {**smallest, "activation_checkpointing": True}
-    together |= {"kind": "fsdp", "sharding": "full", "teacher": "sharded"} if cluster.ranks > 1 else {}
+    together |= {"kind": "fsdp", "sharding": "full", **sharded} if cluster.ranks > 1 else {}
 
     def needed(change: dict[str, Any]) -> float | None:
         memory = training_memory(replace(config, engine=replace(engine, **change)), sizes, cluster)
@@ -158,7 +163,6 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
     }
 
 
-SWEEP_NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 SWEEP_GPUS = 1024
 SWEEP_MICRO = (1, 2, 4, 8, 16, 32, 64, 128)
 SWEEP_ENGINES: list[dict[str, Any]] = [
@@ -176,10 +180,10 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
     Raises ValueError where it divides over none.
     """
     rows = []
-    for nodes in SWEEP_NODES:
+    for nodes in (2**power for power in range(11) if 2**power * per_node <= SWEEP_GPUS):
         cluster = Cluster(gpu, nodes, per_node)
         per_rank, rest = divmod(config.train.global_batch, cluster.ranks)
-        if cluster.ranks > SWEEP_GPUS or rest:
+        if rest:
             continue
         for engine in SWEEP_ENGINES:
             for micro in (size for size in SWEEP_MICRO if per_rank % size == 0):

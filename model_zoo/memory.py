@@ -21,7 +21,9 @@ from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.features import feature_shapes, projectors
 from randcond.model_zoo.students import UNetConfig, find_rule, student_config
 
-FP32_COPIES = 2 * 4  # bytes per compared feature: Eq. 2 keeps the teacher's and the student's in fp32
+# Bytes per number of a compared feature, by loss: the teacher's and the student's in fp32, of SLIM's frequency loss the
+# half of a complex spectrum and its weights beside (measured; tests/test_planner.py holds them to it).
+COMPARED_BYTES = {"feature": 8, "spatial": 8, "frequency": 12.5}
 BUCKET = 500_000_000  # DeepSpeed: gradients that are reduced at once
 PERSISTENT = 100_000  # DeepSpeed ZeRO-3: parameters up to this size stay whole on every rank
 LIVE = 1_000_000_000  # DeepSpeed ZeRO-3: gathered parameters that it keeps at once
@@ -103,6 +105,12 @@ def trained_shapes(rule_name: str, teacher: UNetConfig) -> tuple[list[tuple[int,
     return shapes, [*blocks, rest]
 
 
+def unet_blocks(config: UNetConfig) -> list[int]:
+    """The same of a configuration."""
+    with torch.device("meta"):
+        return block_sizes(UNet2DConditionModel.from_config(config))
+
+
 def block_sizes(unet: Any) -> list[int]:
     """Numbers of parameters of a U-Net's down, mid and up blocks."""
     parts = [part for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if part is not None]
@@ -110,15 +118,22 @@ def block_sizes(unet: Any) -> list[int]:
 
 
 def activations_per_sample(
-    rule_name: str, teacher: UNetConfig, dtype: torch.dtype = torch.bfloat16, checkpointing: bool = False
+    rule_name: str,
+    teacher: UNetConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    checkpointing: bool = False,
+    compared: float = COMPARED_BYTES["feature"],
 ) -> int:
-    """Bytes per sample of a micro-batch that the student's forward and the feature losses keep for the backward."""
+    """Bytes per sample of a micro-batch that the student's forward and the feature losses keep for the backward.
+
+    `compared`: of the losses, per number of a tapped feature.
+    """
     rule = find_rule(rule_name)
     kept = saved_activations(
         rule.model, student_config(rule_name, teacher), 1, dtype=dtype, checkpointing=checkpointing
     )
     tapped = feature_shapes(UNet2DConditionModel, teacher, [theirs for theirs, _ in rule.pairs(teacher)])
-    return kept + FP32_COPIES * sum(math.prod(shape) for shape in tapped)
+    return kept + round(compared * sum(math.prod(shape) for shape in tapped))
 
 
 def saved_activations(

@@ -9,19 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
+from torch.autograd.graph import saved_tensors_hooks
 
-from randcond.launch.config import Config, load_config
+from randcond.launch.batch import shard_group
+from randcond.launch.config import Config, load_config, to_yaml
 from randcond.launch.costs import Cluster, Sizes, counted, sharding
-from randcond.launch.gpus import find_gpu
-from randcond.launch.plan_tool import curve_table
+from randcond.launch.gpus import Gpu, find_gpu
+from randcond.launch.plan_tool import _reached, curve_table
 from randcond.launch.planner import curve, fits, knobs, plan, sweep, training_memory
 from randcond.launch.step_time import StepTime, full_share, hiding_share, idle_seconds, ring_traffic, step_traffic
 from randcond.model_zoo.cost import unet_cost
 from randcond.model_zoo.layouts import LAYOUTS
-from randcond.model_zoo.memory import Sharding, state_memory
+from randcond.model_zoo.memory import COMPARED_BYTES, Sharding, state_memory
 from randcond.model_zoo.students import complete_config
 from randcond.model_zoo.waves import work
+from randcond.train.losses import feature_loss, frequency_loss, spatial_loss
 from tests.conftest import randcond
 
 SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "student.rule=block-base", "engine.precision=bf16"]
@@ -152,6 +156,73 @@ def test_both_splits_are_drawn_however_the_unseen_are_named(sizes: Sizes) -> Non
         assert found["stages"]["eval"]["samples"] == 2000
 
 
+def test_what_makes_it_fit_is_said_of_a_teacher_in_a_graph_too(sizes: Sizes) -> None:
+    small = Cluster(Gpu(100, 9, 100, 10, 100), 1, 8)
+    graph = paper("engine.compile=whole", "engine.teacher_graph=true", "engine.teacher_fp8=true")
+    found = [words for words, _ in plan(graph, sizes, small, 0.25)["knobs"]]
+    assert found and all("teacher_graph=false" in words for words in found if "teacher=sharded" in words)
+    assert any("teacher=sharded" in words for words in found)
+
+
+def test_a_plan_follows_the_size_of_the_images(sizes: Sizes) -> None:
+    real = ["cache.captions=[]", "cache.images=photos"]
+    cluster = Cluster(find_gpu("h200"), 1, 8)
+    plans = {}
+    for pixels in (512, 1024):
+        config = paper(*real, f"cache.resolution={pixels}", f"eval.resolution={pixels}")
+        plans[pixels] = plan(config, counted(config), cluster, 0.25)
+    usual = plan(paper(*real), sizes, cluster, 0.25)
+    assert plans[512]["memory_gb"] == usual["memory_gb"] and plans[512]["stages"] == usual["stages"]
+    grown = plans[1024]["memory_gb"]["activations"] / usual["memory_gb"]["activations"]
+    assert 3.9 < grown < 4.1
+    assert plans[1024]["arithmetic_seconds"] > 4 * usual["arithmetic_seconds"]  # attention grows by the square
+    assert plans[1024]["stages"]["eval"]["hours"] > 4 * usual["stages"]["eval"]["hours"]
+
+
+def test_slims_losses_keep_what_is_counted() -> None:
+    latents, names = torch.randn(2, 4, 64, 64), ["f"]
+    losses = {
+        "feature": lambda ours, theirs: feature_loss(names, ours, theirs),
+        "spatial": lambda ours, theirs: spatial_loss(names, ours, theirs),
+        "frequency": lambda ours, theirs: frequency_loss(names, ours, theirs, latents),
+    }
+    assert losses.keys() == COMPARED_BYTES.keys()
+    for name, loss in losses.items():
+        ours = torch.randn(2, 8, 32, 32, dtype=torch.bfloat16, requires_grad=True)
+        theirs = torch.randn_like(ours).detach()
+        saved = {}
+
+        def keep(tensor: torch.Tensor, saved: dict[int, object] = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            terms = loss([ours], [theirs])
+        held = sum(storage.nbytes() for key, storage in saved.items() if key != ours.untyped_storage()._cdata)
+        assert held / ours.numel() == pytest.approx(COMPARED_BYTES[name], rel=0.05), name
+        assert len(terms) == 1
+
+
+def test_a_hybrids_groups_divide_the_ranks(sizes: Sizes) -> None:
+    config = paper("engine.kind=fsdp", "engine.sharding=hybrid", "engine.shard_group=24")
+    with pytest.raises(ValueError, match=r"engine\.shard_group: 24 does not divide the 32 ranks"):
+        plan(config, sizes, Cluster(find_gpu("h200"), 4, 8), 0.25)
+    assert shard_group("hybrid", None, 8, 4) == 4 and shard_group("full", 3, 8, 4) == 8
+    with pytest.raises(ValueError, match=r"engine\.shard_group: 8 \(the ranks of one host: 8\) does not divide"):
+        shard_group("hybrid", None, 12, 8)
+
+
+def test_a_runs_mfu_is_of_what_it_computed(tmp_path: Path) -> None:
+    """The log counts no pass twice; with activation checkpointing the student's forward is computed twice."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "mfu": 0.3}\n')
+    reached = {}
+    for checkpointing in ("false", "true"):
+        config = paper(f"engine.activation_checkpointing={checkpointing}")
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        reached[checkpointing] = _reached(tmp_path)
+    assert reached["false"] == 0.3 and 1.2 < reached["true"] / 0.3 < 1.25
+
+
 def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
     rows = sweep(paper("train.global_batch=4096"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
     assert {row["gpus"] for row in rows} == {8 * 2**power for power in range(8)}
@@ -169,6 +240,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     lines = '{"step": 1, "mfu": 0.31}\n{"step": 2, "mfu": NaN}\n{"step": 3, "m'  # the last cut off by a kill
     (tmp_path / "run/metrics.jsonl").write_text(lines)
+    (tmp_path / "run/config.yaml").write_text(to_yaml(load_config("demo-with")))
     words = ["plan", "demo", "--efficiency", "run", "--gpus", "1", "--json"]
     arms = json.loads(randcond(tmp_path, *words).stdout)
     assert [arm["experiment"] for arm in arms] == ["demo-without", "demo-with"] and arms[0]["efficiency"] == 0.31

@@ -10,7 +10,7 @@ from randcond.data.inputs import collecting
 from randcond.data.sources import expand
 from randcond.eval.check import check_evaluation
 from randcond.eval.prompts import choose_prompts
-from randcond.launch.batch import batch_shape
+from randcond.launch.batch import batch_shape, shard_group
 from randcond.launch.config import Config, resolve_path, resolve_sources
 from randcond.model_zoo.features import projectors
 from randcond.model_zoo.networks import unet_of
@@ -20,7 +20,10 @@ from randcond.model_zoo.students import find_rule, student_config
 def check_training(config: Config, ranks: int) -> None:
     """Raises ValueError or FileNotFoundError naming the key, before any network is loaded."""
     probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
-    batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
+    engine = config.engine
+    batch_shape(config.train.global_batch, ranks, engine.micro_batch)
+    if engine.kind == "fsdp" and engine.shard_group:
+        shard_group(engine.sharding, engine.shard_group, ranks, ranks)
     rule = find_rule(config.student.rule)
     if rule.teacher_name is None and config.student.init == "teacher":
         raise ValueError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")

@@ -146,9 +146,12 @@ def _timed(run: Callable[[int], int], batch: int) -> Measured:
 
 def _step(config: Config) -> Callable[[int], int]:
     """The training step: teacher, student, losses, engine."""
-    single = replace(config.engine, processes=1, micro_batch=None)
+    alone = 1 if config.engine.sharding == "hybrid" else None  # of a host's ranks this is the only one
+    single = replace(config.engine, processes=1, micro_batch=None, shard_group=alone)
     config = replace(config, engine=single, train=replace(config.train, global_batch=1))
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    if config.cache.images and config.cache.resolution:
+        teacher.latent_side = config.cache.resolution // teacher.pipe.vae_scale_factor
     module, distil = build_step(config, teacher)
     engine = build_engine(config, module)
     if config.engine.teacher_fp8:

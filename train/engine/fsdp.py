@@ -14,7 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from randcond.launch.batch import batch_shape
+from randcond.data.ranks import local_ranks
+from randcond.launch.batch import batch_shape, shard_group
 from randcond.launch.config import Config
 from randcond.model_zoo.condition import Condition
 from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
@@ -32,7 +33,7 @@ class FsdpEngine(Engine):
         options = config.engine
         _, self.accumulation = batch_shape(config.train.global_batch, self.ranks, options.micro_batch)
         self.grad_clip = config.train.grad_clip
-        group = shard_group(options.sharding, options.shard_group, self.ranks)
+        group = shard_group(options.sharding, options.shard_group, self.ranks, local_ranks())
         shape, names = ((self.ranks // group, group), ("replicate", "shard"))
         mesh = init_device_mesh("cuda" if cuda else "cpu", shape, mesh_dim_names=names)
         self.replica = mesh.get_local_rank("replicate")
@@ -111,13 +112,3 @@ def shard_frozen(unet: nn.Module) -> None:
 def _blocks(unet: Any) -> list[nn.Module]:
     """What is gathered at once: the down, mid and up blocks."""
     return [block for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if block is not None]
-
-
-def shard_group(sharding: str, wanted: int | None, ranks: int) -> int:
-    """Over how many ranks one copy of the state is sharded; raises ValueError with the arithmetic."""
-    if sharding != "hybrid":
-        return ranks
-    group = wanted or (torch.cuda.device_count() if torch.cuda.is_available() else ranks)
-    if ranks % group:
-        raise ValueError(f"engine.shard_group: {group} does not divide the {ranks} ranks")
-    return group
