@@ -84,7 +84,9 @@ def test_one_interface_predicts_noises_and_draws(layout: str, folders: dict[str,
     assert torch.allclose(decode(pipe, drawn) / 2 + 0.5, image, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler", "dpm++"])
+@pytest.mark.parametrize(
+    "sampler", ["ddim", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pndm", "euler", "dpm++"))]
+)
 def test_a_teacher_in_bf16_starts_from_normal_noise_and_steps_in_fp32(sampler: str, folders: dict[str, Path]) -> None:
     """Torch's normal numbers in bf16 are made of 256 levels: none is beyond 3.33, and their variance is 0.986."""
     teacher = Teacher.load(folders["sdxl"], "bf16")
