@@ -102,5 +102,6 @@ def sharding(config: Config, cluster: Cluster) -> Sharding:
     kind = f"zero-{engine.zero_stage}" if engine.kind == "deepspeed" else f"fsdp-{engine.sharding}"
     _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     low = 2 if engine.precision == "bf16" else 4
-    group = shard_group(engine.sharding, engine.shard_group, cluster.ranks, cluster.per_node)
+    spread = engine.sharding if engine.kind == "fsdp" else ""  # a key of FSDP alone
+    group = shard_group(spread, engine.shard_group, cluster.ranks, cluster.per_node)
     return Sharding(kind, cluster.ranks, group, low, accumulation > 1)

@@ -174,6 +174,12 @@ SWEEP_ENGINES: list[dict[str, Any]] = [
 ]
 
 
+def _dividing(config: Config, cluster: Cluster) -> list[dict[str, Any]]:
+    """The engines that are tried, without a hybrid whose groups don't divide the GPUs."""
+    divides = cluster.ranks % (config.engine.shard_group or cluster.per_node) == 0
+    return [engine for engine in SWEEP_ENGINES if divides or engine.get("sharding") != "hybrid"]
+
+
 def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
     """A plan per engine, micro-batch and number of hosts up to 1,024 GPUs, where the global batch divides.
 
@@ -185,7 +191,7 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
         per_rank, rest = divmod(config.train.global_batch, cluster.ranks)
         if rest:
             continue
-        for engine in SWEEP_ENGINES:
+        for engine in _dividing(config, cluster):
             for micro in (size for size in SWEEP_MICRO if per_rank % size == 0):
                 changed = replace(config, engine=replace(config.engine, micro_batch=micro, **engine))
                 rows.append(plan(changed, sizes, cluster, efficiency))
@@ -210,7 +216,7 @@ def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
             plan(
                 replace(config, engine=replace(config.engine, micro_batch=micro, **engine)), sizes, cluster, efficiency
             )
-            for engine in SWEEP_ENGINES
+            for engine in _dividing(config, cluster)
             for micro in reversed(SWEEP_MICRO)
             if (config.train.global_batch // gpus) % micro == 0
         ]

@@ -207,6 +207,8 @@ def test_a_hybrids_groups_divide_the_ranks(sizes: Sizes) -> None:
     config = paper("engine.kind=fsdp", "engine.sharding=hybrid", "engine.shard_group=24")
     with pytest.raises(ValueError, match=r"engine\.shard_group: 24 does not divide the 32 ranks"):
         plan(config, sizes, Cluster(find_gpu("h200"), 4, 8), 0.25)
+    swept = sweep(config, sizes, find_gpu("h200"), 8, 0.25)
+    assert {row["gpus"] for row in swept} >= {8, 16} and "fsdp-hybrid" not in {row["engine"] for row in swept}
     assert shard_group("hybrid", None, 8, 4) == 4 and shard_group("full", 3, 8, 4) == 8
     with pytest.raises(ValueError, match=r"engine\.shard_group: 8 \(the ranks of one host: 8\) does not divide"):
         shard_group("hybrid", None, 12, 8)
