@@ -79,11 +79,17 @@ def shard_done(shard: Path, made_of: str = "") -> bool:
 def _read_index(shard: Path) -> dict[str, Any]:
     index = read_json(index_path(shard))
     needed = {"made_of", "bytes", "sha256", "members", "left_out"}
-    if not isinstance(index, dict) or needed - index.keys():
-        raise ValueError(
-            f"shard {shard}: its index is damaged; remove both, `randcond run cache EXPERIMENT` makes them again"
-        )
+    if not isinstance(index, dict):
+        raise _damaged_index(shard, "it is not a JSON object")
+    if missing := needed - index.keys():
+        raise _damaged_index(shard, f"without {', '.join(sorted(missing))}")
     return index
+
+
+def _damaged_index(shard: Path, why: object) -> ValueError:
+    return ValueError(
+        f"shard {shard}: its index is damaged ({why}); remove both, `randcond run cache EXPERIMENT` makes them again"
+    )
 
 
 class Shard:
@@ -96,20 +102,17 @@ class Shard:
             raise ValueError(
                 f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`"
             )
-        index = read_json(index_path(path))
+        index = _read_index(path)
         try:
             wanted, self.sha256 = int(index["bytes"]), str(index["sha256"])
             table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"shard {path}: its index is damaged ({type(error).__name__}: {error}); remove both, "
-                f"`randcond run cache EXPERIMENT` draws it again"
-            ) from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _damaged_index(path, error) from None
         size = os.path.getsize(path)
         if size != wanted:
             raise ValueError(
                 f"shard {path}: has {size} bytes, its index says {wanted}: it is half-written or damaged; "
-                f"`randcond run cache EXPERIMENT` draws it again"
+                f"`randcond run cache EXPERIMENT` makes it again"
             )
         self.caption_ids = table[:, 0]  # of each latent, [n]
         self._places: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of its .npy

@@ -5,6 +5,7 @@ on: hooks that come later would be ignored.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,11 +23,16 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     # A block with a feature tap inside shares its code with those without: torch leaves that unguarded unless told.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     if how != "none":
-        remove_torn_libraries()
+        _mend_inductors_cache()
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":
         network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+@cache
+def _mend_inductors_cache() -> None:
+    remove_torn_libraries()  # once per process: a start may compile several networks
 
 
 def compile_text(encoders: Iterable[Any]) -> None:

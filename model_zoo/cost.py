@@ -4,6 +4,7 @@ MACs are of one call at batch 1 and 77 caption tokens; convolutions and linear l
 attention's two matrix products are counted apart, by torch's own FLOP counter on meta tensors.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.memory import Sharding, activations_per_sample, state_memory, trained_shapes
-from randcond.model_zoo.students import UNetConfig, find_rule, plain_config, student_config
+from randcond.model_zoo.students import UNetConfig, find_rule, once_per_configuration, plain_config, student_config
 
 TOKENS = 77
 _ATTENTION_OPS = {"aten.bmm"}  # scaled dot products, as they appear on meta tensors
@@ -35,7 +36,8 @@ class UNetCost:
         return 2 * (self.macs + self.attention_macs)
 
 
-def unet_cost(model: type[UNet2DConditionModel], config: UNetConfig, tokens: int = TOKENS) -> UNetCost:
+@once_per_configuration
+def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int = TOKENS) -> UNetCost:
     """Parameters and MACs of a U-Net class at a configuration.
 
     Raises ValueError naming an operation that would be counted in neither column.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from randcond.model_zoo.condition import Condition, blank_forward, denoise
-from randcond.model_zoo.students import StudentRule, UNetConfig, plain_config
+from randcond.model_zoo.students import StudentRule, UNetConfig, once_per_configuration, plain_config
 
 
 class Tap:
@@ -127,6 +127,7 @@ def projectors(
     return found
 
 
+@once_per_configuration
 @torch.no_grad()
 def feature_shapes(
     model: type[UNet2DConditionModel], config: Mapping[str, Any], names: list[str]

@@ -5,7 +5,7 @@ allocate (tests/test_planner.py holds them to it).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from randcond.model_zoo.condition import blank_forward
 from randcond.model_zoo.features import feature_shapes, projectors
-from randcond.model_zoo.students import UNetConfig, find_rule, student_config
+from randcond.model_zoo.students import UNetConfig, find_rule, once_per_configuration, student_config
 
 # Bytes per number of a compared feature, by loss: the teacher's and the student's in fp32, of SLIM's frequency loss the
 # half of a complex spectrum and its weights beside (measured; tests/test_planner.py holds them to it).
@@ -136,9 +136,10 @@ def activations_per_sample(
     return kept + round(compared * sum(math.prod(shape) for shape in tapped))
 
 
+@once_per_configuration
 def saved_activations(
     model: type[UNet2DConditionModel],
-    config: UNetConfig,
+    config: Mapping[str, Any],
     batch: int,
     tokens: int = 77,
     dtype: torch.dtype = torch.bfloat16,
@@ -157,7 +158,7 @@ def saved_activations(
 
 def _saved(
     model: type[UNet2DConditionModel],
-    config: UNetConfig,
+    config: Mapping[str, Any],
     batch: int,
     tokens: int,
     dtype: torch.dtype,

@@ -4,11 +4,13 @@ The block rules are BK-SDM's (B-Base, B-Small, B-Tiny), the channel rules the pa
 koala rules KOALA's (SDXL), slim any block rule with SLIM's wavelet gating. A new student is one entry in STUDENTS.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -226,6 +228,25 @@ def plain_config(unet: Any) -> UNetConfig:
     `_use_default_values` would turn what a rule changed back into defaults, `_name_or_path` names this machine.
     """
     return {key: value for key, value in dict(unet).items() if not key.startswith("_")}
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Measure = Callable[Concatenate[type[UNet2DConditionModel], Mapping[str, Any], P], T]
+
+
+def once_per_configuration(measure: Measure[P, T]) -> Measure[P, T]:
+    """Remembers what a U-Net class at a configuration came to: a forward takes seconds, and rules share many."""
+    known: dict[tuple[object, ...], T] = {}
+
+    @wraps(measure)
+    def remembered(model: type[UNet2DConditionModel], config: Mapping[str, Any], *a: P.args, **more: P.kwargs) -> T:
+        key = (model, json.dumps(plain_config(config), sort_keys=True), repr((a, more)))
+        if key not in known:
+            known[key] = measure(model, config, *a, **more)
+        return known[key]
+
+    return remembered
 
 
 def complete_config(stored: Any) -> UNetConfig:
