@@ -42,20 +42,24 @@ def hold(folder: Path, patience: float = 30.0) -> None:
 
 
 @contextmanager
-def holding(folder: Path, patience: float = 30.0) -> Iterator[None]:
-    """The same for as long as the context lasts."""
-    handle = _take(folder, patience)
+def holding(folder: Path, patience: float = 30.0, waiting: str = "") -> Iterator[None]:
+    """The same for as long as the context lasts; `waiting` is printed where another holds it."""
+    handle = _take(folder, patience, waiting)
     try:
         yield
     finally:
         os.close(handle)
 
 
-def _take(folder: Path, patience: float) -> int:
+def _take(folder: Path, patience: float, waiting: str = "") -> int:
     deadline = time.monotonic() + patience
+    said = not waiting
     while (handle := _try_lock(folder / ".lock")) is None:
         if time.monotonic() > deadline:
             raise ValueError(f"{folder} is being written by another run; wait for it or end it")
+        if not said:
+            print(waiting, flush=True)
+            said = True
         time.sleep(0.1)
     return handle
 

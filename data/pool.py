@@ -5,9 +5,11 @@ Each source file becomes a part of its own, whole or absent, so that a killed bu
 parts are then merged without their duplicates. Nothing is ever held in memory but 20 bytes per caption.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -48,8 +50,13 @@ def build(
     remedy = "Remove it, or give another paths.pool."
     if manifest := _finished(out, made_of, remedy):
         return manifest
-    with holding(out):  # for which another may have been waited that has built it
+    with _alone(out):  # for which another may have been waited that has built it
         return _finished(out, made_of, remedy) or _build(out, filters, made_of, remedy, progress)
+
+
+def _alone(out: Path) -> AbstractContextManager[None]:
+    """However long another takes: tables begun at once share their pool, and one of them builds it."""
+    return holding(out, math.inf, f"{out}: waiting for another run that builds this pool")
 
 
 def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any] | None:
@@ -234,7 +241,7 @@ def take(
     remedy = "Remove it, or give another folder."
     if manifest := _finished(out, made_of, remedy):
         return manifest
-    with holding(out):
+    with _alone(out):
         if manifest := _finished(out, made_of, remedy):
             return manifest
         keep = np.zeros(len(whole), dtype=bool)

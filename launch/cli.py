@@ -46,6 +46,7 @@ def run(
     max_restarts: int = 0,
     grace: int = 120,
     master_addr: str | None = None,
+    master_port: int | None = None,
     rdzv: str | None = None,
     sbatch: str = "",
     dry_run: bool = False,
@@ -70,7 +71,8 @@ def run(
     --max-restarts N start a stage again, from its last checkpoint, when a rank or a host was lost
     --grace N        seconds a training has to save when it is asked to end; Slurm's notice before the limit (120)
     --master-addr A  deepspeed: the first host's address, where `hostname -I` names another one first
-    --rdzv HOST:PORT torchrun on several hosts: where they meet; give the same command on each
+    --master-port N  deepspeed: the port there at which the hosts meet (29500)
+    --rdzv HOST:PORT torchrun on several hosts (--nodes N): where they meet; give the same command on each
     --sbatch OPTIONS slurm: your site's options, e.g. --sbatch "--partition=gpu --time=24:00:00"
     --dry-run        print the resolved configuration and the commands, and do nothing
 
@@ -83,7 +85,7 @@ def run(
                 randcond launch train demo --launcher slurm --nodes 2 --gpus 8 --sbatch "--partition=gpu"
                 randcond run all demo --dry-run
     """
-    place = Place(hostfile, nodes, gpus, launcher, rdzv, master_addr)
+    place = Place(hostfile, nodes, gpus, launcher, rdzv, master_addr, master_port)
     steps = plan(stage, experiment, list(overrides), place)
     is_table = experiment in table_names()
     if sbatch and launcher != "slurm":

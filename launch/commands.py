@@ -40,6 +40,7 @@ class Place:
     launcher: str = "deepspeed"
     rdzv: str | None = None  # torchrun: host:port at which several hosts meet
     master_addr: str | None = None  # deepspeed: the first host's address, where its first one is not the right one
+    master_port: int | None = None  # deepspeed: the first host's port at which ranks of several hosts meet
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
@@ -52,11 +53,20 @@ class Place:
             hosts = read_hostfile(Path(self.hostfile))
             if self.nodes and self.nodes > len(hosts):
                 raise ValueError(f"--nodes: {self.nodes} asked for, {self.hostfile} names {len(hosts)}")
+            for host in self.hosts:
+                if self.gpus and self.gpus > hosts[host]:
+                    raise ValueError(
+                        f"--gpus: {self.gpus} asked for, {host} has slots={hosts[host]} in {self.hostfile}"
+                    )
             check_folder_name(str(Path.cwd()))
         elif self.nodes and self.launcher == "deepspeed":
             raise ValueError("--nodes needs a --hostfile, or --launcher slurm, or torchrun with --rdzv")
         if self.launcher == "torchrun" and (self.nodes or 1) > 1 and not self.rdzv:
             raise ValueError("--nodes with torchrun needs --rdzv HOST:PORT, and the same command on every host")
+        if self.rdzv and (self.launcher != "torchrun" or not self.nodes):
+            raise ValueError("--rdzv goes with --launcher torchrun and --nodes: how many hosts meet there")
+        if not self.hostfile and (self.master_addr or self.master_port):
+            raise ValueError("--master-addr and --master-port go with a --hostfile; others find their own")
 
     def ranks(self, processes: int) -> int:
         """Ranks on all hosts together; `processes`: on each, where neither `gpus` nor a host file says it."""
@@ -129,7 +139,7 @@ def _launcher(config: Config, place: Place) -> list[str]:
     if place.launcher == "torchrun":
         hosts = ["--standalone"]
         if place.rdzv:
-            hosts = [f"--nnodes={place.nodes or 1}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place.rdzv}"]
+            hosts = [f"--nnodes={place.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place.rdzv}"]
             hosts.append(f"--rdzv-id={config.name}")
         return [str(tools / "torchrun"), *hosts, f"--nproc-per-node={ranks}", "-m"]
     if place.launcher == "slurm" or (ranks == 1 and not place.hostfile):
@@ -140,9 +150,29 @@ def _launcher(config: Config, place: Place) -> list[str]:
         words += ["--num_nodes", str(place.nodes)] if place.nodes else []
         words += ["--num_gpus", str(place.gpus)] if place.gpus else []
         words += ["--master_addr", place.master_addr] if place.master_addr else []
+        words += ["--master_port", str(place.master_port)] if place.master_port else []
     else:
-        words += ["--hostfile", os.devnull, "--num_accelerators", str(ranks)]
+        words += ["--hostfile", os.devnull, *_accelerators(ranks)]
     return [*words, "--module"]
+
+
+def on_gpus() -> bool:
+    """Whether ranks on this machine run on its NVIDIA GPUs."""
+    return Path("/dev/nvidiactl").exists() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+
+
+def _accelerators(ranks: int) -> list[str]:
+    """How many, or which where CUDA_VISIBLE_DEVICES says it: told a number, the launcher takes GPU 0 and on."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if not visible or not on_gpus():
+        return ["--num_accelerators", str(ranks)]
+    if not all(name.isdigit() for name in visible):
+        raise ValueError(f"CUDA_VISIBLE_DEVICES: the deepspeed launcher takes indices (4,5), got {','.join(visible)}")
+    if len(visible) < ranks:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)} names {len(visible)} GPUs, {ranks} ranks are asked for"
+        )
+    return ["--include", f"localhost:{','.join(visible[:ranks])}"]
 
 
 def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,25 +10,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _LINE = re.compile(r"^(\S+)\s+slots=(\d+)\s*(#.*)?$")
-# What a rank needs to know that another host can't: the user's own settings. No tokens, no keys.
-_EXPORTED: tuple[str, ...] = (
-    "NCCL_",
+# What a rank needs to know that another host can't: the user's own settings. No tokens, no keys, no proxies (they may
+# hold a password). All names that begin so.
+EXPORTED = (
+    "CUDA_DEVICE_",
+    "CUDA_HOME",
+    "CUDA_LAUNCH_BLOCKING",
+    "DIFFUSERS_VERBOSITY",
+    "DS_ACCELERATOR",
+    "FI_",
     "GLOO_",
-    "UCX_",
-    "RANDCOND_",
-    "TORCH_",
+    "HF_ENDPOINT",
     "HF_HOME",
     "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
     "HF_HUB_DISABLE_PROGRESS_BARS",
+    "HF_HUB_OFFLINE",
+    "LD_LIBRARY_PATH",
+    "NCCL_",
+    "OMP_NUM_THREADS",
+    "PYTORCH_",
+    "RANDCOND_",
+    "TORCHINDUCTOR_",
+    "TORCH_",
     "TRANSFORMERS_VERBOSITY",
-    "DIFFUSERS_VERBOSITY",
+    "TRITON_",
+    "UCX_",
 )
-_EXPORTED += ("OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_HOME", "DS_ACCELERATOR", "TRITON_CACHE_DIR")
 # ssh gives a silent host up after this many seconds: pdsh alone would wait for minutes.
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o ConnectTimeout=10 -o BatchMode=yes"
 SSH_TIMEOUT = 30.0  # seconds that a host has to answer in
-PATIENCE = 600.0  # seconds for which a restart waits for hosts to come back
+PATIENCE = (
+    1800.0  # seconds for which a run that has begun waits for hosts to come back: a server with 8 GPUs boots long
+)
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -49,19 +63,28 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def unreachable(hosts: list[str]) -> list[str]:
-    """Those that don't answer `ssh HOST true` without a password."""
+def check_tools() -> None:
+    """Raises ValueError where DeepSpeed's way to other hosts is not installed."""
+    if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
+        raise ValueError(f"--hostfile: {' and '.join(missing)} not found here: install pdsh and openssh-client")
 
-    def answers(host: str) -> bool:
+
+def unreachable(hosts: list[str]) -> dict[str, str]:
+    """Those that don't answer `ssh HOST true` without a password, and what ssh said."""
+
+    def failure(host: str) -> str:
         command = ["ssh", *SSH_OPTIONS.split(), host, "true"]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SSH_TIMEOUT)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SSH_TIMEOUT
+            )
         except subprocess.TimeoutExpired:  # its sshd lives, its shell hangs: a home folder that is gone, say
-            return False
-        return done.returncode == 0
+            return f"nothing within {SSH_TIMEOUT:g} s"
+        said = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
+        return said[-1].strip() if done.returncode else ""
 
     with ThreadPoolExecutor(32) as threads:
-        return [host for host, there in zip(hosts, threads.map(answers, hosts), strict=True) if not there]
+        return {host: why for host, why in zip(hosts, threads.map(failure, hosts), strict=True) if why}
 
 
 def wait_for_hosts(hosts: list[str], patience: float, enough: Callable[[], bool] = lambda: False) -> None:
@@ -72,22 +95,35 @@ def wait_for_hosts(hosts: list[str], patience: float, enough: Callable[[], bool]
     deadline = time.monotonic() + patience
     while not enough() and (missing := unreachable(hosts)):
         if time.monotonic() > deadline:
-            raise ValueError(f"no answer to `ssh HOST true` from {', '.join(missing)}; is a key without password set?")
+            reasons = "; ".join(f"{host} ({why})" for host, why in missing.items())
+            raise ValueError(f"no answer to `ssh HOST true` from {reasons}; each must answer without a password")
         print(f"waiting for {', '.join(missing)}", flush=True)
         time.sleep(5)
 
 
 def environment_lines(environment: dict[str, str]) -> str:
-    """A `.deepspeed_env` (lines NAME=value, later ones win): the user's own one, and what of this shell ranks need."""
+    """A `.deepspeed_env` (lines NAME=value, later ones win): what of this shell ranks need, then the user's own one.
+
+    Raises ValueError naming a line of the user's that is none.
+    """
     lines = []
-    for folder in (Path.home(), Path()):
-        own = folder / ".deepspeed_env"
-        if own.is_file():
-            lines += [line for line in own.read_text().splitlines() if "=" in line]
     for name, value in sorted(environment.items()):
-        if name.startswith(_EXPORTED) and "\n" not in value:
+        if name.startswith(EXPORTED) and "\n" not in value:
             lines.append(f"{name}={_inside_quotes(value)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + own_environment()) + "\n"
+
+
+def own_environment() -> list[str]:
+    """The lines of ~/.deepspeed_env and of the working folder's."""
+    lines = []
+    for file in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
+        for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed puts `export ` before it, in a remote shell
+                raise ValueError(f"{file}, line {number}: expected `NAME=value`, found {line.split('=')[0].strip()!r}")
+            lines.append(line)
+    return lines
 
 
 def _inside_quotes(value: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from randcond.launch.config import Config, load_config, to_yaml
+from randcond.launch.interface import name_interface
 from randcond.launch.logs import finish_console, log_to, say_everywhere
 
 Stage = Callable[[Config], None]
@@ -75,6 +76,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         config = load_config(words[0], words[1:])
         check, run = stages[stage]
         adopt_slurm_ranks()
+        name_interface()
         name_accelerator()
         end_with_parent()
         before = end_when_asked()

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Step, with_free_port
-from randcond.launch.hosts import PATIENCE, environment_lines, host_environment, wait_for_hosts
+from randcond.launch.hosts import (
+    PATIENCE,
+    check_tools,
+    environment_lines,
+    host_environment,
+    own_environment,
+    wait_for_hosts,
+)
 from randcond.launch.stage import LOST_RANK, MISTAKE, PREEMPTED, STOP_FILE
 
 _INTERRUPTED = 130
@@ -25,6 +32,7 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
     Raises SystemExit with the failed command's code, or PREEMPTED where it was asked to end before the last one was
     done: what is done stays done, and the same command goes on from it.
     """
+    check_hosts(steps)
     with _wishes() as asked:
         for number, step in enumerate(steps, 1):
             if asked:
@@ -32,6 +40,15 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
                 raise SystemExit(PREEMPTED)
             print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
             _run_until_done(step, max_restarts, grace, asked)
+
+
+def check_hosts(steps: list[Step]) -> None:
+    """What the hosts of any step would refuse, before the first begins; raises ValueError."""
+    if any(step.environment_file for step in steps):
+        check_tools()
+        own_environment()
+    if hosts := list(dict.fromkeys(host for step in steps for host in step.hosts)):
+        wait_for_hosts(hosts, patience=0)
 
 
 @contextlib.contextmanager
@@ -49,19 +66,19 @@ def _wishes() -> Iterator[list[float]]:
 
 def _run_until_done(step: Step, max_restarts: int, grace: float, asked: list[float]) -> None:
     """Runs one step, again where a rank was lost; raises SystemExit when that does not help."""
-    if step.hosts:
-        wait_for_hosts(step.hosts, patience=0)
-    code, restarts = _run_step(step, grace, asked), 0
-    while code not in (0, MISTAKE, PREEMPTED, _INTERRUPTED) and step.distributed and restarts < max_restarts:
-        restarts += 1
-        print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
+    restarts = 0
+    while True:
         try:
             wait_for_hosts(step.hosts, PATIENCE, lambda: bool(asked))
-        except ValueError as error:  # they were there before: no mistake of the command's
+        except ValueError as error:  # they were there when the plan began: no mistake of the command's
             print(f"error: {error}", file=sys.stderr)
             code = LOST_RANK
             break
         code = PREEMPTED if asked else _run_step(step, grace, asked)
+        if code in (0, MISTAKE, PREEMPTED, _INTERRUPTED) or not step.distributed or restarts == max_restarts:
+            break
+        restarts += 1
+        print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
     if code:
         once = "once the error above is mended, " if code == MISTAKE else ""
         print(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
@@ -88,6 +105,13 @@ def write_files(files: dict[Path, str]) -> None:
         path.write_text(text)
 
 
+def _write_private(path: Path, text: str) -> None:
+    """A file that its owner alone may read: the user's .deepspeed_env may hold keys."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
 def _run_command(
     command: list[str], stop: Path | None, environment_file: Path | None, grace: float, asked: list[float]
 ) -> int:
@@ -103,10 +127,12 @@ def _run_command(
         environment[STOP_FILE] = str(stop.absolute())
         stop.unlink(missing_ok=True)  # of a killed command, in a container that had the same process number
     if environment_file:
-        environment_file.write_text(environment_lines(environment))
+        _write_private(environment_file, environment_lines(environment))
         environment |= host_environment(environment_file)
     elif not Path("/dev/nvidiactl").exists():
         environment.setdefault("DS_ACCELERATOR", "cpu")
+    if "--include" in command:  # CUDA_VISIBLE_DEVICES' GPUs: the launcher would say that it ignores that one
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
     interrupt = signal.signal(signal.SIGINT, _raise_interrupt)
     try:
@@ -124,6 +150,8 @@ def _run_command(
                 process.wait(timeout=15)
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
+        if environment_file:
+            environment_file.unlink(missing_ok=True)
         if stop:
             stop.unlink(missing_ok=True)
         signal.signal(signal.SIGINT, interrupt)

@@ -69,6 +69,7 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
     said = randcond(tmp_path, *words).stdout
     launched = "--hostfile hosts --force_multi --num_nodes 2 --num_gpus 8 --module randcond.train"
     assert f"{launched} runs/demo/with/launch/train.yaml" in said  # no argument that pdsh could take apart
+    assert "--num_gpus 8 --master_port 29600 --module" in randcond(tmp_path, *words, "--master-port", "29600").stdout
     (tmp_path / "hosts").write_text("one slots=8\ntwo slots=4\n")
     hosts = str(tmp_path / "hosts")
     for place, ranks in (
@@ -109,6 +110,10 @@ def test_a_port_is_chosen_when_a_step_starts() -> None:
         (["--hostfile", "hosts", "--launcher", "slurm"], "--hostfile is the deepspeed launcher's"),
         (["--nodes", "2"], "--nodes needs a --hostfile"),
         (["--nodes", "2", "--launcher", "torchrun"], "needs --rdzv HOST:PORT"),
+        (["--launcher", "torchrun", "--rdzv", "one:1"], "--rdzv goes with --launcher torchrun and --nodes"),
+        (["--rdzv", "one:1"], "--rdzv goes with --launcher torchrun and --nodes"),
+        (["--master-addr", "one"], "--master-addr and --master-port go with a --hostfile"),
+        (["--hostfile", "hosts", "--gpus", "9"], "--gpus: 9 asked for, one has slots=8 in hosts"),
         (["--launcher", "mpi"], "--launcher: one of deepspeed, torchrun, slurm, got 'mpi'"),
         (["--sbatch", "--time=1"], "--sbatch is for --launcher slurm"),
         (["--gpus", "0"], "--nodes and --gpus must be at least 1"),

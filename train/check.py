@@ -11,7 +11,7 @@ from randcond.data.sources import expand
 from randcond.eval.check import check_evaluation
 from randcond.eval.prompts import choose_prompts
 from randcond.launch.batch import batch_shape, shard_group
-from randcond.launch.config import Config, resolve_path, resolve_sources
+from randcond.launch.config import Config, is_url, resolve_path, resolve_sources
 from randcond.model_zoo.features import projectors
 from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students import find_rule, student_config
@@ -54,8 +54,9 @@ def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> N
     """
     if config.trains:
         check_training(config, ranks)
-        with collecting(missing):
-            contents(config)
+        if not is_url(config.paths.cache):  # one that is drawn and on a server needs its sources no more
+            with collecting(missing):
+                contents(config)
         for source in resolve_sources([*config.pool.read, *config.pool.also]):
             with collecting(missing):
                 expand(source)

@@ -4,6 +4,7 @@ They share this machine's files, as hosts of a cluster share a file system; `ssh
 """
 
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 NAMES = ("host-a", "host-b")
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
 SWITCH = "cluster-switch"
-LINK = "cluster0"  # one name on both hosts, for GLOO_SOCKET_IFNAME
+LINK = "cluster0"
 
 
 def sh(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -33,6 +34,9 @@ class TwoHosts:
         sh("ip", "link", "add", SWITCH, "type", "bridge")
         sh("ip", "link", "set", SWITCH, "up")
         for name, address in zip(NAMES, ADDRESSES, strict=True):
+            own = Path("/etc/netns", name)  # what `ip netns exec` shows as /etc/hosts: a Debian host's own name
+            own.mkdir(parents=True, exist_ok=True)
+            (own / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
             sh("ip", "netns", "add", name)
             sh("ip", "link", "add", name, "type", "veth", "peer", "name", LINK, "netns", name)
             sh("ip", "link", "set", name, "master", SWITCH, "up")
@@ -128,6 +132,7 @@ class TwoHosts:
                 sh("kill", "-9", pid, check=False)
             sh("ip", "netns", "del", name, check=False)
             sh("ip", "link", "del", name, check=False)
+            shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
         sh("ip", "link", "del", SWITCH, check=False)
         for sshd in self.sshds:
             sshd.wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import LINK, NAMES, TwoHosts
+from tests.cluster.hosts import NAMES, TwoHosts
 from tests.cluster.packages import HOSTS, need
 from tests.cluster.world import ONE_HOST, STEPS, WORDS
 from tests.interruptions import RANDCOND
@@ -35,12 +35,13 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
 class Launch:
     """`randcond launch train` from the first host, watched until both hosts are empty again."""
 
-    def __init__(self, hosts: TwoHosts, folder: Path, run: str, *flags: str) -> None:
+    def __init__(
+        self, hosts: TwoHosts, folder: Path, run: str, *flags: str, environment: dict[str, str] | None = None
+    ) -> None:
         self.hosts, self.folder, self.run = hosts, folder, folder / run
         words = ["launch", "train", "demo-with", *WORDS, *TIMEOUTS, f"paths.run={run}", "--hostfile", "hosts", *flags]
         self.log = folder / f"{time.monotonic()}.log"
         with self.log.open("wb") as out:
-            environment = {**os.environ, "GLOO_SOCKET_IFNAME": LINK}
             command = [*hosts.on(NAMES[0]), *RANDCOND, *words]
             self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
 
@@ -72,6 +73,11 @@ def rank_on(hosts: TwoHosts, name: str) -> int:
     raise AssertionError(f"no rank on {name}")
 
 
+def environment_of(process: int) -> list[str]:
+    """What a process was started with."""
+    return [line for line in Path(f"/proc/{process}/environ").read_text().split("\0") if "=" in line]
+
+
 def same_student(folder: Path, run: str) -> float:
     """The largest difference from the student that two ranks of one host trained."""
     assert [line["step"] for line in metrics(folder / run)] == list(range(2, STEPS + 1, 2))
@@ -81,14 +87,22 @@ def same_student(folder: Path, run: str) -> float:
 def test_two_hosts_train_what_one_does(hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a run folder whose name pdsh would take apart."""
     run = 'runs/it\'s "two" hosts'
-    launch = Launch(hosts, folder, run)
+    (folder / ".deepspeed_env").write_text('# over the shell\'s\nNCCL_DEBUG=INFO\nSECRET="a b"\n')
+    shells = {**os.environ, "NCCL_DEBUG": "WARN", "TORCHINDUCTOR_FREEZING": "0", "AWS_SECRET_ACCESS_KEY": "x"}
+    launch = Launch(hosts, folder, run, environment=shells)
+    launch.wait_for_checkpoint(10)
+    written = folder / run / "launch/environment"
+    assert written.stat().st_mode & 0o777 == 0o600
+    told = dict(line.split("=", 1) for line in environment_of(rank_on(hosts, NAMES[1])))
     launch.end(300)
     assert launch.process.returncode == 0, launch.said()
+    assert not written.exists()
+    assert (told["NCCL_DEBUG"], told["SECRET"], told["TORCHINDUCTOR_FREEZING"]) == ("INFO", "a b", "0")
+    assert "AWS_SECRET_ACCESS_KEY" not in told
+    (folder / ".deepspeed_env").unlink()
     assert same_student(folder, run) < 1e-5
     for rank in range(2):
         assert (folder / run / f"logs/train-rank-{rank:04d}.log").stat().st_size
-    hosts_seen = {line for line in (folder / run / "launch/environment").read_text().splitlines() if "SOCKET" in line}
-    assert hosts_seen == {f"GLOO_SOCKET_IFNAME={LINK}"}
     with capsys.disabled():
         print(f"\ntwo hosts: largest difference from one host {same_student(folder, run):.1e}")
 
@@ -134,21 +148,21 @@ def test_a_lost_rank_ends_both_hosts_and_a_restart_finishes(
 
 def test_a_host_that_does_not_answer_is_named_before_anything_starts(hosts: TwoHosts, folder: Path) -> None:
     (folder / "wrong").write_text(f"{NAMES[0]} slots=1\nhost-c slots=1\n")
-    words = ["launch", "train", "demo-with", *WORDS, "--hostfile", "wrong"]
+    words = ["launch", "all", "demo-with", *WORDS, "--hostfile", "wrong", "paths.pool=runs/no-pool"]
     command = [*hosts.on(NAMES[0]), *RANDCOND, *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "no answer to `ssh HOST true` from host-c" in done.stderr
+    assert "no answer to `ssh HOST true` from host-c (ssh: Could not resolve hostname host-c" in done.stderr
+    assert not (folder / "runs/no-pool").exists()
 
 
 def test_an_evaluation_that_is_asked_to_end_leaves_no_rank_on_either_host(hosts: TwoHosts, folder: Path) -> None:
     words = ["base: digits", "eval: {of: [teacher], size: 3000, batch: 2, steps: 4}", "paths: {reference: runs/ended}"]
     (folder / "long.yaml").write_text("\n".join([*words, "engine: {processes: 1}"]))
     command = [*hosts.on(NAMES[0]), *RANDCOND, "launch", "eval", "long.yaml", "--hostfile", "hosts"]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LINK}
     log = folder / "ended.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
     deadline = time.monotonic() + 120
     other = folder / "runs/ended/logs/eval-rank-0001.log"
     while not (other.is_file() and len(list((folder / "runs/ended").rglob("*.safetensors"))) > 4):
@@ -172,9 +186,8 @@ def test_one_command_evaluates_on_both_hosts_and_gives_one_row(
         "engine: {processes: 1}\n"
         "paths: {reference: runs/by-two}\n"
     )
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LINK}
     command = [*hosts.on(NAMES[0]), *RANDCOND, "launch", "eval", "system.yaml", "--hostfile", "hosts"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     alone = [*RANDCOND, "run", "eval", "system.yaml", "--gpus", "1", "paths.reference=runs/by-one"]
     assert subprocess.run(alone, cwd=folder, capture_output=True, timeout=300).returncode == 0
