@@ -220,6 +220,8 @@ def check_shard(shard: Shard, entry: dict[str, Any], whole: bool) -> None:
 
 def _copy_manifest(url: str, local: Path) -> Path:
     """Brings a server's manifest and captions; the folder of its copies, one per address."""
+    if "?" in url:
+        raise ValueError(f"paths.cache: {url.split('?')[0]}?...: nothing lies below an address with a query; use s3://")
     folder = local / url.replace("://", "-").replace("/", "-").strip("-")
     with holding(folder, patience=float("inf")):
         fetch(f"{url.rstrip('/')}/manifest.json", folder / "manifest.json")

@@ -40,7 +40,7 @@ class RemoteShards:
         """`room`: bytes of all copies. Raises ValueError when not even two shards have room."""
         self.url, self.entries, self.folder, self.room = url, entries, folder, room
         self.window = window_of([entry["bytes"] for entry in entries], room)
-        self.open_at_once = self.window and 2 * self.window
+        self.open_at_once = self.window  # who has begun with a window is done with the one before
         self._pending: dict[int, Future[Path]] = {}
         self._pool: ThreadPoolExecutor | None = None
 

@@ -122,7 +122,9 @@ def own_environment() -> list[str]:
                 continue
             if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed puts `export ` before it, in a remote shell
                 raise ValueError(f"{file}, line {number}: expected `NAME=value`, found {line.split('=')[0].strip()!r}")
-            lines.append(line)
+            lines.append(
+                re.sub(r'="(.*)"\s*$', r"=\1", line)
+            )  # DeepSpeed puts quotes of its own around what needs them
     return lines
 
 

@@ -1,5 +1,6 @@
 """A plan as a Slurm job: one job that runs its steps in turn, or an array with a task for every arm of a table."""
 
+import sys
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Place, Step, out_folder, runs_of
@@ -26,13 +27,17 @@ def job_script(
     if not steps:
         raise ValueError(f"{name}: its {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
     groups = [[step] for step in steps] if spread else [steps]
+    alone = not any(step.distributed for step in steps)  # a pool: one process, which no GPU should wait for
+    if not alone and not place.gpus:
+        print(f"note: without --gpus the job asks for no GPU: {stage} on CPUs", file=sys.stderr)
     text = script(
         name=f"{stage}-{name}",
         tasks=[[(step.command, step.distributed) for step in group] for group in groups],
         out=out,
-        nodes=place.nodes or 1,
-        ranks=place.gpus or max((run.config.engine.processes for run in runs), default=1),
-        gpus=bool(place.gpus),
+        nodes=1 if alone else place.nodes or 1,
+        ranks=1 if alone else place.gpus or max((run.config.engine.processes for run in runs), default=1),
+        gpus=bool(place.gpus) and not alone,
+        cpus=2 + max((run.config.train.workers for run in runs), default=0),
         options=options,
         environment=QUIET,
         max_restarts=max_restarts,

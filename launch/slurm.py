@@ -20,6 +20,7 @@ def script(
     nodes: int,
     ranks: int,
     gpus: bool,
+    cpus: int,
     options: str,
     environment: Mapping[str, str],
     max_restarts: int,
@@ -27,10 +28,13 @@ def script(
 ) -> str:
     """The text of an sbatch script; `tasks`: one list of (command, distributed) per task, several make a job array.
 
-    `ranks`: per host; `gpus`: each takes one; `options`: further sbatch options of the site, as on its command line;
-    `grace`: seconds before the time limit at which a training is asked to save.
+    `ranks`: per host; `gpus`: each takes one, and `cpus` where the options don't say how many; `options`: further
+    sbatch options of the site, as on its command line; `grace`: seconds before the time limit at which a training is
+    asked to save.
     """
     array = len(tasks) > 1
+    asked = shlex.split(options)
+    own_cpus = any(option.startswith(("--cpus-per-", "-c")) for option in asked)
     head = {
         "job-name": f"randcond-{name}",
         "output": str(out / ("slurm-%A_%a.out" if array else "slurm-%j.out")),
@@ -38,6 +42,7 @@ def script(
         "nodes": nodes,
         "ntasks-per-node": ranks,
         **({"gpus-per-node": ranks} if gpus else {}),
+        **({"cpus-per-task": cpus} if gpus and not own_cpus else {}),
         **({"array": f"0-{len(tasks) - 1}"} if array else {}),
         "signal": f"USR1@{grace}",
     }
@@ -46,12 +51,13 @@ def script(
         *(f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in head.items()),
         "#SBATCH --requeue",
     ]
-    lines += [f"#SBATCH {shlex.quote(option)}" for option in shlex.split(options)]
+    lines += [f"#SBATCH {shlex.quote(option)}" for option in asked]
     lines += [
         "",
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_ADDR=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
-        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
+        # below the ports that the system gives to who asks for any; another one when the job is queued again
+        "export MASTER_PORT=$((10000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 20000))",
         f"export {RANKS_FROM}=slurm",
         # srun does not take it from the job by itself
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',

@@ -41,7 +41,10 @@ _LASTING = {None, *_DISK_OR_PATH}
 def exit_code(error: BaseException) -> int:
     """With which code a process ends on an error: whether the same command would end the same way."""
     if isinstance(error, OSError):
-        passing = isinstance(error, ConnectionError | TimeoutError) or error.errno not in _LASTING
+        number = error.errno
+        if number is None and (said := re.findall(r"\[Errno (\d+)\]", str(error))):
+            number = int(said[-1])  # out of a loader's process torch brings an error's text alone
+        passing = isinstance(error, ConnectionError | TimeoutError) or number not in _LASTING
         return LOST_RANK if passing else MISTAKE
     return MISTAKE if isinstance(error, ValueError) else LOST_RANK
 
@@ -157,7 +160,8 @@ def end_when_asked() -> dict[int, Any]:
 
 
 def _end_at_once(number: int, frame: object) -> None:
-    keep_first_end(PREEMPTED)
+    if number == signal.SIGUSR1:  # the notice. SIGTERM may be srun's, since another rank was killed: its code counts
+        keep_first_end(PREEMPTED)
     os.write(2, b"asked to end; what is finished is kept\n")
     os._exit(PREEMPTED)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusers import UNet2DConditionModel
+from tqdm import tqdm
 
 from randcond.model_zoo.cost import cost_columns, shape_columns, student_row, unet_cost
 from randcond.model_zoo.networks import unet_of
@@ -62,7 +63,7 @@ def _rows(
     """The teacher's row, then one per rule; a rule that does not apply says why instead."""
     cost = unet_cost(UNet2DConditionModel, config)
     yield {"teacher": name, "name": "teacher", "summary": "", **shape_columns(config), **cost_columns(cost)}
-    for student in [rule] if rule else STUDENTS:
+    for student in tqdm([rule] if rule else [*STUDENTS], desc=name, unit="student", leave=False):
         try:
             row = student_row(student, config, cost, micro_batch, zero_stage, ranks)
             yield {"teacher": name, "micro_batch": micro_batch, **row}

@@ -147,6 +147,13 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --requeue\n" in script and "-le 3 ]" in script
     assert "srun --kill-on-bad-exit=1 --wait=0 " in script  # ranks that are done wait for the one that scores
+    assert "#SBATCH --cpus-per-task=2\n" in script  # Slurm gives one, which loaders and writers would share
+    more = randcond(tmp_path, *words, "demo", "--sbatch", "--cpus-per-gpu=12").stdout  # not both, says sbatch
+    assert "#SBATCH --cpus-per-gpu=12\n" in more and "cpus-per-task" not in more
+    pool = randcond(tmp_path, "launch", "pool", *words[2:], "demo").stdout  # one process: no GPU waits for it
+    assert "#SBATCH --nodes=1\n" in pool and "#SBATCH --ntasks-per-node=1\n" in pool and "gpus" not in pool
+    without = [*words[:6], *words[8:]]
+    assert "--gpus" not in without and "asks for no GPU: train on CPUs" in randcond(tmp_path, *without, "demo").stderr
     said = randcond(tmp_path, *words, "demo", "--sbatch", '--comment="two words"').stdout
     assert "#SBATCH '--comment=two words'\n" in said
     nothing = randcond(tmp_path, "launch", "train", "figureA", "--launcher", "slurm", "--dry-run", code=2)

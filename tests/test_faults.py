@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from randcond.launch import hosts, supervise
 from randcond.launch.commands import Step
@@ -306,6 +307,23 @@ def test_what_passes_is_no_mistake() -> None:
         assert exit_code(error) == MISTAKE
     for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError(), RuntimeError()):
         assert exit_code(passing) == LOST_RANK
+    for number, code in ((errno.ESTALE, LOST_RANK), (errno.ENOSPC, MISTAKE), (None, MISTAKE)):
+        with pytest.raises(OSError) as out_of_a_loader:
+            list(DataLoader(Unreadable(number), num_workers=1))
+        assert exit_code(out_of_a_loader.value) == code
+
+
+class Unreadable(Dataset[int]):
+    """Raises an error of the system with this number."""
+
+    def __init__(self, number: int | None) -> None:
+        self.number = number
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise OSError("of ours") if self.number is None else OSError(self.number, os.strerror(self.number), "a shard")
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,12 @@ def test_the_users_own_environment_stands_over_the_shells(tmp_path: Path, monkey
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
     (home / ".deepspeed_env").write_text("# NCCL_DEBUG=INFO\n\nNCCL_SOCKET_IFNAME=ib0\nLD_LIBRARY_PATH=/opt/nodes\n")
-    (work / ".deepspeed_env").write_text("LD_LIBRARY_PATH=/opt/nodes/lib\n")
+    (work / ".deepspeed_env").write_text('LD_LIBRARY_PATH=/opt/nodes/lib\nA="b c"\n')
     shell = {"NCCL_SOCKET_IFNAME": "eth0", "PYTORCH_CUDA_ALLOC_CONF": "a:b", "AWS_SECRET_ACCESS_KEY": "x", "PATH": "/"}
     lines = environment_lines({**shell, "LD_LIBRARY_PATH": "/login"}).splitlines()
     last = dict(line.split("=", 1) for line in lines)
     wanted = {"NCCL_SOCKET_IFNAME": "ib0", "LD_LIBRARY_PATH": "/opt/nodes/lib", "PYTORCH_CUDA_ALLOC_CONF": "a:b"}
+    wanted["A"] = "b c"
     assert last == wanted
     (work / ".deepspeed_env").write_text("A=1\nexport KEY=secret\n")
     with pytest.raises(ValueError, match=r"\.deepspeed_env, line 2: expected `NAME=value`, found 'export KEY'$"):

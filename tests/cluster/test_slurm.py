@@ -115,6 +115,25 @@ def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> N
     assert apart(folder, "runs/lost") < 1e-5
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_killed_while_it_evaluates_was_not_asked_to_end(slurm: Slurm, folder: Path, restarts: int) -> None:
+    """For want of memory, say: it can tell nobody, and srun asks the others to end."""
+    run = f"runs/killed-{restarts}"
+    words = ["base: digits", "eval: {of: [teacher], size: 200, batch: 2, steps: 4}", f"paths: {{reference: {run}}}"]
+    (folder / "evaluated.yaml").write_text("\n".join([*words, "engine: {processes: 1}"]))
+    flags = ["--launcher", "slurm", "--nodes", "2", "--max-restarts", str(restarts)]
+    said = slurm.sh(*RANDCOND, "launch", "eval", "evaluated.yaml", *flags, cwd=folder)
+    job = said.rsplit("Submitted batch job ", 1)[1].strip()
+    deadline = time.monotonic() + 240
+    while not list((folder / run).rglob("*.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    subprocess.run(["pkill", "-9", "-n", "-f", f"randcond.eval {run}"], check=True)
+    wait_for(slurm, job, folder, "COMPLETED" if restarts else "FAILED", seconds=400)
+    assert f"Restarts={restarts}" in slurm.sh("scontrol", "show", "job", job)
+    assert (folder / run / "scores.json").is_file() == bool(restarts)
+
+
 def test_a_mistake_of_one_rank_is_not_queued_again(slurm: Slurm, folder: Path) -> None:
     """srun asks the other rank to end, whose code says so; the job ends with why the first one did."""
     log = folder / "runs/mistaken/logs/train-rank-0001.log"
