@@ -39,9 +39,7 @@ EXPORTED = (
 # ssh gives a silent host up after this many seconds: pdsh alone would wait for minutes.
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o ConnectTimeout=10 -o BatchMode=yes"
 SSH_TIMEOUT = 30.0  # seconds that a host has to answer in
-PATIENCE = (
-    1800.0  # seconds for which a run that has begun waits for hosts to come back: a server with 8 GPUs boots long
-)
+PATIENCE = 1800.0  # seconds that a run which has begun waits for hosts to come back: a GPU server boots long
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -122,9 +120,7 @@ def own_environment() -> list[str]:
                 continue
             if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed puts `export ` before it, in a remote shell
                 raise ValueError(f"{file}, line {number}: expected `NAME=value`, found {line.split('=')[0].strip()!r}")
-            lines.append(
-                re.sub(r'="(.*)"\s*$', r"=\1", line)
-            )  # DeepSpeed puts quotes of its own around what needs them
+            lines.append(re.sub(r'="(.*)"\s*$', r"=\1", line))  # DeepSpeed puts quotes of its own where they are needed
     return lines
 
 
