@@ -275,6 +275,4 @@ def test_one_run_folder_has_one_writer(tmp_path: Path) -> None:
         hold(tmp_path, patience=0.5)
     other.kill()
     other.wait()
-    began = time.monotonic()
-    hold(tmp_path)
-    assert time.monotonic() - began < 5
+    hold(tmp_path, patience=5.0)  # the system lets go of a dead holder's

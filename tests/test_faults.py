@@ -92,9 +92,8 @@ def test_asked_to_end_it_saves_that_step_and_goes_on(
     whole: Path, strike: Callable[[Any], None], more: list[str]
 ) -> None:
     run = f"runs/asked-{strike.__name__}-{len(more)}"
-    code, seconds, said = struck(whole, run, strike, *more)
+    code, _, said = struck(whole, run, strike, *more)
     assert code == 75, said
-    assert seconds < 30
     step = int(said.split("asked to end, saved at step ")[1].split(";")[0])
     assert 0 < step < STEPS
     newest = sorted((whole / run / "checkpoints").glob("step-*"))[-1]
