@@ -2,7 +2,6 @@
 
 import errno
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from randcond.data.shard_store import window_of
 from randcond.data.sources import expand, identify
 from randcond.launch.config import load_config, resolve_path
 from randcond.model_zoo.teacher import Teacher
+from tests.cluster.packages import need
 from tests.conftest import TINY, randcond
 from tests.runs import same_bits, samples
 from tests.web import nginx, s3, served
@@ -113,16 +113,20 @@ def test_a_remote_cache_in_little_room_gives_every_latent_once_an_epoch(
             assert sum(map(size_of, tmp_path.rglob("shards-*/*.tar"))) <= 2.5 * size
 
 
-@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="apt-get install nginx-light")
-def test_training_from_nginx_trains_the_same_student(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["aiohttp", pytest.param("nginx", marks=pytest.mark.hosts)])
+def test_training_from_a_server_trains_the_same_student(world: Path, tmp_path: Path, server: str) -> None:
     """All of it has room: the order is that of the folder, and so are the weights, bit by bit, over two cuts."""
-    with nginx(world / "runs/demo/cache", tmp_path / "nginx", cuts=[900, 20_000, 15_000]) as url:
-        words = [*TINY, f"paths.cache={url}", f"cache.local={tmp_path}", "paths.run=runs/remote"]
+    here, cuts = world / "runs/demo/cache", [900, 20_000, 15_000]
+    if server == "nginx":
+        need({"nginx": "nginx-light"})
+    with served(here, cuts) if server == "aiohttp" else nginx(here, tmp_path / "nginx", cuts) as url:
+        words = [*TINY, f"paths.cache={url}", f"cache.local={tmp_path}", f"paths.run=runs/remote-{server}"]
         randcond(world, "run", "train", "demo-with", *words)
-        assert same_bits(world / "runs/remote", world / "runs/demo/with")
+        assert same_bits(world / f"runs/remote-{server}", world / "runs/demo/with")
+        assert "a URL is read from" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
+    if server == "nginx":
         asked = re.findall(r"GET /(latents-\d+\.tar) ", (tmp_path / "nginx/access.log").read_text())
         assert len(set(asked)) == 3 < len(asked)  # one was cut in the middle
-        assert "a URL is read from" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
 
 
 def test_training_from_s3_in_little_room_sees_every_latent_once(
