@@ -95,6 +95,8 @@ def run(
             print(f"# {each.experiment}{f', {each.config.replicate}' if each.config.replicate else ''}, resolved")
             print(to_yaml(each.config))
     if launcher == "slurm":
+        if not gpus and any(step.distributed for step in steps):
+            print(f"note: without --gpus the job asks for no GPU: {stage} on CPUs", file=sys.stderr)
         path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts, grace)
         if dry_run:
             print(f"# sbatch {path}\n{text}")

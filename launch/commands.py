@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from randcond.launch.config import Config, eval_folder, is_url, load_config, table_names, table_row, to_yaml
+from randcond.launch.gpus import nvidia_here
 from randcond.launch.hosts import check_folder_name, read_hostfile
 from randcond.launch.table import Run, load_runs, load_table
 
@@ -158,7 +159,7 @@ def _launcher(config: Config, place: Place) -> list[str]:
 
 def on_gpus() -> bool:
     """Whether ranks on this machine run on its NVIDIA GPUs."""
-    return Path("/dev/nvidiactl").exists() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    return nvidia_here() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
 def _accelerators(ranks: int) -> list[str]:

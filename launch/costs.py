@@ -58,7 +58,6 @@ class Sizes:
         self.text = sum(map(text_parameters, self.networks.text_encoders))
         self.vae, self.decode = decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
         self.teacher_blocks = unet_blocks(self.networks.unet)
-        self._activations: dict[tuple[str, bool, float], int] = {}
 
     @cached_property
     def trained(self) -> int:
@@ -67,13 +66,8 @@ class Sizes:
 
     def activations(self, precision: str, checkpointing: bool, compared: float) -> int:
         """Bytes kept per sample of a micro-batch; `compared`: per number of a feature that the losses compare."""
-        key = (precision, checkpointing, compared)
-        if key not in self._activations:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            self._activations[key] = activations_per_sample(
-                self.rule, self.networks.unet, dtype, checkpointing, compared
-            )
-        return self._activations[key]
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing, compared)
 
 
 def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:

@@ -1,6 +1,7 @@
 """What a GPU can do, by its maker's data sheet: the floor that speeds are measured against and plans are made with."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,11 @@ class Gpu:
     within_gb_s: float  # to the other GPUs of its host, NVLink where it has it, GB/s
     across_gb_s: float  # its share of the host's usual network, GB/s
     cores: int  # streaming multiprocessors
+
+
+def nvidia_here() -> bool:
+    """Whether this machine has a GPU of NVIDIA's, asked without torch."""
+    return Path("/dev/nvidiactl").exists()
 
 
 GPUS = {

@@ -1,6 +1,5 @@
 """A plan as a Slurm job: one job that runs its steps in turn, or an array with a task for every arm of a table."""
 
-import sys
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Place, Step, out_folder, runs_of
@@ -28,8 +27,6 @@ def job_script(
         raise ValueError(f"{name}: its {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
     groups = [[step] for step in steps] if spread else [steps]
     alone = not any(step.distributed for step in steps)  # a pool: one process, which no GPU should wait for
-    if not alone and not place.gpus:
-        print(f"note: without --gpus the job asks for no GPU: {stage} on CPUs", file=sys.stderr)
     text = script(
         name=f"{stage}-{name}",
         tasks=[[(step.command, step.distributed) for step in group] for group in groups],

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from randcond.launch.config import Config, load_config, to_yaml
+from randcond.launch.gpus import nvidia_here
 from randcond.launch.interface import name_interface
 from randcond.launch.logs import finish_console, log_to, say_everywhere
 
@@ -146,7 +147,7 @@ def _end(code: int) -> NoReturn:
 
 def name_accelerator() -> None:
     """Tells DeepSpeed of a machine without a GPU, before it looks for one and warns."""
-    if not Path("/dev/nvidiactl").exists():
+    if not nvidia_here():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 

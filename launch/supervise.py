@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from randcond.launch.commands import QUIET, Step, with_free_port
+from randcond.launch.gpus import nvidia_here
 from randcond.launch.hosts import (
     PATIENCE,
     check_tools,
@@ -129,7 +130,7 @@ def _run_command(
     if environment_file:
         _write_private(environment_file, environment_lines(environment))
         environment |= host_environment(environment_file)
-    elif not Path("/dev/nvidiactl").exists():
+    elif not nvidia_here():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     if "--include" in command:  # CUDA_VISIBLE_DEVICES' GPUs: the launcher would say that it ignores that one
         environment.pop("CUDA_VISIBLE_DEVICES", None)

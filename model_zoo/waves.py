@@ -6,7 +6,7 @@ among idle cores, as cuBLAS and cuDNN do. No memory or launch time: an upper bou
 Kernels are counted too: each has a shortest time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from randcond.model_zoo.condition import blank_forward
-from randcond.model_zoo.students import UNetConfig
+from randcond.model_zoo.students import once_per_configuration
 
 TILE = 128  # rows and columns of a core's tile
 SHORTEST = 512  # of a sum that is split among cores
@@ -69,7 +69,8 @@ class _Products(TorchDispatchMode):
         return out
 
 
-def work(model: type[UNet2DConditionModel], config: UNetConfig) -> Work:
+@once_per_configuration
+def work(model: type[UNet2DConditionModel], config: Mapping[str, Any]) -> Work:
     """Every matrix product of a forward at batch 1, and its kernels, by a forward of shapes only."""
     with torch.device("meta"), torch.no_grad():
         unet = model.from_config(config)
