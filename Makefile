@@ -89,10 +89,12 @@ format: $(READY) ## let ruff put the code in order
 dryrun: $(READY) ## resolve and check every experiment, run none
 	$(BIN)/python -m randcond.train.dryrun
 
+# ARGS are for the step's part; who asks for help gets that of all three, and no timing.
+bench: HELP = $(filter -h --help,$(ARGS))
 bench: $(READY) ## the training step beside the published recipe's and a bare one, caching and evaluation beside the stock tools
 	$(BIN)/python -m tests.bench.step $(ARGS)
-	$(BIN)/python -m tests.bench.draw
-	$(BIN)/python -m tests.bench.evaluation --images 96 --many 0
+	$(BIN)/python -m tests.bench.draw $(HELP)
+	$(BIN)/python -m tests.bench.evaluation --images 96 --many 0 $(HELP)
 
 bench-start: $(READY) ## what one waits for before the first step, by part
 	$(BIN)/python -m tests.bench.startup $(ARGS)

@@ -84,6 +84,18 @@ def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
     assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
 
 
+def test_who_asks_make_bench_for_help_gets_no_timing() -> None:
+    def lines(words: str) -> list[str]:
+        command = ["make", "-n", "bench", f"ARGS={words}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if "tests.bench" in line]
+
+    assert [line.split()[-1] for line in lines("--help")] == ["--help"] * 3
+    step, *others = lines("--rounds 9")
+    assert step.endswith("tests.bench.step --rounds 9")
+    assert not any("--rounds" in line or "--help" in line for line in others)
+
+
 def test_what_switches_should_give_by_hand() -> None:
     """A step of 10 s, 3 of them outside of products; the teacher twice the student; 1 s of its products fp8 takes."""
     gains = Floor(plain=10, elementwise=3, teacher=2, student=1, fp8=1).gains()
