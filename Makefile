@@ -89,8 +89,9 @@ format: $(READY) ## let ruff put the code in order
 dryrun: $(READY) ## resolve and check every experiment, run none
 	$(BIN)/python -m randcond.train.dryrun
 
-# ARGS are for the step's part; who asks for help gets that of all three, and no timing.
-bench: HELP = $(filter -h --help,$(ARGS))
+# ARGS are for a bench's first part; who asks for help gets that of all its parts, and no timing.
+HELP := $(filter -h --help,$(ARGS))
+
 bench: $(READY) ## the training step beside the published recipe's and a bare one, caching and evaluation beside the stock tools
 	$(BIN)/python -m tests.bench.step $(ARGS)
 	$(BIN)/python -m tests.bench.draw $(HELP)
@@ -104,7 +105,7 @@ bench-scaling: $(READY) ## what of its traffic each engine hides on two ranks, a
 
 bench-data: $(READY) ## 20M captions beside a pandas column, the stream beside a file per latent
 	$(BIN)/python -m tests.bench.pool $(ARGS)
-	$(BIN)/python -m tests.bench.loader
+	$(BIN)/python -m tests.bench.loader $(HELP)
 
 bench-eval: $(READY) ## evaluation's part of make bench, and its memory over 10,000 images
 	$(BIN)/python -m tests.bench.evaluation $(ARGS)

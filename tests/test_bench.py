@@ -84,15 +84,16 @@ def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
     assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
 
 
-def test_who_asks_make_bench_for_help_gets_no_timing() -> None:
+@pytest.mark.parametrize(("target", "first", "parts"), [("bench", "step", 3), ("bench-data", "pool", 2)])
+def test_who_asks_a_bench_for_help_gets_no_timing(target: str, first: str, parts: int) -> None:
     def lines(words: str) -> list[str]:
-        command = ["make", "-n", "bench", f"ARGS={words}"]
+        command = ["make", "-n", target, f"ARGS={words}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return [line for line in done.stdout.splitlines() if "tests.bench" in line]
 
-    assert [line.split()[-1] for line in lines("--help")] == ["--help"] * 3
-    step, *others = lines("--rounds 9")
-    assert step.endswith("tests.bench.step --rounds 9")
+    assert [line.split()[-1] for line in lines("--help")] == ["--help"] * parts
+    begins, *others = lines("--rounds 9")
+    assert begins.endswith(f"tests.bench.{first} --rounds 9")
     assert not any("--rounds" in line or "--help" in line for line in others)
 
 

@@ -61,6 +61,13 @@ def stream_of(config: Config, probability: list[float], null: float) -> Stream:
     return Stream(cache, pool, probability, null, tokenizers, config.train.seed)
 
 
+def token_ids(teacher: Teacher, captions: list[str]) -> torch.Tensor:
+    """[B, L], by the published pipeline's tokenizer and settings."""
+    tokenizer = teacher.pipe.tokenizer
+    longest = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    return tokenizer(captions, return_tensors="pt", **longest).input_ids
+
+
 def test_a_run_sees_what_its_conditioning_says(world: Path, recipe: Path) -> None:
     config = config_of(world, *RECIPE)
     stream = stream_of(config, [0.6] * 1000, 0.3)
@@ -95,12 +102,11 @@ def test_a_replaced_sample_is_shown_with_the_words_of_its_caption(world: Path, p
     cached, extra = list(stream.pool.cached), list(stream.pool.extra)
     drawn = [stream[position] for position in range(200)]
     batch = stream.collate(drawn)
-    tokenizer = Teacher.load(resolve_path(config.teacher.path), "fp32").pipe.tokenizer
-    longest = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
     for row, sample in enumerate(drawn):
         words = [*cached, *extra][sample["caption_id"]] if not sample["null"] else ""
         assert sample["caption"] == words
-        assert batch["token_ids"][row].tolist() == tokenizer(words, **longest).input_ids
+        assert batch["token_ids"][row].tolist() == token_ids(teacher, [words])[0].tolist()
     of_the_pool = {sample["caption_id"] for sample in drawn if not sample["null"]}
     assert (max(of_the_pool) >= len(cached)) == (p == "constant")
 
@@ -158,8 +164,6 @@ def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
     kept = DDIMScheduler.from_pretrained(resolve_path(config.teacher.path), subfolder="scheduler").alphas_cumprod
     alpha = kept[t].view(-1, 1, 1, 1)
     noised = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * noise
-    longest = {"padding": "max_length", "max_length": teacher.pipe.tokenizer.model_max_length, "truncation": True}
-    ids = teacher.pipe.tokenizer(shown, return_tensors="pt", **longest).input_ids
     seen: dict[str, torch.Tensor] = {}
 
     def watch(network: torch.nn.Module, whose: str, name: str) -> None:
@@ -174,7 +178,7 @@ def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
         watch(teacher.unet, "teacher", theirs)
         watch(module.unet, "student", ours)
     with torch.no_grad():
-        text = teacher.pipe.text_encoder(ids)[0]
+        text = teacher.pipe.text_encoder(token_ids(teacher, shown))[0]
         wanted, given = (unet(noised, t, text, return_dict=False)[0] for unet in (teacher.unet, module.unet))
         feature = sum(
             (project(seen["student" + ours]) - seen["teacher" + theirs]).square().mean()

@@ -1,16 +1,16 @@
 """`make bench-data`, second part: the stream alone beside a dataset of one file per latent, pages dropped before each.
 
-`python -m tests.bench.loader [SAMPLES]`: latents of 4 x 64 x 64 and their captions in shards, against the published
-loader's way (`torch.load` of one file per latent, captions in a list). Both tokenize with CLIP's tokenizer.
+Latents of 4 x 64 x 64 and their captions in shards, against the published loader's way (`torch.load` of one file per
+latent, captions in a list). Both tokenize with CLIP's tokenizer.
 """
 
 import ctypes
 import gc
 import mmap
 import os
-import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ WANTED = 150  # samples per second that one H200 trains, of B-Tiny, the fastest 
 
 def main() -> None:
     """Prints samples per second with 0, 1 and 2 workers, ours and the plain way."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_480
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("samples", type=int, nargs="?", default=20_480)
+    count = parser.parse_args().samples
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         captions = write(folder, count)

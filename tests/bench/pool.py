@@ -1,7 +1,7 @@
 """`make bench-data`, first part: a caption pool of 20M beside a pandas column; time, memory, disk, random reads.
 
-`python -m tests.bench.pool [CAPTIONS]`. The captions are synthetic, as long as LAION's (log-normal, median 52
-characters), a tenth of them duplicates, in parquet files of a million.
+The captions are synthetic, as long as LAION's (log-normal, median 52 characters), a tenth of them duplicates, in
+parquet files of a million.
 """
 
 import multiprocessing
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ PER_FILE = 1_000_000
 
 def main() -> None:
     """Builds, opens and reads the pool; prints a line per measurement."""
-    total = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000_000
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("captions", type=int, nargs="?", default=20_000_000)
+    total = parser.parse_args().captions
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw = synthetic(folder / "sources", total)
