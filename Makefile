@@ -33,7 +33,7 @@ help: ## this list
 setup: $(READY) ## install everything into VENV (done by the other targets when missing)
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) launch/needs.py $(VENV)
+	@$(PYTHON) launch/prerequisites.py $(VENV)
 	@echo "setting up $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock setuptools wheel # build deepspeed
@@ -57,7 +57,7 @@ mini: $(READY) ## the paper in miniature, all its tables one after the other: mo
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
 
 mini-results: $(READY) ## keep the reports of the demo and the tables in miniature that are done in launch/tables/results
-	@$(BIN)/python -m randcond.eval.results runs runs/mini launch/tables/results
+	@$(BIN)/python -m randcond.eval.report.miniature_results runs runs/mini launch/tables/results
 
 plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
 	@$(BIN)/randcond plan $(ARGS)
@@ -69,7 +69,7 @@ test-all: $(READY) ## every test that can run on this machine (as root: those on
 	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)
 
 test-endurance: $(READY) ## loss curves on every engine, ten random kill -9, engines and ranks changed on the way, the EMA
-	$(BIN)/python -m pytest tests/test_endurance.py $(ARGS)
+	$(BIN)/python -m pytest tests/faults/test_endurance.py $(ARGS)
 
 test-hosts: $(READY) ## two hosts on this machine: deepspeed over ssh, a killed rank, a cut link (as root)
 	$(BIN)/python -m pytest -m hosts $(ARGS)

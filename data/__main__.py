@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from randcond.launch.config import Config, is_url, resolve_sources
-from randcond.launch.stage import stage_main, write_config
+from randcond.launch.config.paths import is_url, resolve_sources
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.artefacts import write_config
+from randcond.launch.runtime.entry_point import stage_main
 
 
 def check_pool(config: Config) -> None:
@@ -17,8 +19,8 @@ def check_cache(config: Config) -> None:
 
 
 def _check_sources(config: Config, asked: dict[str, list[str]]) -> None:
-    from randcond.data.captions import read_source
-    from randcond.data.sources import expand
+    from randcond.data.captions.caption_lists import read_source
+    from randcond.data.captions.sources import expand
 
     if config.on_error == "skip":
         return  # the stage itself says what it leaves out
@@ -32,7 +34,7 @@ def _check_sources(config: Config, asked: dict[str, list[str]]) -> None:
 
 def pool(config: Config) -> None:
     """Builds the extra texts of the caption pool."""
-    from randcond.data.pool import build_pool, reasons
+    from randcond.data.captions.pool import build_pool, reasons
 
     manifest = build_pool(config, progress=True)
     write_config(Path(config.paths.pool), config, keep=True)
@@ -41,7 +43,7 @@ def pool(config: Config) -> None:
 
 def cache(config: Config) -> None:
     """Draws the latents of the cached captions."""
-    from randcond.data.cache import run
+    from randcond.data.cache.caching import run
 
     run(config)
     write_config(Path(config.paths.cache), config, keep=True)

@@ -10,23 +10,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from randcond.data.files import read_json, write_json
-from randcond.data.ranks import cpu_threads, device, rank
-from randcond.eval.features import load_extractors
-from randcond.eval.generate import Task, generate, load_rows
-from randcond.eval.metrics import METRICS, find_metrics, warnings
-from randcond.eval.prompts import choose_prompts
-from randcond.eval.statistics import Reference, read_statistics
-from randcond.launch.config import Config
-from randcond.launch.logs import say_everywhere
-from randcond.launch.protocols import protocol_of
+from randcond.eval.images.generate import Task, generate, load_rows
+from randcond.eval.images.prompts import choose_prompts
+from randcond.eval.scores.extractors import load_extractors
+from randcond.eval.scores.metrics import METRICS, find_metrics, warnings
+from randcond.eval.scores.statistics import Reference, read_statistics
+from randcond.launch.config.protocols import protocol_of
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.logs import say_everywhere
+from randcond.launch.runtime.ranks import cpu_threads, device, rank
 from randcond.model_zoo.sampler import default_setting, own_resolution, sampler_dtype
 
 References = dict[tuple[str, str], Reference]  # (split, row) -> statistics of real images
 
 
 @dataclass(frozen=True)
-class System:
+class EvaluatedModel:
     """A network that draws, in its pipeline."""
 
     name: str  # for progress and logs
@@ -77,7 +77,7 @@ def _check_of_the_same_images(real: References) -> None:
             )
 
 
-def evaluate(system: System, task: Task, real: References, out: Path) -> None:
+def evaluate(system: EvaluatedModel, task: Task, real: References, out: Path) -> None:
     """Draws what `out` lacks, and scores it; the last is the first rank's."""
     check_sizes(system, task, real)
     made_of = draw(system, task, out, f"drawing ({system.name})")
@@ -97,7 +97,7 @@ def evaluate(system: System, task: Task, real: References, out: Path) -> None:
             say_everywhere(f"eval: {system.name}: {split}: {note}")
 
 
-def check_sizes(system: System, task: Task, real: References) -> None:
+def check_sizes(system: EvaluatedModel, task: Task, real: References) -> None:
     """Raises ValueError when images are scored as drawn and the statistics are of images of another size."""
     side = task.protocol.size or task.ev.resolution or own_resolution(system.pipe)
     for reference in real.values():
@@ -108,22 +108,22 @@ def check_sizes(system: System, task: Task, real: References) -> None:
             )
 
 
-def draw(system: System, task: Task, out: Path, what: str) -> dict[str, Any]:
+def draw(system: EvaluatedModel, task: Task, out: Path, what: str) -> dict[str, Any]:
     """Draws what `out` lacks; everything that the images depend on."""
-    task = settled(task, system.pipe)
+    task = with_pipeline_defaults(task, system.pipe)
     made_of = protocol_facts(system, task)
     generate(task, system.pipe, out, made_of, what, system.beat)
     return made_of
 
 
-def settled(task: Task, pipe: Any) -> Task:
+def with_pipeline_defaults(task: Task, pipe: Any) -> Task:
     """The task with what its protocol leaves to the pipeline filled in."""
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     own = {key: default_setting(pipe, name) for key, name in names.items() if getattr(task.protocol, key) is None}
     return replace(task, protocol=replace(task.protocol, **own))
 
 
-def protocol_facts(system: System, task: Task) -> dict[str, Any]:
+def protocol_facts(system: EvaluatedModel, task: Task) -> dict[str, Any]:
     """Everything that images and their features depend on."""
     ev, protocol, prompts = task.ev, task.protocol, task.prompts
     return {

@@ -10,28 +10,31 @@ import os
 import sys
 from collections.abc import Callable
 
-from randcond.launch.commands import QUIET, STAGES, Place, plan, runs_of, show
-from randcond.launch.config import EXPERIMENTS, experiment_names, find_experiment, table_names, to_yaml
-from randcond.launch.jobs import job_script
-from randcond.launch.slurm import submit
-from randcond.launch.stage import exit_code, name_accelerator
-from randcond.launch.supervise import run_steps, write_files
-from randcond.launch.table import load_table
+from randcond.launch.cluster.commands import STAGES, plan, show
+from randcond.launch.cluster.jobs import job_script
+from randcond.launch.cluster.place import Place
+from randcond.launch.cluster.slurm import submit
+from randcond.launch.cluster.supervise import run_steps, write_files
+from randcond.launch.config.experiments import experiment_names, find_experiment, table_names, to_yaml
+from randcond.launch.config.paths import EXPERIMENTS
+from randcond.launch.config.tables import load_table, runs_of
+from randcond.launch.runtime.exit_codes import exit_code
+from randcond.launch.runtime.processes import QUIET, name_accelerator
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
-    "pool": "randcond.data.pool_tools",
-    "cache": "randcond.data.cache_tools",
-    "concepts": "randcond.data.concepts.tools",
-    "datafree": "randcond.data.datafree",
-    "eval": "randcond.eval.tools",
+    "pool": "randcond.data.captions.pool_command",
+    "cache": "randcond.data.cache.cache_command",
+    "concepts": "randcond.data.concepts.concepts_command",
+    "datafree": "randcond.data.texts.datafree_command",
+    "eval": "randcond.eval.scores.eval_command",
 }
 TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
-    "students": "randcond.model_zoo.students_tool",
-    "export": "randcond.train.export_tool",
-    "plan": "randcond.launch.plan_tool",
-    "tune": "randcond.train.tune",
-    "fetch": "randcond.data.inputs",
-    "report": "randcond.eval.report",
+    "students": "randcond.model_zoo.students_command",
+    "export": "randcond.train.tools.export_command",
+    "plan": "randcond.launch.planning.plan_command",
+    "tune": "randcond.train.tools.tune_command",
+    "fetch": "randcond.data.inputs.fetch_command",
+    "report": "randcond.eval.report.report_command",
 }
 
 

@@ -13,9 +13,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from randcond.model_zoo.slim import SlimUNet2DConditionModel
-from randcond.model_zoo.students import plain_config
-from randcond.model_zoo.teacher import FAMILIES, pipeline_class, with_parts
+from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.diffusers_folder import FAMILIES, pipeline_class, with_parts
+from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 Shapes = dict[str, tuple[int, ...]]
 UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}

@@ -1,6 +1,7 @@
 """A teacher's networks by their configurations alone: sizes before anything is downloaded or loaded.
 
-In: a layout's name, a hub id, or a diffusers folder. Out: configurations of U-Net, text encoders and VAE.
+In: the name of a published teacher, a hub id, or a diffusers folder. Out: configurations of U-Net, text
+encoders and VAE.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,81 @@ from typing import Any
 from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers import CLIPTextConfig
 
-from randcond.model_zoo.layouts import HUB, LAYOUTS, TEXT_ENCODERS, VAE, text_config
-from randcond.model_zoo.students import UNetConfig, complete_config
-from randcond.model_zoo.teacher import unet_config
+from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
+from randcond.model_zoo.hub import unet_config
+
+_ATTENDING = "CrossAttnDownBlock2D"
+_SD: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (_ATTENDING, _ATTENDING, _ATTENDING, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,  # diffusers' name for the number of heads
+}
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "sd-v1-4": _SD,
+    "sd-v2-1": {
+        **_SD,
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+    "sdxl": {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", _ATTENDING, _ATTENDING),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+_CLIP_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+TEXT_ENCODERS: dict[str, list[dict[str, Any]]] = {  # CLIPTextConfig; the second one has a projection
+    "sd-v1-4": [_CLIP_L],
+    "sd-v2-1": [{"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}],
+    "sdxl": [
+        _CLIP_L,
+        {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
+    ],
+}
+VOCABULARY = 49408  # CLIP's
+
+VAE: dict[str, Any] = {  # AutoencoderKL: the three teachers' are alike but for their weights and scaling
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+
+HUB = {  # where the layouts come from: a plan for one of these needs no network
+    "CompVis/stable-diffusion-v1-4": "sd-v1-4",
+    "stabilityai/stable-diffusion-2-1": "sd-v2-1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+
+
+def text_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """A CLIP text encoder's configuration from its sizes."""
+    width = sizes["hidden_size"]
+    return {"vocab_size": VOCABULARY, "intermediate_size": 4 * width, "projection_dim": width, **sizes}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """`python -m randcond.train EXPERIMENT`, and what `deepspeed --module randcond.train` executes on every rank."""
 
-from randcond.launch.config import Config
-from randcond.launch.stage import stage_main
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.entry_point import stage_main
 
 
 def check(config: Config) -> None:
     """Fails on what can be known to be wrong before the first step."""
-    from randcond.data.ranks import world_size
-    from randcond.train.check import check_grid, check_training
+    from randcond.launch.runtime.ranks import world_size
+    from randcond.train.checks import check_grid, check_training
 
     check_training(config, world_size())
     check_grid(config)

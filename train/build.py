@@ -6,16 +6,17 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from randcond.data.files import read_json, write_json
-from randcond.data.ranks import device
-from randcond.launch.batch import batch_shape
-from randcond.launch.config import Config
-from randcond.launch.sections import Engine as EngineSection
-from randcond.model_zoo.attention import Choice, Use, choice_from, choose_attention, set_attention, summary
-from randcond.model_zoo.compilation import compile_network, compile_text
-from randcond.model_zoo.cost import training_flop, unet_cost
-from randcond.model_zoo.features import TappedStudent
-from randcond.model_zoo.students import build_student, find_rule, plain_config
+from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.sections import Config
+from randcond.launch.config.sections import Engine as EngineSection
+from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.cost.flops import training_flop, unet_cost
+from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.kernels.attention import Choice, Use, choice_from, choose_attention, set_attention, summary
+from randcond.model_zoo.kernels.compilation import compile_network, compile_text
+from randcond.model_zoo.students.features import TappedStudent
+from randcond.model_zoo.students.registry import build_student, find_rule
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.engine import Engine
 from randcond.train.step import DistillationStep
@@ -45,7 +46,7 @@ def flop_per_sample(teacher: Teacher, student: UNet2DConditionModel) -> int:
     return training_flop(*costs)
 
 
-def settle(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:
+def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:
     """Attention backends, memory formats, checkpointing and compilation, before the first forward.
 
     The first rank chooses for all; the run keeps the choice (attention.json), so that a resumed run goes on with the

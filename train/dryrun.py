@@ -8,10 +8,11 @@ import os
 import sys
 from collections import Counter
 
-from randcond.launch.config import Config, experiment_names, load_config, table_names
-from randcond.launch.stage import end_when_asked
-from randcond.launch.table import load_table
-from randcond.train.check import check_all
+from randcond.launch.config.experiments import experiment_names, load_config, table_names
+from randcond.launch.config.sections import Config
+from randcond.launch.config.tables import load_table
+from randcond.launch.runtime.processes import exit_when_preempted
+from randcond.train.checks import check_all
 
 
 def main(words: list[str]) -> None:
@@ -61,5 +62,5 @@ def summary(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    end_when_asked()
+    exit_when_preempted()
     main(sys.argv[1:])

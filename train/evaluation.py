@@ -14,22 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randcond.data.files import read_json, remove, write_json, written_whole
-from randcond.eval.check import check_evaluation
-from randcond.eval.evaluate import References, System, evaluate, prepare, protocol_facts, references, settled
-from randcond.eval.generate import Task
-from randcond.eval.metrics import METRICS
-from randcond.eval.prompts import ALL, first_prompts
-from randcond.eval.weights import fingerprint
-from randcond.launch.config import Config, watched_folder
-from randcond.launch.logs import whole_lines
-from randcond.launch.stage import write_config
+from randcond.eval.checks import check_evaluation
+from randcond.eval.evaluate import (
+    EvaluatedModel,
+    References,
+    evaluate,
+    prepare,
+    protocol_facts,
+    references,
+    with_pipeline_defaults,
+)
+from randcond.eval.images.generate import Task
+from randcond.eval.images.prompts import ALL, first_prompts
+from randcond.eval.scores.metrics import METRICS
+from randcond.eval.scores.network_weights import fingerprint
+from randcond.launch.config.paths import watched_folder
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.artefacts import write_config
+from randcond.launch.runtime.files import atomic_write, read_json, remove, write_json
+from randcond.launch.runtime.json_lines import whole_lines
+from randcond.model_zoo.diffusers_folder import DTYPES
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
-from randcond.model_zoo.teacher import DTYPES
-from randcond.train.card import model_card
-from randcond.train.heartbeat import Heartbeat
-from randcond.train.monitor import Monitor
+from randcond.train.faults.heartbeat import Heartbeat
 from randcond.train.setup import Training
+from randcond.train.state.model_card import model_card
+from randcond.train.watch.monitor import Monitor
 
 
 def rehearse(config: Config) -> None:
@@ -53,7 +62,7 @@ def evaluate_at(training: Training, monitor: Monitor, alive: Heartbeat, step: in
     return spent
 
 
-def make_up_for(training: Training, monitor: Monitor, alive: Heartbeat, first: int) -> float:
+def evaluate_missed(training: Training, monitor: Monitor, alive: Heartbeat, first: int) -> float:
     """The evaluation of the step that a run goes on from, where it was cut off: its values were not logged."""
     logged = False
     if training.engine.rank == 0:  # which has cut off what a kill left half written
@@ -100,10 +109,12 @@ def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out:
     """
     unet = student_unet(training.unet, weights, DTYPES[training.config.teacher.dtype])
     aside = out.with_name(f".{out.name}.new")
-    with written_whole(aside / "unet") as folder:
+    with atomic_write(aside / "unet") as folder:
         unet.save_pretrained(folder, safe_serialization=True)
     network, pipe = fingerprint(aside / "unet"), training.teacher.pipe
-    wanted = protocol_facts(System("", pipe, network, kind, training.config.teacher.dtype), settled(task, pipe))
+    wanted = protocol_facts(
+        EvaluatedModel("", pipe, network, kind, training.config.teacher.dtype), with_pipeline_defaults(task, pipe)
+    )
     plan = out / "plan.json"
     if out.exists() and not (plan.is_file() and wanted.items() <= read_json(plan).items()):
         number = sum(1 for _ in out.parent.glob(f"{out.name}-before-*"))
@@ -126,7 +137,7 @@ def _draw_and_score(
     config, teacher = training.config, training.teacher
     unet = load_unet(out / "unet", teacher.dtype).to(teacher.device)
     pipe = teacher.pipeline(task.protocol.sampler, unet)
-    system = System(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
+    system = EvaluatedModel(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
     with torch.compiler.set_stance("force_eager"):  # each evaluation's U-Net is another, to be compiled anew
         evaluate(system, task, real, out)
 
@@ -155,7 +166,7 @@ def _keep_best(
         return
     folder = run / "best" / f"step-{step:06d}-{kind}"
     trained = student_unet(training.unet, weights, torch.float32)
-    with written_whole(folder) as aside:
+    with atomic_write(folder) as aside:
         export_student(aside, trained, training.teacher.folder, model_card(config, kind, step))
     write_json(path, {**note, **found, "folder": str(folder.relative_to(run)), "how": how})
 

@@ -6,30 +6,31 @@ import time
 
 import torch
 
-from randcond.data.files import write_json, written_whole
-from randcond.data.stream import Positions, batches
-from randcond.launch.batch import batch_shape
-from randcond.launch.config import Config, student_folder
-from randcond.launch.stage import PREEMPTED, RANKS_FROM
+from randcond.data.stream.stream import Positions, batches
+from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.paths import student_folder
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.exit_codes import PREEMPTED
+from randcond.launch.runtime.files import atomic_write, write_json
+from randcond.launch.runtime.processes import RANKS_FROM
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
-from randcond.train import checkpoint
-from randcond.train.ahead import Ahead
 from randcond.train.build import flop_per_sample
-from randcond.train.card import model_card
-from randcond.train.evaluation import evaluate_at, make_up_for, rehearse
-from randcond.train.heartbeat import Heartbeat
-from randcond.train.monitor import Monitor
-from randcond.train.preemption import Preemption, ignore_in_worker
-from randcond.train.profiling import trace_window
-from randcond.train.samples import draw_grid
+from randcond.train.evaluation import evaluate_at, evaluate_missed, rehearse
+from randcond.train.faults.heartbeat import Heartbeat
+from randcond.train.faults.preemption import Preemption, ignore_in_worker
+from randcond.train.prefetch import Prefetcher
 from randcond.train.setup import Training, set_up, start
-from randcond.train.startup import Startup
-from randcond.train.step_lines import SampleLog
+from randcond.train.state import checkpoint
+from randcond.train.state.model_card import model_card
+from randcond.train.watch.monitor import Monitor
+from randcond.train.watch.sample_grid import draw_grid
+from randcond.train.watch.sample_log import SampleLog
+from randcond.train.watch.timing import StartupTimer, trace_window
 
 
 def run(config: Config) -> None:
     """Trains the experiment's student, from its newest checkpoint if there is one, and exports it."""
-    startup = Startup()
+    startup = StartupTimer()
     startup.mark("Python and its libraries")
     training = set_up(config, startup.mark)
     if training is None:
@@ -56,7 +57,7 @@ def run(config: Config) -> None:
 
 
 def steps(
-    training: Training, alive: Heartbeat, preemption: Preemption, startup: Startup, first: int, seconds: float
+    training: Training, alive: Heartbeat, preemption: Preemption, startup: StartupTimer, first: int, seconds: float
 ) -> tuple[int, float]:
     """Trains on from step `first`; returns the last step done, asked to end or not, and the seconds trained in all."""
     config, engine, train = training.config, training.engine, training.config.train
@@ -67,10 +68,10 @@ def steps(
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
     flop = flop_per_sample(training.teacher, training.unet)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
-    ahead = Ahead(loader, training.teacher.device, monitor.waiting)
+    ahead = Prefetcher(loader, training.teacher.device, monitor.waiting)
     seen = SampleLog(training.folder, engine.rank, train.log_samples)
     began, step, preempted = time.monotonic() - seconds, first, False
-    began += make_up_for(training, monitor, alive, first)
+    began += evaluate_missed(training, monitor, alive, first)
     startup.mark("loader, monitor")
     with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as traced:
         while step < train.steps and not preempted:
@@ -119,7 +120,7 @@ def export(training: Training, seconds: float) -> None:
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
             trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
-            with written_whole(student_folder(config, kind)) as aside:
+            with atomic_write(student_folder(config, kind)) as aside:
                 export_student(aside, trained, training.teacher.folder, model_card(config, kind, config.train.steps))
     if engine.rank == 0:
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}

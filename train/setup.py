@@ -8,24 +8,27 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from randcond.data.conditioning import probability_table
-from randcond.data.files import check_same, read_json, remove, write_text
-from randcond.data.latent_cache import LatentCache
-from randcond.data.lock import hold
-from randcond.data.pool import check_asked, open_pool
-from randcond.data.ranks import device, rank, world_size
-from randcond.data.stream import CaptionPool, Stream
-from randcond.launch.batch import batch_shape
-from randcond.launch.config import Config, resolve_path, student_folder, to_dict, to_yaml, watched_folder
+from randcond.data.cache.latent_cache import LatentCache
+from randcond.data.captions.pool import check_asked, open_pool
+from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.stream import CaptionPool, Stream
+from randcond.launch.config.experiments import to_yaml
+from randcond.launch.config.paths import resolve_path, student_folder, watched_folder
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.artefacts import check_matches
+from randcond.launch.runtime.files import read_json, remove, write_text
+from randcond.launch.runtime.locks import hold_lock
+from randcond.launch.runtime.ranks import device, rank
 from randcond.model_zoo.export import check_shapes
-from randcond.model_zoo.fp8 import fp8_teacher
+from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher
-from randcond.train import checkpoint
-from randcond.train.build import build_step, settle
-from randcond.train.disk import check_folder
+from randcond.train.build import build_step, choose_kernels
 from randcond.train.engine import Engine, build_engine, shard_teacher
+from randcond.train.faults.disk_space import check_folder
+from randcond.train.state import checkpoint
+from randcond.train.state.identity import run_identity
 from randcond.train.step import DistillationStep
-from randcond.train.step_lines import forget_samples_after
+from randcond.train.watch.sample_log import forget_samples_after
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
             f"train.global_batch: {train.global_batch} samples, the cache at {config.paths.cache} holds {len(cache)}; "
             f"a batch would show some of them twice"
         )
-    identity = what_decides(config, cache)
+    identity = run_identity(config, cache)
     if finished(config, identity):
         return None
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
@@ -79,7 +82,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     mark("student")
     engine = build_engine(config, module)
     first = engine.broadcast(identity)  # a host that sees other files would go through them in another order
-    check_same(identity, first, f"rank {engine.rank}: what it trains on", "All ranks need the same cache and pool.")
+    check_matches(identity, first, f"rank {engine.rank}: what it trains on", "All ranks need the same cache and pool.")
     mark("engine")
     in_fp8 = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
     if engine.rank == 0:
@@ -101,7 +104,7 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
     """Takes the folder, loads the newest checkpoint and settles the networks' kernels; (its step, seconds trained)."""
     config, engine, folder = training.config, training.engine, training.folder
     if engine.rank == 0:
-        hold(folder)
+        hold_lock(folder)
         checkpoint.clear_unfinished(folder / "checkpoints")
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
         check_folder(folder, parameters, train.keep_checkpoints + train.kept_for_good, _evaluations_left(config))
@@ -109,17 +112,17 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
     # First, since it refuses the folder of a run that was made otherwise: what that one keeps is to stay.
     first, seconds = resume(engine, folder, training.identity, config.train.steps)
     mark("checkpoint")
-    settle(config, training.teacher, training.unet, engine, folder)
+    choose_kernels(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
         shard_teacher(training.teacher.unet)
     if engine.rank == 0:
-        make_ready(config, first)
+        prepare_folder(config, first)
     engine.barrier()
     mark("kernels")
     return first, seconds
 
 
-def make_ready(config: Config, first: int) -> None:
+def prepare_folder(config: Config, first: int) -> None:
     """The run's folder as it was after `first` steps; by the first rank, before any step."""
     folder = Path(config.paths.run)
     checkpoint.set_aside_after(folder / "checkpoints", first)
@@ -141,44 +144,17 @@ def left_out(config: Config, cache: LatentCache) -> list[str]:
     return lines + list(read_json(Path(config.paths.pool) / "manifest.json")["damaged"].values())
 
 
-def what_decides(config: Config, cache: LatentCache) -> dict[str, Any]:
-    """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
-    resolved = to_dict(config)
-    free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "sample_every"}
-    free |= {"skip_nonfinite", "log_samples", "profile", "eval_every", "eval_size", "eval_weights"}
-    used = {name: weight for name, weight in resolved["train"]["losses"].items() if weight}
-    return {
-        "student": resolved["student"],
-        "conditioning": resolved["conditioning"],
-        "train": {key: value for key, value in resolved["train"].items() if key not in free} | {"losses": used},
-        "teacher": cache.manifest["teacher"],
-        "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
-        "cached": len(cache),  # less than the shards hold where some are left out
-        "window": cache.window,
-        "precision": [config.engine.precision, config.teacher.dtype, *_fp8(config)],
-        "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
-    }
-
-
-def _fp8(config: Config) -> list[str]:
-    """A teacher in fp8 has one scale for a whole micro-batch, on which its predictions so depend."""
-    if not config.engine.teacher_fp8:
-        return []
-    micro, _ = batch_shape(config.train.global_batch, world_size(), config.engine.micro_batch)
-    return [f"fp8, micro-batches of {micro}"]
-
-
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
     """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
 
     Raises ValueError when it is of another experiment or architecture, or beyond the `last` step asked for.
     """
     where = folder / "checkpoints"
-    found = checkpoint.newest_sound(where, engine.rank, engine.ranks, engine.broadcast, engine.collect)
+    found = checkpoint.newest_valid(where, engine.rank, engine.ranks, engine.broadcast, engine.collect)
     if found is None:
         return 0, 0.0
     step = found.manifest["step"]
-    check_same(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    check_matches(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
     check_shapes(engine.shapes, found.shapes, str(found.path))
     if step > last:
         raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {step} already")

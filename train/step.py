@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randcond.model_zoo.condition import Condition, cast, denoise
-from randcond.model_zoo.features import FeatureTaps
+from randcond.model_zoo.denoiser.condition import Condition, cast, denoise
+from randcond.model_zoo.students.features import FeatureTaps
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.losses import Outputs, per_sample_error, weigh
 
@@ -37,7 +37,7 @@ def draw_noise(seeds: Tensor, like: Tensor) -> Tensor:
     return noise.to(like.device, non_blocking=True)
 
 
-def stage(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """A batch of the stream with its latents (fp32) and its noise on the device, [B, C, h, w] both; idempotent."""
     if "noise" in batch:
         return batch
@@ -70,7 +70,7 @@ class DistillationStep:
     def __call__(self, student: StudentForward, batch: dict[str, Any], dtype: torch.dtype) -> Losses:
         """Returns the losses of one micro-batch, staged or not; `dtype` is the student's compute type."""
         teacher, device = self.teacher, self.teacher.device
-        batch = stage(batch, device)
+        batch = to_device(batch, device)
         latents, noise = batch["latents"], batch["noise"]
         timesteps = batch["timesteps"].to(device, non_blocking=True)  # [B]
         noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.memory_format)

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from randcond.data.cache_tools import open_cache
-from randcond.data.files import sha256
-from randcond.data.llm import Journal
-from randcond.data.lock import holding
-from randcond.data.ranks import device
+from randcond.data.cache.cache_command import open_cache
+from randcond.data.texts.journal import Journal
+from randcond.launch.runtime.files import sha256
+from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.sampler import decode
 from randcond.model_zoo.teacher import Teacher
 
@@ -37,7 +37,7 @@ def describe_images(
     captions, latents = open_cache(cache)
     images = {int(shard.caption_ids[row]): (shard, row) for shard, row in latents}  # by the number of their caption
     shown = [number for number in sorted(images) if captions[number] in wanted]
-    with holding(journal.parent):
+    with locked(journal.parent):
         kept = Journal(journal, f"{blip} on the cache {sha256(cache / 'manifest.json')[:16]}")
         left = [number for number in shown if str(number) not in kept]
         try:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from randcond.data.files import written_whole
+from randcond.launch.runtime.files import atomic_write
 
 
 def split_coco(
@@ -40,7 +40,7 @@ def split_coco(
         rows["all"].append(row)
         rows["unseen" if number in unseen else "seen"].append(row)
     for part, held in rows.items():
-        with written_whole(out / f"{part}.csv") as aside, aside.open("w", newline="") as file:
+        with atomic_write(out / f"{part}.csv") as aside, aside.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("file_name", "caption"))
             writer.writerows(held)

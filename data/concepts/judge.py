@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from randcond.data.llm import Answer, Endpoint, Journal, Question, Unusable, ask
+from randcond.data.texts.journal import Journal
+from randcond.data.texts.llm import Answer, Endpoint, Question, Unusable, ask
 
 # Supplement J, word by word but for the concept's name.
 SYSTEM = (

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from randcond.launch.config import PACKAGE
+from randcond.launch.config.paths import PACKAGE
 
 ANIMALS = PACKAGE / "data/concepts/animals.txt"
 _PART = re.compile(r"[^\W_]+")

@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.tokenizer import build_text_encoder, build_tokenizer
 from randcond.data.digits.world import Caption, all_captions, load_glyphs, sample_images
-from randcond.data.files import write_json, write_text, written_whole
+from randcond.launch.runtime.files import atomic_write, write_json, write_text
 
 SEED = 0
 THREADS = 2
@@ -245,7 +245,7 @@ class Parts:
         if folder.is_dir():
             return
         begun = time.monotonic()
-        with written_whole(folder) as aside:
+        with atomic_write(folder) as aside:
             train(aside)
         self.seconds[name] = round(time.monotonic() - begun, 1)
         write_json(self.path, self.seconds)

@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from randcond.data.digits.world import all_captions, load_glyphs, sample_images
-from randcond.data.files import written_whole
+from randcond.launch.runtime.files import atomic_write
 
 IMAGES, SEED = 1200, 0
 
@@ -25,7 +25,7 @@ def write_images(path: Path, count: int = IMAGES, seed: int = SEED) -> None:
     for caption in all_captions():
         by_label.setdefault((caption.digit, caption.colour, caption.background), []).append(caption.text)
     templates = torch.randint(5, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    with written_whole(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_write(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (image, label, template) in enumerate(zip(images, labels.tolist(), templates, strict=True)):
             png = io.BytesIO()
             to_pil_image(image / 2 + 0.5).save(png, format="PNG")

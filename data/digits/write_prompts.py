@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from randcond.data.digits.world import BACKGROUNDS, COLOURS, DIGITS
-from randcond.data.files import write_text
+from randcond.launch.runtime.files import write_text
 
 PER_NOUN, SEED = 128, 0
 FORMS = (

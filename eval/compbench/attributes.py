@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randcond.eval.weights import load_network
+from randcond.eval.scores.network_weights import load_network
 
 IMAGE_SIZE = 480
 QUESTION_WORDS, QUESTION_TOKENS = 50, 35  # the rest is cut off

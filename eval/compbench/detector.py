@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from randcond.eval.compbench.spatial import Box
-from randcond.eval.weights import load_network
+from randcond.eval.scores.network_weights import load_network
 
 NOTE = (
     "boxes from an open-vocabulary detector asked for the prompt's two nouns, not from UniDet with its fixed classes "

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randcond.eval.weights import first_line
+from randcond.eval.scores.network_weights import first_line
 
 if TYPE_CHECKING:
     from spacy.language import Language

@@ -6,7 +6,7 @@ In: the folder that `randcond fetch compbench` fills. Out: prompts in their orde
 from collections.abc import Sequence
 from pathlib import Path
 
-from randcond.data.inputs import MissingInput, missing_input
+from randcond.data.inputs.catalogue import MissingInput, missing_input
 
 ATTRIBUTES = ("color", "shape", "texture")
 CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")

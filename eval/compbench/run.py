@@ -10,15 +10,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from randcond.data.files import read_json, write_json
-from randcond.data.ranks import device, rank
 from randcond.eval.compbench.prompts import CATEGORIES, read_complex_kinds, read_prompts
 from randcond.eval.compbench.score import NEEDS, Scorer
-from randcond.eval.features import Extractor, Rows
-from randcond.eval.generate import Draw, Task, load_rows
-from randcond.eval.prompts import ALL, Prompts
-from randcond.launch.logs import say_everywhere
-from randcond.launch.sections import Eval
+from randcond.eval.images.extractor import Extractor, Rows
+from randcond.eval.images.generate import Draw, Task, load_rows
+from randcond.eval.images.prompts import ALL, Prompts
+from randcond.launch.config.sections import Eval
+from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.logs import say_everywhere
+from randcond.launch.runtime.ranks import device, rank
 
 
 def compbench_prompts(ev: Eval, category: str) -> Prompts:

@@ -17,7 +17,7 @@ from randcond.eval.compbench.detector import NOTE, Detector, load_detector
 from randcond.eval.compbench.prompts import ATTRIBUTES, CATEGORIES, COMPLEX_KINDS
 from randcond.eval.compbench.similarity import CLIP_FILES, Clip, cosines, load_clip
 from randcond.eval.compbench.spatial import FRAME, Box, object_name, spatial_score
-from randcond.eval.weights import TRANSFORMERS_FILES, fingerprint, model_folder
+from randcond.eval.scores.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
 
 NEEDS = {  # category -> what scores it
     **{category: {"spacy", "blip"} for category in ATTRIBUTES},

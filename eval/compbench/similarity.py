@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from randcond.eval.pictures import to_picture
-from randcond.eval.weights import first_line
+from randcond.eval.images.protocol_images import to_picture
+from randcond.eval.scores.network_weights import first_line
 
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 

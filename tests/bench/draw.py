@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from randcond.data.contents import Drawn
-from randcond.data.ranks import device
-from randcond.data.shards import write_shard
-from randcond.launch.config import Config, resolve_path
-from randcond.model_zoo.cost import unet_cost
-from randcond.model_zoo.students import plain_config
+from randcond.data.cache.latent_source import TeacherLatents
+from randcond.data.cache.shards import write_shard
+from randcond.launch.config.paths import resolve_path
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.teacher import Teacher
-from randcond.train.tune import doubling, proposed
+from randcond.train.tools.tune_command import doubling, proposed
 from tests.bench.floor import products
 from tests.bench.results import interval, save
 from tests.bench.sizes import TEACHERS, configured
@@ -75,7 +76,7 @@ def stock_pipeline(config: Config, teacher: Teacher) -> Callable[[int], int]:
     loaded = Teacher.load(teacher.folder, config.teacher.dtype, device())  # its own networks: ours are compiled
     pipe = loaded.pipeline(cache.sampler)
 
-    captions = Drawn(config).captions
+    captions = TeacherLatents(config).captions
 
     def draw(batch: int) -> int:
         pipe(captions[:batch], num_inference_steps=cache.steps, guidance_scale=cache.guidance, output_type="latent")
@@ -86,7 +87,7 @@ def stock_pipeline(config: Config, teacher: Teacher) -> Callable[[int], int]:
 
 def our_cache(config: Config, teacher: Teacher, folder: Path) -> Callable[[int], int]:
     """A compute batch of the cache, down to its shard."""
-    content = Drawn(config)
+    content = TeacherLatents(config)
     content.begin(teacher)
 
     def draw(batch: int) -> int:

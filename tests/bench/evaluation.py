@@ -22,16 +22,18 @@ from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 
-from randcond.data.ranks import device
-from randcond.eval.evaluate import System, draw, prepare, references, score
-from randcond.eval.generate import Task
-from randcond.eval.pictures import to_picture
-from randcond.eval.real_images import statistics_of_folder
-from randcond.launch.config import Config, load_config, resolve_path
+from randcond.eval.evaluate import EvaluatedModel, draw, prepare, references, score
+from randcond.eval.images.generate import Task
+from randcond.eval.images.protocol_images import to_picture
+from randcond.eval.scores.real_images import statistics_of_folder
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.paths import resolve_path
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
-from randcond.model_zoo.systems import load_system
 from tests.bench.results import interval, save
-from tests.networks import clip_folder, digit_images, inception_weights, save_pictures
+from tests.support.networks import clip_folder, digit_images, inception_weights, save_pictures
 
 SYSTEM = "base: digits\neval: {of: [teacher], batch: 32}\npaths: {reference: OUT}\n"
 
@@ -53,9 +55,9 @@ def captions(folder: Path, count: int) -> str:
     return f"eval.captions=[{path}]"
 
 
-def loaded(config: Config) -> System:
-    pipe = load_system(resolve_path(config.teacher.path), "fp32", device(), "ddim")
-    return System("teacher", pipe, "", "raw", "fp32")
+def loaded(config: Config) -> EvaluatedModel:
+    pipe = load_frozen_pipeline(resolve_path(config.teacher.path), "fp32", device(), "ddim")
+    return EvaluatedModel("teacher", pipe, "", "raw", "fp32")
 
 
 def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def one_pass(folder: Path, images: int) -> dict[str, Any]:
     return {"median": ratio, "rounds": 1, "images": images, "fid": [ours["fid"], fid], "clip": [ours["clip"], clip]}
 
 
-def drawn_to_files(system: System, task: Task, folder: Path) -> Path:
+def drawn_to_files(system: EvaluatedModel, task: Task, folder: Path) -> Path:
     """The protocol on a disk: JPEG, resize, JPEG."""
     (folder / "drawn").mkdir(parents=True)
     (folder / "256").mkdir()

@@ -13,8 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randcond.model_zoo.condition import blank_forward
-from randcond.model_zoo.students import plain_config
+from randcond.model_zoo.denoiser.condition import blank_forward
+from randcond.model_zoo.denoiser.configuration import plain_config
 
 _PRODUCTS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product")
 _VIEWS = ("view", "reshape", "permute", "transpose", "t", "unsqueeze", "expand", "slice", "split", "detach", "alias")

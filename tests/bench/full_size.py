@@ -19,13 +19,14 @@ import psutil
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from randcond.data.ranks import device
-from randcond.launch.config import Config, load_config
-from randcond.model_zoo.attention import Use, choose_attention, set_attention, summary
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.kernels.attention import Use, choose_attention, set_attention, summary
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
-from randcond.train.tune import noise_batch
+from randcond.train.tools.tune_command import noise_batch
 
 TIMED_STEPS = 5
 SPARE = 1.5e9  # bytes left to the rest of the machine

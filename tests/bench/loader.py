@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from randcond.data.captions import write_captions
-from randcond.data.conditioning import probability_table
-from randcond.data.shards import write_shard
-from randcond.data.stream import CaptionPool, Positions, Stream, batches
-from randcond.model_zoo.teacher import Tokenizers
-from tests.latents import opened
-from tests.shaped import clip_tokenizer
+from randcond.data.cache.shards import write_shard
+from randcond.data.captions.caption_file import write_captions
+from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
+from randcond.model_zoo.tokenizers import Tokenizers
+from tests.support.latents import opened
+from tests.support.shaped import clip_tokenizer
 
 SHARD, BATCH, WORDS = 1024, 64, 9
 WANTED = 150  # samples per second that one H200 trains, of B-Tiny, the fastest measured (record/step-b-tiny.json)

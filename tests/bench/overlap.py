@@ -69,16 +69,16 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     import torch
     import torch.distributed as dist
 
-    from randcond.data.files import write_json
-    from randcond.data.ranks import device
-    from randcond.launch.config import resolve_path
-    from randcond.launch.costs import Cluster, counted
-    from randcond.launch.gpus import GPUS
-    from randcond.launch.step_time import step_traffic
+    from randcond.launch.config.gpus import GPUS
+    from randcond.launch.config.paths import resolve_path
+    from randcond.launch.planning.costs import Cluster, counted
+    from randcond.launch.planning.step_time import step_traffic
+    from randcond.launch.runtime.files import write_json
+    from randcond.launch.runtime.ranks import device
     from randcond.model_zoo.teacher import Teacher
     from randcond.train.build import build_step
     from randcond.train.engine import build_engine
-    from randcond.train.tune import noise_batch
+    from randcond.train.tools.tune_command import noise_batch
     from tests.bench.sizes import TEACHERS, configured
 
     batch = 8  # of both ranks together: little arithmetic, so that there is something to hide

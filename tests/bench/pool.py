@@ -20,8 +20,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from randcond.data.captions import Captions
-from randcond.data.pool import open_pool
+from randcond.data.captions.caption_file import Captions
+from randcond.data.captions.pool import open_pool
 
 WORKERS = 4
 READS = 1_000_000
@@ -62,7 +62,8 @@ def main() -> None:
 
 
 BUILD = (
-    "import sys; from pathlib import Path; from randcond.data.pool import build; build(Path(sys.argv[1]), sys.argv[2:])"
+    "import sys; from pathlib import Path; from randcond.data.captions.pool import build; "
+    "build(Path(sys.argv[1]), sys.argv[2:])"
 )
 
 

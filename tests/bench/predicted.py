@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from randcond.model_zoo.condition import blank_forward
-from randcond.model_zoo.fp8 import takes_fp8
-from randcond.model_zoo.students import plain_config
+from randcond.model_zoo.denoiser.condition import blank_forward
+from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.kernels.fp8 import takes_fp8
 
 FUSED = 3  # ops outside of products that one fused kernel stands for, each of which read and wrote memory: assumed
 

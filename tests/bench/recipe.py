@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from randcond.launch.config import Config
-from randcond.model_zoo.condition import denoise
-from randcond.model_zoo.features import TappedStudent
+from randcond.launch.config.sections import Config
+from randcond.model_zoo.denoiser.condition import denoise
+from randcond.model_zoo.students.features import TappedStudent
 from randcond.model_zoo.teacher import Teacher
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from randcond.data.files import read_json, write_json
+from randcond.launch.runtime.files import read_json, write_json
 
 FOLDER = Path("runs/bench")
 RECORD = Path(__file__).parent / "record"

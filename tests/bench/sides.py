@@ -13,24 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from randcond.data.captions import write_captions
-from randcond.data.conditioning import probability_table
-from randcond.data.ranks import device
-from randcond.data.shards import write_shard
-from randcond.data.stream import CaptionPool, Positions, Stream, batches
-from randcond.launch.config import Config, load_config, resolve_path, to_yaml
-from randcond.model_zoo.compilation import compile_network
-from randcond.model_zoo.condition import cast, denoise
-from randcond.model_zoo.fp8 import fp8_teacher
-from randcond.model_zoo.teacher import DTYPES, Teacher
-from randcond.train.ahead import Ahead
-from randcond.train.build import build_step, flop_per_sample, settle
+from randcond.data.cache.shards import write_shard
+from randcond.data.captions.caption_file import write_captions
+from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
+from randcond.launch.config.experiments import load_config, to_yaml
+from randcond.launch.config.paths import resolve_path
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.denoiser.condition import cast, denoise
+from randcond.model_zoo.diffusers_folder import DTYPES
+from randcond.model_zoo.kernels.compilation import compile_network
+from randcond.model_zoo.kernels.fp8 import fp8_teacher
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step, choose_kernels, flop_per_sample
 from randcond.train.engine import build_engine
-from randcond.train.monitor import Monitor
+from randcond.train.prefetch import Prefetcher
 from randcond.train.step import draw_noise
+from randcond.train.watch.monitor import Monitor
 from tests.bench.recipe import published_step
 from tests.bench.results import bf16_in_hardware
-from tests.latents import opened
+from tests.support.latents import opened
 
 LOGGED = 4  # steps between the monitor's lines
 
@@ -65,12 +68,12 @@ class Sides:
         self.engine = build_engine(config, module)
         if options.teacher_fp8:
             print(fp8_teacher(self.teacher), flush=True)
-        settle(config, self.teacher, module.unet, self.engine, folder)
+        choose_kernels(config, self.teacher, module.unet, self.engine, folder)
         self.flop = flop_per_sample(self.teacher, module.unet)
         self.student = module.unet
         self.stream = make_stream(folder, config.conditioning.p, self.teacher)
         self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
-        self.ahead = Ahead(self.loader, self.teacher.device)
+        self.ahead = Prefetcher(self.loader, self.teacher.device)
         self.monitor = self._monitor(config, folder, steps)
         self.number = 0
         self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from randcond.data.ranks import device
-from randcond.launch.config import Config, load_config
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
 from tests.bench.results import bf16_in_hardware
-from tests.shaped import build
+from tests.support.shaped import build
 
 MID = {"block_out_channels": (64, 128, 256, 256), "attention_head_dim": 8, "norm_num_groups": 32, "sample_size": 32}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from randcond.data.files import read_json
+from randcond.launch.runtime.files import read_json
 from tests.bench.results import interval, save
 
 RANDCOND = str(Path(sys.executable).with_name("randcond"))

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from randcond.data.ranks import device
-from randcond.launch.config import Config
-from randcond.model_zoo.cost import unet_cost
-from randcond.model_zoo.students import plain_config
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.denoiser.configuration import plain_config
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate, products
 from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import FOLDER, interval, save

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.hosts import NAMES
 from tests.cluster.world import WORDS
-from tests.conftest import randcond
+from tests.support.demo import randcond
 
 
 @pytest.fixture(scope="session")

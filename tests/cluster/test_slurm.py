@@ -13,9 +13,9 @@ import pytest
 from tests.cluster.packages import SLURM, need
 from tests.cluster.slurm import NODES, Slurm
 from tests.cluster.world import ONE_HOST, WORDS
-from tests.conftest import TINY
-from tests.interruptions import RANDCOND
-from tests.runs import difference
+from tests.support.demo import TINY
+from tests.support.interruptions import RANDCOND
+from tests.support.runs import difference
 
 pytestmark = pytest.mark.slurm
 

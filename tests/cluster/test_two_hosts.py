@@ -16,8 +16,8 @@ import pytest
 from tests.cluster.hosts import NAMES, TwoHosts
 from tests.cluster.packages import HOSTS, need
 from tests.cluster.world import ONE_HOST, STEPS, WORDS
-from tests.interruptions import RANDCOND
-from tests.runs import difference, metrics
+from tests.support.interruptions import RANDCOND
+from tests.support.runs import difference, metrics
 
 pytestmark = pytest.mark.hosts
 

@@ -1,6 +1,6 @@
 """What is trained on the clusters: the demo's arm, one rank per host."""
 
-from tests.conftest import TINY
+from tests.support.demo import TINY
 
 STEPS = 60
 WORDS = [

@@ -10,7 +10,7 @@ import sys
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from randcond.launch.config import Config
+from randcond.launch.config.sections import Config
 from randcond.train.engine.base import STATE_KINDS, Engine
 
 __all__ = ["STATE_KINDS", "Engine", "build_engine", "shard_teacher"]

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from randcond.data.ranks import device
-from randcond.launch.config import Config
-from randcond.model_zoo.condition import Condition
+from randcond.launch.config.sections import Config
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.denoiser.condition import Condition
 
 State = dict[str, dict[str, Tensor]]  # kind -> "name@start" -> values [n], fp32
 Reader = Callable[[str, str, int, int], Tensor]  # (kind, name, start, stop) -> values [stop - start], fp32

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import _get_build_directory
 
-from randcond.data.lock import holding
-from randcond.launch.stage import name_accelerator
+from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.processes import name_accelerator
 
 LONGEST_BUILD = 600.0  # seconds that another process may take for it
 
@@ -33,7 +33,7 @@ def load_operator() -> bool:
         return False
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with holding(folder, LONGEST_BUILD):
+    with locked(folder, LONGEST_BUILD):
         (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)
     return True

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from randcond.launch.batch import batch_shape
-from randcond.launch.config import Config
-from randcond.model_zoo.condition import Condition
-from randcond.model_zoo.memory import BUCKET
+from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.sections import Config
+from randcond.model_zoo.cost.memory import BUCKET
+from randcond.model_zoo.denoiser.condition import Condition
 from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
 from randcond.train.engine.build_ops import load_operator
 

@@ -1,0 +1,1 @@
+"""The latent cache: drawn or encoded latents in WebDataset shards, written and read."""

@@ -1,0 +1,1 @@
+"""Captions: sources, filters, the memory-mapped pool."""

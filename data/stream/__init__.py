@@ -1,0 +1,1 @@
+"""The training stream: random conditioning, and every sample by its global position."""

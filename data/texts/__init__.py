@@ -1,0 +1,1 @@
+"""Captions out of language models and WordNet."""

@@ -1,0 +1,77 @@
+"""What can be known to be wrong with an evaluation before any image is drawn."""
+
+from pathlib import Path
+
+from randcond.data.digits.world import IMAGE_SIZE, read_label
+from randcond.data.inputs.catalogue import MissingInput, collecting_missing, missing_input
+from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
+from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
+from randcond.eval.scores.metrics import Metric, find_metrics
+from randcond.eval.scores.statistics import find_features, find_statistics
+from randcond.launch.config.protocols import protocol_of
+from randcond.launch.config.sections import Config
+
+
+def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
+    """Raises ValueError naming the key: captions, metrics, protocol; captions that the digits' judge can't read.
+
+    `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
+    """
+    metrics = find_metrics(config.eval.metrics)
+    size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
+    if "digits" in metrics and size != IMAGE_SIZE:
+        raise ValueError(
+            f"eval.metrics: digits reads images of {IMAGE_SIZE} pixels, by eval.protocol={config.eval.protocol} and "
+            f"eval.resolution they are of {size}; take eval.protocol=native, or another metric"
+        )
+    prompts = None
+    with collecting_missing(missing):
+        prompts = choose_prompts(config)
+        _check_prompts(config, prompts, metrics)
+    for name, metric in metrics.items():
+        if metric.compares and config.eval.statistics is None:
+            raise ValueError(
+                f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
+            )
+        for split in (prompts.splits if prompts else [ALL]) if metric.compares else ():
+            with collecting_missing(missing):
+                found = find_statistics(str(config.eval.statistics), split, str(metric.compares))
+                if metric.samples:
+                    find_features(found)
+    if any("inception" in metric.needs.values() for metric in metrics.values()):
+        with collecting_missing(missing):
+            _check_inception(config.eval.inception)
+    if config.eval.compbench.lists:
+        with collecting_missing(missing):
+            _check_lists(Path(config.eval.compbench.lists), config.eval.compbench.categories)
+    with collecting_missing(missing):
+        grid_prompts(config)
+
+
+def _check_prompts(config: Config, prompts: Prompts, metrics: dict[str, Metric]) -> None:
+    if "digits" in metrics:
+        for caption in prompts.captions:
+            read_label(caption)
+    parts = dict(prompts.splits)
+    if config.train.eval_every and config.train.eval_size is not None:
+        fewer = first_prompts(prompts, config.train.eval_size).splits
+        parts |= {f"{split} (train.eval_size)": ids for split, ids in fewer.items()}
+    for name, metric in metrics.items():
+        for split, ids in parts.items():
+            if len(ids) < metric.least:
+                raise ValueError(
+                    f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more, or "
+                    f"take it out"
+                )
+
+
+def _check_inception(path: str) -> None:
+    if not Path(path).is_file():
+        raise MissingInput(f"eval.inception: no weights at {path}{missing_input(path)}")
+
+
+def _check_lists(folder: Path, categories: list[str]) -> None:
+    for category in categories:
+        listed = read_prompts(folder, category)
+        if category == "complex":
+            read_complex_kinds(folder, listed)

@@ -1,0 +1,1 @@
+"""Scores beside the paper's figures: tables, plots, pages."""

@@ -1,0 +1,31 @@
+"""`python -m randcond.eval.report EXPERIMENT|TABLE`: what `randcond run report` starts."""
+
+import os
+import sys
+
+from randcond.eval.report.report_command import report
+from randcond.launch.runtime.exit_codes import exit_code
+from randcond.launch.runtime.processes import exit_when_preempted
+from randcond.launch.runtime.ranks import rank
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reports a table or experiments; exits 2 with one line on the user's mistake."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
+    if not words or words[0].startswith("-"):
+        print("usage: python -m randcond.eval.report EXPERIMENT|TABLE [section.key=value ...]")
+        return
+    if rank() != 0:
+        return
+    try:
+        report(*words)
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANDCOND_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    exit_when_preempted()
+    main()

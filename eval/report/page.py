@@ -1,0 +1,97 @@
+"""The report as one self-contained HTML page: nothing is loaded from anywhere."""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from randcond.eval.report.collect import Row, curves
+from randcond.eval.report.records import Report
+from randcond.launch.runtime.files import read_json
+
+Line = list[tuple[int, float]]  # (step, value)
+
+matplotlib.rcParams["svg.hashsalt"] = "randcond"  # the same curves give the same bytes
+
+
+def render_page(
+    report: Report,
+    lines: list[list[str]],
+    claims: list[list[str]],
+    said: list[str],
+    pictures: dict[str, Path],
+    notes: list[str],
+) -> str:
+    """One self-contained HTML page: nothing is loaded from anywhere."""
+    loader = PackageLoader("randcond.eval.report", "")
+    environment = Environment(loader=loader, autoescape=select_autoescape(["html", "j2"]))
+    plots = []
+    for name, title, log in (("loss/total", "loss", True), ("grad_norm", "gradient norm", True)):
+        logged = {row.name: line for row in report.rows if (line := curves(row, (name,)).get(name))}
+        if logged:
+            plots.append(draw_curves(title, logged, log))
+    plots += _score_curves(report.rows)
+    rows = [{**vars(row), "config": _config_text(row)} for row in report.rows]
+    return environment.get_template("page.html.j2").render(
+        title=report.title,
+        claim=report.claim,
+        lines=lines,
+        claims=claims,
+        said=[line.replace("**", "") for line in said],
+        pictures=[
+            {"title": title, "data": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()
+        ],
+        curves=plots,
+        notes=notes,
+        rows=rows,
+    )
+
+
+def _score_curves(rows: list[Row]) -> list[str]:
+    """A plot for each score that was taken while training."""
+    logged: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        names = _evaluated(row)
+        for name, line in curves(row, tuple(names)).items():
+            weights, score = name.removeprefix("eval/").split("/", 1)
+            logged.setdefault(score, {})[f"{row.name} ({weights})"] = line
+    return [draw_curves(f"{score} while training", lines) for score, lines in sorted(logged.items())]
+
+
+def _evaluated(row: Row) -> list[str]:
+    """The names under which a run logged scores."""
+    path = row.run / "best.json" if row.run else None
+    return read_json(path)["logged"] if path and path.is_file() else []
+
+
+def _config_text(row: Row) -> str:
+    path = row.folder / "config.yaml" if row.folder else None
+    return path.read_text() if path and path.is_file() else ""
+
+
+def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False) -> str:
+    """An SVG element of one plot: a named line per run."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    for name, line in lines.items():
+        steps, values = zip(*line, strict=True)
+        axes.plot(steps, values, label=name, marker="o" if len(line) < 20 else "", markersize=3, linewidth=1.4)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    if log:
+        axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.legend(fontsize=9, frameon=False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]

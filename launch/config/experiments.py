@@ -1,0 +1,119 @@
+"""One experiment = one strict YAML: composition of bases, overrides, errors that name the key.
+
+In: an experiment's name or file and `key=value` overrides. Out: a frozen `Config` (launch/sections.py).
+A leaf: imports no torch, so that a login node reads a configuration in a fraction of a second.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randcond.launch.config.parsing import parse, read_override, suggest
+from randcond.launch.config.paths import EXPERIMENTS, TABLES
+from randcond.launch.config.sections import Config
+from randcond.launch.config.strict_yaml import compose, merge, yaml_files
+
+
+def experiment_names() -> list[str]:
+    """The experiments that ship with randcond, one YAML each below launch/experiments."""
+    return sorted(yaml_files(EXPERIMENTS))
+
+
+def table_names() -> list[str]:
+    """The tables (sets of experiments compared in one report), one YAML each below launch/tables."""
+    return sorted(yaml_files(TABLES))
+
+
+def find_table(name: str) -> Path:
+    """The YAML file of a table; raises ValueError with the nearest names."""
+    found = yaml_files(TABLES).get(name)
+    if found is None:
+        raise ValueError(f"unknown table {name!r}{suggest(name, table_names())}")
+    return found
+
+
+def find_experiment(name: str) -> Path:
+    """The YAML file of an experiment given by name, by path, or as a table's row (table1-row5).
+
+    Raises ValueError with the nearest names.
+    """
+    given = Path(name)
+    if given.suffix in {".yaml", ".yml"}:
+        if given.is_file():
+            return given
+        raise ValueError(f"no experiment file {name}")
+    if name in table_names():
+        arms = ", ".join(filter(None, _rows(name)))
+        raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
+    table, name = table_row(name) or ("", name)
+    if table and compose(find_table(table), TABLES / "base").get("replicates"):
+        raise ValueError(
+            f"{table} has repetitions: `randcond run` takes its rows, other commands the table, or {name} with "
+            "replicate=NAME and that repetition's overrides"
+        )
+    found = yaml_files(EXPERIMENTS).get(name)
+    if found is None:
+        near = suggest(name, [*experiment_names(), *table_names()], "randcond --help, make help")
+        raise ValueError(f"unknown experiment {name!r}{near}")
+    return found
+
+
+def table_row(name: str) -> tuple[str, str] | None:
+    """Table and experiment of a row by its number (table1-row5), or None for another name; ValueError: no such row."""
+    table, _, row = name.rpartition("-row")
+    if table not in table_names() or not row.isdigit():
+        return None
+    rows = _rows(table)
+    if not 1 <= int(row) <= len(rows):
+        raise ValueError(f"{name}: {table} has {len(rows)} rows")
+    if not rows[int(row) - 1]:
+        raise ValueError(f"{name}: that row is quoted from the paper, it is not run")
+    return table, rows[int(row) - 1]
+
+
+def _rows(table: str) -> list[str]:
+    """The experiment of each row of a table, "" for a quoted one."""
+    arms = compose(find_table(table), TABLES / "base").get("arms") or {}
+    return [arm if isinstance(arm, str) else arm.get("experiment", "") for arm in arms.values()]
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Resolves an experiment and its `section.key=value` overrides; raises ValueError naming file and key."""
+    path = find_experiment(name)
+    data = compose(path, EXPERIMENTS / "base")
+    data.setdefault("name", path.stem)
+    where = str(path)
+    for override in overrides:
+        data = merge(data, read_override(override, "section.key=value, e.g. train.steps=100"))
+        where = f"{path} and the command line"
+    return parse(Config, _named(data), where)
+
+
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    """With {name} and {replicate} in folders replaced by the experiment's: rows of a table need not say theirs."""
+    names = {"{name}": str(data["name"]), "{replicate}": str(data.get("replicate", ""))}
+
+    def fill(value: Any) -> Any:
+        for sign, name in names.items():
+            value = value.replace(sign, name) if isinstance(value, str) else value
+        return value
+
+    filled = dict(data)
+    if isinstance(paths := data.get("paths"), dict):
+        filled["paths"] = {key: fill(value) for key, value in paths.items()}
+    if isinstance(pool := data.get("pool"), dict) and "whole" in pool:
+        filled["pool"] = {**pool, "whole": fill(pool["whole"])}
+    return filled
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain data, in the order of the sections."""
+    return dataclasses.asdict(config)  # type: ignore[call-overload]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; it loads back to the same configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)

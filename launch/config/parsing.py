@@ -1,0 +1,69 @@
+"""Plain data -> a section of the configuration, strictly: every error names file and key."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from randcond.launch.config.strict_yaml import StrictLoader, merge
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
+    """A tool's settings out of `key=value` words, as strict as an experiment's; raises ValueError naming the key."""
+    data: dict[str, Any] = {}
+    for word in words:
+        data = merge(data, read_override(word, "key=value"))
+    return parse(kind, data, "the command line")
+
+
+def read_override(word: str, form: str) -> dict[str, Any]:
+    """`section.key=value` as nested mappings; `form` is what an error says was expected."""
+    key, found, text = word.partition("=")
+    if not found:
+        raise ValueError(f"override {word!r} is not of the form {form}")
+    try:
+        value = yaml.load(text, Loader=StrictLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"override {word!r}: {error}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
+    """Data as a dataclass, strictly; raises ValueError naming file and key."""
+    try:
+        # Strict mode takes nested mappings only from JSON.
+        return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(kind, problem, where) for problem in error.errors())) from None
+
+
+def _explain(kind: Any, problem: Any, where: str) -> str:
+    """One pydantic error as a line that names file and key and says what would do."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        section: Any = kind
+        for part in problem["loc"][:-1]:
+            inner = get_args(section)[1] if get_origin(section) is dict else None
+            section = inner or {field.name: field.type for field in dataclasses.fields(section)}[str(part)]
+        known = [field.name for field in dataclasses.fields(section)]
+        return f"{where}: {key}: unknown key{suggest(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{where}: {key}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message}, got {problem['input']!r}" if key else f"{where}: {message}"
+
+
+def suggest(word: str, known: Sequence[str], listed: str = "") -> str:
+    """The end of an error about an unknown word: the nearest known one, else where all of them are listed."""
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; see {listed}" if listed else f"; known: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""What networks cost, counted from their configurations: parameters, MACs, memory, GPU occupancy."""

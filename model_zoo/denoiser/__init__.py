@@ -1,0 +1,1 @@
+"""The denoising network: its configuration, and what it is shown beside x_t and t."""

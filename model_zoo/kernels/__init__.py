@@ -1,0 +1,1 @@
+"""How networks are computed: attention backends, compilation, fp8."""

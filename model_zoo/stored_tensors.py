@@ -1,0 +1,28 @@
+"""A model folder's tensors by name, as stored, read one at a time."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a model folder by name, read from its safetensors (one file or shards) one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        files = [path for path in sorted(folder.glob("*.safetensors")) if len(path.suffixes) == 1]
+        opened = [safe_open(path, framework="pt") for path in files]
+        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)

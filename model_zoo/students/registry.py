@@ -1,0 +1,61 @@
+"""The student rules by name, and the students they give. A new student is one entry in STUDENTS."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from randcond.model_zoo.denoiser.configuration import UNetConfig, plain_config
+from randcond.model_zoo.students.block import BLOCK_RULES
+from randcond.model_zoo.students.channel import channel_rule
+from randcond.model_zoo.students.koala import koala_rule
+from randcond.model_zoo.students.rule import StudentRule
+from randcond.model_zoo.students.slim import slim_rule
+from randcond.model_zoo.students.weight_copy import copy_teacher_weights
+
+STUDENTS: dict[str, StudentRule] = {
+    **{f"block-{size}": rule for size, rule in BLOCK_RULES.items()},
+    "channel-base": channel_rule(0.8, "all layers, 0.8 of the width"),
+    "channel-small": channel_rule(0.7, "all layers, 0.7 of the width"),
+    "channel-tiny": channel_rule(0.6, "all layers, 0.6 of the width"),
+    "channel-micro": channel_rule(0.5, "all layers, half the width"),
+    "koala-1b": koala_rule(0.6, False, "one layer less, 6 of 10 innermost transformer blocks"),
+    "koala-700m": koala_rule(0.5, True, "one layer less, 5 of 10 innermost transformer blocks, no mid block"),
+    **{f"slim-{size}": slim_rule(rule) for size, rule in BLOCK_RULES.items()},
+}
+
+
+def find_rule(name: str) -> StudentRule:
+    """The rule of that name, or `channel-M` for any multiplier M; raises ValueError listing the known ones."""
+    if name in STUDENTS:
+        return STUDENTS[name]
+    if (given := re.fullmatch(r"channel-(\d*\.?\d+)", name)) and (multiplier := float(given[1])) > 0:
+        return channel_rule(multiplier, f"all layers, {multiplier:g} of the width")
+    known = f"{', '.join(STUDENTS)}, or channel-M for any multiplier M, such as channel-0.65"
+    raise ValueError(f"student.rule: unknown student {name!r}; known: {known}")
+
+
+def student_config(name: str, teacher: UNetConfig) -> UNetConfig:
+    """The student's U-Net configuration; raises ValueError when the rule does not apply to this teacher."""
+    try:
+        return find_rule(name).config(plain_config(teacher))
+    except ValueError as error:
+        raise ValueError(str(error) if "student.rule" in str(error) else f"student.rule: {name}: {error}") from None
+
+
+def build_student(
+    name: str, teacher: UNetConfig, seed: int, weights: Mapping[str, Tensor] | None = None
+) -> UNet2DConditionModel:
+    """The student U-Net of a rule, in fp32: randomly initialised by its seed, then holding the teacher's `weights`.
+
+    Raises ValueError when the rule does not apply to this teacher, or cannot copy from it.
+    """
+    rule = find_rule(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = rule.model.from_config(student_config(name, teacher))
+    if weights is not None:
+        copy_teacher_weights(rule, student, weights)
+    return student

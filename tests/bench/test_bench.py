@@ -1,0 +1,162 @@
+"""The benches run, in tiny form: what is timed is real, what is said of it adds up. No time is asserted."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.cost.gpu_occupancy import Product, Work, occupancy
+from randcond.model_zoo.denoiser.configuration import complete_config, plain_config
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.tools.tune_command import Measured, doubling, proposed
+from tests.bench.predicted import Floor, fp8_flop
+from tests.bench.results import RECORD, bf16_in_hardware, interval
+from tests.support.shaped import unet_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(folder: Path, module: str, *words: str) -> str:
+    """Runs a bench from the root with its results in `folder`."""
+    command = [sys.executable, "-m", f"tests.bench.{module}", *words]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
+    words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]  # one engine after another
+    words += ["--switches", "channels last;checkpointing", "--profile"]
+    first = bench(tmp_path, "step", *words, "engine.channels_last=true")
+    recorded = json.loads((RECORD / "step-world.json").read_text())["environment"]["date"]
+    assert "ours / bare" in first and f"last saved, {recorded}" in first
+    assert re.search(r"^  published(, fp32)? / ours ", first, re.MULTILINE)  # not both where a CPU has no bf16
+    assert bf16_in_hardware() == ("published, 4 at once / ours" in first)
+    kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
+    found = kept["found"]
+    assert found["ours / bare"]["low"] <= found["ours / bare"]["median"] <= found["ours / bare"]["high"]
+    assert sum(found["parts"].values()) == pytest.approx(1)
+    assert found["ours"]["samples_per_s"] == pytest.approx(4 / found["ours"]["seconds"])
+    gave = json.loads((tmp_path / "runs/bench/switches-world.json").read_text())["found"]["switches"]
+    assert set(gave) == {"channels last", "checkpointing"} and all(each["median"] > 0 for each in gave.values())
+    assert 0.5 < gave["checkpointing"]["predicted"] < 1 and gave["channels last"]["predicted"] is None
+    assert kept["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    agreed = json.loads((tmp_path / "runs/bench/agree-world.json").read_text())["found"]["agree"]
+    assert 0 <= agreed["by_rounding"] < 1e-4 and 0 <= agreed["largest"] < 1e-4  # some CPUs turn no bit in two steps
+    assert f"last saved, {kept['environment']['date']}" in bench(tmp_path, "step", *words)
+
+
+@pytest.mark.slow
+def test_the_drawing_bench(tmp_path: Path) -> None:
+    said = bench(tmp_path, "draw", "--rounds", "2", "--largest", "2", "cache.steps=2", "cache.shard_size=50")
+    assert "stock / ours" in said and "images/s" in said
+
+
+@pytest.mark.slow
+def test_the_evaluations_bench(tmp_path: Path) -> None:
+    said = bench(tmp_path, "evaluation", "--images", "8", "--many", "64", "--rounds", "2")
+    assert "by tenths" in said
+    assert (tmp_path / "runs/bench/evaluation-memory-64.json").is_file()
+    found = json.loads((tmp_path / "runs/bench/evaluation-8.json").read_text())["found"]
+    assert found["scored / drawn alone"]["median"] > 0 and found["tool after tool / one pass"]["median"] > 0
+    ours, theirs = found["tool after tool / one pass"]["clip"]
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_startup_bench(tmp_path: Path) -> None:
+    said = bench(tmp_path, "startup", "--rounds", "1")
+    assert "randcond --help" in said and "command and launcher" in said and "first step" in said
+
+
+@pytest.mark.slow
+def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
+    words = ["teacher.dtype=bf16", "engine.precision=bf16"]  # as the larger size where the CPU multiplies in bf16
+    said = bench(tmp_path, "overlap", "--steps", "2", "--size", "world", *words)
+    assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
+
+
+@pytest.mark.parametrize(("target", "first", "parts"), [("bench", "step", 3), ("bench-data", "pool", 2)])
+def test_who_asks_a_bench_for_help_gets_no_timing(target: str, first: str, parts: int) -> None:
+    def lines(words: str) -> list[str]:
+        command = ["make", "-n", target, f"ARGS={words}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if "tests.bench" in line]
+
+    assert [line.split()[-1] for line in lines("--help")] == ["--help"] * parts
+    begins, *others = lines("--rounds 9")
+    assert begins.endswith(f"tests.bench.{first} --rounds 9")
+    assert not any("--rounds" in line or "--help" in line for line in others)
+
+
+def test_what_switches_should_give_by_hand() -> None:
+    """A step of 10 s, 3 of them outside of products; the teacher twice the student; 1 s of its products fp8 takes."""
+    gains = Floor(plain=10, elementwise=3, teacher=2, student=1, fp8=1).gains()
+    assert gains["compiled whole"] == pytest.approx(10 / 8)
+    assert gains["compiled whole, teacher in fp8"] == pytest.approx(10 / 7.5)
+    assert gains["checkpointing"] == pytest.approx(10 / 12)  # the student's forward once more: a fifth of the step
+    unet = Teacher.load(ROOT / "data/digits/models/teacher", "fp32").unet
+    whole = unet_cost(type(unet), plain_config(unet.config)).flop
+    assert 0.1 * whole < fp8_flop(unet) < 0.5 * whole
+
+
+def test_an_interval_holds_its_median() -> None:
+    values = list(np.random.default_rng(0).normal(1.05, 0.02, 40))
+    middle, low, high = interval(values)
+    assert low < middle < high and high - low < 0.03 and middle == float(np.median(values))
+
+
+def test_sizes_double_until_speed_or_memory_ends() -> None:
+    tried: list[int] = []
+
+    def run(batch: int) -> int:
+        tried.append(batch)
+        if batch == 8:
+            raise torch.OutOfMemoryError("none left")
+        return batch
+
+    assert [size.batch for size in doubling(run, 512)] == [1, 2, 4] and tried[-1] == 8
+    sizes = [Measured(batch, speed, 1.0) for batch, speed in ((1, 10.0), (2, 19.0), (4, 29.3), (8, 30.0))]
+    assert proposed(sizes) == 4  # within 3 % of the best
+    with pytest.raises(ValueError, match="not even a batch of 1"):
+        next(doubling(lambda batch: run(8), 512))
+
+
+def test_products_fill_a_gpu_by_hand() -> None:
+    """132 tiles on 132 cores keep all busy, one more wears; a long sum is split."""
+    tile = Product(128, 128, 256)
+    full = Product(128 * 132, 128, 256)
+    assert occupancy(None, Work((full,), 1), 1, 132) < 1  # its weights' gradient is one tile, split in 33
+    forward = Work((full,), 1)
+    nothing = Work((), 0)
+    assert occupancy(forward, nothing, 1, 132) == 1
+    # In large tiles two rounds; in small ones five, each 3/8 of a large one's time.
+    assert occupancy(Work((Product(128 * 133, 128, 256),), 1), nothing, 1, 132) == pytest.approx(
+        133 / 132 / (5 * 3 / 8)
+    )
+    assert occupancy(Work((tile,), 1), nothing, 132, 132) == 1  # a batch makes rows
+    long = Product(128, 128, 512 * 66)
+    assert occupancy(Work((long,), 1), nothing, 1, 132) == pytest.approx(
+        2 / 3
+    )  # four small tiles, each sum among 33 cores
+
+
+def test_what_fills_is_what_costs() -> None:
+    """The products of a U-Net hold all of its MACs."""
+    from diffusers import UNet2DConditionModel
+
+    from randcond.model_zoo.cost.gpu_occupancy import forward_work
+
+    config = complete_config(unet_config("sd-v1-4", tiny=False))
+    found, cost = forward_work(UNet2DConditionModel, config), unet_cost(UNet2DConditionModel, config)
+    macs = sum(p.rows * p.columns * p.depth * p.groups for p in found.products)
+    assert macs == cost.macs + cost.attention_macs
+    assert len([p for p in found.products if p.attends]) == 2 * 32

@@ -1,0 +1,476 @@
+"""The whole road on the embedded world, by the deepspeed launcher on two ranks: every stage, artefacts, resuming."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from randcond.launch.config.paths import PACKAGE
+from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.export import load_pipeline, load_unet, student_unet, unet_weights
+from randcond.model_zoo.students.registry import student_config
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.state.checkpoint import StoredCheckpoint, newest_valid
+from tests.support import shaped
+from tests.support.demo import TINY, randcond
+from tests.support.drawing import draw_elsewhere, draw_here
+from tests.support.interruptions import ranks, wait_for
+from tests.support.runs import difference, metrics, same_bits, weights
+from tests.support.web import free_port
+from tests.unit.eval.test_report import loads
+
+
+def newest(run: Path) -> StoredCheckpoint:
+    """The run's newest checkpoint."""
+    return newest_valid(run / "checkpoints") or pytest.fail(f"{run} has no checkpoint")
+
+
+def test_the_report_holds_every_arm(world: Path) -> None:
+    report = json.loads((world / "runs/demo/report.json").read_text())
+    assert list(report["arms"]) == ["teacher", "without", "with"]
+    for arm in report["arms"].values():
+        for score in ("digit_accuracy", "colour_accuracy", "background_accuracy", "frechet_judge"):
+            assert set(arm[score]) == {"seen", "unseen", "all"}
+        assert sum(arm["digits_drawn"]["unseen"].values()) == 16
+        assert arm["protocol"]["guidance"] == 3.0
+    assert report["arms"]["with"]["steps"] == 12 and report["arms"]["with"]["seconds"] > 0
+    assert report["arms"]["teacher"]["digit_accuracy"]["seen"] > 0.5  # five sampling steps, and yet
+    text = (world / "runs/demo/report.md").read_text()
+    page = (world / "runs/demo/report.html").read_text()
+    assert "asked for three" in text and "| teacher |" in text
+    assert "data:image/png;base64," in page
+    assert loads(page) == [] and page.count("<svg") == 2  # the loss and the gradient's norm
+    assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_left_alone(world: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
+    randcond(world, "run", "train", "demo-with", *TINY)
+    assert before == {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
+
+
+def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path) -> None:
+    """Drawn by two ranks (the world's), by one that got Slurm's notice, and by two of which one is killed."""
+    command = ["run", "cache", "demo-with", *TINY]
+    words = ["cache", "demo-with", *TINY, "paths.cache=runs/cache-one"]
+    process = subprocess.Popen([sys.executable, "-m", "randcond.data", *words], cwd=world, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any((world / "runs/cache-one").glob("latents-*.tar")), process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 75 and not (world / "runs/cache-one/manifest.json").exists()
+    randcond(world, *command, "paths.cache=runs/cache-one", "--gpus", "1")
+    again = [sys.executable, "-m", "randcond.launch.cli", *command, "paths.cache=runs/cache-killed"]
+    process = subprocess.Popen(again, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any((world / "runs/cache-killed").glob("latents-*.tar")), process)
+    ranks(process)[1].kill()
+    assert not (world / "runs/cache-killed/manifest.json").exists()  # in the middle; the other rank may end the work
+    assert process.wait(60) != 0
+    randcond(world, *command, "paths.cache=runs/cache-killed")
+    for path in sorted((world / "runs/demo/cache").glob("latents-*")):
+        for other in ("cache-one", "cache-killed"):
+            assert path.read_bytes() == (world / "runs" / other / path.name).read_bytes(), (other, path.name)
+
+
+def test_nothing_outlives_a_killed_command(world: Path) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, "train.steps=500"]
+    process = subprocess.Popen([*command, "paths.run=runs/orphans"], cwd=world)
+    wait_for(lambda: (world / "runs/orphans/checkpoints").is_dir(), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks(process)) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_two_ranks_and_one_train_the_same_student(world: Path) -> None:
+    randcond(world, "run", "train", "demo-with", "--gpus", "1", *TINY, "paths.run=runs/alone")
+    both = metrics(world / "runs/demo/with")[-1]
+    alone = metrics(world / "runs/alone")[-1]
+    for name in ("loss/total", "loss/output", "loss/feature", "grad_norm"):
+        assert alone[name] == pytest.approx(both[name], rel=1e-4)
+    assert alone["replaced_share"] == both["replaced_share"]
+
+
+BF16 = ["engine.precision=bf16", "engine.micro_batch=4", "train.steps=8", "train.sample_every=0"]
+
+
+def test_bf16_with_accumulation_follows_fp32(world: Path) -> None:
+    randcond(world, "run", "train", "demo-with", *TINY, *BF16, "paths.run=runs/bf16")
+    ours, theirs = metrics(world / "runs/bf16"), metrics(world / "runs/demo/with")
+    assert [line["step"] for line in ours] == [2, 4, 6, 8]
+    for mine, its in zip(ours, theirs[: len(ours)], strict=True):
+        assert mine["loss/total"] == pytest.approx(its["loss/total"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(world / "runs/bf16").values())
+
+
+def test_bf16_resumes_bit_by_bit(world: Path) -> None:
+    """Straight through (the run above) against stopped at step 4 and gone on: fp32 masters, moments and EMA return."""
+    words = ["demo-with", *TINY, *BF16, "paths.run=runs/bf16-cut"]
+    randcond(world, "run", "train", *words, "train.steps=4")
+    said = randcond(world, "run", "train", *words).stdout
+    assert "going on from step 4" in said
+    assert same_bits(world / "runs/bf16", world / "runs/bf16-cut")
+
+
+def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
+    """ZeRO-1 on two ranks, FSDP2 on one, ZeRO-3 on two: the checkpoints in between know neither."""
+    words = [*TINY, "paths.run=runs/moving", "train.sample_every=0"]
+    randcond(world, "run", "train", "demo-with", *words, "train.steps=4")
+    said = randcond(
+        world, "run", "train", "demo-with", *words, "train.steps=8", "engine.kind=fsdp", "--gpus", "1"
+    ).stdout
+    assert "going on from step 4" in said
+    said = randcond(world, "run", "train", "demo-with", *words, "engine.zero_stage=3").stdout
+    assert "going on from step 8" in said
+    for name in ("student", "student_ema"):
+        assert difference(world / "runs/demo/with", world / "runs/moving", name) < 1e-4
+    lines = metrics(world / "runs/moving")
+    reference = metrics(world / "runs/demo/with")
+    for ours, theirs in zip(lines, reference, strict=True):
+        assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(
+            ["engine.kind=fsdp", "engine.compile=blocks", "engine.channels_last=true"], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_sharded_teacher_teaches_the_same(world: Path, options: list[str]) -> None:
+    """Its taps, its loss, and the grid, which all ranks draw then."""
+    run = f"runs/sharded-{len(options)}"
+    randcond(world, "run", "train", "demo-with", *TINY, *options, "engine.teacher=sharded", f"paths.run={run}")
+    for ours, theirs in zip(metrics(world / run), metrics(world / "runs/demo/with"), strict=True):
+        for term in ("loss/output", "loss/feature", "grad_norm"):
+            assert ours[term] == pytest.approx(theirs[term], rel=1e-4), (term, ours["step"])
+    assert list((world / run / "tensorboard").iterdir())
+
+
+def test_a_damaged_shard_is_named_and_drawn_again(world: Path) -> None:
+    shutil.copytree(world / "runs/demo/cache", world / "runs/damaged")
+    shard = world / "runs/damaged/latents-00001.tar"
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:3000] + bytes([sound[3000] ^ 1]) + sound[3001:])
+    words = ["demo-with", *TINY, "--gpus", "1", "paths.cache=runs/damaged", "paths.run=runs/on-damaged"]
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", *words]
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "latents-00001.tar: does not match its checksum" in done.stderr
+    shard.unlink()
+    randcond(world, "run", "cache", *words)
+    assert shard.read_bytes() == sound
+
+
+def test_a_channel_student_trains_with_projectors_and_exports_without(world: Path) -> None:
+    words = [*TINY, "student.rule=channel-tiny", "paths.run=runs/channel"]
+    shared = set(Path("/dev/shm").glob("deepspeed_*"))
+    randcond(world, "run", "train", "demo-with", *words)
+    for _ in range(60):  # DeepSpeed's buffers outlive no run; those of one that starts beside this test go in seconds
+        if not (left := set(Path("/dev/shm").glob("deepspeed_*")) - shared):
+            break
+        time.sleep(1)
+    assert not left
+    assert not [key for key in weights(world / "runs/channel") if "projector" in key]
+    assert any("projectors" in name for name in newest(world / "runs/channel").shapes)
+
+
+def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
+    code = (
+        "import sys, torch; from diffusers import StableDiffusionPipeline\n"
+        "pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])\n"
+        "image = pipe('a red two on a navy background', num_inference_steps=5,\n"
+        "             generator=torch.Generator().manual_seed(0)).images[0]\n"
+        "assert image.size == (32, 32); image.save(sys.argv[2])\n"
+        "assert not [name for name in sys.modules if name.startswith('randcond')]\n"
+    )
+    folder = world / "runs/demo/with/student_ema"
+    subprocess.run([sys.executable, "-c", code, str(folder), str(world / "two.png")], check=True, cwd="/")
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".txt"}
+    assert not [path for path in folder.glob("*/config.json") if "_name_or_path" in path.read_text()]
+    assert "| p(t) | exponential; null captions 10% |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["raw", "ema"])
+def test_the_exported_student_draws_what_the_trained_one_does_bit_for_bit(world: Path, kind: str) -> None:
+    """The last checkpoint's weights in our own pipeline, against the exported folder in a fresh process."""
+    run = world / "runs/demo/with"
+    teacher = Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32")
+    with torch.device("meta"):
+        like = UNet2DConditionModel.from_config(student_config("block-base", plain_config(teacher.unet.config)))
+    trained = student_unet(like, unet_weights(newest(run).full("weights" if kind == "raw" else kind)), torch.float32)
+    fresh = draw_elsewhere(run / ("student" if kind == "raw" else "student_ema"), world / f"{kind}.npy")
+    assert np.array_equal(draw_here(teacher.pipeline("teacher", trained)), fresh)
+
+
+def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
+    stored = unet_weights(newest(world / "runs/demo/with").full("weights"))
+    config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
+    with torch.device("meta"):
+        other = UNet2DConditionModel.from_config(student_config("channel-base", config))
+    with pytest.raises(ValueError, match=r"another architecture than student.rule gives .* missing, the first .*shape"):
+        student_unet(other, stored, torch.float32)
+
+
+def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
+    words = ["export", "demo-with", *TINY, "--out", "half", "--dtype", "fp16"]
+    assert "exported ema weights in fp16 to half" in randcond(world, *words).stdout
+    card = (world / "half/README.md").read_text()
+    assert "library_name: diffusers" in card and "| unseen |" in card and "Protocol: network" in card
+    stored = load_file(world / "half/unet/diffusion_pytorch_model.safetensors")
+    exact = weights(world / "runs/demo/with", "student_ema")
+    assert all(torch.equal(tensor, exact[key].half()) for key, tensor in stored.items())
+    refused = randcond(world, *words, code=2).stderr
+    assert "half exists already" in refused
+    for wrong, said in (
+        (["--out", "x", "--weights", "best"], "--weights: raw or ema, got 'best'"),
+        (["--out", "x", "--push", "me/student"], "no HF_TOKEN in the environment"),
+        (["--out", "x", "paths.run=runs/none"], "no trained student at runs/none/student_ema"),
+    ):
+        assert said in randcond(world, "export", "demo-with", *TINY, *wrong, code=2).stderr
+
+
+def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path) -> None:
+    """A teacher of SDXL's shape through cache and train: pooled embeddings, zeroed null captions, KOALA, task loss."""
+    shaped.build("sdxl", world / "sdxl-teacher")
+    words = [*TINY, "teacher.path=sdxl-teacher", "student.rule=koala-700m", "student.init=teacher"]
+    words += ["cache.size=16", "cache.shard_size=16", "cache.steps=2", "paths.cache=runs/sdxl-cache"]
+    words += ["train.steps=4", "train.losses.task=1.0", "train.sample_every=0", "paths.pool=runs/sdxl-pool"]
+    for stage in ("pool", "cache", "train"):
+        randcond(world, "run", stage, "demo-with", *words, "paths.run=runs/sdxl")
+    randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/sdxl-1", "--gpus", "1", "engine.micro_batch=4")
+    read = [metrics(world / run) for run in ("runs/sdxl", "runs/sdxl-1")]
+    for two, one in zip(*read, strict=True):
+        for term in ("loss/total", "loss/task", "loss/output", "loss/feature"):
+            assert one[term] == pytest.approx(two[term], rel=1e-4), term
+        assert two["loss/task"] > 0
+    teacher = Teacher.load(world / "sdxl-teacher", "fp32")
+    unet = load_unet(world / "runs/sdxl/student/unet", torch.float32)
+    fresh = draw_elsewhere(world / "runs/sdxl/student", world / "sdxl.npy", "StableDiffusionXLPipeline")
+    assert np.array_equal(draw_here(teacher.pipeline("teacher", unet)), fresh)
+
+
+def test_a_slim_student_trains_and_its_loss_falls(world: Path) -> None:
+    words = [*TINY, "student.rule=slim-base", "student.init=teacher", "train.steps=40", "train.log_every=10"]
+    words += ["train.losses.output=0.0", "train.losses.feature=0.0", "train.losses.task=1.0", "train.lr=2e-3"]
+    words += [
+        "train.losses.spatial=0.1",
+        "train.losses.frequency=0.1",
+        "train.checkpoint_every=40",
+        "train.sample_every=0",
+    ]
+    randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/slim", "--gpus", "1")
+    lines = metrics(world / "runs/slim")
+    for term in ("total", "spatial", "frequency"):
+        assert lines[-1][f"loss/{term}"] < 0.7 * lines[0][f"loss/{term}"], term
+    assert "loss/output" not in lines[0]
+    drawn = draw_here(load_pipeline(world / "runs/slim/student"))
+    again = draw_here(load_pipeline(world / "runs/slim/student"))
+    assert drawn.std() > 0 and np.array_equal(drawn, again)
+
+
+FASTER = ["engine.channels_last=true", "engine.attention=flash"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*FASTER, "engine.zero_stage=2"],
+        pytest.param([*FASTER, "engine.zero_stage=3"], marks=pytest.mark.slow),
+        pytest.param([*FASTER, "engine.kind=fsdp"], marks=pytest.mark.slow),
+        pytest.param(["engine.compile=blocks", "engine.activation_checkpointing=true"], marks=pytest.mark.slow),
+        pytest.param([*FASTER, "engine.compile=whole", "engine.teacher_graph=true"], marks=pytest.mark.slow),
+        pytest.param([*FASTER, "engine.compile=whole", "engine.kind=fsdp"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_what_makes_it_faster_trains_the_same(world: Path, tmp_path: Path, words: list[str]) -> None:
+    """The trainer's own run with each engine; test_switches.py holds losses and weights of the bare step."""
+    run = tmp_path / "run"
+    said = randcond(world, "run", "train", "demo-with", *TINY, *words, f"paths.run={run}", "--gpus", "1").stdout
+    assert f"attention of the student: {'flash' if FASTER[1] in words else 'sdpa'}" in said
+    assert ("compiled: teacher" in said) == any(word.startswith("engine.compile") for word in words)
+    if words[-1] == "engine.kind=fsdp" and len(words) == 4:
+        assert "compiled: teacher whole, student blocks" in said
+    assert "first step done" in said and sum(json.loads((run / "startup.json").read_text()).values()) > 1
+    assert metrics(run)[-1]["loss/total"] == pytest.approx(
+        metrics(world / "runs/demo/with")[-1]["loss/total"], rel=1e-3
+    )
+
+
+def test_what_is_watched(world: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(world / "runs/demo/with/tensorboard")).Reload()
+    tags = board.Tags()
+    wanted = {"loss/output", "loss/feature/up_blocks.3", "grad_norm", "samples_per_s", "eta_s", "replaced_share"}
+    assert wanted <= set(tags["scalars"])
+    assert any(tag.startswith("replaced_by_timestep/") for tag in tags["scalars"])
+    assert any(tag.startswith("loss_by_timestep/") for tag in tags["scalars"])
+    assert tags["images"] == ["teacher over student"]
+    lines = metrics(world / "runs/demo/without")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert all(line["replaced_share"] == 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher.path=/nowhere"], "no teacher at /nowhere"),
+        (["train.global_batch=15"], "15 does not divide over 2 ranks"),
+        (["engine.micro_batch=3"], "engine.micro_batch: 3 does not divide the 8 samples"),
+        (["student.rule=block-huge"], "unknown student 'block-huge'"),
+        (["student.rule=channel-base", "student.init=teacher"], "use init: random"),
+        (["conditioning.p=often"], "conditioning.p: unknown p(t) 'often'"),
+        (["paths.cache=runs/none"], "no complete cache at runs/none"),
+        (["paths.pool=runs/none"], "no caption pool at runs/none"),
+        (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0, wanted 5.0"),
+        (["paths.run=runs/new", "cache.exclude=[four]"], "exclude is ['three'], wanted ['four']"),
+    ],
+)
+def test_bad_input_is_named_before_work_starts(
+    world: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stage's own entry, in this process: what a rank started by a launcher runs."""
+    from randcond.launch.runtime import entry_point as stage
+    from randcond.train.__main__ import check, train
+
+    monkeypatch.setattr(stage, "_end", sys.exit)  # which would end this process, and the tests with it
+    monkeypatch.chdir(world)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # given back after the test, whatever the stage sets
+    if "divide" in said:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        stage.stage_main({"train": (check, train)}, ["demo-with", *TINY, *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> None:
+    """Where a host's folder lacks a shard and on_error=skip: the ranks would go through the latents in other orders."""
+    other = shutil.copytree(world, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    (next((other / "runs/demo").rglob("latents-00001.tar"))).unlink()
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    words = [*TINY, "on_error=skip", "paths.run=runs/apart"]
+    command = [sys.executable, "-m", "randcond.train", "demo-with", *words]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **port, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, folder in enumerate((world, other))
+    ]
+    try:
+        said = ranks[1].communicate(timeout=300)[1]
+    finally:
+        for each in ranks:
+            each.kill()
+            each.communicate()
+    assert ranks[1].returncode == 2
+    assert "error: rank 1: what it trains on was made otherwise: cached is 64, wanted 96" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
+        (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
+        (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "was made otherwise: student"),
+        # With a loader, which must not keep the process from its end.
+        (["paths.run=runs/nan", "train.lr=1e30", "train.workers=1"], "training stopped: not finite at step 2: loss/"),
+    ],
+)
+def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, *words, "--gpus", "1"]
+    kernels = (world / "runs/demo/with/attention.json").read_bytes()
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (world / "runs/demo/with/attention.json").read_bytes() == kernels  # the refusing run keeps its own
+    assert not (world / "runs/nan/checkpoints").exists()  # nothing that is not a number is kept
+
+
+def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
+    other = world / "other-teacher"
+    subprocess.run(["cp", "-r", str(PACKAGE / "data/digits/models/teacher"), str(other)], check=True)
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.011"))
+    words = [*TINY, f"teacher.path={other}"]
+    for stage in ("cache", "train"):
+        command = [sys.executable, "-m", "randcond.launch.cli", "run", stage, "demo-with", *words]
+        done = subprocess.run(
+            [*command, "paths.run=runs/other"], cwd=world, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode != 0
+        assert "the cache at runs/demo/cache was made otherwise: teacher is" in done.stderr
+
+
+def test_stages_run_by_hand(world: Path) -> None:
+    """`python -m randcond.train` and the deepspeed launcher's --local_rank, as a cluster's own scripts call them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "randcond.train", "demo-with", "--local_rank=0", *TINY, "paths.run=runs/hand"]
+    subprocess.run(command, cwd=world, check=True, env=environment, timeout=300)
+    assert (world / "runs/hand/train.json").is_file()
+    wrong = subprocess.run([*command, "--dryrun"], cwd=world, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "unknown flag --dryrun" in wrong.stderr
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of the whole command, and waits until what it started is gone."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(children, timeout=20)
+
+
+STEP_ORDER = """
+import sys
+from randcond.launch.config.experiments import load_config
+from randcond.train import prefetch as ahead, loop
+
+order, set_up = [], loop.set_up
+
+def noted(owner, name):
+    inner = getattr(owner, name)
+    def call(*given, **named):
+        order.append(name)
+        return inner(*given, **named)
+    setattr(owner, name, call)
+
+def noting(*given):
+    training = set_up(*given)
+    for name in ("forward", "backward", "step"):
+        noted(training.engine, name)
+    return training
+
+noted(ahead.Ahead, "fetch")
+loop.set_up = noting
+loop.run(load_config("demo-with", sys.argv[1:]))
+print("order:", *order)
+"""
+
+
+def test_the_next_batch_is_fetched_while_the_device_has_the_forward_pass(world: Path) -> None:
+    """Of a real run's step: forward, fetch, backward, step. The first fetch of a step finds its batch ready."""
+    words = [*TINY, "paths.run=runs/order", "train.steps=2", "train.sample_every=0", "engine.micro_batch=8"]
+    done = subprocess.run([sys.executable, "-c", STEP_ORDER, *words], cwd=world, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    micro = ["fetch", "forward", "fetch", "backward", "step"]
+    assert done.stdout.split("order: ")[1].split() == 4 * micro

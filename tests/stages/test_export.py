@@ -1,0 +1,90 @@
+"""Exporting to the hub: the real client against a small server that speaks as much of its protocol as is needed."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.demo import TINY
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Takes one repository; every file is small enough to come inside the commit."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server: Any = self.server
+        server.tokens.add(self.headers["Authorization"])
+        url = f"http://127.0.0.1:{server.server_port}/me/student"
+        if self.path == "/api/repos/create":
+            server.created.append(json.loads(body))
+            self._answer(
+                {"url": f"http://127.0.0.1:{server.server_port}/me/student", "name": "me/student", "id": "me/student"}
+            )
+        elif self.path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self._answer({"files": files})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self._answer({"commitUrl": f"{url}/commit/1", "commitOid": "1", "success": True})
+        else:
+            self.send_error(404)
+
+    def do_GET(self) -> None:
+        self._answer({"id": "me/student", "sha": "0", "siblings": []})
+
+    def _answer(self, data: Any) -> None:
+        body = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.created, server.files, server.tokens = [], {}, set()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_export_pushes_the_folder_with_the_token_of_the_environment(world: Path, hub: Any) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "export", "demo-with", *TINY]
+    command += ["--out", "pushed", "--push", "me/student", "--private"]
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_secret"}
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "pushed to me/student" in done.stdout
+    assert "hf_secret" not in done.stdout + done.stderr
+    assert hub.created[0]["visibility"] == "private" and hub.tokens == {"Bearer hf_secret"}
+    local = {str(path.relative_to(world / "pushed")) for path in (world / "pushed").rglob("*") if path.is_file()}
+    assert set(hub.files) == local and "model_index.json" in local
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert hub.files[weights] == (world / "pushed" / weights).read_bytes()
+
+
+def test_a_token_the_hub_refuses_is_an_error_and_the_folder_stays(world: Path) -> None:
+    command = [sys.executable, "-m", "randcond.launch.cli", "export", "demo-with", *TINY, "--out", "kept"]
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secret"}
+    done = subprocess.run([*command, "--push", "me/s"], cwd=world, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the hub did not take me/s" in done.stderr and "Traceback" not in done.stderr
+    assert (world / "kept/model_index.json").is_file()

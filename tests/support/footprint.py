@@ -1,0 +1,98 @@
+"""Under torchrun: trains three steps and prints, as JSON, what the first rank's state takes and what it sends.
+
+`torchrun --nproc-per-node 2 -m tests.footprint EXPERIMENT [section.key=value ...]`: "resident", bytes of every tensor
+that is alive after a step's last backward, less those before the student was made, every storage once; "sent", bytes of
+one step's collectives, in rings.
+"""
+
+import gc
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.paths import resolve_path
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step
+from randcond.train.engine import build_engine
+
+
+def alive() -> int:
+    """Bytes of all tensors' storages, gradients included."""
+    gc.collect()
+    storages: dict[int, int] = {}
+    tensors = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter, DTensor)]
+    for tensor in [*tensors, *(t.grad for t in tensors if t.is_leaf and t.grad is not None)]:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.device.type != "meta":
+            storage = local.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+TIMES = {
+    "allreduce_": 2,
+    "broadcast_": 1,
+    "_allgather_base_": 1,
+    "_reduce_scatter_base_": 1,
+}  # of (N - 1) / N of the whole tensor
+
+
+class Sent(TorchDispatchMode):
+    """Adds up what the collectives inside it send from one rank."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self.ranks, self.bytes = ranks, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            size = max(tensor.numel() * tensor.element_size() for tensor in tensors)
+            times = TIMES[func.overloadpacket.__name__]
+            self.bytes += times * size * (self.ranks - 1) / self.ranks
+        return func(*args, **(kwargs or {}))
+
+
+def main() -> None:
+    config = load_config(sys.argv[1], sys.argv[2:])
+    torch.set_num_threads(1)
+    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype)
+    before = alive()
+    module, distil = build_step(config, teacher)
+    engine = build_engine(config, module)
+    micro, accumulation = batch_shape(config.train.global_batch, engine.ranks, config.engine.micro_batch)
+    shape = (micro, *teacher.latent_shape)
+    off = torch.zeros(micro, dtype=torch.bool)
+    batch = {
+        "latents": torch.randn(shape),
+        "noise_seed": torch.arange(micro),
+        "timesteps": torch.randint(teacher.timesteps, (micro,)),
+        "null": off,
+        "replaced": off,
+        "unreplaced_in_batch": config.train.global_batch,
+        **teacher.tokenizers(["a red two"] * micro),
+    }
+    largest = 0
+    for _ in range(3):
+        with Sent(engine.ranks) as sent:
+            for _ in range(accumulation):
+                losses = distil(engine.forward, batch, engine.dtype)
+                engine.backward(losses.total)
+                del losses
+                largest = max(largest, alive() - before)
+                engine.step(1e-4, 0.9)
+    if engine.rank == 0:
+        print(json.dumps({"resident": largest, "sent": sent.bytes}), flush=True)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()

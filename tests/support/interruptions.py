@@ -1,0 +1,162 @@
+"""Interrupts the demo in every stage, by Ctrl-C and by kill -9 of whatever part of it, and lets the same command go on.
+
+`python -m tests.support.interruptions FOLDER [section.key=value ...]` does it at the demo's own size.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
+RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
+
+
+def below(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """Everything a running `randcond` command has started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def ranks(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """The stage processes among them."""
+    found = []
+    for child in below(process):
+        try:
+            words = child.cmdline()
+        except psutil.Error:
+            continue
+        if "-m" in words and words[words.index("-m") + 1].startswith("randcond."):
+            found.append(child)
+    return found
+
+
+def launcher(process: subprocess.Popen[Any], name: str) -> psutil.Process:
+    """The deepspeed front end ("deepspeed") or its node process ("deepspeed.launcher.launch")."""
+    for child in below(process):
+        if any(word.endswith(name) for word in child.cmdline()[:5]):
+            return child
+    raise AssertionError(f"no {name} is running")
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 600.0) -> None:
+    """Waits until something happened; fails if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, f"ended with {process.returncode} too early"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@dataclass
+class Blow:
+    """How a command is struck: by what, once `sign` is there, after a delay."""
+
+    what: str
+    strike: Callable[[Any], None]
+    sign: Callable[[], bool] = lambda: True
+    delay: float = 0.5
+
+
+def interrupt(folder: Path, words: list[str], blow: Blow) -> int:
+    """Starts `randcond WORDS`, strikes while its stage runs, waits for all to be gone; returns the exit code."""
+    with (folder / "log.txt").open("a") as out:
+        process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
+        wait_for(lambda: bool(ranks(process)) and blow.sign(), process)
+        time.sleep(blow.delay)
+        children = below(process)
+        assert ranks(process), f"{words}: the stage was over before {blow.what}"
+        blow.strike(process)
+        process.wait(timeout=120)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    left = [child.cmdline() for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"outlived the command: {left}"
+    return process.returncode
+
+
+def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Runs the demo stage by stage, each interrupted and then run again by the same command; returns its report."""
+    demo = folder / "runs" / "demo"
+
+    def there(pattern: str, count: int = 1) -> Callable[[], bool]:
+        return lambda: len(list(demo.glob(pattern))) >= count
+
+    def ctrl_c(process: Any) -> None:
+        process.send_signal(signal.SIGINT)
+
+    def kill_all(process: Any) -> None:
+        process.kill()
+
+    def kill_rank(process: Any) -> None:
+        ranks(process)[-1].kill()
+
+    def kill_launcher(name: str) -> Callable[[Any], None]:
+        return lambda process: launcher(process, name).kill()
+
+    stages: list[tuple[str, str, list[Blow]]] = [
+        ("pool", "demo-with", [Blow("Ctrl-C", ctrl_c, delay=0.0), Blow("kill -9", kill_all, delay=0.0)]),
+        (
+            "cache",
+            "demo-with",
+            [
+                Blow("Ctrl-C", ctrl_c, there("cache/latents-00000.tar"), delay=0.0),
+                Blow("kill -9", kill_all, there("cache/plan.json"), delay=0.0),
+            ],
+        ),
+        ("train", "demo-without", []),
+        ("eval", "demo-without", []),
+        (
+            "train",
+            "demo-with",
+            [
+                Blow("Ctrl-C", ctrl_c, there("with/checkpoints/step-*")),
+                Blow("kill -9 of all", kill_all, there("with/checkpoints/step-*", 2)),
+                Blow("kill -9 of a rank", kill_rank, there("with/checkpoints/step-*", 3)),
+                Blow("kill -9 of the node's launcher", kill_launcher(NODE), delay=8.0),
+                Blow("kill -9 of deepspeed", kill_launcher("bin/deepspeed"), delay=8.0),
+            ],
+        ),
+        (
+            "eval",
+            "demo-with",
+            [
+                Blow("Ctrl-C", ctrl_c, delay=4.0),
+                Blow("kill -9", kill_all, there("with/eval-ema/plan.json"), delay=0.0),
+            ],
+        ),
+        ("report", "demo", [Blow("Ctrl-C", ctrl_c), Blow("kill -9", kill_all, delay=2.0)]),
+    ]
+    for stage, name, blows in stages:
+        words = ["run", stage, name, *overrides]
+        for blow in blows:
+            code = interrupt(folder, words, blow)
+            print(f"{stage}, {blow.what}: ended with {code}", flush=True)
+            assert code != 0
+        with (folder / "log.txt").open("a") as out:
+            subprocess.run([*RANDCOND, *words], cwd=folder, check=True, stdout=out, stderr=out)
+        print(f"{stage} {name}: done by the same command", flush=True)
+    return read_report(folder)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The demo's report without what only a clock decides."""
+    report = json.loads((folder / "runs/demo/report.json").read_text())
+    for arm in report["arms"].values():
+        arm.pop("seconds")
+    return report
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    where.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    print(
+        json.dumps({name: arm["digit_accuracy"] for name, arm in interrupted_demo(where, sys.argv[2:])["arms"].items()})
+    )

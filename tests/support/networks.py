@@ -1,0 +1,89 @@
+"""Scoring networks with random weights in the published formats: the architectures are the real ones or smaller.
+
+Inception is full size, its batch norms fitted on images, so that features vary and the Inception score is above 1.5.
+"""
+
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from transformers import Dinov2Config, Dinov2Model
+
+from randcond.data.digits.world import load_glyphs, sample_images
+from randcond.eval.images.protocol_images import to_picture
+from randcond.model_zoo.sampler import to_bytes
+
+
+def digit_images(count: int, side: int = 32, seed: int = 0) -> Tensor:
+    """Coloured handwriting, uint8 [n, 3, side, side]."""
+    glyphs, labels = load_glyphs("held_out")
+    images, _ = sample_images(glyphs, labels, count, seed=seed)
+    if side != 32:
+        images = nn.functional.interpolate(images, size=(side, side), mode="bicubic").clamp(-1, 1)
+    return to_bytes(images)
+
+
+def save_pictures(folder: Path, images: Tensor, kind: str = "png") -> Path:
+    """A file for each image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        to_picture(image).save(folder / f"{number:05d}.{kind}")
+    return folder
+
+
+def inception_weights(path: Path, images: Tensor) -> Path:
+    """TF Inception v3 (1008 classes) with random weights and fitted batch norms, as safetensors or .pth."""
+    torch.manual_seed(0)
+    with patch.object(nn.Module, "load_state_dict"), patch("torch.load"):  # its constructor wants weights to load
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path="none"
+        )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the average of all batches
+            module.train()
+    with torch.no_grad():
+        for part in images.split(16):
+            network(part)
+        network.eval()
+        logits = torch.cat([network(part)[0] for part in images.split(16)])
+        centred = logits - logits.mean(dim=0)
+        network.fc.weight *= 2.0 / centred.std()  # images differ in what they are taken for
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def clip_folder(folder: Path) -> Path:
+    """A small open_clip model in the form that `local-dir:` loads."""
+    torch.manual_seed(0)
+    model_cfg = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    model = open_clip.model.CLIP(**model_cfg)
+    preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
+    settings = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def dino_folder(folder: Path) -> Path:
+    """A small DINOv2 as transformers saves it."""
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,114 @@
+"""Teachers with random weights in the published layouts, saved as real diffusers folders: tiny for tests, or full size.
+
+`python -m tests.shaped LAYOUT FOLDER` writes one at full size in bf16, drawn on the GPU where there is one.
+"""
+
+import gzip
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.networks import LAYOUTS, TEXT_ENCODERS, VAE, VOCABULARY, text_config
+
+CPU = torch.device("cpu")
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+# As the published checkpoints' own scheduler_config.json have them.
+SCHEDULERS = {
+    "sd-v1-4": lambda: PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+    "sd-v2-1": lambda: DDIMScheduler(
+        **BETAS, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    ),
+    "sdxl": lambda: EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+}
+SCALING = {"sd-v1-4": 0.18215, "sd-v2-1": 0.18215, "sdxl": 0.13025}
+
+
+def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
+    """CLIP's real tokenizer, from the merges that open_clip ships."""
+    path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
+    pairs = [tuple(merge.split()) for merge in merges]
+    alphabet = list(open_clip.tokenizer.bytes_to_unicode().values())
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, pairs)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=77, **({"pad_token": pad} if pad else {}))
+
+
+def unet_config(layout: str, tiny: bool) -> dict[str, Any]:
+    """The layout's U-Net; tiny: a tenth of the width or less, the same blocks."""
+    config = dict(LAYOUTS[layout])
+    if tiny:
+        stages = len(config["block_out_channels"])
+        config |= {"block_out_channels": (32, 64, 96, 96)[:stages], "norm_num_groups": 8, "sample_size": 16}
+        config["attention_head_dim"] = 4 if layout == "sd-v1-4" else (2, 4, 6, 6)[:stages]
+        config["cross_attention_dim"] = sum(encoder["hidden_size"] for encoder in text_sizes(layout, tiny))
+    if tiny and layout == "sdxl":
+        config |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 24}
+    return config
+
+
+def text_sizes(layout: str, tiny: bool) -> list[dict[str, Any]]:
+    """Sizes of the layout's text encoders."""
+    if not tiny:
+        return TEXT_ENCODERS[layout]
+    small = {"num_hidden_layers": 3, "num_attention_heads": 2}
+    return [{**full, **small, "hidden_size": 16 + 8 * number} for number, full in enumerate(TEXT_ENCODERS[layout])]
+
+
+def build(
+    layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dict[str, Any] | None = None,
+    where: torch.device = CPU,
+) -> Path:  # fmt: skip
+    """Saves a random teacher of the layout; full size in bf16, tiny in fp32. `unet`: what is otherwise in its U-Net.
+
+    `where`: the device that draws its weights, a GPU's are others and there at once.
+    """
+    small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
+    sizes = {**unet_config(layout, tiny), **(unet or {})}
+    side = sizes["sample_size"] * 8
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
+    try:
+        with where:
+            encoders = []
+            for number, text in enumerate(text_sizes(layout, tiny)):
+                config = CLIPTextConfig(**text_config(text))
+                encoders.append((CLIPTextModelWithProjection if number else CLIPTextModel)(config).eval())
+            vae = AutoencoderKL(**{**VAE, **small}, scaling_factor=SCALING[layout], sample_size=side)
+            denoiser = UNet2DConditionModel(**sizes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    parts = {"vae": vae, "unet": denoiser, "scheduler": SCHEDULERS[layout](), "text_encoder": encoders[0]}
+    if layout == "sdxl":
+        pipe = StableDiffusionXLPipeline(
+            **parts,
+            tokenizer=clip_tokenizer(),
+            text_encoder_2=encoders[1],
+            tokenizer_2=clip_tokenizer(pad="!"),
+            add_watermarker=False,
+        )
+    else:
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pad = "!" if layout == "sd-v2-1" else None
+        pipe = StableDiffusionPipeline(**parts, tokenizer=clip_tokenizer(pad), **none)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    build(sys.argv[1], Path(sys.argv[2]), tiny=False, where=device())

@@ -1,0 +1,137 @@
+"""The stream's chances over a million samples, its epochs on any ranks and workers, its order wherever it stops."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from transformers import CLIPTokenizer
+
+from randcond.data.cache.shards import write_shard
+from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
+from randcond.launch.config.paths import PACKAGE
+from randcond.model_zoo.tokenizers import Tokenizers
+from tests.support.latents import opened
+
+DRAWS = 1_000_000
+N, EXTRA, SHARD = 960, 9040, 64
+VARIANTS = {
+    "none": ("none", {}),
+    "exponential": ("exponential", {}),
+    "mirrored": ("mirrored", {}),
+    "linear": ("linear", {}),
+    "sigmoid": ("sigmoid", {}),
+    "constant 0.5": ("constant", {"value": 0.5}),
+    "constant 1.0": ("constant", {"value": 1.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cache")
+    write_captions(out / "captions.arrow", (f"picture {number}" for number in range(N)))
+    write_captions(out / "extra.arrow", (f"text {number}" for number in range(EXTRA)))
+    latents = np.random.default_rng(0).standard_normal((N, 4, 2, 2))
+    for first in range(0, N, SHARD):
+        ids = range(first, first + SHARD)
+        samples = [{"caption_id": i, "caption": f"picture {i}", "latent": latents[i], "meta": {}} for i in ids]
+        write_shard(out / f"latents-{first // SHARD:05d}.tar", samples)
+    return out
+
+
+def stream(folder: Path, variant: str = "exponential", window: int | None = None) -> Stream:
+    """`window`: shards whose latents are mixed, as with a server's cache that has no room for all."""
+    name, p_args = VARIANTS[variant]
+    cache = opened(folder)
+    cache.window = window
+    pool = CaptionPool(cache.captions, Captions(folder / "extra.arrow"))
+    tokenizer = CLIPTokenizer.from_pretrained(PACKAGE / "data" / "digits" / "models" / "teacher" / "tokenizer")
+    return Stream(cache, pool, probability_table(name, p_args, 1000), 0.1, Tokenizers([tokenizer]), seed=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_million_draws_are_what_the_paper_says(
+    folder: Path, variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a thousand timesteps, three in a thousand may be beyond 3 sigma by chance alone: as many, within chance."""
+    source = stream(folder, variant)
+    counts = np.zeros((2, 1000))  # samples and replaced ones, by timestep
+    others = np.zeros(N + EXTRA)
+    nulls = 0
+    for position in range(DRAWS):
+        draw = source.draw(position)
+        counts[0, draw.timestep] += 1
+        counts[1, draw.timestep] += draw.replaced
+        others[draw.other] += 1
+        nulls += draw.null
+    p = np.array(source.probability)
+    sigma = np.sqrt(counts[0] * p * (1 - p))
+    away = np.abs(counts[1] - counts[0] * p)
+    never = sigma == 0
+    assert (away[never] == 0).all()
+    z = away[~never] / sigma[~never]
+    beyond = int((z > 3).sum())
+    # A count this small is skewed: its own binomial says how likely it is.
+    chance = np.minimum(stats.binom.cdf(counts[1], counts[0], p), stats.binom.sf(counts[1] - 1, counts[0], p))[~never]
+    total = abs(counts[1].sum() - (counts[0] * p).sum()) / max(np.sqrt((sigma**2).sum()), 1e-9)
+    uniform = stats.chisquare(counts[0]).pvalue
+    captions = stats.chisquare(others).pvalue
+    null = abs(nulls - 0.1 * DRAWS) / math.sqrt(0.09 * DRAWS)
+    with capsys.disabled():
+        print(
+            f"\n{variant}: {1 - beyond / max(len(z), 1):.2%} of {len(z)} timesteps within 3 sigma of p(t), largest "
+            f"{max(z, default=0):.2f}, all together {total:.2f}; null share {nulls / DRAWS:.4f} ({null:.2f} sigma); "
+            f"timesteps uniform p = {uniform:.2f}, captions p = {captions:.2f}",
+            end=" ",
+        )
+    assert total < 3 and null < 3 and uniform > 1e-3 and captions > 1e-3
+    assert beyond <= stats.binom.ppf(0.9999, max(len(z), 1), 0.0027 if variant != "exponential" else 0.01)
+    assert (chance > 1e-7).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_an_epoch_shows_every_latent_once_on_any_ranks_and_workers(
+    folder: Path, ranks: int, workers: int, window: int | None
+) -> None:
+    keys = [
+        int(key)
+        for rank in range(ranks)
+        for batch in batches(stream(folder, window=window), Positions(0, N // 48, 48, 12, rank, ranks), workers)
+        for key in batch["key"]
+    ]
+    assert sorted(keys) == list(range(N))
+
+
+def replay(source: Stream, first: int, last: int, ranks: int) -> list[tuple[int, int, int]]:
+    """(key, timestep, caption) of the steps first .. last - 1 in the order of the global batch, drawn by some ranks."""
+    share = 48 // ranks
+    parts = [list(batches(source, Positions(first, last, 48, share, rank, ranks), 0)) for rank in range(ranks)]
+    return [
+        (int(part[step]["key"][row]), int(part[step]["timesteps"][row]), int(part[step]["caption_id"][row]))
+        for step in range(last - first)
+        for part in parts
+        for row in range(share)
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_sequence_is_the_same_wherever_it_is_stopped_and_on_how_many_ranks_it_goes_on(
+    folder: Path, window: int | None
+) -> None:
+    """Twenty random positions over two epochs, each stop with another number of ranks before and after."""
+    steps = 40
+    whole = replay(stream(folder, window=window), 0, steps, 1)
+    dice = random.Random(0)
+    stops = sorted(dice.sample(range(1, steps), 20))
+    seen: list[tuple[int, int, int]] = []
+    for first, last in zip([0, *stops], [*stops, steps], strict=True):
+        seen += replay(stream(folder, window=window), first, last, dice.choice([1, 2, 3, 4]))  # a new stream each time
+    assert seen == whole

@@ -1,0 +1,314 @@
+"""Caption sources and the pool: what is read, what is dropped, and how bad input is named."""
+
+import codecs
+import csv
+import errno
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from randcond.data.cache.latent_source import choose_captions
+from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.data.captions.caption_lists import names_any, read_source, read_unique
+from randcond.data.captions.pool import build, build_pool, open_pool, take
+from randcond.data.captions.pool_merge import first_of_each
+from randcond.data.captions.readers import read_batches
+from randcond.data.captions.row_filter import RowFilter, select
+from randcond.data.captions.sources import expand
+from randcond.data.inputs import fetch as fetching
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.paths import PACKAGE
+from randcond.launch.runtime.files import read_json, remove
+from tests.support.web import served
+
+
+def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
+    texts = ["a café", "two  dogs\tplay", "a cat, asleep"]
+    (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
+    (tmp_path / "a.csv").write_text('id,TEXT\n1,a café\n2,two  dogs\tplay\n3,"a cat, asleep"\n')
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"caption": text}) + "\n" for text in texts))
+    pq.write_table(pa.table({"TEXT": texts, "width": [1, 2, 3]}), tmp_path / "a.parquet")
+    for kind in ("txt", "csv", "jsonl"):  # a byte-order mark, and empty lines, as spreadsheets leave them
+        path = tmp_path / f"a.{kind}"
+        path.write_text((codecs.BOM_UTF8 if kind != "jsonl" else b"").decode() + path.read_text() + "\n\n")
+    for kind in ("txt", "csv", "jsonl", "parquet"):
+        assert list(read_source(str(tmp_path / f"a.{kind}"))) == ["a café", "two dogs play", "a cat, asleep"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "gone.txt: no such file"),
+        ("a.docx", "x", "unknown kind '.docx'"),
+        ("b.csv", "id,caption\n1,x\n\n2\n", "b.csv, line 4: has 1 fields of 2"),
+        ("b.jsonl", '{"caption": "x"}\n{"caption": 7}\n', "b.jsonl, row 2: caption is not text"),
+        ("c.jsonl", '{"caption": "x"}\n{"text": "y"}\n', "c.jsonl, line 2: has no caption"),
+        ("d.jsonl", '["x"]\n', "d.jsonl, line 1: is no object"),
+        ("a.txt.gz", "not gzip", "a.txt.gz, after row 0"),
+        ("a.csv", "id,words\n1,x\n", "a.csv: no column caption or TEXT or text; it has id, words"),
+        ("a.jsonl", '{"caption": "x"}\n{oops\n', "a.jsonl, line 2"),
+        ("a.parquet", "not parquet", "a.parquet"),
+        ("empty.txt", "\n  \n", "empty.txt: holds no caption"),
+    ],
+)
+def test_bad_sources_are_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_unique([str(tmp_path / name)])
+
+
+def test_captions_that_are_taken_whole_may_be_long(tmp_path: Path) -> None:
+    """The pool's filter is not theirs; where there are too few, what was dropped is told."""
+    rambling = "a very " + "long " * 300 + "caption"
+    (tmp_path / "a.txt").write_text(f"a cat\n{rambling}\na cat\n\n")
+    source = str(tmp_path / "a.txt")
+    assert read_unique([source]) == (["a cat", rambling], {"empty": 1, "duplicate": 1})
+    config = load_config("demo-with", [f"cache.captions=[{source}]", "cache.size=3", "cache.exclude=[]"])
+    with pytest.raises(ValueError, match=r"the sources hold 2 .*, 1 dropped: empty, 1 dropped: duplicate"):
+        choose_captions(config)
+    build(tmp_path / "pool", [], also=[source])
+    assert len(Captions(tmp_path / "pool" / "captions.arrow")) == 2
+
+
+def test_a_pool_keeps_order_drops_duplicates_and_is_built_once(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("b\na\n\nb\nc\n")
+    manifest = build(tmp_path / "pool", [str(source)])
+    assert (manifest["captions"], manifest["dropped"]) == (3, {"empty": 1, "duplicate": 1})
+    pool = open_pool(tmp_path / "pool")
+    assert [pool[i] for i in range(len(pool))] == ["b", "a", "c"]
+    written = (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns
+    assert build(tmp_path / "pool", [str(source)]) == manifest
+    assert (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns == written
+    source.write_text("other\n")
+    with pytest.raises(ValueError, match=r"was made otherwise: sources .* give another paths\.pool"):
+        build(tmp_path / "pool", [str(source)])
+
+
+def test_captions_are_cleaned_alike_and_rows_filtered_by_their_columns(tmp_path: Path) -> None:
+    rows = [
+        ("a  cafe\u0301\u2028\x07here", "UNLIKELY", 0.4, 512, 512),
+        ("not safe", "NSFW", 0.4, 512, 512),
+        ("an unlike picture", "UNLIKELY", 0.1, 512, 512),
+        ("a narrow one", "UNLIKELY", 0.4, 64, 512),
+        ("a flat one", "UNLIKELY", 0.4, 512, None),
+        ("x", "UNLIKELY", 0.4, 512, 512),
+        ("y" * 40, "UNLIKELY", 0.4, 512, 512),
+        (None, "UNLIKELY", 0.4, 512, 512),
+    ]
+    names = ["TEXT", "NSFW", "similarity", "WIDTH", "HEIGHT"]
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    with gzip.open(tmp_path / "a.csv.gz", "wt", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+    wanted = RowFilter(2, 30, ("UNLIKELY",), 0.3, 256, 256)
+    reasons = {"nsfw": 1, "similarity": 1, "width": 1, "height": 1, "too short": 1, "too long": 1, "empty": 1}
+    for name in ("a.parquet", "a.jsonl", "a.csv.gz"):
+        manifest = build(tmp_path / f"pool-{name}", [str(tmp_path / name)], wanted)
+        assert manifest["dropped"] == reasons and manifest["filter"]["min_width"] == 256
+        assert list(open_pool(tmp_path / f"pool-{name}")) == ["a caf\u00e9 here"]
+    with pytest.raises(ValueError, match=r"no column NSFW, which pool\.nsfw needs; it has caption"):
+        build(tmp_path / "pool-x", [str(PACKAGE / "data/digits/captions.txt")], wanted)
+
+
+def test_folders_globs_and_duplicates_across_files(tmp_path: Path) -> None:
+    """More than one record batch, so that a caption's place is found in each."""
+    texts = [f"caption {number % 150_000}" for number in range(200_000)]
+    (tmp_path / "in/deeper").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("\n".join(texts[:90_000]))
+    (tmp_path / "in/deeper/b.txt").write_text("\n".join(texts[90_000:]))
+    (tmp_path / "in/notes.md").write_text("no source")
+    manifest = build(tmp_path / "pool", [str(tmp_path / "in")])
+    assert (manifest["captions"], manifest["dropped"]) == (150_000, {"duplicate": 50_000})
+    pool = open_pool(tmp_path / "pool")
+    for place in (0, 1, 65_535, 65_536, 131_071, 131_072, 149_999):
+        assert pool[place] == texts[place]
+    assert list(pool) == texts[:150_000] and pool[np.int64(7)] == "caption 7"
+    with pytest.raises(IndexError):
+        pool[150_000]
+    assert not (tmp_path / "pool/parts").exists()
+    assert [Path(file).name for file in expand(str(tmp_path / "in" / "*.txt"))] == ["a.txt"]
+
+
+def test_equal_hashes_of_other_texts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_captions(tmp_path / "a.arrow", ["one", "two", "one", "three", "two", "one"])
+    monkeypatch.setattr("builtins.hash", lambda text: 7)
+    keep = first_of_each([Captions(tmp_path / "a.arrow")])
+    monkeypatch.undo()
+    assert keep.tolist() == [True, True, False, True, False, False]
+
+
+def test_a_killed_build_goes_on_at_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name}1\n{name}2\n")
+    sources = [str(tmp_path / f"{name}.txt") for name in "abc"]
+    read: list[str] = []
+
+    def reading(source: str, rows: RowFilter) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
+        read.append(Path(source).name)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        yield from read_batches(source, rows)
+
+    monkeypatch.setattr("randcond.data.captions.pool.read_batches", reading)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "pool", sources)
+    build(tmp_path / "pool", sources)
+    assert read == ["a.txt", "b.txt", "b.txt", "c.txt"]
+    assert list(open_pool(tmp_path / "pool")) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+
+
+def test_parts_of_a_pool_hold_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"caption {number}" for number in range(1000)))
+    build(tmp_path / "pool", [str(tmp_path / "a.txt")])
+    parts = {}
+    for count in (0, 10, 100):
+        take(tmp_path / "pool", tmp_path / str(count), count, seed=1)
+        parts[count] = list(open_pool(tmp_path / str(count)))
+        assert len(parts[count]) == count
+    assert set(parts[10]) < set(parts[100])
+    with pytest.raises(ValueError, match="holds 1000 captions, 1001 asked for"):
+        take(tmp_path / "pool", tmp_path / "more", 1001, seed=1)
+
+
+def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None, some of a whole that is shared, with others beside them, or only those of excluded concepts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("\n".join(f"caption {number}" for number in range(1000)))
+    (tmp_path / "b.txt").write_text("caption 3\na Seven\nanother\n")
+
+    def extra(folder: str, *words: str) -> list[str]:
+        sources = ["pool.sources=[a.txt]", "pool.whole=whole", f"paths.pool={folder}", *words]
+        config = load_config("demo-with", sources)
+        build_pool(config)
+        build_pool(config)  # the same again: nothing to do
+        return list(open_pool(tmp_path / folder))
+
+    assert extra("none", "pool.size=0") == [] and not (tmp_path / "whole").exists()
+    few, more = extra("few", "pool.size=10"), extra("more", "pool.size=100")
+    assert len(few) == 10 and set(few) < set(more) and len(list(open_pool(tmp_path / "whole"))) == 1000
+    beside = extra("beside", "pool.size=10", "pool.also=[b.txt]")
+    assert beside == ["caption 3", "a Seven", "another", *(text for text in few if text != "caption 3")]
+    assert extra("alone", "pool.size=0", "pool.also=[b.txt]") == beside[:3]
+    assert extra("other", "pool.size=10", "pool.seed=1") != few
+    # Whole means whole: the filter is not theirs, however many are taken of the others.
+    for size in (["pool.size=10", "pool.whole=long"], ["pool.size=0"], ["pool.size=null"]):
+        longer = ["pool.also=[b.txt]", "pool.min_length=10", *size]
+        assert extra(f"longer-{size[0].partition('=')[2]}", *longer)[:3] == beside[:3]
+    only = ["pool.sources=[b.txt]", "pool.excluded_only=true", "cache.exclude=[seven, nine]"]
+    assert extra("only", *only) == ["a Seven"]
+    assert read_json(tmp_path / "only/manifest.json")["dropped"]["other words"] == 2
+    with pytest.raises(ValueError, match="the pool at few was made otherwise"):
+        extra("few", "pool.size=11")
+    for words, said in (
+        (["pool.size=10", "pool.whole=''"], "pool.whole: is missing"),
+        (["pool.size=-1"], "pool.size: must be at least 0"),
+        (["pool.excluded_only=true", "cache.exclude=[]"], "pool.excluded_only: cache.exclude names no word"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_config("demo-with", words)
+
+
+def test_an_unfinished_or_damaged_pool_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no caption pool at"):
+        open_pool(tmp_path)
+    (tmp_path / "a.txt").write_text("x\n")
+    build(tmp_path / "pool", [str(tmp_path / "a.txt")])
+    arrow = tmp_path / "pool" / "captions.arrow"
+    arrow.write_bytes(arrow.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"captions\.arrow: cannot be read"):
+        open_pool(tmp_path / "pool")
+
+
+def test_words_match_whole() -> None:
+    found = names_any(["three", "cat"])
+    assert found.search("A Three, in red") and found.search("cat")
+    assert not found.search("threefold category") and not names_any([]).search("anything")
+
+
+def test_a_pool_and_a_cache_find_the_same_words_in_any_script() -> None:
+    words = ["éléphant", "cat", "кот", "9th"]
+    captions = ["un Éléphant", "caté", "a cat", "cat", "cat_like", "(cat)", "кот.", "котик", "the 9th", "19th", "écat"]
+    batch = pa.RecordBatch.from_pydict({"caption": captions})
+    taken, _ = select(batch, RowFilter(naming=tuple(words)))
+    assert taken.to_pylist() == [caption for caption in captions if names_any(words).search(caption)]
+    assert taken.to_pylist() == ["un Éléphant", "a cat", "cat", "(cat)", "кот.", "the 9th"]
+
+
+def test_what_a_source_comes_over_is_not_its_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is gone, a disk that fails: a pool without the source would count as whole for ever."""
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    (tmp_path / "a.txt").write_text("one\n")
+    with served(tmp_path) as url:
+        source = f"{url}/a.txt"
+    monkeypatch.setattr("randcond.data.captions.pool.expand", lambda source: [source])
+    monkeypatch.setattr("randcond.data.captions.pool.identify", lambda file: {"name": file})
+    with pytest.raises(fetching.FetchError, match=r"a\.txt: not given"):
+        build(tmp_path / "pool", [source], skip=True)
+    assert not (tmp_path / "pool/manifest.json").exists()
+
+    def stale(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("randcond.data.captions.readers.fsspec.open", stale)
+    with pytest.raises(OSError, match=r"caption source .*a\.txt, after row 0: Stale file handle"):
+        build(tmp_path / "local", [str(tmp_path / "a.txt")], skip=True)
+
+
+def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    lines = gzip.compress("".join(f"a caption of its own, number {n}\n" for n in range(200_000)).encode())
+    (tmp_path / "b.txt.gz").write_bytes(lines[: len(lines) // 2])
+    (tmp_path / "c.csv").write_text("words\nx\n")
+    sources = [str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.csv")]
+    with pytest.raises(ValueError, match=r"b\.txt\.gz, after row \d+: Compressed file ended"):
+        build(tmp_path / "pool", sources)
+    remove(tmp_path / "pool")
+    manifest = build(tmp_path / "pool", sources, skip=True)
+    assert list(manifest["damaged"]) == sources[1:]
+    assert "no column caption or TEXT" in manifest["damaged"][sources[2]]
+    captions = list(open_pool(tmp_path / "pool"))
+    assert captions[:3] == ["one", "two", "a caption of its own, number 0"]
+    assert 2 < len(captions) == manifest["captions"] < 200_000
+    taken = take(tmp_path / "pool", tmp_path / "some", 10, seed=0)
+    assert taken["damaged"] == manifest["damaged"]  # what a training says that it goes without
+    also = take(tmp_path / "pool", tmp_path / "beside", 10, seed=0, also=[sources[0], sources[2]], skip=True)
+    assert list(also["damaged"]) == sources[1:] and also["captions"] >= 10
+    with pytest.raises(ValueError, match="no column caption"):
+        take(tmp_path / "pool", tmp_path / "stopped", 10, seed=0, also=[sources[2]])
+    with pytest.raises(ValueError, match="skip is True, wanted False"):
+        build(tmp_path / "pool", sources)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b'{"caption": "one"}\n{"caption": "\\ud83d"}\n', "row 2: caption is not text"),
+        ("a.jsonl", b'{"caption": "one"}\n' + b"[" * 100_000 + b"\n", "after row 1"),
+        ("a.txt", b"one\n" * 1000 + b"\xff\n", "after row 1000: not UTF-8"),
+        ("a.jsonl.zst", b"no zstandard", "after row 0"),
+    ],
+)
+def test_what_no_library_reads_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"caption source .*{re.escape(said)}"):
+        list(read_source(str(tmp_path / name)))
+
+
+def test_zstandard_is_read_and_numbers_that_are_none_pass_no_filter(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b'{"caption": "one"}\n'))
+    assert list(read_source(str(tmp_path / "a.jsonl.zst"))) == ["one"]
+    pq.write_table(pa.table({"TEXT": ["a", "b"], "similarity": [float("nan"), 0.4]}), tmp_path / "a.parquet")
+    captions, dropped = next(read_batches(str(tmp_path / "a.parquet"), RowFilter(min_similarity=0.3)))
+    assert captions.to_pylist() == ["b"] and dropped == {"similarity": 1}

@@ -1,0 +1,430 @@
+"""The evaluation harness on the embedded teacher: what is drawn, read, scored, kept, and refused."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from randcond.eval.checks import check_evaluation
+from randcond.eval.images.generate import load_rows, load_shown
+from randcond.eval.images.prompts import choose_prompts, first_prompts, grid_prompts
+from randcond.eval.scores.real_images import statistics_of_folder
+from randcond.eval.stage import run
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.paths import PACKAGE, eval_folder
+from randcond.launch.config.sections import Config, Eval
+from randcond.model_zoo.networks import VAE, text_config
+from randcond.model_zoo.pipelines import load_frozen_pipeline
+from randcond.model_zoo.sampler import caption_seed
+from randcond.train.checks import check_grid
+from randcond.train.watch.sample_grid import grid_captions
+from tests.support import shaped
+from tests.support.networks import clip_folder, digit_images, dino_folder, inception_weights, save_pictures
+
+SYSTEM = """
+base: digits
+cache: {exclude: [three]}
+eval: {of: [teacher], size: 10, batch: 8, steps: 3}
+paths: {reference: OUT}
+"""
+
+
+def system(folder: Path, *overrides: str) -> Config:
+    """The embedded teacher evaluated as it is, into a folder."""
+    path = folder / "system.yaml"
+    path.write_text(SYSTEM.replace("OUT", str(folder / "out")))
+    return load_config(str(path), overrides)
+
+
+def scores_of(config: Config) -> dict[str, Any]:
+    run(config)
+    return json.loads((eval_folder(config) / "scores.json").read_text())
+
+
+def test_every_metric_in_one_pass(tmp_path: Path) -> None:
+    inception = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
+    real = save_pictures(tmp_path / "real", digit_images(24, seed=3))
+    words = ["metrics=[fid,is,clip,kid,precision-recall,fd-dinov2,digits]", f"inception={inception}"]
+    words += [f"clip=local-dir:{clip_folder(tmp_path / 'clip')}", f"dino={dino_folder(tmp_path / 'dino')}"]
+    said = [f"eval.{word}" for word in words]
+    for split, images in (("seen", 12), ("unseen", 6)):
+        lists = tmp_path / "lists"
+        lists.mkdir(exist_ok=True)
+        names = "".join(f"{number:05d}.png\n" for number in range(images))
+        (lists / f"{split}.csv").write_text(f"file_name\n{names}")
+    ev = system(tmp_path, *said).eval
+    statistics_of_folder(real, tmp_path / "statistics", ev, lists, None, jpeg=False)
+    found = scores_of(system(tmp_path, *said, f"eval.statistics={tmp_path / 'statistics'}"))
+    for split, count in (("seen", 10), ("unseen", 10), ("all", 20)):
+        scores = found["splits"][split]
+        assert scores["images"] == count
+        for name in ("fid", "is", "is_std", "clip", "kid", "precision", "recall", "fd_dinov2", "digit_accuracy"):
+            assert np.isfinite(scores[name]), (split, name)
+        assert "covariance is singular" in found["notes"][split][0]
+    protocol = found["protocol"]
+    assert protocol["sampler"] == "ddim" and protocol["steps"] == 3 and protocol["guidance"] == 3.0
+    assert protocol["prompts_sha256"] and protocol["weights"] == "raw" and len(protocol["network"]) == 16
+    assert set(protocol["extractors"]) == {"inception", "clip", "dino", "judge"}
+    assert set(protocol["statistics"]) == {f"{s} {r}" for s in ("seen", "unseen", "all") for r in ("inception", "dino")}
+
+
+def test_an_image_is_the_stock_pipelines(tmp_path: Path) -> None:
+    config = system(tmp_path, "eval.save=files", "eval.sampler=teacher", "eval.batch=1", "eval.size=2")
+    run(config)
+    pipe = StableDiffusionPipeline.from_pretrained(PACKAGE / "data/digits/models/teacher")
+    for number, caption in enumerate(choose_prompts(config).captions):
+        generator = torch.Generator().manual_seed(caption_seed(config.eval.seed, number))
+        stock = pipe(caption, num_inference_steps=3, guidance_scale=3.0, generator=generator).images[0]
+        with Image.open(tmp_path / "out" / "images" / f"{number:06d}.png") as ours:
+            assert np.array_equal(np.array(ours), np.array(stock)), caption
+
+
+@pytest.mark.parametrize(("protocol", "kind"), [("native", "png"), ("paper", "jpg")])
+def test_images_are_kept_where_asked_for(tmp_path: Path, protocol: str, kind: str) -> None:
+    words = []
+    if protocol == "paper":  # whose images are of another size than the judge reads
+        words = ["eval.steps=null", "eval.guidance=null", "eval.sampler=null", "eval.metrics=[clip]"]
+        words.append(f"eval.clip=local-dir:{clip_folder(tmp_path / 'clip')}")
+    words += [f"eval.protocol={protocol}", "eval.save=shards", "eval.size=5", "eval.shown=2"]
+    config = system(tmp_path, *words)
+    run(config)
+    prompts = choose_prompts(config)
+    held = {}
+    for path in sorted((tmp_path / "out" / "images").iterdir()):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                held[member.name] = tar.extractfile(member).read()
+    assert sorted(held) == sorted(f"{n:09d}.{end}" for n in range(10) for end in (kind, "txt"))
+    assert held["000000003.txt"].decode() == prompts.captions[3]
+    shown = load_shown(tmp_path / "out", 10, 8)
+    assert sorted(shown) == [0, 1, 5, 6]  # two of each split
+    picture = np.array(Image.open(io.BytesIO(held[f"000000005.{kind}"])))
+    assert np.array_equal(picture, shown[5].permute(1, 2, 0).numpy())
+
+
+def test_compute_batches_differ_by_a_grey_level_at_most(tmp_path: Path) -> None:
+    held, scores = {}, {}
+    for batch in (1, 7, 32):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        words = [f"eval.batch={batch}", "eval.size=16", "eval.shown=16"]
+        scores[batch] = scores_of(system(folder, *words))["splits"]["all"]
+        held[batch] = load_shown(folder / "out", 32, batch)
+    for batch in (1, 7):
+        for number, image in held[32].items():
+            assert (held[batch][number].int() - image.int()).abs().max() <= 1
+        for name in ("digit_accuracy", "colour_accuracy", "frechet_judge"):
+            assert scores[batch][name] == pytest.approx(scores[32][name], rel=1e-3)
+
+
+def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None:
+    weights = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
+    real = save_pictures(tmp_path / "real", digit_images(12, seed=3))
+    ev = Eval(inception=str(weights), metrics=["fid"])
+    for name, size in (("one", None), ("other", 32)):
+        images = real if name == "one" else save_pictures(tmp_path / "reals", digit_images(12, seed=4))
+        statistics_of_folder(images, tmp_path / name, ev, None, size, jpeg=False)
+        (tmp_path / name / "seen.npz").write_bytes((tmp_path / name / "all.npz").read_bytes())
+        (tmp_path / name / "unseen.npz").write_bytes((tmp_path / name / "all.npz").read_bytes())
+    words = [f"eval.inception={weights}"]
+    first = scores_of(system(tmp_path, *words, "eval.metrics=[is]"))
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
+    second = scores_of(system(tmp_path, *words, "eval.metrics=[is,fid]", f"eval.statistics={tmp_path / 'one'}"))
+    third = scores_of(system(tmp_path, *words, "eval.metrics=[is,fid]", f"eval.statistics={tmp_path / 'other'}"))
+    assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
+    assert "fid" not in first["splits"]["all"]
+    assert second["splits"]["all"]["is"] == first["splits"]["all"]["is"]
+    assert second["splits"]["all"]["fid"] != third["splits"]["all"]["fid"]
+    statistics_of_folder(real, tmp_path / "large", ev, None, 64, jpeg=False)
+    large = [*words, "eval.metrics=[fid]", f"eval.statistics={tmp_path / 'large'}", "cache.exclude=[]", "eval.size=20"]
+    with pytest.raises(ValueError, match="of images of 64 pixels, scored are images of 32"):
+        run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
+    with pytest.raises(ValueError, match="was made otherwise: steps is 3, wanted 4"):
+        run(system(tmp_path, *words, "eval.metrics=[is]", "eval.steps=4"))
+
+
+def test_a_grid_of_other_captions(tmp_path: Path) -> None:
+    (tmp_path / "grid.txt").write_text("a red seven on a white background\na blue two on a black background\n")
+    config = system(tmp_path, f"eval.grid=[{tmp_path / 'grid.txt'}]", "eval.size=4")
+    run(config)
+    assert sorted(load_shown(tmp_path / "out" / "grid", 2, 8)) == [0, 1]
+
+
+@pytest.mark.parametrize(("captions", "unseen"), [("three two", 4), ("two", 0), ("three", 8), ("three two two", 4)])
+def test_the_grid_of_a_training_shows_unseen_captions_where_there_are_any(
+    tmp_path: Path, captions: str, unseen: int
+) -> None:
+    lines = [f"a red {word}, no. {number}\n" for number, word in enumerate(captions.split())]
+    (tmp_path / "captions.txt").write_text("".join(lines))
+    words = ["cache.exclude=[three]", f"eval.captions=[{tmp_path / 'captions.txt'}]", "eval.size=null"]
+    shown = grid_captions(system(tmp_path, *words))
+    assert (len(shown), sum("three" in caption for caption in shown)) == (8, unseen)
+
+
+def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp_path: Path) -> None:
+    words = ["train.sample_every=10", "eval.captions=[]"]
+    with pytest.raises(ValueError, match=r"eval\.captions: is missing; train\.sample_every=0 trains without"):
+        check_grid(load_config("demo-with", words))
+    check_grid(load_config("demo-with", [*words, "train.sample_every=0"]))
+    listed = ["cache.exclude=[]", f"eval.unseen={tmp_path / 'unseen.txt'}", f"eval.captions=[{tmp_path / 'all.txt'}]"]
+    (tmp_path / "all.txt").write_text("".join(f"caption {number}\n" for number in range(100)))
+    (tmp_path / "unseen.txt").write_text("".join(f"caption {number}\n" for number in range(98, 100)))
+    shown = grid_captions(system(tmp_path, *listed, "eval.size=null"))
+    assert [caption in ("caption 98", "caption 99") for caption in shown] == [False] * 4 + [True] * 4
+
+
+def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> None:
+    """And drawn no more than once: a teacher's images serve every table."""
+    digits = ("red three", "red seven", "blue two", "green three", "green seven")
+    (tmp_path / "list.txt").write_text("".join(f"a {digit} on a black background\n" for digit in digits))
+    words = [f"eval.captions=[{tmp_path / 'list.txt'}]", "eval.size=null"]
+    first = scores_of(system(tmp_path, *words))["splits"]["unseen"]
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
+    second = scores_of(system(tmp_path, *words, "cache.exclude=[seven]", "eval.shown=1"))["splits"]["unseen"]
+    assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
+    assert first["images"] == second["images"] == 2 and first["digits_drawn"] != second["digits_drawn"]
+    with pytest.raises(ValueError, match="kept its images as 'none', wanted 'files'"):
+        run(system(tmp_path, *words, "eval.save=files"))
+
+
+def test_an_evaluation_that_was_begun_is_ended_as_it_was_begun(tmp_path: Path) -> None:
+    """What is missing would lack what the rest has; when all is there, less may be asked of it."""
+    clip = f"eval.clip=local-dir:{clip_folder(tmp_path / 'clip')}"
+    both = [clip, "eval.metrics=[digits,clip]", "eval.save=files"]
+    run(system(tmp_path, *both))
+    killed = tmp_path / "out" / "chunk-00001.safetensors"
+    held = killed.read_bytes()
+    fewer = system(tmp_path, clip, "eval.metrics=[digits]", "eval.save=files")
+    run(fewer)
+    for name in ("chunk-00001.safetensors", "scores.json"):
+        (tmp_path / "out" / name).unlink()
+    with pytest.raises(ValueError, match=r"eval\.metrics: .*was begun with metrics that need clip, too: end it with"):
+        run(fewer)
+    with pytest.raises(ValueError, match=r"eval\.save: .*was begun with 'files': end it so, wanted is 'none'"):
+        run(system(tmp_path, clip, "eval.metrics=[digits,clip]"))
+    killed.write_bytes(held[:-5])
+    with pytest.raises(ValueError, match=r"chunk-00001\.safetensors: damaged .*; remove it, and evaluate again"):
+        run(system(tmp_path, *both))
+    killed.unlink()
+    scores = scores_of(system(tmp_path, *both))["splits"]["all"]
+    assert np.isfinite(scores["clip"]) and killed.read_bytes() == held
+    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 20
+
+
+def test_images_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(PACKAGE / "data/digits/models/teacher", model)
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"images of captions 0, 1, 2, .* are not finite"):
+        run(system(tmp_path, f"teacher.path={model}"))
+
+
+LIST = "file_name,caption\na.jpg,a red one\nb.jpg,a red one\nc.jpg,a green three\n"
+
+
+def test_a_published_list_is_drawn_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(LIST)
+    (tmp_path / "unseen.csv").write_text("file_name,caption\nb.jpg,another\n")
+    whole = ["eval.size=null", f"eval.captions=[{tmp_path / 'list.csv'}]"]
+    prompts = choose_prompts(system(tmp_path, *whole, f"eval.unseen={tmp_path / 'unseen.csv'}"))
+    assert prompts.captions == ["a red one", "a red one", "a green three"]
+    assert prompts.splits == {"seen": [0], "unseen": [1, 2], "all": [0, 1, 2]}  # b by its image, c by its word
+    assert first_prompts(prompts, 1).splits == {"seen": [0], "unseen": [1], "all": [0, 1]}
+    plain = choose_prompts(system(tmp_path, *whole, "cache.exclude=[]"))
+    assert plain.splits == {"all": [0, 1, 2]} and plain.shown(2) == {"all": [0, 1]}
+    assert plain.sha256 == prompts.sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("list.txt", "a red one\n\na red two\n", r"list.txt: 1 empty captions"),
+        ("list.txt", "a red one\na red two\na red one\n", r"more than once, the first 'a red one', rows 1, 3"),
+        ("list.csv", LIST + "a.jpg,a red four\n", r"more than once, the first 'a.jpg', rows 1, 4"),
+        ("list.csv", LIST + "d.jpg,\n", r"list.csv, row 4: has no caption"),
+        ("list.csv", LIST + ",a red five\n", r"list.csv, row 4: has no file name"),
+        ("list.csv", "name\na.jpg\n", r"no column caption"),
+    ],
+)
+def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        choose_prompts(system(tmp_path, "eval.size=null", f"eval.captions=[{tmp_path / name}]"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval.metrics=[fud]"], "eval.metrics: unknown 'fud'; known: fid, is, clip"),
+        (["eval.metrics=[fid]", "eval.statistics=nowhere"], "eval.statistics: no nowhere/seen.npz"),
+        (["eval.metrics=[fid]", "eval.statistics=one.npz"], "one.npz is one file, and seen"),
+        (["eval.metrics=[is]"], "eval.inception: no weights at .*; `randcond fetch inception`"),
+        (["eval.grid=[nowhere.txt]"], "no such file"),
+        (["eval.metrics=[fid]"], "eval.statistics: is missing, and fid compares with real images"),
+        (["eval.metrics=[]"], "name at least one"),
+        (["eval.resolution=64"], "eval.metrics: digits reads images of 32 pixels, by .* they are of 64"),
+        (["eval.metrics=[is]", "eval.size=9"], "eval.metrics: is needs at least 10 images, seen has 9"),
+        (["eval.captions=[]"], "eval.captions: is missing"),
+        (["eval.unseen=nowhere.csv"], "no such file"),
+        (["eval.protocol=paper"], "eval.steps: protocol paper stands for 25, got 3"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_evaluation(system(tmp_path, *words))
+
+
+def test_statistics_without_features_do_not_serve_kid(tmp_path: Path) -> None:
+    for split in ("seen", "unseen", "all"):
+        (tmp_path / f"{split}.npz").touch()
+    with pytest.raises(ValueError, match=r"seen\.npz has no features beside it \(seen\.safetensors\), which KID"):
+        check_evaluation(system(tmp_path, "eval.metrics=[kid]", f"eval.statistics={tmp_path}"))
+
+
+def small_vae(**more: Any) -> AutoencoderKL:
+    small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8}
+    return AutoencoderKL(**{**VAE, **small, **more}, sample_size=64)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer of letters, of T5's own class."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    return T5Tokenizer(vocab=[(piece, -float(rank)) for rank, piece in enumerate(pieces)], extra_ids=0)
+
+
+def t5_encoder(width: int) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+
+
+def pixart(folder: Path) -> None:
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        caption_channels=24,
+        sample_size=32,
+    )
+    encoder = t5_encoder(24)
+    scheduler = shaped.SCHEDULERS["sd-v2-1"]()
+    scheduler.register_to_config(prediction_type="epsilon")
+    PixArtAlphaPipeline(t5_tokenizer(), encoder, small_vae(), transformer, scheduler).save_pretrained(folder)
+
+
+def sd3(folder: Path) -> None:
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        out_channels=16,
+        pos_embed_max_size=16,
+    )
+    sizes = {"hidden_size": 16, "projection_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPTextConfig(**text_config({**sizes, "intermediate_size": 32, "hidden_act": "gelu"}))
+    vae = small_vae(latent_channels=16, shift_factor=0.06, scaling_factor=1.53)
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=CLIPTextModelWithProjection(config),
+        tokenizer=shaped.clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer_2=shaped.clip_tokenizer(),
+        text_encoder_3=t5_encoder(32),
+        tokenizer_3=t5_tokenizer(),
+    ).save_pretrained(folder)
+
+
+def sdxl(folder: Path) -> None:
+    shaped.build("sdxl", folder)
+
+
+@pytest.mark.parametrize("build", [pixart, sd3, sdxl])
+def test_other_systems_by_the_same_command(tmp_path: Path, build: Any) -> None:
+    build(tmp_path / "model")
+    clip = clip_folder(tmp_path / "clip")
+    words = ["eval.protocol=sdxl", "eval.steps=2", "eval.guidance=null", "eval.sampler=null", "eval.metrics=[clip]"]
+    words += [f"eval.clip=local-dir:{clip}", f"teacher.path={tmp_path / 'model'}", "eval.size=2", "eval.batch=3"]
+    config = system(tmp_path, *words, "eval.save=files")
+    found = scores_of(config)
+    assert np.isfinite(found["splits"]["all"]["clip"]) and found["protocol"]["guidance"] > 1
+    assert load_rows(tmp_path / "out", 4, 3, "clip").shape == (4,)
+    # Two of its images as the stock pipeline makes them, at one batch.
+    pipe = load_frozen_pipeline(tmp_path / "model", "fp32", "cpu")
+    captions = choose_prompts(config).captions[:3]
+    generators = [torch.Generator().manual_seed(caption_seed(config.eval.seed, n)) for n in range(3)]
+    stock = pipe(captions, num_inference_steps=2, generator=generators).images
+    for number, image in enumerate(stock):
+        data = io.BytesIO()
+        image.save(data, format="JPEG")
+        out = io.BytesIO()
+        Image.open(data).resize((256, 256)).save(out, format="JPEG")
+        assert (tmp_path / "out" / "images" / f"{number:06d}.jpg").read_bytes() == out.getvalue()
+
+
+def test_what_is_no_text_to_image_pipeline(tmp_path: Path) -> None:
+    unet = UNet2DModel(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="no text-to-image pipeline whose latents"):
+        load_frozen_pipeline(tmp_path / "model", "fp32", "cpu")
+    sd3(tmp_path / "flow")
+    with pytest.raises(ValueError, match="sampler ddim: the model is a flow-matching one"):
+        load_frozen_pipeline(tmp_path / "flow", "fp32", "cpu", "ddim")
+
+
+def test_the_captions_of_the_papers_figures_come_along(tmp_path: Path) -> None:
+    for figure, count, word in (
+        ("1", 5, "Dogs on Girder"),
+        ("6", 2, "jackal"),
+        ("b", 12, "Doberman"),
+        ("c", 1, "mech"),
+    ):
+        grid = grid_prompts(system(tmp_path, f"eval.grid=[package:launch/prompts/figure-{figure}.txt]"))
+        assert len(grid.captions) == count and any(word in caption for caption in grid.captions)

@@ -1,0 +1,240 @@
+"""Real images in the cache: folders and WebDataset tars through the VAE, marked real, trained on like drawn ones."""
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from webdataset import WebDataset
+
+from randcond.data.cache import caching as cache
+from randcond.data.cache.captioned_images import find_pictures, read_picture, to_square
+from randcond.data.cache.latent_cache import LatentCache
+from randcond.data.cache.latent_source import latent_source
+from randcond.data.digits.world import load_glyphs, sample_images
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.paths import resolve_path
+from randcond.model_zoo.sampler import decode, encode
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.setup import set_up
+from randcond.train.state.model_card import model_card
+from tests.support.demo import TINY, randcond
+
+TEACHER = "package:data/digits/models/teacher"
+COUNT = 24
+
+
+def picture(number: int) -> Image.Image:
+    """A grey square with a light bar that moves, wider than high."""
+    pixels = np.full((40, 56, 3), 40 + 5 * number, np.uint8)
+    pixels[:, 8 + number : 20 + number] = 255 - 5 * number
+    return Image.fromarray(pixels)
+
+
+def write_folder(folder: Path, listing: str = "") -> None:
+    folder.mkdir()
+    rows = [("file_name", "text")]
+    for number in range(COUNT):
+        picture(number).save(folder / f"{number:03d}.png")
+        rows.append((f"{number:03d}.png", f"a bar,  number {number}"))
+        if not listing:
+            (folder / f"{number:03d}.txt").write_text(rows[-1][1])
+    if listing == "metadata.csv":
+        with (folder / listing).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    if listing == "metadata.jsonl":
+        (folder / listing).write_text("".join(json.dumps({"file_name": n, "caption": c}) + "\n" for n, c in rows[1:]))
+
+
+def write_tars(folder: Path) -> None:
+    folder.mkdir()
+    for part in range(2):
+        with tarfile.open(folder / f"{part:05d}.tar", "w") as tar:
+            for number in range(part, COUNT, 2):
+                file = io.BytesIO()
+                picture(number).save(file, "png")
+                for kind, data in (("png", file.getvalue()), ("txt", f"a bar, number {number}".encode())):
+                    member = tarfile.TarInfo(f"{number:06d}.{kind}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["", "metadata.csv", "metadata.jsonl", "tars"])
+def test_images_are_found_with_their_captions(tmp_path: Path, kind: str) -> None:
+    write_tars(tmp_path / "in") if kind == "tars" else write_folder(tmp_path / "in", kind)
+    found = find_pictures(str(tmp_path / "in"))
+    assert sorted(each.caption for each in found) == sorted(f"a bar, number {number}" for number in range(COUNT))
+    for each in found:
+        number = int(each.caption.split()[-1])
+        assert np.array_equal(np.asarray(read_picture(each)), np.asarray(picture(number)))
+    if kind == "tars":
+        assert find_pictures(str(tmp_path / "in/*.tar")) == found
+        assert len(find_pictures(str(tmp_path / "in/00001.tar"))) == COUNT // 2
+
+
+def test_images_without_what_they_need(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in")
+    (tmp_path / "in/005.txt").unlink()
+    with pytest.raises(ValueError, match=r"005\.png has no caption: 005\.txt beside it, or a metadata\.csv"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").write_text("file_name,words\n000.png,x\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv, row 1: needs file_name and caption"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
+    with pytest.raises(ValueError, match=r"row 1: no file none\.png"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").write_text("file_name,text\n000.png, \n001.png,x\n")
+    with pytest.raises(ValueError, match=r"000\.png has an empty caption; so have 0 others"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").unlink()
+    (tmp_path / "in/005.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"005\.txt: not UTF-8"):
+        find_pictures(str(tmp_path / "in"))
+    (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
+    with pytest.raises(ValueError, match=r"row 1: no file none\.png"):
+        find_pictures(str(tmp_path / "in"))
+    with pytest.raises(ValueError, match="nothing at"):
+        find_pictures(str(tmp_path / "nowhere"))
+    write_tars(tmp_path / "tars")
+    whole = (tmp_path / "tars/00000.tar").read_bytes()
+    (tmp_path / "tars/00000.tar").write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match=r"00000\.tar"):
+        find_pictures(str(tmp_path / "tars"))
+
+
+def test_an_image_is_its_vae_posterior(tmp_path: Path) -> None:
+    """Scaled as the U-Net sees it, by its own seed, whatever else is in the batch; decoded it is the image again."""
+    teacher = Teacher.load(resolve_path(TEACHER))
+    bars = torch.stack([to_square(32)(picture(number)) for number in range(3)])
+    assert bars.shape == (3, 3, 32, 32) and -1 <= bars.min() < -0.5 and 0.5 < bars.max() <= 1
+    squares, _ = sample_images(*load_glyphs("held_out"), 3, seed=0)  # what this VAE was trained on
+    latents = encode(teacher.pipe, squares, [5, 6, 7], batch=4)
+    again = encode(teacher.pipe, squares[1:2], [6], batch=4)
+    assert torch.allclose(latents[1:2], again, atol=1e-5)
+    posterior = teacher.pipe.vae.encode(squares).latent_dist
+    scale = teacher.pipe.vae.config.scaling_factor
+    bound = 6 * posterior.std * scale + 1e-4
+    assert (latents - posterior.mean * scale).abs().le(bound).all()
+    assert not torch.equal(encode(teacher.pipe, squares, [8, 9, 10], batch=4), latents)
+    assert (decode(teacher.pipe, latents) - squares).abs().mean() < 0.1
+
+
+def words(tmp_path: Path, *more: str) -> list[str]:
+    return [
+        *TINY, "cache.captions=[]", f"cache.images={tmp_path / 'in'}", "cache.resolution=32", "cache.exclude=[]",
+        f"cache.size={COUNT}", "cache.batch=8", "cache.shard_size=8", f"paths.cache={tmp_path / 'cache'}", *more,
+    ]  # fmt: skip
+
+
+def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", "metadata.csv")
+    config = load_config("demo-with", words(tmp_path))
+    cache.run(config)
+    shards = sorted((tmp_path / "cache").glob("*.tar"))
+    before = [shard.read_bytes() for shard in shards]
+    samples = list(WebDataset([str(shard) for shard in shards], shardshuffle=False))
+    assert len(samples) == COUNT
+    meta = json.loads(samples[0]["json"])
+    assert meta["source"] == "image" and meta["image"].endswith(".png") and meta["seed"] > 0
+    manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
+    assert manifest["source"] == "images" and "guidance" not in manifest and len(manifest["images_sha256"]) == 64
+    shards[1].unlink()
+    (tmp_path / "cache/manifest.json").unlink()
+    cache.run(config)
+    assert [shard.read_bytes() for shard in shards] == before
+    drawn = load_config("demo-with", [*TINY, f"paths.cache={tmp_path / 'cache'}"])
+    with pytest.raises(ValueError, match="source is 'images', wanted 'teacher'"):
+        LatentCache.open(drawn, manifest["teacher"])
+    (tmp_path / "in/003.png").write_bytes((tmp_path / "in/004.png").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="images_sha256 is"):  # other images are another cache
+        cache.run(config)
+
+
+def test_damaged_images_and_shards_stop_or_are_counted(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on with the task loss of Table 1's third row; what is left out stands in log and report."""
+    write_folder(tmp_path / "in")
+    (tmp_path / "in/003.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"image 003\.png: cannot identify .* on_error=skip"):
+        cache.run(load_config("demo-with", words(tmp_path)))
+    cache.run(load_config("demo-with", words(tmp_path, "on_error=skip")))
+    assert "23 latents in 3 shards" in (said := capsys.readouterr().out) and "1 left out" in said
+    shard = tmp_path / "cache/latents-00001.tar"
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    teacher = json.loads((tmp_path / "cache/manifest.json").read_text())["teacher"]
+    with pytest.raises(ValueError, match=r"latents-00001\.tar: does not match its checksum"):
+        LatentCache.open(load_config("demo-with", words(tmp_path)), teacher)
+    more = ["on_error=skip", "paths.run=runs/left", "train.global_batch=8", "train.losses.task=1.0", "train.steps=4"]
+    done = randcond(world, "run", "train", "demo-with", *words(tmp_path, *more))
+    assert "training: left out: shard" in done.stdout and "1 damaged images of 24" in done.stdout
+    facts = json.loads((world / "runs/left/train.json").read_text())
+    assert len(facts["left_out"]) == 2 and facts["identity"]["cached"] in (15, 16)
+    assert "loss/task" in (world / "runs/left/metrics.jsonl").read_text()
+    shutil.rmtree(world / "runs/left")
+
+
+def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("".join(f"a red two, number {n}\n" for n in range(100)).encode() + b"\xff\n")
+    words = [*TINY, f"cache.captions=[{tmp_path / 'a.txt'}]", "cache.exclude=[]"]
+    with pytest.raises(ValueError, match=r"a\.txt, after row 100: not UTF-8"):
+        latent_source(load_config("demo-with", words))
+    drawn = latent_source(load_config("demo-with", [*words, "on_error=skip"]))
+    assert len(drawn.captions) == 96 and "not UTF-8" in drawn.facts["damaged"][0]
+
+
+def test_fewer_samples_than_a_batch_and_wrong_shapes_are_refused(world: Path, tmp_path: Path) -> None:
+    here = [
+        "paths.run=runs/large",
+        f"paths.cache={world / 'runs/demo/cache'}",
+        f"paths.pool={world / 'runs/demo/pool'}",
+    ]
+    with pytest.raises(ValueError, match=r"train\.global_batch: 128 samples, the cache at .* holds 96"):
+        set_up(load_config("demo-with", [*TINY, *here, "train.global_batch=128"]))
+    shutil.copytree(world / "runs/demo/cache", tmp_path / "cache")
+    manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
+    (tmp_path / "cache/manifest.json").write_text(json.dumps({**manifest, "latent_shape": [4, 9, 9]}))
+    config = load_config("demo-with", [*TINY, f"paths.cache={tmp_path / 'cache'}"])
+    latents = LatentCache.open(config, manifest["teacher"])
+    with pytest.raises(ValueError, match=r"latents-00000\.tar, key 000000000: latent of shape \(4, 8, 8\), not"):
+        latents.pair(0)
+
+
+def test_a_shard_of_another_cache_is_refused(world: Path, tmp_path: Path) -> None:
+    """Drawn by another teacher, sampler or seed: its bytes are sound, but it does not belong here."""
+    folder = tmp_path / "cache"
+    shutil.copytree(world / "runs/demo/cache", folder)
+    for name in ("manifest.json", "plan.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"latents-00000\.tar: was made for another cache"):
+        cache.run(load_config("demo-with", [*TINY, "cache.guidance=4.0", f"paths.cache={folder}"]))
+
+
+def test_tars_as_people_make_them(tmp_path: Path) -> None:
+    """Names with a leading ./ or dots in a folder; a compressed one is refused, as nothing could be read in it."""
+    write_tars(tmp_path / "in")
+    with tarfile.open(tmp_path / "in/00000.tar") as source, tarfile.open(tmp_path / "other.tar", "w") as target:
+        for number, member in enumerate(source):
+            file = source.extractfile(member)
+            member.name = f"{'./' if number < 4 else 'v1.0/'}{member.name}"
+            target.addfile(member, file)
+    found = find_pictures(str(tmp_path / "other.tar"))
+    assert len(found) == COUNT // 2 and found[0].name == "other.tar/000000"
+    assert np.array_equal(np.asarray(read_picture(found[-1])), np.asarray(picture(COUNT - 2)))
+    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as target:
+        target.add(tmp_path / "in")
+    with pytest.raises(ValueError, match="plain, whole tar"):
+        find_pictures(str(tmp_path / "packed.tar.gz"))
+
+
+def test_a_card_says_that_the_images_were_real() -> None:
+    drawn, real = (model_card(load_config(name), "ema", 10) for name in ("b-base", "b-base-real"))
+    assert "| cached captions | 212000, ddim 25, guidance 7.5, seed 0 |" in drawn
+    assert "| cached captions | 212000, real images of " in real
+    assert "guidance 7.5" not in real.split("```yaml")[0]

@@ -1,0 +1,217 @@
+"""The report: the paper's figures beside ours, differences, notes, quoted rows; a page that loads nothing."""
+
+import json
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from randcond.eval.__main__ import evaluate
+from randcond.eval.report.collect import Row, _best, _check_comparable, by_split
+from randcond.eval.report.page import draw_curves
+from randcond.eval.report.report import load_report, write_report
+from randcond.eval.report.report_command import report
+from randcond.eval.report.table import as_markdown, as_text, table
+from randcond.eval.scores.real_images import statistics_of_folder
+from randcond.launch.config import experiments as configuration
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.sections import Eval
+from randcond.launch.config.tables import load_table
+from randcond.launch.runtime.files import write_json
+from tests.support.demo import TINY
+from tests.support.networks import digit_images, inception_weights, save_pictures
+
+TABLE = """
+title: A table of two
+claim: Said of it.
+takes: seconds
+report: REPORT
+teacher: {paper: {digit_accuracy: 0.9}}
+arms:
+  ours: {experiment: one, paper: {digit_accuracy: [0.5, 0.75], seen: {digit_accuracy: 0.4}}}
+  other: two
+  literature: {paper: {all: {digit_accuracy: 0.1}}, note: quoted from somewhere}
+"""
+SYSTEM = """
+base: digits
+cache: {{exclude: [three]}}
+eval: {{of: [teacher], size: 3, batch: 4, steps: 2, seed: {seed}}}
+paths: {{reference: {folder}}}
+"""
+
+
+class Loads(HTMLParser):
+    """What a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action") and value:
+                self.found += [value] if not value.startswith(("data:", "#")) else []
+        if tag in ("script", "link", "iframe", "object"):
+            self.found.append(tag)
+
+
+def loads(page: str) -> list[str]:
+    parser = Loads()
+    parser.feed(page)
+    return parser.found + [part for part in page.split("url(")[1:] if not part.startswith(("#", "data:"))]
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of experiments and tables of its own, both evaluated."""
+    experiments = tmp_path / "experiments"
+    shutil.copytree(configuration.EXPERIMENTS / "base", experiments / "base")
+    for name, seed in (("one", 1), ("two", 2)):
+        (experiments / f"{name}.yaml").write_text(SYSTEM.format(seed=seed, folder=tmp_path / name))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "both.yaml").write_text(TABLE.replace("REPORT", str(tmp_path / "report")))
+    monkeypatch.setattr(configuration, "EXPERIMENTS", experiments)
+    monkeypatch.setattr(configuration, "TABLES", tmp_path / "tables")
+    return tmp_path
+
+
+def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"no scores at .*one/scores.json: run `randcond run eval one` first"):
+        load_report(["both"], [])
+    for name in ("one", "two"):
+        evaluate(load_config(name))
+    report("both")
+    ours = json.loads((tables / "one" / "scores.json").read_text())["splits"]
+    text = (tables / "report" / "report.md").read_text()
+    header, _, first, second, third = [line for line in text.splitlines() if line.startswith("|")]
+    assert "digit right, seen | paper | Δ" in header and "digit right, all" not in header
+    mine = ours["seen"]["digit_accuracy"]
+    assert f"| {mine:.1%} | 40.0% | {mine - 0.4:+.1%} |" in first
+    assert second.startswith("| other | raw |") and third.startswith("| literature |")
+    assert "**literature**: quoted from somewhere" in text
+    assert "**other**: scored otherwise than ours: prompts_sha256, seed" in text
+    assert "Protocol of ours" in text and "Protocol of other" in text
+    page = (tables / "report" / "report.html").read_text()
+    assert loads(page) == [] and page.count("data:image/png;base64,") == 1
+    for said in ("How each row was made", "randcond run all one.yaml", "prompts_sha256", "guidance: 3.0"):
+        assert said in page
+    held = json.loads((tables / "report" / "report.json").read_text())["arms"]
+    assert held["ours"]["paper"] == {"seen": {"digit_accuracy": 0.4}, "all": {"digit_accuracy": [0.5, 0.75]}}
+    assert "A table of two" in capsys.readouterr().out
+
+
+def test_experiments_side_by_side(tables: Path) -> None:
+    for name in ("one", "two"):
+        evaluate(load_config(name))
+    with pytest.raises(ValueError, match="--out FOLDER"):
+        load_report(["one", "two"], [])
+    with pytest.raises(ValueError, match="both is a table"):
+        load_report(["one", "both"], [])
+    write_report(load_report(["one", "two"], [], str(tables / "side")))
+    assert "| one |" in (tables / "side" / "report.md").read_text()
+    for word, said in (
+        ("eval.steps=3", "the evaluation of one was made otherwise: steps is 2, wanted 3"),
+        ("teacher.dtype=bf16", "dtype is 'fp32', wanted 'bf16'"),
+        ("eval.resolution=64", "resolution is None, wanted 64"),
+        ("eval.metrics=[digits,clip]", r"one/scores\.json: no clip \(eval\.metrics\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_report(["one"], [word])
+    path = tables / "one" / "scores.json"
+    scored = json.loads(path.read_text())
+    # Of weights that were replaced since, or scored by the lists of another experiment that shares the images.
+    for key in ("network", "splits_sha256"):
+        write_json(path, {**scored, "protocol": {**scored["protocol"], key: "another"}})
+        with pytest.raises(ValueError, match=f"{key} is 'another', wanted"):
+            load_report(["one"], [])
+
+
+def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tables: Path) -> None:
+    weights = inception_weights(tables / "inception.safetensors", digit_images(8))
+    real = save_pictures(tables / "real", digit_images(8))
+    for name in ("once", "again"):
+        ev = Eval(inception=str(weights), metrics=["fid"])
+        statistics_of_folder(real, tables / name, ev, None, None, jpeg=False)
+        for split in ("seen", "unseen"):
+            shutil.copy(tables / name / "all.npz", tables / name / f"{split}.npz")
+    words = ["eval.metrics=[fid]", f"eval.inception={weights}", f"eval.statistics={tables / 'once'}"]
+    evaluate(load_config("one", words))
+    load_report(["one"], words)
+    again = np.load(tables / "again" / "all.npz")
+    np.savez(tables / "again" / "unseen.npz", mu=again["mu"] + 1, sigma=again["sigma"])
+    with pytest.raises(ValueError, match=r"of one \(eval\.statistics\) was made otherwise: unseen inception is"):
+        load_report(["one"], [*words, f"eval.statistics={tables / 'again'}"])
+    with pytest.raises(ValueError, match=r"of one \(eval\.inception, eval\.fid\) was made otherwise: .*by pytorch-fid"):
+        load_report(["one"], [*words, "eval.fid=pytorch-fid"])
+    shutil.rmtree(tables / "once")  # a report is also made where only the scores are
+    load_report(["one"], words)
+
+
+def test_rows_by_other_compbench_scorers_say_so() -> None:
+    rows = [
+        Row(name, {"all": {"fid": 1.0}}, protocol={"seed": 1, **scorers})
+        for name, scorers in (("a", {"compbench": {"blip": "x"}}), ("b", {"compbench": {"blip": "y"}}), ("c", {}))
+    ]
+    _check_comparable(rows)
+    assert [row.notes for row in rows] == [[], ["scored otherwise than a: compbench"], []]
+
+
+def test_two_figures_of_one_configuration_are_both_printed() -> None:
+    rows = [
+        Row("teacher", {"all": {"fid": 13.0, "is": 36.5}}, by_split({"fid": 13.05, "is": 36.76})),
+        Row("B-Base", {"all": {"fid": 15.0, "is": 36.0}}, by_split({"fid": [15.76, 14.47], "is": [36.03, 36.5]})),
+        Row("quoted", paper=by_split({"fid": 12.0})),
+    ]
+    lines = table(rows)
+    assert lines[0] == ["", "FID↓", "paper", "Δ", "IS↑", "paper", "Δ"]
+    assert lines[1] == ["teacher", "13.00", "13.05", "-0.05", "36.50", "36.76", "-0.26"]
+    assert lines[2][:4] == ["B-Base", "15.00", "15.76 / 14.47", "-0.76 / +0.53"]
+    assert lines[3] == ["quoted", "", "12.00", "", "", "", ""]
+    assert as_markdown(lines).splitlines()[1] == "| --- | --- | --- | --- | --- | --- | --- |"
+    assert len({len(line) for line in as_text(lines).splitlines()}) == 1
+
+
+def test_wrong_keys_of_a_table_are_named(tables: Path) -> None:
+    path = tables / "tables" / "both.yaml"
+    text = path.read_text()
+    for wrong, said in (
+        (text.replace("claim:", "clam:"), "clam: unknown key; did you mean 'claim'?"),
+        (text.replace("note:", "nota:"), "arms.literature.nota: unknown key; did you mean 'note'?"),
+        (text.replace("title: A table of two\n", ""), "title: is missing"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+            load_table("both")
+
+
+def test_curves_are_the_same_bytes_and_load_nothing() -> None:
+    lines = {"one": [(1, 2.0), (2, 1.0)], "two": [(1, 2.5), (2, 1.5)]}
+    drawn = draw_curves("loss", lines, log=True)
+    assert drawn == draw_curves("loss", lines, log=True)
+    assert drawn.startswith("<svg") and loads(drawn) == []
+
+
+def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
+    """Of evaluations on all captions, the paper's figure beside both; where it was scored otherwise, a note."""
+    config = load_config("demo-with", [*TINY, f"paths.run={tmp_path}", "eval.weights=raw"])
+    protocol = {"seed": 1, "prompts_sha256": "same"}
+    write_json(tmp_path / "eval-raw/scores.json", {"size": {"unet": 5}})
+    watched = tmp_path / "evaluations/step-000004/raw"
+    write_json(watched / "scores.json", {"protocol": protocol, "splits": {"all": {"fid": 9.0}}})
+    best = {"score": "fid", "value": 9.0, "split": "all", "step": 4, "weights": "raw"}
+    write_json(tmp_path / "best.json", best)
+    facts = {"steps": 12, "seconds": 60.0}
+    paper = {"all": {"fid": 8.0, "color": 0.5}}  # CompBench is not scored while training
+    last = Row("arm", {"all": {"fid": 12.0}}, paper, protocol, facts=facts, folder=tmp_path / "eval-raw", run=tmp_path)
+    (row,) = _best(last, config)
+    assert (row.name, row.facts, row.folder) == ("arm, best step", {"steps": 4, "weights": "raw"}, watched)
+    assert (row.scores["all"], row.paper) == ({"fid": 9.0, "unet": 5}, {"all": {"fid": 8.0}})
+    assert row.run is None and not last.notes  # its curves are the last step's
+    other = replace(last, protocol={**protocol, "prompts_sha256": "others"}, notes=[])
+    assert not _best(other, config)
+    assert other.notes == ["best fid while training, at step 4 (raw), scored otherwise: 9"]
+    (watched / "scores.json").unlink()
+    assert not _best(last, config) and "scores.json is gone: 9" in last.notes[0]

@@ -1,0 +1,298 @@
+"""The planner: what it predicts is what the engines take, what does not fit is said with the knob that makes it fit."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.autograd.graph import saved_tensors_hooks
+
+from randcond.launch.config.batch import shard_group
+from randcond.launch.config.experiments import load_config, to_yaml
+from randcond.launch.config.gpus import Gpu, find_gpu
+from randcond.launch.config.sections import Config
+from randcond.launch.planning.costs import Cluster, Sizes, counted, sharding
+from randcond.launch.planning.plan_command import _reached, curve_table
+from randcond.launch.planning.planner import curve, fits, knobs, plan, sweep, training_memory
+from randcond.launch.planning.step_time import (
+    StepTime,
+    full_share,
+    hiding_share,
+    idle_seconds,
+    ring_traffic,
+    step_traffic,
+)
+from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.cost.gpu_occupancy import forward_work
+from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, state_memory
+from randcond.model_zoo.denoiser.configuration import complete_config
+from randcond.model_zoo.networks import LAYOUTS
+from randcond.train.losses import feature_loss, frequency_loss, spatial_loss
+from tests.support.demo import randcond
+
+SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "student.rule=block-base", "engine.precision=bf16"]
+ENGINES = {
+    "zero-1": ["engine.zero_stage=1"],
+    "zero-2": ["engine.zero_stage=2"],
+    "zero-3": ["engine.zero_stage=3"],
+    "fsdp-full": ["engine.kind=fsdp"],
+}
+CASES = [("zero-3", "bf16", 2)] + [
+    pytest.param(kind, precision, ranks, marks=pytest.mark.slow)
+    for kind in ENGINES
+    for precision, ranks in (("bf16", 2), ("fp32", 2), ("bf16", 4))
+    if (kind, precision, ranks) != ("zero-3", "bf16", 2)
+]
+
+
+@pytest.fixture(scope="module")
+def sizes() -> Sizes:
+    return counted(load_config("demo-with", SD))
+
+
+def paper(*words: str) -> Config:
+    return load_config("demo-with", [*SD, "train.global_batch=256", *words])
+
+
+@pytest.mark.parametrize(("kind", "precision", "ranks"), CASES)
+def test_an_engine_takes_and_sends_what_is_predicted(
+    kind: str, precision: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, gradients, masters, moments, EMA and buckets tensor by tensor; a step's collectives byte by byte."""
+    words = [*ENGINES[kind], f"engine.precision={precision}", "train.global_batch=8", "engine.micro_batch=1"]
+    config, cluster = load_config("demo-with", words), Cluster(find_gpu("h200"), nodes=1, per_node=ranks)
+    how, found = sharding(config, cluster), counted(config)
+    assert how.kind == kind
+    predicted = {
+        "resident": state_memory(found.shapes, found.blocks, how).resident,
+        "sent": step_traffic(config, found, cluster).sent,
+    }
+    command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [*command, "-m", "tests.footprint", "demo-with", *words],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print(f"\n{kind}, {precision}, {ranks} ranks:", end="")
+        for what, size in measured.items():
+            print(f" {what} {size / 1e6:.1f} MB, predicted {predicted[what] / 1e6:.1f}", end=";")
+    for what, size in measured.items():
+        assert predicted[what] == pytest.approx(size, rel=0.05), what
+
+
+def test_shares_follow_the_ranks() -> None:
+    shapes, blocks = [(1000, 1000), (4, 10)], [1_000_040]
+    total = 1_000_040
+    for kind, weights in (("zero-1", total), ("zero-2", total), ("zero-3", 1_000_000 // 8 + 40 // 8 + 40)):
+        state = state_memory(shapes, blocks, Sharding(kind, ranks=8))
+        assert (state.weights, state.optimizer) == (2 * weights, 16 * total // 8)
+    assert state_memory(shapes, blocks, Sharding("fsdp-full", 8)).optimizer == 16 * (125 * 1000 + 1 * 10)  # whole rows
+    hybrid = Sharding("fsdp-hybrid", ranks=64, group=8)
+    assert state_memory(shapes, blocks, hybrid) == state_memory(shapes, blocks, replace(hybrid, ranks=8))
+
+
+def test_a_ring_leaves_a_host_once(sizes: Sizes) -> None:
+    """Over four hosts of eight GPUs: a card carries an eighth of the ring; a hybrid's replicas use all of it."""
+    gpu = find_gpu("h200")
+    four = Cluster(gpu, nodes=4, per_node=8)
+    full = step_traffic(paper("engine.kind=fsdp", "engine.micro_batch=8"), sizes, four)
+    assert full.sent == pytest.approx(8 * sizes.trained * 31 / 32)
+    assert full.seconds == pytest.approx(full.sent / 8 / (1e9 * gpu.across_gb_s))
+    hybrid = step_traffic(paper("engine.kind=fsdp", "engine.sharding=hybrid", "engine.micro_batch=8"), sizes, four)
+    inside, across = 8 * sizes.trained * 7 / 8, 8 * sizes.trained / 8 * 3 / 4
+    assert hybrid.sent == pytest.approx(inside + across)
+    assert hybrid.seconds == pytest.approx(inside / (1e9 * gpu.within_gb_s) + across / (1e9 * gpu.across_gb_s))
+    assert step_traffic(paper(), sizes, Cluster(gpu, 1, 1)).sent == 0
+
+
+def test_traffic_hides_beneath_the_students_passes(sizes: Sizes) -> None:
+    assert StepTime(arithmetic=8, idle=2, traffic=6, beneath=0.5).whole == 11
+    assert StepTime(arithmetic=8, idle=2, traffic=4, beneath=0.5).whole == 10
+    assert hiding_share(paper("engine.zero_stage=2"), sizes) == 0
+    teacher, student = sizes.teacher.flop, sizes.student.flop
+    expected = 3 * student / (teacher + 3 * student)
+    assert hiding_share(paper("engine.zero_stage=3"), sizes) == pytest.approx(expected)
+    redone = paper("engine.zero_stage=3", "engine.activation_checkpointing=true")
+    assert hiding_share(redone, sizes) == pytest.approx(4 * student / (teacher + 4 * student))
+    assert hiding_share(paper("engine.kind=fsdp", "engine.teacher=sharded"), sizes) == 1
+
+
+def test_what_does_not_fit_is_said_with_the_knob(sizes: Sizes) -> None:
+    small = Cluster(find_gpu("rtx4090"), nodes=1, per_node=8)
+    config = paper()  # 32 samples per GPU
+    assert not fits(training_memory(config, sizes, small), small)
+    found = dict(knobs(config, sizes, small))
+    assert "engine.micro_batch=16" in found and "engine.activation_checkpointing=true" in found
+    assert "engine.micro_batch=8" not in found  # the largest is enough
+    for words in found:
+        assert fits(training_memory(paper(*words.split()), sizes, small), small)
+
+
+def test_a_plan_adds_up(sizes: Sizes) -> None:
+    eight = Cluster(find_gpu("h200"), nodes=1, per_node=8)
+    words = ["train.steps=1000", "cache.size=80", "cache.shard_size=10", "cache.batch=10"]
+    words += ["eval.size=80", "eval.batch=10"]
+    found = plan(paper(*words), sizes, eight, 0.5)
+    assert sum(found["memory_gb"].values()) == pytest.approx(found["needed_gb"]) and found["fits"]
+    train = found["stages"]["train"]
+    flop = (sizes.teacher.flop + 3 * sizes.student.flop) * 256_000
+    assert train["samples"] == 256_000
+    assert found["arithmetic_seconds"] == pytest.approx(flop / 1000 / 8 / (989e12 * 0.5))
+    assert train["gpu_hours"] == pytest.approx(1000 * found["step_seconds"] * 8 / 3600)
+    one = plan(paper(*words), sizes, replace(eight, per_node=1), 0.5)
+    assert one["stages"]["cache"]["gpu_hours"] == pytest.approx(found["stages"]["cache"]["gpu_hours"])
+    # 9 hosts' worth of GPUs for 8 shards: no faster
+    many = plan(paper(*words, "train.global_batch=288"), sizes, Cluster(eight.gpu, 9, 8), 0.5)
+    assert many["stages"]["cache"]["hours"] == pytest.approx(found["stages"]["cache"]["hours"])
+
+
+def test_both_splits_are_drawn_however_the_unseen_are_named(sizes: Sizes) -> None:
+    eight = Cluster(find_gpu("h200"), nodes=1, per_node=8)
+    for words in (["cache.exclude=[cat]"], ["eval.unseen=list.csv"], ["cache.exclude=[cat]", "eval.unseen=list.csv"]):
+        found = plan(paper("eval.size=1000", *words), sizes, eight, 0.5)
+        assert found["stages"]["eval"]["samples"] == 2000
+
+
+def test_what_makes_it_fit_is_said_of_a_teacher_in_a_graph_too(sizes: Sizes) -> None:
+    small = Cluster(Gpu(100, 9, 100, 10, 100), 1, 8)
+    graph = paper("engine.compile=whole", "engine.teacher_graph=true", "engine.teacher_fp8=true")
+    found = [words for words, _ in plan(graph, sizes, small, 0.25)["knobs"]]
+    assert found and all("teacher_graph=false" in words for words in found if "teacher=sharded" in words)
+    assert any("teacher=sharded" in words for words in found)
+
+
+def test_a_plan_follows_the_size_of_the_images(sizes: Sizes) -> None:
+    real = ["cache.captions=[]", "cache.images=photos"]
+    cluster = Cluster(find_gpu("h200"), 1, 8)
+    plans = {}
+    for pixels in (512, 1024):
+        config = paper(*real, f"cache.resolution={pixels}", f"eval.resolution={pixels}")
+        plans[pixels] = plan(config, counted(config), cluster, 0.25)
+    usual = plan(paper(*real), sizes, cluster, 0.25)
+    assert plans[512]["memory_gb"] == usual["memory_gb"] and plans[512]["stages"] == usual["stages"]
+    grown = plans[1024]["memory_gb"]["activations"] / usual["memory_gb"]["activations"]
+    assert 3.9 < grown < 4.1
+    assert plans[1024]["arithmetic_seconds"] > 4 * usual["arithmetic_seconds"]  # attention grows by the square
+    assert plans[1024]["stages"]["eval"]["hours"] > 4 * usual["stages"]["eval"]["hours"]
+
+
+def test_slims_losses_keep_what_is_counted() -> None:
+    latents, names = torch.randn(2, 4, 64, 64), ["f"]
+    losses = {
+        "feature": lambda ours, theirs: feature_loss(names, ours, theirs),
+        "spatial": lambda ours, theirs: spatial_loss(names, ours, theirs),
+        "frequency": lambda ours, theirs: frequency_loss(names, ours, theirs, latents),
+    }
+    assert losses.keys() == COMPARED_BYTES.keys()
+    for name, loss in losses.items():
+        ours = torch.randn(2, 8, 32, 32, dtype=torch.bfloat16, requires_grad=True)
+        theirs = torch.randn_like(ours).detach()
+        saved = {}
+
+        def keep(tensor: torch.Tensor, saved: dict[int, object] = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            terms = loss([ours], [theirs])
+        held = sum(storage.nbytes() for key, storage in saved.items() if key != ours.untyped_storage()._cdata)
+        assert held / ours.numel() == pytest.approx(COMPARED_BYTES[name], rel=0.05), name
+        assert len(terms) == 1
+
+
+def test_a_hybrids_groups_divide_the_ranks(sizes: Sizes) -> None:
+    config = paper("engine.kind=fsdp", "engine.sharding=hybrid", "engine.shard_group=24")
+    with pytest.raises(ValueError, match=r"engine\.shard_group: 24 does not divide the 32 ranks"):
+        plan(config, sizes, Cluster(find_gpu("h200"), 4, 8), 0.25)
+    swept = sweep(config, sizes, find_gpu("h200"), 8, 0.25)
+    assert {row["gpus"] for row in swept} >= {8, 16} and "fsdp-hybrid" not in {row["engine"] for row in swept}
+    assert shard_group("hybrid", None, 8, 4) == 4 and shard_group("full", 3, 8, 4) == 8
+    with pytest.raises(ValueError, match=r"engine\.shard_group: 8 \(the ranks of one host: 8\) does not divide"):
+        shard_group("hybrid", None, 12, 8)
+
+
+def test_a_runs_mfu_is_of_what_it_computed(tmp_path: Path) -> None:
+    """The log counts no pass twice; with activation checkpointing the student's forward is computed twice."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "mfu": 0.3}\n')
+    reached = {}
+    for checkpointing in ("false", "true"):
+        config = paper(f"engine.activation_checkpointing={checkpointing}")
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        reached[checkpointing] = _reached(tmp_path)
+    assert reached["false"] == 0.3 and 1.2 < reached["true"] / 0.3 < 1.25
+
+
+def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
+    rows = sweep(paper("train.global_batch=4096"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
+    assert {row["gpus"] for row in rows} == {8 * 2**power for power in range(8)}
+    assert {row["engine"] for row in rows} == {"zero-1", "zero-2", "zero-3", "fsdp-full", "fsdp-hybrid"}
+    assert all(row["gpus"] * row["micro_batch"] * row["accumulation"] == 4096 for row in rows)
+    by = {(row["gpus"], row["engine"], row["micro_batch"]): row for row in rows}
+    # More GPUs: less arithmetic each, no less traffic.
+    assert by[1024, "zero-1", 4]["arithmetic_seconds"] < by[8, "zero-1", 4]["arithmetic_seconds"] / 100
+    assert by[1024, "zero-1", 4]["traffic_gb"] > by[8, "zero-1", 4]["traffic_gb"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    said = randcond(tmp_path, "plan", "demo-with", *SD, "train.global_batch=256", "--gpu", "rtx4090").stdout
+    assert "DOES NOT FIT" in said and "fits with  engine." in said and "GPU-hours" in said
+    (tmp_path / "run").mkdir()
+    lines = '{"step": 1, "mfu": 0.31}\n{"step": 2, "mfu": NaN}\n{"step": 3, "m'  # the last cut off by a kill
+    (tmp_path / "run/metrics.jsonl").write_text(lines)
+    (tmp_path / "run/config.yaml").write_text(to_yaml(load_config("demo-with")))
+    words = ["plan", "demo", "--efficiency", "run", "--gpus", "1", "--json"]
+    arms = json.loads(randcond(tmp_path, *words).stdout)
+    assert [arm["experiment"] for arm in arms] == ["demo-without", "demo-with"] and arms[0]["efficiency"] == 0.31
+    for wrong, named in (
+        (["--gpu", "h300"], "known: a100-40"),
+        (["--efficiency", "2"], "at most 1"),
+        (["--efficiency", "runs/none"], "or a run's folder"),
+        (["--gpus", "7"], "does not divide over 7 ranks"),
+    ):
+        assert named in randcond(tmp_path, "plan", "demo-with", *wrong, code=2).stderr
+
+
+# GPUs -> micro-batch, samples/s per GPU, how far off the plan may be.
+MLPERF = {8: (64, 126.6, 1e-6), 64: (16, 110.2, 0.01), 512: (4, 73.5, 0.05), 1024: (2, 48.8, 0.15)}
+
+
+def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
+    """MLPerf Training v4.0's Stable Diffusion on H100s: speeds of the logs' undisturbed blocks; fp16 all-reduced."""
+    config = complete_config({**LAYOUTS["sd-v2-1"], "sample_size": 64})
+    cost, forward, gpu = (
+        unet_cost(UNet2DConditionModel, config),
+        forward_work(UNet2DConditionModel, config),
+        find_gpu("h100"),
+    )
+    flop, efficiency = 3 * cost.flop, 1.0
+    for gpus, (micro, published, within) in MLPERF.items():
+        traffic = ring_traffic(gpus, 2 * 2 * cost.parameters * (gpus - 1) / gpus, Cluster(gpu, gpus // 8, 8)).seconds
+        if gpus == 8:  # its efficiency is taken from this one
+            efficiency = flop * micro / (micro / published - traffic) / (1e12 * gpu.tflops)
+            assert 0.30 < efficiency < 0.32
+        arithmetic = flop * micro / (1e12 * gpu.tflops * efficiency)
+        idle = idle_seconds(arithmetic, full_share(None, forward, micro, gpu), 3 * forward.kernels, micro)
+        predicted = micro / (arithmetic + idle + traffic)
+        print(f"{gpus} GPUs: {predicted:.1f} samples/s per GPU predicted, {published} published")
+        assert predicted == pytest.approx(published, rel=within), gpus
+
+
+def test_the_curve_says_where_more_gpus_are_badly_used(capsys: pytest.CaptureFixture[str], sizes: Sizes) -> None:
+    rows = curve(paper("train.global_batch=256"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
+    assert [row["gpus"] for row in rows] == [2**power for power in range(9)]  # no more GPUs than samples
+    each = [row["samples_per_second"] / row["gpus"] for row in rows]
+    assert all(before >= after for before, after in itertools.pairwise(each))
+    assert rows[0]["filled"] == 1 and rows[-1]["filled"] < 0.9 and rows[-1]["micro_batch"] == 1
+    table = curve_table(paper("train.global_batch=256"), rows, "h200", "given")
+    assert "from 64 GPUs on, 4 samples at once, a GPU does under 80%" in table

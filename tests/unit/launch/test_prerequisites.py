@@ -1,0 +1,56 @@
+"""Setting up: what is missing is said before anything is downloaded, and the environment's own tools are found."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from randcond.launch import prerequisites as needs
+from randcond.launch.config.paths import PACKAGE
+from randcond.train.engine.build_ops import find_tools
+
+
+def ask(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PACKAGE / "launch/needs.py"), str(folder)]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_a_machine_that_has_all_is_told_nothing() -> None:
+    done = ask(Path(sys.prefix), CXX="env c++")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_a_machine_lacks_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = ask(Path(sys.prefix), CXX="no-such-compiler")
+    assert done.returncode == 1 and done.stderr == "error: make setup needs\n  a C++ compiler (g++)\n"
+    monkeypatch.setattr(needs, "GB", 1e9)
+    (lacks,) = needs.missing(tmp_path / "new" / "venv")
+    assert lacks.startswith(f"1000000000.0 GB in {tmp_path};") and not needs.missing(tmp_path)  # which is there
+
+
+def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed calls it by name on every start on a CPU; `make` puts no environment's folder on PATH."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not shutil.which("ninja")
+    find_tools()
+    find_tools()
+    assert shutil.which("ninja") == str(Path(sys.executable).parent / "ninja")
+    assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/nowhere"
+
+
+def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> None:
+    """Torch's own, of the operator: its file stays where kill -9 came between taking and letting go."""
+    shutil.copytree(Path(sys.prefix) / "torch_extensions", tmp_path / "built")
+    (lock,) = [folder / "lock" for folder in (tmp_path / "built").iterdir()]
+    lock.touch()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
+    environment.pop("DS_ACCELERATOR", None)
+    command = [sys.executable, "-m", "randcond.train.engine.build_ops"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and "built DeepSpeed's CPU operator" in done.stdout and not lock.exists()
+    assert (
+        "Setting accelerator" not in done.stdout + done.stderr
+    )  # DeepSpeed looks for a GPU only where there may be one

@@ -1,0 +1,64 @@
+"""Feature taps: exact under activation checkpointing and torch.compile, and loud when they capture nothing."""
+
+import pytest
+import torch
+import torch._dynamo.utils
+
+from randcond.model_zoo.denoiser.condition import denoise
+from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
+from randcond.model_zoo.students.registry import build_student, find_rule
+from tests.unit.model_zoo.test_students import inputs, tiny_teacher
+
+Run = tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]
+
+
+def forward_and_backward(module: TappedStudent, teacher: torch.nn.Module) -> Run:
+    noised, timesteps, condition = inputs(teacher)  # type: ignore[arg-type]
+    prediction, features = module(noised, timesteps, condition)
+    (prediction.square().mean() + sum(feature.square().mean() for feature in features)).backward()
+    gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
+    module.zero_grad()
+    return prediction.detach(), [feature.detach() for feature in features], gradients
+
+
+@pytest.mark.parametrize(("layout", "name"), [("sd-v1-4", "block-base"), ("sdxl", "koala-700m")])
+@pytest.mark.parametrize("how", ["checkpointing", "compile", "both"])
+def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: str) -> None:
+    teacher = tiny_teacher(layout)
+    rule = find_rule(name)
+    module = TappedStudent(build_student(name, plain_config(teacher.config), seed=1), teacher, rule)
+    plain = forward_and_backward(module, teacher)
+    if how in ("checkpointing", "both"):
+        module.unet.enable_gradient_checkpointing()
+    if how in ("compile", "both"):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        # aot_eager: dynamo's and autograd's tracing, no C++ to wait for; the hardest case with the real compiler
+        module.unet.compile_repeated_blocks(backend="inductor" if (layout, how) == ("sdxl", "both") else "aot_eager")
+    for _ in range(2):  # a second step must not see what the first one's backward ran again
+        again = forward_and_backward(module, teacher)
+        assert torch.allclose(plain[0], again[0], atol=1e-5)
+        for before, after in zip(plain[1], again[1], strict=True):
+            assert torch.allclose(before, after, atol=1e-5)
+        for key, gradient in plain[2].items():
+            assert torch.allclose(gradient, again[2][key], atol=1e-5, rtol=1e-3), key
+        assert not any(tap.feature is not None for tap in module.taps.taps.values())  # nothing held over
+    if how in ("compile", "both"):
+        counted = torch._dynamo.utils.counters
+        assert 0 < counted["stats"]["unique_graphs"] <= 6, "a graph per block: the hooks' guards tell blocks apart"
+        assert not counted["graph_break"]
+
+
+def test_taps_name_what_is_missing() -> None:
+    teacher = tiny_teacher("sd-v1-4")
+    with pytest.raises(ValueError, match=r"no module mid_block\.attentions\.7"):
+        FeatureTaps(teacher, ["mid_block.attentions.7"])
+    taps = FeatureTaps(teacher, ["mid_block"])
+    with pytest.raises(RuntimeError, match="captured nothing at mid_block"):
+        taps.collect()
+    denoise(teacher, *inputs(teacher))
+    taps.forget()  # what an earlier forward left belongs to no feature
+    with pytest.raises(RuntimeError, match="captured nothing at mid_block"):
+        taps.collect()
+    taps.remove()

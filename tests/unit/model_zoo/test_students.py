@@ -1,0 +1,253 @@
+"""Students as rules: the paper's sizes, bit-equal teacher weights, features that meet, on every layout."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from randcond.model_zoo.cost.memory import saved_activations
+from randcond.model_zoo.denoiser.condition import blank_condition, denoise
+from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
+from randcond.model_zoo.students.registry import STUDENTS, build_student, find_rule, student_config
+from randcond.model_zoo.students.rule import StudentRule
+from randcond.model_zoo.students.slim import SlimUNet2DConditionModel, haar_dwt, haar_idwt
+from randcond.model_zoo.students.weight_copy import copy_teacher_weights
+from randcond.train.losses import feature_loss, output_loss
+from tests.support.demo import randcond
+from tests.support.shaped import unet_config
+
+TABLE_A = {  # teacher layout -> student -> parameters (millions), MACs and attention MACs (G): Tables A and F
+    "sd-v1-4": {
+        "teacher": (859.5, 338.6, 63.0),
+        "block-base": (579.4, 223.7, 37.8),
+        "block-small": (482.3, 217.6, 37.8),
+        "block-tiny": (323.4, 205.0, 37.8),
+        "channel-base": (553.2, 217.0, 50.4),
+        "channel-small": (425.3, 166.2, 44.1),
+        "channel-tiny": (314.1, 122.3, 37.8),
+        "channel-micro": (219.8, 85.0, 31.5),
+    },
+    "sdxl": {
+        "teacher": (2567.5, 2988.7, 392.0),
+        "koala-1b": (1161.2, 1515.4, 200.5),
+        "koala-700m": (782.8, 1176.2, 174.6),
+    },
+}
+TFLOP = {"block-base": 2.37, "block-tiny": 2.26, "channel-micro": 1.50, "koala-1b": 17.1, "koala-700m": 14.9}
+NINE = [(layout, name) for layout, rows in TABLE_A.items() for name in rows if name != "teacher"]
+ELSEWHERE = [  # rules on teachers the paper never distilled
+    *[("sd-v2-1", name) for name in ("block-base", "block-tiny", "channel-small", "slim-base")],
+    *[("sdxl", name) for name in ("block-base", "block-small", "channel-micro", "slim-small")],
+    *[("sd-v1-4", name) for name in ("slim-base", "slim-small", "slim-tiny", "channel-0.65")],
+]
+
+
+def tiny_teacher(layout: str) -> UNet2DConditionModel:
+    torch.manual_seed(1)
+    return UNet2DConditionModel(**unet_config(layout, tiny=True)).eval().requires_grad_(False)
+
+
+def inputs(teacher: UNet2DConditionModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(2)
+    config = teacher.config
+    condition = {name: torch.randn_like(value) for name, value in blank_condition(config, batch, tokens=7).items()}
+    noised = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size)
+    return noised, torch.tensor([10, 900])[:batch], condition
+
+
+def test_sizes_and_costs_are_the_papers(tmp_path: Path) -> None:
+    rows = json.loads(randcond(tmp_path, "students", "--json").stdout)
+    found = {(row["teacher"], row["name"]): row for row in rows}
+    for teacher, students in TABLE_A.items():
+        for name, wanted in students.items():
+            row = found[teacher, name]
+            assert (row["parameters_m"], row["macs_g"], row["attention_macs_g"]) == wanted, (teacher, name)
+            if name in TFLOP:
+                assert row["training_tflop_per_sample"] == pytest.approx(TFLOP[name], abs=0.05)
+    assert "transformer_layers_per_block is 1" in found["sd-v1-4", "koala-1b"]["does_not_apply"]
+    memory = found["sd-v1-4", "block-base"]["memory_gb"]
+    assert memory["teacher"] == pytest.approx(2 * 0.8595, abs=0.01)
+    assert memory["weights"] == pytest.approx(2 * 0.5794, abs=0.01)
+    assert memory["optimizer"] == pytest.approx(16 * 0.5794, abs=0.01)
+    assert found["sd-v1-4", "block-base"]["block_out_channels"] == [320, 640, 1280, 1280]
+
+
+def test_activations_are_what_a_real_forward_keeps(tmp_path: Path) -> None:
+    config = plain_config(tiny_teacher("sd-v1-4").config)
+    counted = saved_activations(UNet2DConditionModel, config, batch=3, tokens=7)
+    unet, kept = UNet2DConditionModel.from_config(config).to(torch.bfloat16), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    condition = blank_condition(config, 3, 7, torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = denoise(unet, torch.zeros(3, 4, 16, 16, dtype=torch.bfloat16), torch.zeros(3), condition)
+    own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+    real = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+    assert out.grad_fn is not None
+    assert counted == pytest.approx(real, rel=0.05)
+
+
+def expected_source(name: str, key: str) -> str:
+    """The block map in the paper's words, not the rule's code."""
+    if not key.startswith("up_blocks"):
+        return key
+    parts = key.split(".")
+    if name == "block-tiny":
+        parts[1] = {"0": "1", "1": "2", "2": "3"}[parts[1]]
+    if parts[2] in ("resnets", "attentions"):
+        parts[3] = {"0": "0", "1": "2"}[parts[3]]
+    return ".".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        *[("sd-v1-4", name) for name in ("block-base", "block-small", "block-tiny")],
+        *[("sdxl", name) for name in ("koala-1b", "koala-700m", "block-base")],
+        ("sd-v2-1", "block-tiny"),
+    ],
+)
+def test_teacher_weights_are_copied_bit_by_bit(layout: str, name: str) -> None:
+    theirs = tiny_teacher(layout).state_dict()
+    rule = find_rule(name)
+    student = rule.model.from_config(student_config(name, unet_config_of(layout)))
+    copied = copy_teacher_weights(rule, student, theirs)
+    compared = 0
+    for key, tensor in student.state_dict().items():
+        source = expected_source(name, key)
+        assert torch.equal(tensor, theirs[source]), f"{key} is not {source}"
+        compared += 1
+    assert copied == compared == len(list(student.state_dict()))
+
+
+def unet_config_of(layout: str) -> dict[str, object]:
+    return plain_config(tiny_teacher(layout).config)
+
+
+@pytest.mark.parametrize(("layout", "name"), [("sd-v1-4", "block-tiny"), ("sdxl", "koala-700m"), ("sdxl", "koala-1b")])
+def test_every_full_size_tensor_has_a_teacher_tensor_of_its_shape(layout: str, name: str) -> None:
+    with torch.device("meta"):
+        teacher = UNet2DConditionModel(**unet_config(layout, tiny=False))
+        student = UNet2DConditionModel.from_config(student_config(name, plain_config(teacher.config)))
+    theirs = {key: tensor.shape for key, tensor in teacher.state_dict().items()}
+    for key, tensor in student.state_dict().items():
+        assert theirs[expected_source(name, key)] == tensor.shape
+
+
+def test_slim_copies_all_but_its_samplers() -> None:
+    teacher = tiny_teacher("sd-v1-4")
+    theirs = teacher.state_dict()
+    student = build_student("slim-base", plain_config(teacher.config), 0, theirs)
+    assert isinstance(student, SlimUNet2DConditionModel)
+    fresh = [key for key in student.state_dict() if "samplers" in key]
+    assert len(fresh) == 3 * 4 + 3 * 6  # a gate of two linear layers each, and the upsamplers' convolution
+    for key, tensor in student.state_dict().items():
+        if key not in fresh:
+            assert torch.equal(tensor, theirs[expected_source("slim-base", key)])
+
+
+def test_a_student_that_removes_nothing_is_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for layout in ("sd-v1-4", "sdxl"):
+        everything = StudentRule("all of it", dict, find_rule("block-base").pairs, lambda name: name)
+        monkeypatch.setitem(STUDENTS, "everything", everything)
+        teacher = tiny_teacher(layout)
+        unet = build_student("everything", plain_config(teacher.config), 0, teacher.state_dict())
+        student = TappedStudent(unet, teacher, everything)
+        taps = FeatureTaps(teacher, student.teacher_names)
+        noised, timesteps, condition = inputs(teacher)
+        target = denoise(teacher, noised, timesteps, condition)
+        prediction, features = student(noised, timesteps, condition)
+        assert (prediction - target).abs().max() < 1e-6
+        losses = {**output_loss(prediction, target), **feature_loss(student.teacher_names, features, taps.collect())}
+        assert all(loss.item() == 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize(("layout", "name"), NINE + ELSEWHERE)
+def test_every_student_trains_and_its_features_meet(layout: str, name: str) -> None:
+    teacher = tiny_teacher(layout)
+    rule = find_rule(name)
+    student = TappedStudent(build_student(name, plain_config(teacher.config), seed=1), teacher, rule)
+    taps = FeatureTaps(teacher, student.teacher_names)
+    noised, timesteps, condition = inputs(teacher)
+    target = denoise(teacher, noised, timesteps, condition)
+    prediction, features = student(noised, timesteps, condition)
+    terms = feature_loss(student.teacher_names, features, taps.collect())
+    (output_loss(prediction, target)["output"] + sum(terms.values())).backward()
+    without = [key for key, p in student.named_parameters() if p.grad is None]
+    assert not without, f"no gradient reaches {without[:3]}"
+    assert all(p.grad is None for p in teacher.parameters())
+    assert any("projectors" in key for key, _ in student.named_parameters()) == name.startswith("channel")
+
+
+def test_koala_taps_name_what_the_paper_lists() -> None:
+    pairs = find_rule("koala-1b").pairs(unet_config_of("sdxl"))
+    attentions = [pair for pair in pairs if pair[0].endswith("attn1")]
+    assert len(pairs) == len(attentions) + 2
+    assert len(attentions) == 2 + 6 + 6 + (6 + 6) + (2 + 2)  # down 1, down 2, mid, up 0 twice, up 1 twice
+    assert ("up_blocks.2.resnets.2.conv2", "up_blocks.2.resnets.1.conv2") in pairs
+    assert not [pair for pair in find_rule("koala-700m").pairs(unet_config_of("sdxl")) if "mid" in pair[0]]
+
+
+def test_channel_students_of_a_teacher_with_heads_of_fixed_width_keep_them_near_it() -> None:
+    with torch.device("meta"):
+        teacher = plain_config(UNet2DConditionModel(**unet_config("sd-v2-1", tiny=False)).config)
+    base = student_config("channel-base", teacher)
+    assert base["block_out_channels"] == (256, 512, 1024, 1024) and base["attention_head_dim"] == [4, 8, 16, 16]
+
+
+def test_what_a_rule_cannot_do_is_said() -> None:
+    with pytest.raises(ValueError, match="unknown student 'block-huge'; known: block-base"):
+        find_rule("block-huge")
+    sd, sdxl = unet_config_of("sd-v1-4"), unet_config_of("sdxl")
+    with pytest.raises(ValueError, match=r"student.rule: block-tiny: .* this teacher has 3"):
+        student_config("block-tiny", sdxl)
+    with pytest.raises(ValueError, match=r"koala-1b: .* take a block rule"):
+        student_config("koala-1b", sd)
+    with pytest.raises(ValueError, match="layers_per_block 2, not 1"):
+        student_config("block-base", student_config("block-base", sd))
+    with pytest.raises(ValueError, match="widths differ"):
+        build_student("channel-base", sd, 0, tiny_teacher("sd-v1-4").state_dict())
+    wider = UNet2DConditionModel(**{**unet_config("sd-v1-4", tiny=True), "cross_attention_dim": 24}).state_dict()
+    with pytest.raises(ValueError, match=r"takes the teacher's .*attn2.to_k.weight, which has shape \(32, 24\)"):
+        build_student("block-base", sd, 0, wider)
+
+
+def test_features_that_do_not_meet_are_named() -> None:
+    teacher = tiny_teacher("sd-v1-4")
+    rule = find_rule("channel-base")
+    unet = build_student("channel-base", plain_config(teacher.config), 0)
+    bare = StudentRule(rule.summary, rule.config, rule.pairs, None, projected=False)
+    with pytest.raises(ValueError, match=r"down_blocks.0.downsamplers.0.conv.*\(32, 8, 8\), the student \(24, 8, 8\)"):
+        TappedStudent(unet, teacher, bare)
+    shifted = StudentRule("", rule.config, lambda _: [("down_blocks.0", "down_blocks.1")], None, projected=True)
+    with pytest.raises(ValueError, match="pair other modules"):
+        TappedStudent(unet, teacher, shifted)
+
+
+def test_random_initialisation_follows_its_seed_and_leaves_the_global_one() -> None:
+    config = unet_config_of("sd-v1-4")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (build_student("block-base", config, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    weight = "conv_in.weight"
+    assert torch.equal(one.state_dict()[weight], same.state_dict()[weight])
+    assert not torch.equal(one.state_dict()[weight], other.state_dict()[weight])
+
+
+def test_haar_transform_is_orthonormal_and_inverts() -> None:
+    x = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    bands = haar_dwt(x)
+    assert (haar_idwt(bands) - x).abs().max() < 1e-6
+    assert bands.square().sum() == pytest.approx(x.square().sum().item(), rel=1e-6)
+    assert torch.allclose(bands[:, 0], 2 * torch.nn.functional.avg_pool2d(x, 2), atol=1e-6)
+    left = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).expand(1, 1, 2, 2)
+    assert haar_dwt(left).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # a vertical edge is LH's alone
+    with pytest.raises(ValueError, match="must be even"):
+        haar_dwt(x[..., :5])

@@ -1,0 +1,122 @@
+"""The house: imports point one way between packages and rooms, and only the engines' seam knows the engines."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+GROUND_FLOOR = {"launch.config", "launch.runtime"}  # rooms that every package but model_zoo stands on
+ALLOWED = {  # package -> packages of ours it may import
+    "launch": {"model_zoo"},  # launch/planning alone: the rest of it starts without torch
+    "model_zoo": set(),
+    "data": {"model_zoo"},
+    "eval": {"data", "model_zoo"},
+    "train": {"data", "eval", "model_zoo"},
+}
+LARGEST_ROOM = 12  # files
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, wherever in it; of `from PACKAGE import MODULE` the module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inside = ROOT.joinpath(*(node.module or "").split(".")[1:])
+            modules = {alias.name for alias in node.names if (inside / f"{alias.name}.py").is_file()}
+            names |= {f"{node.module}.{name}" for name in modules} or {node.module or ""}
+    return names
+
+
+def room(module: str) -> str:
+    """The room of a module named below randcond: its folder in the package; a file at a package's top is its own."""
+    return ".".join(module.split(".")[:2])
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the five packages, named below randcond."""
+    found = {}
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms a file imports from."""
+    return {room(name.removeprefix("randcond.")) for name in imported(path) if name.startswith("randcond.")}
+
+
+def test_imports_point_one_way_between_packages() -> None:
+    for name, path in modules().items():
+        package = name.split(".")[0]
+        for target in rooms_imported(path):
+            ours = target.split(".")[0]
+            fine = ours == package or ours in ALLOWED[package] or (target in GROUND_FLOOR and package != "model_zoo")
+            assert fine, f"{path.relative_to(ROOT)} imports {target}"
+            assert ours != "model_zoo" or package != "launch" or room(name) == "launch.planning", path
+
+
+def test_rooms_import_each_other_in_no_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        edges.setdefault(room(name), set()).update(rooms_imported(path) - {room(name)})
+    order = list(TopologicalSorter(edges).static_order())  # raises CycleError naming the circle
+    assert order.index("launch.config") < order.index("launch.runtime") < order.index("train.loop")
+
+
+def test_a_room_holds_at_most_a_dozen_files() -> None:
+    counts = Counter(path.parent.relative_to(ROOT) for path in modules().values())
+    assert {str(folder): count for folder, count in counts.items() if count > LARGEST_ROOM} == {}
+
+
+def test_every_room_is_installed() -> None:
+    """setuptools takes the packages that pyproject.toml lists."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in modules().values()}
+    assert set(settings["packages"]) == {f"randcond.{folder}" for folder in folders}
+
+
+def test_only_the_seam_imports_the_engines() -> None:
+    seam = ROOT / "train" / "engine"
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            engines = {name for name in imported(path) if name.split(".")[0] == "deepspeed" or "fsdp" in name}
+            assert not engines or seam in path.parents, f"{path.relative_to(ROOT)} imports {engines}"
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = "import sys, randcond.launch.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_stages_start_without_torch() -> None:
+    """Threads are pinned by the configuration, which is read first: torch counts them when it is imported."""
+    stages = ", ".join(f"randcond.{package}.__main__" for package in ("data", "train", "eval"))
+    code = f"import sys, {stages}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_nothing_executable_is_loaded() -> None:
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            where = path.relative_to(ROOT)
+            assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle"}, where
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
+                    assert isinstance(node.value, ast.Constant) and node.value.value is False, where
+                if isinstance(node, ast.Call):
+                    name = ast.unparse(node.func)
+                    assert name not in ("eval", "exec", "yaml.load_all", "yaml.unsafe_load"), where
+                    if name == "torch.load":  # published .pth files: tensors only
+                        given = {each.arg: ast.unparse(each.value) for each in node.keywords}
+                        assert given.get("weights_only") == "True", where
+                    if name == "yaml.load":
+                        assert "StrictLoader" in ast.unparse(node), where  # ours, a SafeLoader

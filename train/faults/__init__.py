@@ -1,0 +1,1 @@
+"""What ends a run: lost ranks, preemption, a full disk."""

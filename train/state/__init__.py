@@ -1,0 +1,1 @@
+"""What a run keeps: checkpoints, its identity, the student's model card."""

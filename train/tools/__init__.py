@@ -1,0 +1,1 @@
+"""Commands beside the training: check all, export, tune."""
