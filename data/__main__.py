@@ -4,6 +4,7 @@ from pathlib import Path
 
 from randcond.launch.config.paths import is_url, resolve_sources
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.entry_point import stage_main
 
@@ -29,7 +30,7 @@ def _check_sources(config: Config, asked: dict[str, list[str]]) -> None:
             if is_url(source):
                 expand(source)  # is there; to look into it is to bring it
             elif not any(read_source(source)):
-                raise ValueError(f"{key}: {source} holds no caption")
+                raise UserError(f"{key}: {source} holds no caption")
 
 
 def pool(config: Config) -> None:

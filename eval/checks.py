@@ -10,17 +10,18 @@ from randcond.eval.scores.metrics import Metric, find_metrics
 from randcond.eval.scores.statistics import find_features, find_statistics
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 
 
 def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
-    """Raises ValueError naming the key: captions, metrics, protocol; captions that the digits' judge can't read.
+    """Raises UserError naming the key: captions, metrics, protocol; captions that the digits' judge can't read.
 
     `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
     """
     metrics = find_metrics(config.eval.metrics)
     size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
     if "digits" in metrics and size != IMAGE_SIZE:
-        raise ValueError(
+        raise UserError(
             f"eval.metrics: digits reads images of {IMAGE_SIZE} pixels, by eval.protocol={config.eval.protocol} and "
             f"eval.resolution they are of {size}; take eval.protocol=native, or another metric"
         )
@@ -30,7 +31,7 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
         _check_prompts(config, prompts, metrics)
     for name, metric in metrics.items():
         if metric.compares and config.eval.statistics is None:
-            raise ValueError(
+            raise UserError(
                 f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
             )
         for split in (prompts.splits if prompts else [ALL]) if metric.compares else ():
@@ -59,7 +60,7 @@ def _check_prompts(config: Config, prompts: Prompts, metrics: dict[str, Metric])
     for name, metric in metrics.items():
         for split, ids in parts.items():
             if len(ids) < metric.least:
-                raise ValueError(
+                raise UserError(
                     f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more, or "
                     f"take it out"
                 )

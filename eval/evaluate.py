@@ -17,8 +17,9 @@ from randcond.eval.scores.metrics import METRICS, find_metrics, warnings
 from randcond.eval.scores.statistics import Reference, read_statistics
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_json
-from randcond.launch.runtime.logs import say_everywhere
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import cpu_threads, device, rank
 from randcond.model_zoo.sampler import default_setting, own_resolution, sampler_dtype
 
@@ -40,14 +41,14 @@ class EvaluatedModel:
 
 
 def prepare(config: Config) -> Task:
-    """Prompts, protocol and extractors of an experiment; raises ValueError naming what of them is not there."""
+    """Prompts, protocol and extractors of an experiment; raises UserError naming what of them is not there."""
     wanted = sorted({extractor for m in find_metrics(config.eval.metrics).values() for extractor in m.needs.values()})
     extractors = load_extractors(wanted, config.eval, device())
     return Task(choose_prompts(config), protocol_of(config.eval), config.eval, extractors)
 
 
 def references(config: Config, task: Task) -> References:
-    """The statistics of real images that the metrics compare with, by split; raises ValueError naming what is wrong."""
+    """The statistics of real images that the metrics compare with, by split; raises UserError naming what is wrong."""
     found: References = {}
     for metric in find_metrics(config.eval.metrics).values():
         if metric.compares is None:
@@ -65,13 +66,13 @@ def references(config: Config, task: Task) -> References:
 
 
 def _check_of_the_same_images(real: References) -> None:
-    """Raises ValueError when splits' statistics in one folder were made of different images."""
+    """Raises UserError when splits' statistics in one folder were made of different images."""
     for row in {row for _, row in real}:
         made = {each.facts.get("images_sha256"): each.path for (_, of), each in real.items() if of == row}
         made.pop(None, None)  # another tool's
         if len(made) > 1:
             first, second = list(made.values())[:2]
-            raise ValueError(
+            raise UserError(
                 f"eval.statistics: {first} and {second.name} were made of different images; remove both, and make "
                 f"all splits by one `randcond eval stats --splits`"
             )
@@ -91,18 +92,18 @@ def evaluate(system: EvaluatedModel, task: Task, real: References, out: Path) ->
         return
     scores = score(task, real, out)
     write_json(path, {**facts, **scores, "size": system.size})
-    say_everywhere(f"eval: {system.name}: {headline(task.ev.metrics, scores['splits'])}")
+    log.info(f"eval: {system.name}: {headline(task.ev.metrics, scores['splits'])}")
     for split, notes in scores["notes"].items():
         for note in notes:
-            say_everywhere(f"eval: {system.name}: {split}: {note}")
+            log.info(f"eval: {system.name}: {split}: {note}")
 
 
 def check_sizes(system: EvaluatedModel, task: Task, real: References) -> None:
-    """Raises ValueError when images are scored as drawn and the statistics are of images of another size."""
+    """Raises UserError when images are scored as drawn and the statistics are of images of another size."""
     side = task.protocol.size or task.ev.resolution or own_resolution(system.pipe)
     for reference in real.values():
         if reference.facts.get("size") not in (None, side):
-            raise ValueError(
+            raise UserError(
                 f"eval.statistics: {reference.path}: of images of {reference.facts['size']} pixels, scored are images "
                 f"of {side}; `randcond eval stats --size {side}` makes the others"
             )

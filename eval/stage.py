@@ -13,6 +13,7 @@ from randcond.eval.evaluate import EvaluatedModel, draw, evaluate, prepare, refe
 from randcond.eval.images.prompts import grid_prompts
 from randcond.launch.config.paths import eval_folder, resolve_path, student_folder
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.fingerprint import folder_fingerprint
@@ -26,7 +27,7 @@ GRID = 1_000_000  # all of a grid is shown
 def run(config: Config) -> None:
     """Draws and scores what is missing; every rank takes its share of the chunks.
 
-    Raises ValueError when the student is not trained yet, or weights or statistics are not there.
+    Raises UserError when the student is not trained yet, or weights or statistics are not there.
     """
     teacher = local_folder(resolve_path(config.teacher.path))
     arms: dict[str, tuple[Path, Path, str]] = {"teacher": (teacher, Path(config.paths.reference), "raw")}
@@ -54,8 +55,8 @@ def run(config: Config) -> None:
 
 
 def trained_student(config: Config, weights: str) -> Path:
-    """The exported student of a finished run; raises ValueError when there is none."""
+    """The exported student of a finished run; raises UserError when there is none."""
     folder = student_folder(config, weights)
     if not (Path(config.paths.run) / "train.json").is_file() or not folder.is_dir():
-        raise ValueError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")
+        raise UserError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")
     return folder

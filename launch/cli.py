@@ -18,7 +18,9 @@ from randcond.launch.cluster.supervise import run_steps, write_files
 from randcond.launch.config.experiments import experiment_names, find_experiment, table_names, to_yaml
 from randcond.launch.config.paths import EXPERIMENTS
 from randcond.launch.config.tables import load_table, runs_of
-from randcond.launch.runtime.exit_codes import exit_code
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.exit_codes import report_error
+from randcond.launch.runtime.logs import start_console
 from randcond.launch.runtime.processes import QUIET, name_accelerator
 
 GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
@@ -92,7 +94,7 @@ def run(
     steps = plan(stage, experiment, list(overrides), place)
     is_table = experiment in table_names()
     if sbatch and launcher != "slurm":
-        raise ValueError("--sbatch is for --launcher slurm")
+        raise UserError("--sbatch is for --launcher slurm")
     if dry_run:
         for each in runs_of(experiment, list(overrides)):
             print(f"# {each.experiment}{f', {each.config.replicate}' if each.config.replicate else ''}, resolved")
@@ -123,6 +125,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of the console script; exits 2 with one line on the user's mistake."""
+    start_console()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(words)
@@ -130,11 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError) as error:
-        if os.environ.get("RANDCOND_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
+    except Exception as error:
+        sys.exit(report_error(error))
 
 
 def _dispatch(words: list[str]) -> None:
@@ -152,7 +152,7 @@ def _dispatch(words: list[str]) -> None:
         _call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
         return
     if name not in GROUPS:
-        raise ValueError(
+        raise UserError(
             f"unknown command {name!r}{_near(name, ['run', 'launch', *GROUPS, *TOOLS])}; see `randcond --help`"
         )
     tools = importlib.import_module(GROUPS[name])
@@ -165,7 +165,7 @@ def _dispatch(words: list[str]) -> None:
         return
     command = words.pop(0)
     if command not in commands:
-        raise ValueError(f"unknown command {name} {command!r}{_near(command, list(commands))}")
+        raise UserError(f"unknown command {name} {command!r}{_near(command, list(commands))}")
     _call(f"randcond {name}", commands[command], words)
 
 
@@ -190,27 +190,27 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
         name = name.replace("-", "_")
         name = f"{name}_" if f"{name}_" in flags else name  # --from: no name for a parameter
         if name not in flags:
-            raise ValueError(f"unknown flag {word}{_near(name, list(flags))}; {usage}")
+            raise UserError(f"unknown flag {word}{_near(name, list(flags))}; {usage}")
         if flags[name].annotation is bool:
             if has_value and value not in ("True", "False"):
-                raise ValueError(f"{said} takes no value; {usage}")
+                raise UserError(f"{said} takes no value; {usage}")
             value = value or "True"
         elif not has_value:
             value = next(rest, "")
             if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
                 way = f"; where {value!r} is the value: {said}={value!r}" if value else ""
-                raise ValueError(f"{said} needs a value{way}; {usage}")
+                raise UserError(f"{said} needs a value{way}; {usage}")
         if "int" in str(flags[name].annotation):
             if not (value.isascii() and value.isdigit()):
-                raise ValueError(f"{said} needs a whole number, got {value!r}")
+                raise UserError(f"{said} needs a whole number, got {value!r}")
             value = str(int(value))  # 08 would stay text
         checked.append(f"--{name}={value}")
     if given < len(required):
-        raise ValueError(f"{required[given]} is missing; {usage}")
+        raise UserError(f"{required[given]} is missing; {usage}")
     many = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     places = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
     if given > places and not many:
-        raise ValueError(f"{given - places} words too many; {usage}")
+        raise UserError(f"{given - places} words too many; {usage}")
 
     import fire
     from fire.decorators import SetParseFn

@@ -14,6 +14,8 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from randcond.launch.errors import UserError
+
 logging.disable_progress_bar()  # ours says what takes long
 transformers_logging.disable_progress_bar()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,13 +27,13 @@ FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
 
 
 def check_weights(folder: Path) -> None:
-    """Raises ValueError naming a weight file of a pipeline that is cut off or damaged: its loaders don't name it."""
+    """Raises UserError naming a weight file of a pipeline that is cut off or damaged: its loaders don't name it."""
     for path in (path for path in sorted(folder.glob("*/*.safetensors")) if len(path.suffixes) == 1):
         try:
             with safe_open(path, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{path}: damaged ({error}); fetch or copy it again") from None
+            raise UserError(f"{path}: damaged ({error}); fetch or copy it again") from None
 
 
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
@@ -48,9 +50,9 @@ def with_parts(pipe: Any, **parts: Any) -> Any:
 
 
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
-    """The pipeline a diffusers folder is made for; raises ValueError naming the known ones."""
+    """The pipeline a diffusers folder is made for; raises UserError naming the known ones."""
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     for family in FAMILIES:
         if family.__name__ == name:
             return family
-    raise ValueError(f"{folder}: is a {name}; a teacher is one of {', '.join(f.__name__ for f in FAMILIES)}")
+    raise UserError(f"{folder}: is a {name}; a teacher is one of {', '.join(f.__name__ for f in FAMILIES)}")

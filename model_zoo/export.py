@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.diffusers_folder import FAMILIES, pipeline_class, with_parts
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
@@ -34,7 +35,7 @@ def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
     """A U-Net of the same architecture with these weights [name -> fp32 tensor], in eval mode.
 
-    Raises ValueError naming the first tensor when the weights are of another architecture.
+    Raises UserError naming the first tensor when the weights are of another architecture.
     """
     with torch.device("meta"):
         unet = type(like).from_config(plain_config(like.config))
@@ -44,7 +45,7 @@ def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: 
 
 
 def check_shapes(wanted: Shapes, given: Shapes, what: str) -> None:
-    """Raises ValueError when tensors are of another architecture: which differ, and what would do."""
+    """Raises UserError when tensors are of another architecture: which differ, and what would do."""
     missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
     if not (missing or unknown or reshaped):
@@ -54,7 +55,7 @@ def check_shapes(wanted: Shapes, given: Shapes, what: str) -> None:
     if reshaped:
         name = reshaped[0]
         first.append(f"{len(reshaped)} of another shape, the first {name}, {given[name]} for {wanted[name]}")
-    raise ValueError(
+    raise UserError(
         f"{what}: of another architecture than student.rule gives for this teacher ({'; '.join(first)}). "
         f"Give the rule and teacher they were trained with, or another paths.run."
     )
@@ -63,11 +64,11 @@ def check_shapes(wanted: Shapes, given: Shapes, what: str) -> None:
 def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of an exported student (its `unet` folder), of whichever class it is; safetensors only.
 
-    Raises ValueError for a class that is not a student's.
+    Raises UserError for a class that is not a student's.
     """
     name = json.loads((folder / "config.json").read_text()).get("_class_name")
     if name not in UNETS:
-        raise ValueError(f"{folder}/config.json: is a {name}, a student's U-Net is one of {', '.join(UNETS)}")
+        raise UserError(f"{folder}/config.json: is a {name}, a student's U-Net is one of {', '.join(UNETS)}")
     return UNETS[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers import CLIPTextConfig
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
 from randcond.model_zoo.hub import unet_config
 
@@ -106,18 +107,18 @@ def layout_of(name: Path | str) -> str | None:
 def unet_of(name: Path | str) -> UNetConfig:
     """A teacher's complete U-Net configuration, by layout name, folder or hub id.
 
-    Raises ValueError listing the names when there is none.
+    Raises UserError listing the names when there is none.
     """
     if layout := layout_of(name):
         return complete_config(LAYOUTS[layout])
     try:
         return unet_config(name)
-    except FileNotFoundError as error:
-        raise ValueError(f"teacher: none of {', '.join(LAYOUTS)}, and {error}") from None
+    except UserError as error:
+        raise UserError(f"teacher: none of {', '.join(LAYOUTS)}, and {error}") from None
 
 
 def networks_of(name: Path | str) -> Networks:
-    """All of a teacher's configurations; raises ValueError as `unet_of` does."""
+    """All of a teacher's configurations; raises UserError as `unet_of` does."""
     unet = unet_of(name)
     if layout := layout_of(name):
         return Networks(unet, [text_config(sizes) for sizes in TEXT_ENCODERS[layout]], VAE)

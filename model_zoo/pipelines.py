@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoPipelineForText2Image, UNet2DConditionModel
 from torch import nn
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.flops import unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.diffusers_folder import DTYPES, FAMILIES, check_weights, part_dtypes, with_parts
@@ -22,11 +23,11 @@ from randcond.model_zoo.sampler import build_sampler
 def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher") -> Any:
     """The pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
 
-    Raises FileNotFoundError when it is not there, ValueError naming the folder when it is no text-to-image pipeline.
+    Raises UserError when it is not there, ValueError naming the folder when it is no text-to-image pipeline.
     """
     folder = local_folder(path)
     if not (folder / "vae" / "config.json").is_file():
-        raise ValueError(f"{folder}: no text-to-image pipeline whose latents are decoded by an autoencoder (vae/)")
+        raise UserError(f"{folder}: no text-to-image pipeline whose latents are decoded by an autoencoder (vae/)")
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     family = next((family for family in FAMILIES if family.__name__ == name), None)
     check_weights(folder)
@@ -38,7 +39,7 @@ def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | st
         try:
             pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
         except ValueError as error:
-            raise ValueError(f"{folder}: a {name}, which is no text-to-image pipeline to diffusers ({error})") from None
+            raise UserError(f"{folder}: a {name}, which is no text-to-image pipeline to diffusers ({error})") from None
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
             network.to(device).eval().requires_grad_(False)

@@ -22,6 +22,8 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from randcond.launch.errors import UserError
+
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> its class, and what does not come from the checkpoint
     "ddim": (DDIMScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion's own: as many calls as steps
@@ -34,7 +36,7 @@ DECODED_AT_ONCE = 1 << 20  # pixels: a batch of large images would not fit an au
 def build_sampler(name: str, own: Any) -> Any:
     """A sampler built from the checkpoint's `own` one's configuration (supplement K); "teacher": its own, anew.
 
-    Raises ValueError for a flow-matching model, whose schedule no other sampler here follows.
+    Raises UserError for a flow-matching model, whose schedule no other sampler here follows.
     """
     config = {**own.config, "clip_sample": False}  # latents are never clipped
     # What diffusers filled in, it would fill in again, and DDIM's own default is to clip.
@@ -42,7 +44,7 @@ def build_sampler(name: str, own: Any) -> Any:
     if name == "teacher":
         return type(own).from_config(config)
     if type(own).__name__.startswith("FlowMatch"):
-        raise ValueError(f"sampler {name}: the model is a flow-matching one ({type(own).__name__}); take `teacher`")
+        raise UserError(f"sampler {name}: the model is a flow-matching one ({type(own).__name__}); take `teacher`")
     kind, options = SAMPLERS[name]
     return kind.from_config(config, **options)
 
@@ -154,7 +156,7 @@ def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Latents [n, C, h, w] as the U-Net sees them -> images [n, 3, H, W] in [-1, 1], in the VAE's own precision."""
     config = pipe.vae.config
     if latents.ndim != 4 or latents.shape[1] != config.latent_channels:
-        raise ValueError(
+        raise UserError(
             f"{type(pipe).__name__}: latents of shape {list(latents.shape)} can't be decoded one by one here"
         )
     scaled = latents.to(pipe.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)

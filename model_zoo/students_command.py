@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from tqdm import tqdm
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.flops import unet_cost
 from randcond.model_zoo.cost.student_rows import cost_columns, shape_columns, student_row
 from randcond.model_zoo.denoiser.configuration import UNetConfig
@@ -42,10 +43,10 @@ def students(
                 randcond students --teacher my-teacher --json
     """
     if not 1 <= zero_stage <= 3:
-        raise ValueError(f"--zero-stage: 1, 2 or 3, got {zero_stage}")
+        raise UserError(f"--zero-stage: 1, 2 or 3, got {zero_stage}")
     for flag, value in (("--ranks", ranks), ("--micro-batch", micro_batch)):
         if value is not None and value < 1:
-            raise ValueError(f"{flag}: must be at least 1, got {value}")
+            raise UserError(f"{flag}: must be at least 1, got {value}")
     names = [teacher] if teacher else ["sd-v1-4", "sdxl"]
     every = []
     for name in names:
@@ -69,7 +70,7 @@ def _rows(
         try:
             row = student_row(student, config, cost, micro_batch, zero_stage, ranks)
             yield {"teacher": name, "micro_batch": micro_batch, **row}
-        except ValueError as error:
+        except UserError as error:
             if rule:
                 raise
             yield {"teacher": name, "name": student, "does_not_apply": str(error)}

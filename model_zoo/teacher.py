@@ -16,6 +16,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import Condition
 from randcond.model_zoo.diffusers_folder import DTYPES, FAMILIES, check_weights, part_dtypes, pipeline_class, with_parts
 from randcond.model_zoo.fingerprint import folder_fingerprint
@@ -39,7 +40,7 @@ class Teacher:
     def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
         """Loads the diffusers folder, safetensors only.
 
-        Raises FileNotFoundError naming the folder when it is not there, ValueError when it is not a teacher
+        Raises UserError naming the folder when it is not there, ValueError when it is not a teacher
         of a known family or its U-Net or noise schedule is of another kind.
         """
         folder = local_folder(path)
@@ -155,7 +156,7 @@ class Teacher:
 
 
 def check_unet(unet: Any, folder: Path) -> None:
-    """Raises ValueError naming what a U-Net takes or gives that a text-to-image teacher of ours does not."""
+    """Raises UserError naming what a U-Net takes or gives that a text-to-image teacher of ours does not."""
     odd = {
         "out_channels": unet["in_channels"],
         "class_embed_type": None,
@@ -165,7 +166,7 @@ def check_unet(unet: Any, folder: Path) -> None:
     }
     for key, wanted in odd.items():
         if unet.get(key) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: unet/config.json has {key} {unet.get(key)!r}, a teacher needs {wanted!r}: "
                 f"it must predict x_t's own channels from text alone"
             )
@@ -174,15 +175,15 @@ def check_unet(unet: Any, folder: Path) -> None:
 def noise_schedule(scheduler: dict[str, Any], folder: Path) -> DDPMScheduler:
     """The DDPM schedule q(x_t | x_0) that a folder's scheduler config describes.
 
-    Raises ValueError for schedulers without a discrete one (EDM, flow matching) and unknown prediction types.
+    Raises UserError for schedulers without a discrete one (EDM, flow matching) and unknown prediction types.
     """
     missing = {"num_train_timesteps", "beta_schedule"} - scheduler.keys()
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder}: scheduler_config.json ({scheduler.get('_class_name')}) has no {', '.join(sorted(missing))}; "
             f"a teacher needs a discrete beta schedule (DDPM, DDIM, PNDM, Euler, ...)"
         )
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"{folder}: scheduler_config.json predicts {kind!r}; known: epsilon, v_prediction, sample")
+        raise UserError(f"{folder}: scheduler_config.json predicts {kind!r}; known: epsilon, v_prediction, sample")
     return DDPMScheduler.from_config(scheduler)

@@ -10,6 +10,7 @@ from randcond.launch.config.batch import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.launch.config.sections import Engine as EngineSection
 from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.cost.flops import training_flop, unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
@@ -25,7 +26,7 @@ from randcond.train.step import DistillationStep
 def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, DistillationStep]:
     """The module the engine trains, and the step that compares it with the teacher.
 
-    Raises ValueError when the student's rule does not apply to the teacher.
+    Raises UserError when the student's rule does not apply to the teacher.
     """
     student, train, options = config.student, config.train, config.engine
     weights = teacher.stored_unet() if student.init == "teacher" else None
@@ -75,13 +76,13 @@ def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel,
             plain = {what: [asdict(choice) for choice in choices] for what, choices in chosen.items()}
             write_json(kept, {"of": of, **plain})
         for what, choices in chosen.items():
-            print(f"attention of the {what}: {summary(choices)}", flush=True)
+            log.info(f"attention of the {what}: {summary(choices)}")
     chosen = engine.broadcast(chosen)
     for what, (network, _) in networks.items():
         set_attention(network, chosen[what])
     said = speed_up(options, teacher, unet)
     if engine.rank == 0 and said:
-        print(said, flush=True)
+        log.info(said)
 
 
 def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionModel) -> str:

@@ -11,6 +11,7 @@ from collections import Counter
 from randcond.launch.config.experiments import experiment_names, load_config, table_names
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import load_table
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.processes import exit_when_preempted
 from randcond.train.checks import check_all
 
@@ -31,7 +32,7 @@ def main(words: list[str]) -> None:
                     print(f"error: {name}: {what}", file=sys.stderr)
                     wrong += 1
             lacking.update(missing)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             if os.environ.get("RANDCOND_TRACEBACK"):
                 raise
             wrong += 1

@@ -44,7 +44,7 @@ from randcond.train.watch.monitor import Monitor
 def rehearse(config: Config) -> None:
     """Loads what evaluations will need and lets go of it: what is missing is said now, not after days.
 
-    Raises ValueError naming captions, metrics, weights or statistics that are wrong.
+    Raises UserError naming captions, metrics, weights or statistics that are wrong.
     """
     if config.train.eval_every:
         check_evaluation(config)

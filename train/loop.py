@@ -12,6 +12,7 @@ from randcond.launch.config.paths import student_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, write_json
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import RANKS_FROM
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
 from randcond.train.build import flop_per_sample
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
     if preempted or late:
         if engine.rank == 0:
             there = "finished" if late else f"saved at step {last}; the same command goes on from there"
-            print(f"training: asked to end, {there}", flush=True)
+            log.info(f"training: asked to end, {there}")
         sys.exit(PREEMPTED)
 
 
@@ -126,5 +127,5 @@ def export(training: Training, seconds: float) -> None:
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
         write_json(training.folder / "train.json", {**facts, "identity": training.identity})
         ema, raw = (student_folder(config, kind) for kind in ("ema", "raw"))
-        print(f"training: finished, the student is at {ema} (raw weights: {raw})", flush=True)
+        log.info(f"training: finished, the student is at {ema} (raw weights: {raw})")
     engine.barrier()

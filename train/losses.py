@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from randcond.launch.errors import UserError
+
 Terms = dict[str, Tensor]
 
 
@@ -78,7 +80,7 @@ def frequency_loss(
     terms = {}
     for name, ours, theirs in zip(names, student, teacher, strict=True):
         if ours.ndim != 4:
-            raise ValueError(f"train.losses.frequency: {name} gives {tuple(ours.shape)}, no image to transform: use 0")
+            raise UserError(f"train.losses.frequency: {name} gives {tuple(ours.shape)}, no image to transform: use 0")
         difference = torch.fft.fft2(ours.float() - theirs.float(), norm="ortho").abs().square()  # [B, C, h, w]
         resized = F.interpolate(latents.float(), size=ours.shape[-2:], mode="area")
         spectrum = torch.fft.fft2(resized, norm="ortho").abs().mean(dim=1, keepdim=True)  # [B, 1, h, w]

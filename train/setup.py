@@ -15,9 +15,11 @@ from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.paths import resolve_path, student_folder, watched_folder
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_json, remove, write_text
 from randcond.launch.runtime.locks import hold_lock
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device, rank
 from randcond.model_zoo.export import check_shapes
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
@@ -55,7 +57,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
 
     `mark` is told each part that is done.
 
-    Raises ValueError when cache, pool or teacher are not what the experiment asks for.
+    Raises UserError when cache, pool or teacher are not what the experiment asks for.
     """
     train = config.train
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
@@ -67,7 +69,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     pool = CaptionPool(cache.captions, extra)
     missing = left_out(config, cache)
     if len(cache) < train.global_batch:
-        raise ValueError(
+        raise UserError(
             f"train.global_batch: {train.global_batch} samples, the cache at {config.paths.cache} holds {len(cache)}; "
             f"a batch would show some of them twice"
         )
@@ -87,9 +89,9 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     in_fp8 = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
     if engine.rank == 0:
         if in_fp8:
-            print(in_fp8, flush=True)
+            log.info(in_fp8)
         for each in missing:
-            print(f"training: left out: {each}", flush=True)
+            log.info(f"training: left out: {each}")
     return Training(config, teacher, module.unet, distil, engine, stream, identity, missing)
 
 
@@ -147,7 +149,7 @@ def left_out(config: Config, cache: LatentCache) -> list[str]:
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
     """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
 
-    Raises ValueError when it is of another experiment or architecture, or beyond the `last` step asked for.
+    Raises UserError when it is of another experiment or architecture, or beyond the `last` step asked for.
     """
     where = folder / "checkpoints"
     found = checkpoint.newest_valid(where, engine.rank, engine.ranks, engine.broadcast, engine.collect)
@@ -157,11 +159,11 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) ->
     check_matches(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
     check_shapes(engine.shapes, found.shapes, str(found.path))
     if step > last:
-        raise ValueError(f"train.steps: {last} asked for, the run at {folder} is at step {step} already")
+        raise UserError(f"train.steps: {last} asked for, the run at {folder} is at step {step} already")
     engine.skipped = found.manifest["skipped"]
     engine.load(found.read, step - engine.skipped)
     if engine.rank == 0:
-        print(f"training: going on from step {step}", flush=True)
+        log.info(f"training: going on from step {step}")
     return step, found.manifest["seconds"]
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from randcond.data.cache.latent_cache import check_shard, checked_captions, first_entries
 from randcond.data.cache.shards import FORMAT, Shard
 from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, read_json, sha256, write_json
+from randcond.launch.runtime.progress import Progress
 
 SHOWN = 20  # faults
 
@@ -27,25 +28,25 @@ def verify(folder: str) -> None:
     manifest = _manifest(Path(folder))
     captions = checked_captions(Path(folder), manifest)
     faults: list[str] = []
-    for entry in tqdm(manifest["shards"], desc="verifying", unit="shard"):
+    for entry in Progress(manifest["shards"], desc="verifying", unit="shard"):
         try:
             for fault in shard_faults(Path(folder) / entry["shard"], entry, captions, tuple(manifest["latent_shape"])):
                 faults.append(fault)  # one by one: what comes before a shard that breaks off counts
-        except (ValueError, tarfile.TarError, OSError) as error:
+        except (UserError, tarfile.TarError, OSError) as error:
             faults.append(str(error) if entry["shard"] in str(error) else f"shard {entry['shard']}: {error}")
     if faults:
         more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise ValueError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
+        raise UserError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
     latents = sum(entry["samples"] for entry in manifest["shards"])
     print(f"{folder}: {len(manifest['shards'])} shards, {latents:,} latents, all sound")
 
 
 def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
-    """What is wrong with one shard, a line each; raises ValueError when it can't be opened at all."""
+    """What is wrong with one shard, a line each; raises UserError when it can't be opened at all."""
     shard = Shard(path)
     try:
         check_shard(shard, entry, whole=True)
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
     with tarfile.open(path) as archive:
         texts = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
@@ -53,7 +54,7 @@ def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: t
             key = shard.key(row)
             try:
                 latent = shard.latent(row)
-            except ValueError as error:
+            except UserError as error:
                 yield str(error)
                 continue
             if latent.shape != shape:
@@ -86,7 +87,7 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
     chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:n].tolist())
     loaded = Teacher.load(resolve_path(teacher), "fp32", device())
     images = []
-    for shard, row in tqdm([rows[index] for index in chosen], desc="decoding", unit="latent"):
+    for shard, row in Progress([rows[index] for index in chosen], desc="decoding", unit="latent"):
         latent = torch.from_numpy(shard.latent(row)).float()[None].to(loaded.device)
         images.append((decode(loaded.pipe, latent)[0].cpu() / 2 + 0.5, captions[int(shard.caption_ids[row])]))
     path = Path(out) if out else Path(folder) / "preview.png"
@@ -96,7 +97,7 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
 
 
 def open_cache(folder: Path) -> tuple[Captions, list[tuple[Shard, int]]]:
-    """The captions of a cache, and where each latent is (shard, row); raises ValueError when it is not complete."""
+    """The captions of a cache, and where each latent is (shard, row); raises UserError when it is not complete."""
     manifest = _manifest(folder)
     shards = [(Shard(folder / entry["shard"]), entry["samples"]) for entry in manifest["shards"]]
     return Captions(folder / "captions.arrow"), [(shard, row) for shard, taken in shards for row in range(taken)]
@@ -114,7 +115,7 @@ def subset(folder: str, out: str, *, n: int) -> None:
     source, target = Path(folder), Path(out)
     manifest = _manifest(source)
     if not 1 <= n <= manifest["captions"]:
-        raise ValueError(f"--n: the cache at {source} holds {manifest['captions']} latents, {n} asked for")
+        raise UserError(f"--n: the cache at {source} holds {manifest['captions']} latents, {n} asked for")
     captions = Captions(source / "captions.arrow", n)
     places = [(source / entry["shard"]).resolve() for entry in manifest["shards"]]
     entries = [
@@ -142,10 +143,10 @@ def subset(folder: str, out: str, *, n: int) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        raise ValueError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
+        raise UserError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"the cache at {folder} has format {manifest.get('format')}, this version reads {FORMAT}")
+        raise UserError(f"the cache at {folder} has format {manifest.get('format')}, this version reads {FORMAT}")
     return manifest
 
 

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from randcond.data.cache.latent_source import LatentSource, cache_identity, latent_source
 from randcond.data.cache.shards import FORMAT, describe, shard_done, write_shard
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_json, sha256, write_json
 from randcond.launch.runtime.locks import claim_each
-from randcond.launch.runtime.logs import say_everywhere
+from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import cpu_threads, device, rank
 from randcond.model_zoo.sampler import sampler_dtype
 from randcond.model_zoo.teacher import Teacher
@@ -57,7 +58,7 @@ def shard_paths(folder: Path, size: int, shard_size: int) -> list[Path]:
 def run(config: Config) -> None:
     """Draws the shards that are missing; returns at once when the cache is complete.
 
-    Raises ValueError when the folder holds a cache that was made otherwise (another teacher, sampler, caption list).
+    Raises UserError when the folder holds a cache that was made otherwise (another teacher, sampler, caption list).
     """
     folder = Path(config.paths.cache)
     content = latent_source(config)
@@ -77,7 +78,7 @@ def run(config: Config) -> None:
     else:
         write_json(folder / "plan.json", wanted)
     if list(Captions(folder / "captions.arrow")) != captions:
-        raise ValueError(f"the cache at {folder} holds other captions than its sources give now. {remedy}")
+        raise UserError(f"the cache at {folder} holds other captions than its sources give now. {remedy}")
 
     made_of = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
 
@@ -87,10 +88,10 @@ def run(config: Config) -> None:
     shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
     done = sum(map(is_done, shards))
     if done < len(shards) and rank() == 0:
-        print(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to make", flush=True)
+        log.info(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to make")
     content.begin(teacher)
     silent = rank() != 0 or done == len(shards)
-    with tqdm(total=len(shards), initial=done, desc="caching", unit="shard", mininterval=2, disable=silent) as bar:
+    with Progress(total=len(shards), initial=done, desc="caching", unit="shard", disable=silent) as bar:
         for number in claim_each(shards, is_done):
             _make_shard(config, content, shards[number], number, made_of)
             bar.update(sum(map(is_done, shards)) - bar.n)  # every rank's shards count
@@ -104,7 +105,7 @@ def _latent_shape(config: Config, teacher: Teacher) -> list[int]:
         factor = teacher.resolution // height
         height = width = config.cache.resolution // factor
         if config.cache.resolution % factor:
-            raise ValueError(f"cache.resolution: must be a multiple of {factor}, got {config.cache.resolution}")
+            raise UserError(f"cache.resolution: must be a multiple of {factor}, got {config.cache.resolution}")
     return [channels, height, width]
 
 
@@ -120,7 +121,7 @@ def _make_shard(config: Config, content: LatentSource, shard: Path, number: int,
         left_out += [{"caption_id": caption_id, "error": error} for caption_id, error in faults.items()]
         latents = drawn.float().cpu().numpy()
         if not np.isfinite(latents).all() or np.abs(latents).max(initial=0) > np.finfo(np.float16).max:
-            raise ValueError(
+            raise UserError(
                 f"shard {shard}: a latent that fp16 can't hold, of captions {chunk.start}-{chunk.stop - 1}: is the "
                 f"teacher whole, and teacher.dtype one it works in (bf16, fp32)?"
             )
@@ -140,4 +141,4 @@ def _finish(folder: Path, made_of: dict[str, Any], shards: list[Path]) -> None:
     left_out = sum(shard["left_out"] for shard in manifest["shards"])
     without = f", {left_out} left out as damaged (see the shards' indexes)" if left_out else ""
     count = made_of["captions"] - left_out
-    say_everywhere(f"cache: complete, {count} latents in {len(shards)} shards at {folder}{without}")
+    log.info(f"cache: complete, {count} latents in {len(shards)} shards at {folder}{without}")

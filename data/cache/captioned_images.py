@@ -21,6 +21,7 @@ from randcond.data.captions.row_filter import clean_text
 from randcond.data.captions.sources import COLUMNS
 from randcond.data.inputs.catalogue import MissingInput, missing_input
 from randcond.launch.config.paths import is_url
+from randcond.launch.errors import UserError
 
 KINDS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -38,10 +39,10 @@ class Picture(NamedTuple):
 def find_pictures(source: str) -> list[Picture]:
     """The captioned images of a folder or of tars (a file, a folder or a glob of them), in a fixed order.
 
-    Raises ValueError naming what is not there, has no caption or can't be read.
+    Raises UserError naming what is not there, has no caption or can't be read.
     """
     if is_url(source):
-        raise ValueError(f"cache.images: {source}: images are read from a disk; `randcond fetch`, or copy them first")
+        raise UserError(f"cache.images: {source}: images are read from a disk; `randcond fetch`, or copy them first")
     path = Path(source)
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
@@ -51,9 +52,9 @@ def find_pictures(source: str) -> list[Picture]:
         raise MissingInput(f"cache.images: nothing at {source}{missing_input(source)}")
     found = [picture for tar in tars for picture in _in_tar(tar)] if tars else _in_folder(path)
     if not found:
-        raise ValueError(f"cache.images: {source} holds no image with a caption ({', '.join(KINDS)})")
+        raise UserError(f"cache.images: {source} holds no image with a caption ({', '.join(KINDS)})")
     if empty := [picture.name for picture in found if not picture.caption]:
-        raise ValueError(f"cache.images: {source}: {empty[0]} has an empty caption; so have {len(empty) - 1} others")
+        raise UserError(f"cache.images: {source}: {empty[0]} has an empty caption; so have {len(empty) - 1} others")
     return found
 
 
@@ -66,11 +67,11 @@ def _in_folder(folder: Path) -> list[Picture]:
         if image.suffix.lower() in KINDS:
             beside = image.with_suffix(".txt")
             if not beside.is_file():
-                raise ValueError(f"cache.images: {image} has no caption: {beside.name} beside it, or a metadata.csv")
+                raise UserError(f"cache.images: {image} has no caption: {beside.name} beside it, or a metadata.csv")
             try:
                 caption = clean_text(beside.read_text(encoding="utf-8-sig"))
             except UnicodeDecodeError as error:
-                raise ValueError(f"cache.images: {beside}: not UTF-8 ({error.reason})") from None
+                raise UserError(f"cache.images: {beside}: not UTF-8 ({error.reason})") from None
             found.append(Picture(str(image.relative_to(folder)), caption, image))
     return found
 
@@ -80,18 +81,18 @@ def _listed(folder: Path, listing: Path) -> list[Picture]:
         try:
             rows = list(csv.DictReader(file)) if listing.suffix == ".csv" else [json.loads(line) for line in file]
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"cache.images: {listing}: {error}") from None
+            raise UserError(f"cache.images: {listing}: {error}") from None
     found = []
     for number, row in enumerate(rows, 1):
         fields = row if isinstance(row, dict) else {}
         caption = next((fields[column] for column in COLUMNS if isinstance(fields.get(column), str)), None)
         name = fields.get("file_name")
         if not (name and isinstance(name, str)) or caption is None:
-            raise ValueError(
+            raise UserError(
                 f"cache.images: {listing}, row {number}: needs file_name and {' or '.join(COLUMNS)}, as text"
             )
         if not (folder / name).is_file():
-            raise ValueError(f"cache.images: {listing}, row {number}: no file {name}")
+            raise UserError(f"cache.images: {listing}, row {number}: no file {name}")
         found.append(Picture(name, clean_text(caption), folder / name))
     return found
 
@@ -110,22 +111,22 @@ def _in_tar(tar: Path) -> Iterable[Picture]:
                 elif kind == "txt" and (file := archive.extractfile(member)) is not None:
                     captions[key] = clean_text(file.read().decode())
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"cache.images: {tar}: {error}; it must be a plain, whole tar") from None
+        raise UserError(f"cache.images: {tar}: {error}; it must be a plain, whole tar") from None
     for key, (start, size) in images.items():
         if key not in captions:
-            raise ValueError(f"cache.images: {tar}, key {key}: has no caption (.txt)")
+            raise UserError(f"cache.images: {tar}, key {key}: has no caption (.txt)")
         yield Picture(f"{tar.name}/{key}", captions[key], tar, start, size)
 
 
 def read_picture(picture: Picture) -> Image.Image:
-    """The image, RGB; raises ValueError naming it when it is damaged."""
+    """The image, RGB; raises UserError naming it when it is damaged."""
     with picture.file.open("rb") as file:
         file.seek(picture.start)
         data = file.read(picture.size)
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {picture.name}: {error}") from None
+        raise UserError(f"image {picture.name}: {error}") from None
 
 
 def to_square(resolution: int) -> Callable[[Image.Image], Tensor]:

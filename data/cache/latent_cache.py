@@ -17,6 +17,7 @@ from randcond.data.captions.caption_file import Captions
 from randcond.data.inputs.fetch import fetch
 from randcond.launch.config.paths import is_url
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import allow_open_files, read_json, sha256
 from randcond.launch.runtime.locks import locked
@@ -27,7 +28,7 @@ class LatentCache:
     """Latents and captions by number; a process opens a shard when it first needs it."""
 
     def __init__(self, manifest: dict[str, Any], captions: Captions, store: LocalShards | RemoteShards) -> None:
-        """`store`: where the shards are that the manifest names. Raises ValueError when it is no cache's manifest."""
+        """`store`: where the shards are that the manifest names. Raises UserError when it is no cache's manifest."""
         self.manifest, self.captions, self._store = manifest, captions, store
         try:
             self.latent_shape = tuple(int(length) for length in manifest["latent_shape"])
@@ -36,7 +37,7 @@ class LatentCache:
             ]  # a subset takes part of its last shard
             self.missing = sum(int(entry["left_out"]) for entry in manifest["shards"])  # damaged images
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a cache's manifest ({type(error).__name__}: {error})") from None
+            raise UserError(f"not a cache's manifest ({type(error).__name__}: {error})") from None
         allow_open_files(len(self._rows))
         self.window = store.window  # shards whose latents are mixed; None: all
         self.left_out: list[str] = []  # what is wrong with shards that are left out
@@ -46,13 +47,13 @@ class LatentCache:
     def open(cls, config: Config, teacher_fingerprint: str) -> "LatentCache":
         """The cache of an experiment, checked.
 
-        Raises ValueError when it is unfinished, damaged, or not the one the experiment asks for; with `on_error: skip`,
+        Raises UserError when it is unfinished, damaged, or not the one the experiment asks for; with `on_error: skip`,
         damaged shards of a folder are left out.
         """
         where, asked = config.paths.cache, config.cache
         folder = _copy_manifest(where, Path(asked.local).expanduser()) if is_url(where) else Path(where)
         if not (folder / "manifest.json").is_file():
-            raise ValueError(f"no complete cache at {where}: draw it with `randcond run cache EXPERIMENT`")
+            raise UserError(f"no complete cache at {where}: draw it with `randcond run cache EXPERIMENT`")
         manifest = read_json(folder / "manifest.json")
         check_matches(
             manifest,
@@ -76,11 +77,11 @@ class LatentCache:
             if not url:
                 cache._check_shards(skip)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
+            raise UserError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
         if not cache.left_out and len(cache) + cache.missing != len(captions):
-            raise ValueError(f"the cache at {where} holds {len(cache)} latents, {len(captions)} captions")
+            raise UserError(f"the cache at {where} holds {len(cache)} latents, {len(captions)} captions")
         if not len(cache):
-            raise ValueError(f"the cache at {where} holds no sound latent: {''.join(cache.left_out[:1])}")
+            raise UserError(f"the cache at {where} holds no sound latent: {''.join(cache.left_out[:1])}")
         return cache
 
     def _check_shards(self, skip: bool) -> None:
@@ -90,7 +91,7 @@ class LatentCache:
                 shard = Shard(self._store.path(number))
                 check_shard(shard, entry, whole=skip or rank() == 0)
                 self._open[number] = shard
-            except ValueError as error:
+            except UserError as error:
                 if not skip:
                     raise
                 self.left_out.append(str(error))
@@ -114,12 +115,12 @@ class LatentCache:
     def pair(self, index: int) -> tuple[np.ndarray, int]:
         """(latent x_0 [C, h, w], fp16; number of its own caption).
 
-        Raises ValueError naming shard and key when it is damaged.
+        Raises UserError naming shard and key when it is damaged.
         """
         shard, row = self._place(index)
         latent = shard.latent(row)
         if latent.shape != self.latent_shape:
-            raise ValueError(
+            raise UserError(
                 f"shard {shard.path}, key {shard.key(row)}: latent of shape {latent.shape}, not {self.latent_shape}"
             )
         return latent, int(shard.caption_ids[row])
@@ -143,7 +144,7 @@ class LatentCache:
     def _open_shard(self, number: int) -> Shard:
         try:
             return Shard(self._store.path(number))
-        except (ValueError, FileNotFoundError):  # a copy that made room for another just now
+        except (UserError, FileNotFoundError):  # a copy that made room for another just now
             if isinstance(self._store, LocalShards):
                 raise
             return Shard(self._store.path(number))
@@ -187,7 +188,7 @@ def first_entries(
         if entry["samples"] + entry["left_out"] > wanted:
             try:
                 samples = int((shard(number).caption_ids < count).sum())  # fewer where images were left out
-            except ValueError:
+            except UserError:
                 if not skip:
                     raise
                 samples = wanted
@@ -197,23 +198,23 @@ def first_entries(
 
 
 def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
-    """A cache's captions; raises ValueError when they are not the manifest's: Arrow trusts what it maps."""
+    """A cache's captions; raises UserError when they are not the manifest's: Arrow trusts what it maps."""
     path = folder / "captions.arrow"
     if sha256(path) != manifest["captions_sha256"]:
-        raise ValueError(f"{path}: does not match its checksum; remove the cache and draw it again")
+        raise UserError(f"{path}: does not match its checksum; remove the cache and draw it again")
     return Captions(path)
 
 
 def check_shard(shard: Shard, entry: dict[str, Any], whole: bool) -> None:
-    """Raises ValueError naming a shard that is not as its manifest describes it; `whole`: read to the end."""
+    """Raises UserError naming a shard that is not as its manifest describes it; `whole`: read to the end."""
     if whole and sha256(shard.path) != shard.sha256:
-        raise ValueError(
+        raise UserError(
             f"shard {shard.path}: does not match its checksum, it is damaged; "
             f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
         )
     same = sha256(index_path(shard.path)) == entry["index_sha256"] and shard.sha256 == entry["sha256"]
     if not same or len(shard) < entry["samples"]:
-        raise ValueError(
+        raise UserError(
             f"shard {shard.path}: it or its index is not the manifest's; remove it and run "
             f"`randcond run cache EXPERIMENT` to draw it again"
         )
@@ -222,7 +223,7 @@ def check_shard(shard: Shard, entry: dict[str, Any], whole: bool) -> None:
 def _copy_manifest(url: str, local: Path) -> Path:
     """Brings a server's manifest and captions; the folder of its copies, one per address."""
     if "?" in url:
-        raise ValueError(f"paths.cache: {url.split('?')[0]}?...: nothing lies below an address with a query; use s3://")
+        raise UserError(f"paths.cache: {url.split('?')[0]}?...: nothing lies below an address with a query; use s3://")
     folder = local / url.replace("://", "-").replace("/", "-").strip("-")
     with locked(folder, patience=float("inf")):
         fetch(f"{url.rstrip('/')}/manifest.json", folder / "manifest.json")

@@ -16,6 +16,7 @@ from randcond.data.cache.captioned_images import Picture, find_pictures, read_pi
 from randcond.data.captions.caption_lists import names_any, read_unique
 from randcond.launch.config.paths import resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.model_zoo.kernels.compilation import compile_drawing
 from randcond.model_zoo.sampler import caption_seed, draw_latents, encode
 from randcond.model_zoo.teacher import Teacher
@@ -37,7 +38,7 @@ class LatentSource(Protocol):
 
 
 def latent_source(config: Config) -> LatentSource:
-    """What the experiment's `cache:` section asks for; raises ValueError when its sources don't give that many."""
+    """What the experiment's `cache:` section asks for; raises UserError when its sources don't give that many."""
     return ImageLatents(config) if config.cache.images else TeacherLatents(config)
 
 
@@ -87,7 +88,7 @@ class ImageLatents:
         excluded = names_any(cache.exclude)
         allowed = [picture for picture in found if not excluded.search(picture.caption)]
         if len(allowed) < cache.size:
-            raise ValueError(f"cache.size: {cache.size} images wanted, {cache.images} holds {len(allowed)}")
+            raise UserError(f"cache.size: {cache.size} images wanted, {cache.images} holds {len(allowed)}")
         self.pictures: list[Picture] = _shuffled(allowed, cache.seed)[: cache.size]
         self.captions = [picture.caption for picture in self.pictures]
         listing = json.dumps([[picture.name, _bytes(picture)] for picture in self.pictures])
@@ -107,9 +108,9 @@ class ImageLatents:
             picture = self.pictures[number]
             try:
                 images.append(self.square(read_picture(picture)))
-            except ValueError as error:
+            except UserError as error:
                 if not self.skip:
-                    raise ValueError(f"cache.images: {error}; mend it, or leave it out with on_error=skip") from None
+                    raise UserError(f"cache.images: {error}; mend it, or leave it out with on_error=skip") from None
                 faults[number] = str(error)
                 continue
             seed = caption_seed(self.config.seed, number)
@@ -127,18 +128,18 @@ def _bytes(picture: Picture) -> int:
 def choose_captions(config: Config, damaged: list[str] | None = None) -> list[str]:
     """The N captions to draw: those naming no excluded word, in a seeded random order; `damaged`: see `read_unique`.
 
-    Raises ValueError when the sources hold fewer than `cache.size` of them.
+    Raises UserError when the sources hold fewer than `cache.size` of them.
     """
     captions, dropped = read_unique(resolve_sources(config.cache.captions), damaged)
     for word in config.cache.exclude:
         if not any(map(names_any([word]).search, captions)):
-            raise ValueError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")
+            raise UserError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")
     excluded = names_any(config.cache.exclude)
     allowed = [caption for caption in captions if not excluded.search(caption)]
     if len(allowed) < config.cache.size:
         left = [f"{len(captions) - len(allowed)} more are excluded by cache.exclude"]
         left += [f"{number} dropped: {reason}" for reason, number in dropped.items()]
-        raise ValueError(
+        raise UserError(
             f"cache.size: {config.cache.size} captions wanted, the sources hold {len(allowed)} ({', '.join(left)})"
         )
     return _shuffled(allowed, config.cache.seed)[: config.cache.size]

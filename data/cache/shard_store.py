@@ -8,6 +8,7 @@ from typing import Any
 
 from randcond.data.cache.shards import index_path
 from randcond.data.inputs.fetch import fetch
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import remove
 from randcond.launch.runtime.locks import locked
 
@@ -37,7 +38,7 @@ class RemoteShards:
     """
 
     def __init__(self, url: str, entries: list[dict[str, Any]], folder: Path, room: float) -> None:
-        """`room`: bytes of all copies. Raises ValueError when not even two shards have room."""
+        """`room`: bytes of all copies. Raises UserError when not even two shards have room."""
         self.url, self.entries, self.folder, self.room = url, entries, folder, room
         self.window = window_of([entry["bytes"] for entry in entries], room)
         self.open_at_once = self.window  # who has begun with a window is done with the one before
@@ -94,11 +95,11 @@ class RemoteShards:
 def window_of(sizes: list[int], room: float) -> int | None:
     """How many shards are read from at once so that as many can come meanwhile; None when all have room.
 
-    Raises ValueError when not even two have.
+    Raises UserError when not even two have.
     """
     if sum(sizes) <= room:
         return None
     window = int(room // (2 * max(sizes)))
     if window < 1:
-        raise ValueError(f"cache.local_gb: {room / 1e9:g} GB have no room for two shards of {max(sizes) / 1e9:.2f} GB")
+        raise UserError(f"cache.local_gb: {room / 1e9:g} GB have no room for two shards of {max(sizes) / 1e9:.2f} GB")
     return window

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from webdataset import TarWriter
 
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, read_json, sha256, write_json
 
 FORMAT = 3
@@ -66,13 +67,13 @@ def _scan(tar: Path) -> list[list[Any]]:
 def shard_done(shard: Path, made_of: str = "") -> bool:
     """Whether shard and index are both in place and whole (the index is written last).
 
-    Raises ValueError naming a shard that was made of something else: two teachers' latents don't belong in one cache.
+    Raises UserError naming a shard that was made of something else: two teachers' latents don't belong in one cache.
     """
     if not (shard.is_file() and index_path(shard).is_file()):
         return False
     index = _read_index(shard)
     if index.get("made_of") != made_of:
-        raise ValueError(
+        raise UserError(
             f"shard {shard}: was made for another cache (another teacher, sampler or list of captions); remove it and "
             f"its index, `randcond run cache EXPERIMENT` makes it again"
         )
@@ -89,8 +90,8 @@ def _read_index(shard: Path) -> dict[str, Any]:
     return index
 
 
-def _damaged_index(shard: Path, why: object) -> ValueError:
-    return ValueError(
+def _damaged_index(shard: Path, why: object) -> UserError:
+    return UserError(
         f"shard {shard}: its index is damaged ({why}); remove both, `randcond run cache EXPERIMENT` makes them again"
     )
 
@@ -99,12 +100,10 @@ class Shard:
     """Random access to one shard's latents through a memory map."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError naming the shard when it is missing, truncated or without its index."""
+        """Raises UserError naming the shard when it is missing, truncated or without its index."""
         self.path = path
         if not (path.is_file() and index_path(path).is_file()):
-            raise ValueError(
-                f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`"
-            )
+            raise UserError(f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`")
         index = _read_index(path)
         try:
             wanted, self.sha256 = int(index["bytes"]), str(index["sha256"])
@@ -113,7 +112,7 @@ class Shard:
             raise _damaged_index(path, error) from None
         size = os.path.getsize(path)
         if size != wanted:
-            raise ValueError(
+            raise UserError(
                 f"shard {path}: has {size} bytes, its index says {wanted}: it is half-written or damaged; "
                 f"`randcond run cache EXPERIMENT` makes it again"
             )
@@ -142,7 +141,7 @@ class Shard:
         self._map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
 
     def latent(self, row: int) -> np.ndarray:
-        """The latent fp16 [C, h, w], a view of the file; raises ValueError naming shard and key when it is damaged."""
+        """The latent fp16 [C, h, w], a view of the file; raises UserError naming shard and key when it is damaged."""
         start, size = self._places[row]
         data = self._bytes[start : start + size]
         header = len(self._header)
@@ -151,7 +150,7 @@ class Shard:
             header = len(self._header)
         values = data[header:].view(np.float16)
         if (values.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # all ones: not a number, or none that is finite
-            raise ValueError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
+            raise UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
         return values.reshape(self._shape)
 
     def _read_header(self, row: int, data: np.ndarray) -> None:
@@ -163,9 +162,9 @@ class Shard:
                 raise ValueError(f"npy version {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
-            raise ValueError(f"shard {self.path}, key {self.key(row)}: {error}") from None
+            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}") from None
         if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
-            raise ValueError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
+            raise UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
         self._header, self._shape = data[: file.tell()].tobytes(), shape
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 
 ROWS_PER_BATCH = 65_536  # of every record batch but the last: a caption's batch follows from its number
@@ -54,7 +55,7 @@ class Captions:
     """Memory-mapped captions by number."""
 
     def __init__(self, path: Path, first: int | None = None) -> None:
-        """`first`: only so many of them. Raises ValueError naming the file when it is missing or damaged."""
+        """`first`: only so many of them. Raises UserError naming the file when it is missing or damaged."""
         self.path, self.first = path, first
         try:
             column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
@@ -62,7 +63,7 @@ class Captions:
             if any(len(array) != ROWS_PER_BATCH or array.offset for array in self._arrays[:-1]):
                 raise pa.ArrowInvalid("its record batches are not of one size")
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"captions {path}: cannot be read ({error}); build them again") from None
+            raise UserError(f"captions {path}: cannot be read ({error}); build them again") from None
         # The bytes themselves: three times as fast as asking Arrow for one value.
         self._offsets = [memoryview(array.buffers()[1]).cast("i") for array in self._arrays]
         self._texts = [memoryview(array.buffers()[2] or b"") for array in self._arrays]

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from randcond.data.captions.readers import read_batches
 from randcond.data.captions.sources import expand
+from randcond.launch.errors import UserError
 
 
 def read_source(source: str) -> Iterator[str]:
     """Captions of one source (a file, a folder, a glob), cleaned, without empty ones.
 
-    Raises ValueError naming the file when it is missing, of an unknown kind, damaged or without a caption column.
+    Raises UserError naming the file when it is missing, of an unknown kind, damaged or without a caption column.
     """
     for file in expand(source):
         for captions, _ in read_batches(file):
@@ -22,7 +23,7 @@ def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tup
     """The distinct non-empty captions of all sources in their order, and how many were dropped by reason.
 
     In memory: for what is drawn or evaluated, not for the pool. `damaged`: takes what is wrong with a file, whose
-    captions before that count. Raises ValueError naming a source without any caption, and, without it, a damaged file.
+    captions before that count. Raises UserError naming a source without any caption, and, without it, a damaged file.
     """
     found: dict[str, None] = {}
     dropped: Counter[str] = Counter()
@@ -36,12 +37,12 @@ def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tup
                     found.update(dict.fromkeys(captions.to_pylist()))
                     dropped["duplicate"] += len(captions) - (len(found) - before)
                     read += len(captions)
-            except ValueError as error:
+            except UserError as error:
                 if damaged is None:
                     raise
                 damaged.append(str(error))
         if not read:
-            raise ValueError(f"caption source {source}: holds no caption")
+            raise UserError(f"caption source {source}: holds no caption")
     return list(found), {reason: number for reason, number in dropped.items() if number}
 
 

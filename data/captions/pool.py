@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from randcond.data.captions.caption_file import Captions, write_arrays
 from randcond.data.captions.pool_merge import merge_parts
@@ -24,9 +23,12 @@ from randcond.data.captions.row_filter import WHOLE, RowFilter, row_filter, sett
 from randcond.data.captions.sources import expand, identify
 from randcond.launch.config.paths import resolve_sources
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_json, remove, sha256, write_json
 from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.progress import Progress
 
 FORMAT = 3
 
@@ -43,7 +45,7 @@ def build(
 
     `skip`: a damaged source gives what can be read of it, and stands in the manifest with what is wrong with it.
     `also`: sources that go before the others, whole: the filter `rows` is not theirs.
-    Raises ValueError when a source is bad, or when `out` holds a pool of other sources or filters.
+    Raises UserError when a source is bad, or when `out` holds a pool of other sources or filters.
     """
     rows = rows or RowFilter()
     files = [file for source in sources for file in expand(source)]
@@ -64,7 +66,7 @@ def _alone(out: Path) -> AbstractContextManager[None]:
 
 
 def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any] | None:
-    """The manifest of a finished pool; raises ValueError when it is of other sources or filters."""
+    """The manifest of a finished pool; raises UserError when it is of other sources or filters."""
     if not (out / "manifest.json").is_file():
         return None
     manifest: dict[str, Any] = read_json(out / "manifest.json")
@@ -83,12 +85,12 @@ def _build(
         write_json(out / "plan.json", made_of)
     dropped: Counter[str] = Counter()
     damaged: dict[str, str] = {}
-    for number, (file, rows) in enumerate(tqdm(files, desc="reading captions", unit="file", disable=not progress)):
+    for number, (file, rows) in enumerate(Progress(files, desc="reading captions", unit="file", disable=not progress)):
         note = _read_part(parts / f"{number:05d}", file, rows, made_of["skip"])
         dropped += Counter(note["dropped"])
         if note["damaged"]:
             damaged[file] = note["damaged"]
-            tqdm.write(f"left out, as far as it can't be read: {note['damaged']}")
+            log.warning(f"left out, as far as it can't be read: {note['damaged']}")
     repeated = merge_parts(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
     if repeated:
         dropped["duplicate"] = repeated
@@ -117,13 +119,13 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
                 for batch, lost in read_batches(source, rows):
                     dropped.update(lost)
                     yield batch
-            except ValueError as error:
+            except UserError as error:
                 if not skip:
                     raise
                 damaged = str(error)
 
         if not write_arrays(path.with_suffix(".arrow"), captions()) and not skip:
-            raise ValueError(f"caption source {source}: holds no caption that is taken (dropped: {dict(dropped)})")
+            raise UserError(f"caption source {source}: holds no caption that is taken (dropped: {dict(dropped)})")
         write_json(note, {"dropped": dropped, "damaged": damaged})
     return read_json(note)
 
@@ -131,7 +133,7 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
 def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
     """The extra texts that an experiment's `pool:` section asks for, at `paths.pool`; returns their manifest.
 
-    Raises ValueError as `build` and `take` do.
+    Raises UserError as `build` and `take` do.
     """
     pool, out = config.pool, Path(config.paths.pool)
     rows, skip = row_filter(pool, config.cache.exclude), config.on_error == "skip"
@@ -163,7 +165,7 @@ def asked(config: Config) -> dict[str, Any]:
 
 
 def check_asked(config: Config) -> None:
-    """Raises ValueError when the pool at `paths.pool` was built for an experiment that asks for another one."""
+    """Raises UserError when the pool at `paths.pool` was built for an experiment that asks for another one."""
     folder = Path(config.paths.pool)
     manifest = read_json(folder / "manifest.json")
     if "asked" in manifest:  # else it was built by hand
@@ -177,12 +179,12 @@ def take(
     """Writes `count` captions of a pool, chosen by the seed, as a pool at `out`; a larger choice holds the smaller one.
 
     `also`: caption sources that go before them, whole; `skip` as in `build`. What was damaged or dropped of the pool
-    stands in this one's manifest, too. Raises ValueError when the pool has fewer, when `out` holds another pool, or a
+    stands in this one's manifest, too. Raises UserError when the pool has fewer, when `out` holds another pool, or a
     source is bad.
     """
     whole = open_pool(folder)
     if not 0 <= count <= len(whole):
-        raise ValueError(f"the pool at {folder} holds {len(whole)} captions, {count} asked for")
+        raise UserError(f"the pool at {folder} holds {len(whole)} captions, {count} asked for")
     files = [file for source in also for file in expand(source)]
     known = read_json(folder / "manifest.json")
     source = {"name": folder.name, "sha256": known["sha256"], "taken": count, "seed": seed}
@@ -222,23 +224,23 @@ def take(
 def open_pool(folder: Path, check: bool = False) -> Captions:
     """The extra texts of a built pool; `check`: against its checksum, a second per GB.
 
-    Raises ValueError naming a folder that is unfinished, damaged or of another format.
+    Raises UserError naming a folder that is unfinished, damaged or of another format.
     """
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
-        raise ValueError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
+        raise UserError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
     manifest = read_json(manifest_path)
     if manifest.get("format") != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"the pool at {folder} has format {manifest.get('format')}, this version reads {FORMAT}: rebuild"
         )
     if check and sha256(folder / "captions.arrow") != manifest["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"the pool at {folder}: captions.arrow does not match its checksum; remove the pool and rebuild"
         )
     captions = Captions(folder / "captions.arrow")
     if len(captions) != manifest["captions"]:
-        raise ValueError(
+        raise UserError(
             f"the pool at {folder} holds {len(captions)} captions, its manifest says {manifest['captions']}"
         )
     return captions

@@ -8,6 +8,7 @@ from randcond.data.captions.pool import build as build_pool
 from randcond.data.captions.pool import open_pool, reasons
 from randcond.data.captions.pool import take as take_pool
 from randcond.data.captions.row_filter import RowFilter
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json
 
 
@@ -39,13 +40,13 @@ def build(
                 randcond pool build runs/laion "laion/*.parquet" --nsfw UNLIKELY --min-similarity 0.3
     """
     if not source:
-        raise ValueError("no SOURCE given: name at least one caption file")
+        raise UserError("no SOURCE given: name at least one caption file")
     try:
         similarity = float(min_similarity)
     except ValueError:
-        raise ValueError(f"--min-similarity needs a number, got {min_similarity!r}") from None
+        raise UserError(f"--min-similarity needs a number, got {min_similarity!r}") from None
     if on_error not in ("stop", "skip"):
-        raise ValueError(f"--on-error: stop or skip, got {on_error!r}")
+        raise UserError(f"--on-error: stop or skip, got {on_error!r}")
     accepted = tuple(filter(None, nsfw.split(",")))
     rows = RowFilter(min_length, max_length, accepted, similarity, min_width, min_height)
     manifest = build_pool(Path(out), list(source), rows, progress=True, skip=on_error == "skip")
@@ -69,7 +70,7 @@ def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:
     """Prints N random captions of a pool (the same ones for the same seed)."""
     captions = open_pool(Path(folder))
     if not len(captions):
-        raise ValueError(f"the pool at {folder} holds no caption")
+        raise UserError(f"the pool at {folder} holds no caption")
     for index in np.random.default_rng(seed).integers(len(captions), size=n):
         print(captions[int(index)])
 

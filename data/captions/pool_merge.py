@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from randcond.data.captions.caption_file import Captions, read_arrays, write_arrays
+from randcond.launch.runtime.progress import Progress
 
 _AT_ONCE = 1 << 20  # captions whose hashes are compared at once
 
@@ -17,7 +17,7 @@ def merge_parts(out: Path, parts: list[Path], progress: bool) -> int:
     """Writes the parts' captions one after the other, the first of equal ones only; returns how many were left out."""
     opened = [Captions(part) for part in parts]
     total = sum(map(len, opened))
-    with tqdm(total=2 * total, desc="merging", unit="caption", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=2 * total, desc="merging", unit="caption", unit_scale=True, disable=not progress) as bar:
         keep = first_of_each(opened, bar.update)
 
         def kept() -> Iterator[pa.StringArray]:

@@ -19,6 +19,7 @@ from randcond.data.captions.row_filter import WHOLE, RowFilter, select
 from randcond.data.captions.sources import COLUMNS, file_name, kind_of
 from randcond.data.inputs.fetch import fetch
 from randcond.launch.config.paths import is_url
+from randcond.launch.errors import UserError
 
 BATCH = 65_536
 
@@ -26,7 +27,7 @@ BATCH = 65_536
 def read_batches(source: str, rows: RowFilter = WHOLE) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
     """Cleaned captions of one file, batch by batch, with how many rows of it were dropped by reason.
 
-    Raises ValueError naming the file, and the line or row where it can: no such column, not text or UTF-8, damaged;
+    Raises UserError naming the file, and the line or row where it can: no such column, not text or UTF-8, damaged;
     OSError where not the file is damaged but what it comes over (a server, a disk, a file system) fails.
     """
     done = 0
@@ -35,15 +36,15 @@ def read_batches(source: str, rows: RowFilter = WHOLE) -> Iterator[tuple[pa.Stri
             yield select(batch, rows)
             done += batch.num_rows
     except UnicodeDecodeError as error:
-        raise ValueError(f"caption source {source}, after row {done}: not UTF-8 ({error.reason})") from None
+        raise UserError(f"caption source {source}, after row {done}: not UTF-8 ({error.reason})") from None
+    except UserError:
+        raise
     except Exception as error:  # whatever a library calls a damaged file
-        if isinstance(error, ValueError) and str(error).startswith("caption source"):
-            raise
         if isinstance(error, ConnectionError | TimeoutError) and error.errno is None:
             raise  # it names its address
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # of a decompressor: no number
             raise OSError(error.errno, f"caption source {source}, after row {done}: {error.strerror}") from None
-        raise ValueError(f"caption source {source}, after row {done}: {error or type(error).__name__}") from None
+        raise UserError(f"caption source {source}, after row {done}: {error or type(error).__name__}") from None
 
 
 def _raw_batches(source: str, rows: RowFilter) -> Iterator[pa.RecordBatch]:
@@ -73,7 +74,7 @@ def _csv(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
     def lines() -> Iterator[tuple[Any, ...]]:
         for line in filter(None, reader):  # but for empty lines
             if len(line) < width:
-                raise ValueError(
+                raise UserError(
                     f"caption source {source}, line {reader.line_num}: has {len(line)} fields of {len(header)}"
                 )
             yield tuple(line[place] for place in places)
@@ -91,13 +92,13 @@ def _jsonl(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"caption source {source}, line {number}: {error}") from None
+                raise UserError(f"caption source {source}, line {number}: {error}") from None
             if not isinstance(row, dict):
-                raise ValueError(f"caption source {source}, line {number}: is no object")
+                raise UserError(f"caption source {source}, line {number}: is no object")
             found = columns or _find_columns(source, list(row), rows)
             columns.update(found)
             if missing := [theirs for theirs in found.values() if theirs not in row]:
-                raise ValueError(f"caption source {source}, line {number}: has no {missing[0]}")
+                raise UserError(f"caption source {source}, line {number}: has no {missing[0]}")
             yield tuple(row[theirs] for theirs in found.values())
 
     yield from _batched(source, ["caption", *rows.columns()], lines())
@@ -111,7 +112,7 @@ def _parquet(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch
     for batch in opened.iter_batches(batch_size=BATCH, columns=list(columns.values())):
         captions = batch.column(columns["caption"])
         if not (pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type)):
-            raise ValueError(f"caption source {source}: column {columns['caption']} is {captions.type}, not text")
+            raise UserError(f"caption source {source}: column {columns['caption']} is {captions.type}, not text")
         arrays = [batch.column(theirs) for theirs in columns.values()]
         arrays[0] = pc.cast(arrays[0], pa.string())
         yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
@@ -122,11 +123,11 @@ def _find_columns(source: str, names: Iterable[str], rows: RowFilter) -> dict[st
     own = list(names)
     captions = [column for column in COLUMNS if column in own]
     if not captions:
-        raise ValueError(f"caption source {source}: no column {' or '.join(COLUMNS)}; it has {', '.join(own)}")
+        raise UserError(f"caption source {source}: no column {' or '.join(COLUMNS)}; it has {', '.join(own)}")
     lower = {name.lower(): name for name in own}
     for column, setting in rows.columns().items():
         if column.lower() not in lower:
-            raise ValueError(
+            raise UserError(
                 f"caption source {source}: no column {column}, which pool.{setting} needs; it has {', '.join(own)}"
             )
     return {"caption": captions[0], **{column: lower[column.lower()] for column in rows.columns()}}
@@ -164,7 +165,7 @@ def _record_batch(source: str, names: list[str], lines: list[tuple[Any, ...]], b
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             row = before + next((i for i, value in enumerate(values, 1) if not _fine(name, value)), 1)
             kind = "text" if name in ("caption", "NSFW") else "a number"
-            raise ValueError(f"caption source {source}, row {row}: {name} is not {kind}") from None
+            raise UserError(f"caption source {source}, row {row}: {name} is not {kind}") from None
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from randcond.data.inputs.catalogue import MissingInput, missing_input
 from randcond.data.inputs.fetch import ask, is_web, open_system
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 
 COLUMNS = ("caption", "TEXT", "text")
@@ -15,7 +16,7 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 def expand(source: str) -> list[str]:
     """The caption files a source stands for, in a fixed order: itself, a folder's or a glob's.
 
-    Raises ValueError naming a source that stands for none.
+    Raises UserError naming a source that stands for none.
     """
     system, path = open_system(source)
     if any(sign in path for sign in ("*[" if is_web(source) else "*?[")):
@@ -27,7 +28,7 @@ def expand(source: str) -> list[str]:
             raise MissingInput(f"caption source {source}: no such file{missing_input(source)}")
         if not kind_of(path):
             known = ", ".join(KINDS)
-            raise ValueError(f"caption source {source}: unknown kind {PurePosixPath(path).suffix!r}; known: {known}")
+            raise UserError(f"caption source {source}: unknown kind {PurePosixPath(path).suffix!r}; known: {known}")
         return [source]
     if not found:
         kinds = ", ".join(KINDS)

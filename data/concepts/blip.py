@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from randcond.data.cache.cache_command import open_cache
 from randcond.data.texts.journal import Journal
 from randcond.launch.runtime.files import sha256
 from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.sampler import decode
 from randcond.model_zoo.teacher import Teacher
@@ -30,7 +30,7 @@ def describe_images(
 ) -> dict[str, list[str]]:
     """Caption -> BLIP's captions, greedy, of the images that a cache holds for it; captions without one are left out.
 
-    What the journal has is not done again. Raises ValueError naming a cache or a journal that is not fit.
+    What the journal has is not done again. Raises UserError naming a cache or a journal that is not fit.
     """
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
@@ -45,7 +45,7 @@ def describe_images(
                 pipe = Teacher.load(teacher, "fp32", device()).pipe
                 model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
                 processor = BlipProcessor.from_pretrained(blip)
-                with tqdm(total=len(shown), initial=len(shown) - len(left), desc="BLIP", unit="image") as bar:
+                with Progress(total=len(shown), initial=len(shown) - len(left), desc="BLIP", unit="image") as bar:
                     for start in range(0, len(left), BATCH):
                         chunk = left[start : start + BATCH]
                         values = np.stack([shard.latent(row) for shard, row in (images[number] for number in chunk)])

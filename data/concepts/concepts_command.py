@@ -12,6 +12,7 @@ from randcond.data.concepts.words import ANIMALS, WordList, read_words
 from randcond.data.texts.llm import read_endpoint
 from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.config.paths import resolve_path, resolve_sources
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json, write_text
 
 
@@ -26,7 +27,7 @@ def words(out: str, *concept: str, wordnet: str = "") -> None:
     example    randcond concepts words vehicles.txt vehicle
     """
     if not concept:
-        raise ValueError("no CONCEPT given, e.g. vehicle")
+        raise UserError("no CONCEPT given, e.g. vehicle")
     nouns = WordNet(find_wordnet(wordnet))
     found = set().union(*map(nouns.under, concept))
     listed = sorted({word.lower() for word in (*found, *map(nouns.plural, found))})
@@ -66,7 +67,7 @@ def split(
     """
     folder = Path(out)
     if bool(blip) != bool(cache) or bool(blip) != bool(teacher):
-        raise ValueError("--blip, --cache and --teacher belong together")
+        raise UserError("--blip, --cache and --teacher belong together")
     captions, dropped = read_unique(resolve_sources([source]))
     listed = read_words(Path(words)) if words else read_words(ANIMALS)
     judge = Judge(read_endpoint(llm), folder / "judge.jsonl", concept, plural, per_question) if llm else None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from randcond.data.texts.journal import Journal
 from randcond.data.texts.llm import Answer, Endpoint, Question, Unusable, ask
+from randcond.launch.errors import UserError
 
 # Supplement J, word by word but for the concept's name.
 SYSTEM = (
@@ -39,7 +40,7 @@ class Judge:
     def __init__(self, endpoint: Endpoint, journal: Path, concept: str, many: str, per_question: int) -> None:
         """`concept`: one (animal), `many`: several of it (animals); `per_question`: captions asked about at once."""
         if per_question < 1:
-            raise ValueError(f"--per-question: at least 1, got {per_question}")
+            raise UserError(f"--per-question: at least 1, got {per_question}")
         self.endpoint, self.journal, self.many, self.per_question = endpoint, journal, many, per_question
         self.names = {"name": concept, "one": f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}", "many": many}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from randcond.launch.config.paths import PACKAGE
+from randcond.launch.errors import UserError
 
 ANIMALS = PACKAGE / "data/concepts/animals.txt"
 _PART = re.compile(r"[^\W_]+")
@@ -32,12 +33,12 @@ class WordList:
 
 
 def read_words(path: Path) -> WordList:
-    """A list of one word a line, `#` comments; raises ValueError naming a file that is missing or empty."""
+    """A list of one word a line, `#` comments; raises UserError naming a file that is missing or empty."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"word list {path}: {error}") from None
+        raise UserError(f"word list {path}: {error}") from None
     words = WordList(line for line in lines if line and not line.startswith("#"))
     if not len(words):
-        raise ValueError(f"word list {path}: holds no word")
+        raise UserError(f"word list {path}: holds no word")
     return words

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randcond.data.digits.world import BACKGROUNDS, COLOURS, DIGITS
+from randcond.launch.errors import UserError
 
 EMBEDDED_JUDGE = Path(__file__).parent / "models" / "judge"
 FEATURE_WIDTH = 64
@@ -58,10 +59,10 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path = EMBEDDED_JUDGE) -> "Judge":
-        """The trained judge in eval mode; raises FileNotFoundError naming the folder when it is not there."""
+        """The trained judge in eval mode; raises UserError naming the folder when it is not there."""
         path = folder / "judge.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"no judge at {path}: train it with `make digits-teacher`")
+            raise UserError(f"no judge at {path}: train it with `make digits-teacher`")
         judge = cls()
         judge.load_state_dict(load_file(path))
         return judge.eval().requires_grad_(False)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from randcond.launch.errors import UserError
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {  # bright, so that every one stands out on every background
     "red": (235, 45, 45),
@@ -69,14 +71,14 @@ def all_captions() -> list[Caption]:
 def read_label(text: str) -> Caption:
     """What a caption asks for, read from its words; a word that names no digit, colour or background is ignored.
 
-    Raises ValueError when one of the three is missing, so that a foreign caption list fails before any scoring.
+    Raises UserError when one of the three is missing, so that a foreign caption list fails before any scoring.
     """
     words = text.lower().replace(",", " ").split()
 
     def find(names: list[str], what: str) -> int:
         found = [names.index(word) for word in words if word in names]
         if len(found) != 1:
-            raise ValueError(f"caption {text!r} names {len(found)} {what}s of the digits world, it needs exactly one")
+            raise UserError(f"caption {text!r} names {len(found)} {what}s of the digits world, it needs exactly one")
         return found[0]
 
     return Caption(

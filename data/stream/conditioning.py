@@ -7,6 +7,8 @@ import inspect
 import math
 from collections.abc import Callable
 
+from randcond.launch.errors import UserError
+
 Probability = Callable[..., float]
 
 
@@ -46,15 +48,15 @@ PROBABILITIES: dict[str, Probability] = {
 
 
 def probability_table(name: str, p_args: dict[str, float], timesteps: int) -> list[float]:
-    """p(t) for t = 0 .. timesteps-1; raises ValueError naming the key when name, argument or value is wrong."""
+    """p(t) for t = 0 .. timesteps-1; raises UserError naming the key when name, argument or value is wrong."""
     if name not in PROBABILITIES:
-        raise ValueError(f"conditioning.p: unknown p(t) {name!r}; known: {', '.join(PROBABILITIES)}")
+        raise UserError(f"conditioning.p: unknown p(t) {name!r}; known: {', '.join(PROBABILITIES)}")
     function = PROBABILITIES[name]
     known = list(inspect.signature(function).parameters)[1:]
     for argument in p_args:
         if argument not in known:
-            raise ValueError(f"conditioning.p_args.{argument}: {name} takes {', '.join(known) or 'no argument'}")
+            raise UserError(f"conditioning.p_args.{argument}: {name} takes {', '.join(known) or 'no argument'}")
     table = [function(t / timesteps, **p_args) for t in range(timesteps)]
     if not all(0 <= p <= 1 for p in table):
-        raise ValueError(f"conditioning.p_args: {name} with {p_args} leaves [0, 1]: {min(table)} to {max(table)}")
+        raise UserError(f"conditioning.p_args: {name} with {p_args} leaves [0, 1]: {min(table)} to {max(table)}")
     return table

@@ -4,7 +4,8 @@ In: a latent cache, the extra texts, p(t). Out: batches {key, latents (fp16), to
 noise_seed, replaced, null, caption_id, unreplaced_in_batch}.
 """
 
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -56,7 +57,16 @@ class _Chance:
         return self._random
 
 
-class Stream(Dataset[dict[str, Any]]):
+class Failed(NamedTuple):
+    """What a sample raised in a loader process.
+
+    As a value, an exception keeps its class, its errno and its one line; torch would wrap it into another text.
+    """
+
+    error: Exception
+
+
+class Stream(Dataset[Any]):
     """Samples by global position (0, 1, 2, ... over the whole run); an epoch is one pass over the cache."""
 
     def __init__(
@@ -107,7 +117,18 @@ class Stream(Dataset[dict[str, Any]]):
         epoch, place = divmod(position, len(self.cache))
         return int(self._order(epoch)[place])
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> "dict[str, Any] | Failed":
+        """The sample at a global position; in a loader process an error comes back as a value."""
+        if torch.utils.data.get_worker_info() is None:
+            return self.sample(position)
+        try:
+            return self.sample(position)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # an exception loses its traceback between processes
+            return Failed(error)
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """The sample at a global position: its latent [C, h, w], its caption, and what chance decided about it."""
         index = self._index(position)
         if self.cache.ahead:
             self.cache.expect(self._index(position + self.cache.ahead))
@@ -126,16 +147,19 @@ class Stream(Dataset[dict[str, Any]]):
             "unreplaced_in_batch": self._unreplaced(position // self.count_batch) if self.count_batch else 0,
         }
 
-    def pack(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def pack(self, samples: "Sequence[dict[str, Any] | Failed]") -> "dict[str, Any] | Failed":
         """Samples in as few tensors as can be: each costs a loader process, and who reads from it, a tenth of a ms.
 
-        Captions are tokenized: token_ids [B, L] per text encoder.
+        Captions are tokenized: token_ids [B, L] per text encoder. A sample that failed is returned in place of all.
         """
+        sound = [sample for sample in samples if not isinstance(sample, Failed)]
+        if len(sound) < len(samples):
+            return next(sample for sample in samples if isinstance(sample, Failed))
         return {
-            "latents": torch.utils.data.default_collate([sample["latents"] for sample in samples]),
-            **self.tokenizers([sample["caption"] for sample in samples]),
-            "numbers": torch.tensor([[sample[name] for sample in samples] for name in NUMBERS]),
-            "unreplaced_in_batch": samples[0]["unreplaced_in_batch"],  # one number: a step is one global batch
+            "latents": torch.utils.data.default_collate([sample["latents"] for sample in sound]),
+            **self.tokenizers([sample["caption"] for sample in sound]),
+            "numbers": torch.tensor([[sample[name] for sample in sound] for name in NUMBERS]),
+            "unreplaced_in_batch": sound[0]["unreplaced_in_batch"],  # one number: a step is one global batch
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,8 +167,10 @@ class Stream(Dataset[dict[str, Any]]):
         return unpack(self.pack(samples))
 
 
-def unpack(packed: dict[str, Any]) -> dict[str, Any]:
-    """The batch that `Stream.pack` packed."""
+def unpack(packed: dict[str, Any] | Failed) -> dict[str, Any]:
+    """The batch that `Stream.pack` packed; raises the error of a sample that failed in a loader process."""
+    if isinstance(packed, Failed):
+        raise packed.error
     numbers = dict(zip(NUMBERS, packed.pop("numbers"), strict=True))
     flags = {name: numbers.pop(name).bool() for name in ("replaced", "null")}
     return {**packed, **numbers, **flags}
@@ -192,7 +218,7 @@ def batches(
 
     `begin`: called by each loader process when it starts.
     """
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         stream,
         batch_sampler=_ReadAhead(stream, positions) if workers else positions,
         collate_fn=stream.pack,

@@ -15,6 +15,7 @@ import numpy as np
 from randcond.data.captions.row_filter import clean_text
 from randcond.data.texts.llm import Answer, Question, Unusable, ask, read_endpoint
 from randcond.data.texts.wordnet import WordNet, find_wordnet
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, write_json, write_text
 
 # Supplement A, word by word.
@@ -108,7 +109,7 @@ def sample(out: str, *, n: int = 212_000, seed: int = 0) -> None:
     """
     folder = Path(out)
     if not (folder / "prompts.json").is_file():
-        raise ValueError(f"{folder}: no prompts.jsonl; run `randcond datafree prompts {out}` first")
+        raise UserError(f"{folder}: no prompts.jsonl; run `randcond datafree prompts {out}` first")
     by_noun: dict[str, list[str]] = {}
     seen: set[str] = set()
     with (folder / "prompts.jsonl").open() as file:
@@ -117,7 +118,7 @@ def sample(out: str, *, n: int = 212_000, seed: int = 0) -> None:
                 seen.add(entry["caption"])
                 by_noun.setdefault(entry["noun"], []).append(entry["caption"])
     if n > len(seen):
-        raise ValueError(f"--n: {n:,} asked for, {folder}/prompts.jsonl holds {len(seen):,} different prompts")
+        raise UserError(f"--n: {n:,} asked for, {folder}/prompts.jsonl holds {len(seen):,} different prompts")
     random = np.random.default_rng(seed)
     shares = even_shares([len(found) for found in by_noun.values()], n, random)
     chosen = [
@@ -169,7 +170,7 @@ def read_prompts(question: Question, answer: Answer) -> list[str]:
 
 def _lines(path: Path, before: str) -> list[str]:
     if not path.is_file():
-        raise ValueError(f"{path} is missing: run `randcond datafree {before} {path.parent}` first")
+        raise UserError(f"{path} is missing: run `randcond datafree {before} {path.parent}` first")
     return [line for line in path.read_text().splitlines() if line]
 
 

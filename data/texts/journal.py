@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from randcond.launch.errors import UserError
+
 
 class Journal:
     """The answers so far: lines {id, answer, tokens: [in, out]}, and {id, unusable} where none could be read."""
@@ -12,7 +14,7 @@ class Journal:
     def __init__(self, path: Path, model: str, read_only: bool = False) -> None:
         """`model`: who answers. A line that was cut by a kill is dropped; `read_only`: only from what is read.
 
-        Raises ValueError naming a journal of another model, or a damaged line.
+        Raises UserError naming a journal of another model, or a damaged line.
         """
         self.path = path
         self.answers: dict[str, Any] = {}
@@ -35,11 +37,11 @@ class Journal:
                 else:
                     self.answers[entry["id"]] = entry["answer"]
             except (KeyError, TypeError, ValueError):
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}: no entry of a journal; remove the line, it is asked again"
                 ) from None
         if lines and asked != model:
-            raise ValueError(f"{path}: was answered by {asked}, not by {model}; remove it, or ask {asked}")
+            raise UserError(f"{path}: was answered by {asked}, not by {model}; remove it, or ask {asked}")
         if read_only:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic.dataclasses import dataclass
-from tqdm import tqdm
 
 from randcond.data.texts.journal import Journal
 from randcond.launch.config.parsing import read_settings
 from randcond.launch.config.sections import STRICT
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.progress import Progress
 
 TRIES = 3  # of a question whose answer can't be read
 CHARACTERS_PER_TOKEN = 4.0  # of English text, for the estimate
@@ -43,6 +45,7 @@ class Endpoint:
     max_cost: float = 0.0  # US dollars of the estimate above which nothing is asked; 0: any
 
     def __post_init__(self) -> None:
+        # ValueError, which pydantic collects: `parse` makes a UserError of it that names the key.
         for name, least in (("concurrency", 1), ("rpm", 0), ("tpm", 0), ("retries", 0), ("price_in", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
@@ -51,7 +54,7 @@ class Endpoint:
 
 
 def read_endpoint(words: Iterable[str]) -> Endpoint:
-    """The endpoint that `key=value` words describe; raises ValueError naming a wrong key."""
+    """The endpoint that `key=value` words describe; raises UserError naming a wrong key."""
     return read_settings(Endpoint, list(words))
 
 
@@ -79,7 +82,7 @@ class Question(NamedTuple):
 
 
 def estimate(endpoint: Endpoint, questions: list[Question], answer_tokens: float) -> str:
-    """What asking would take, in a line; raises ValueError when it is above `max_cost`."""
+    """What asking would take, in a line; raises UserError when it is above `max_cost`."""
     tokens = sum(len(q.system) + len(q.user) for q in questions) / CHARACTERS_PER_TOKEN
     out = len(questions) * answer_tokens
     cost = _cost(endpoint, tokens, out)
@@ -94,7 +97,7 @@ def estimate(endpoint: Endpoint, questions: list[Question], answer_tokens: float
         )
         line += f", at least {minutes:,.0f} min at this rate"
     if endpoint.max_cost and cost > endpoint.max_cost:
-        raise ValueError(f"max_cost: {line}: above ${endpoint.max_cost:g}, nothing was asked")
+        raise UserError(f"max_cost: {line}: above ${endpoint.max_cost:g}, nothing was asked")
     return line
 
 
@@ -116,7 +119,7 @@ def ask(
     `read` turns a question's answer into what is kept, or raises Unusable: it is asked again, TRIES times in all.
     `answer_tokens`: of one answer, for the estimate that is printed first; `dry_run`: it alone.
     Ctrl-C and SIGTERM wait for the answers under way, so that nothing is asked twice, and raise KeyboardInterrupt; a
-    second one does not wait. Raises ValueError when the endpoint refuses key, model or question, ConnectionError when
+    second one does not wait. Raises UserError when the endpoint refuses key, model or question, ConnectionError when
     it doesn't answer.
     """
     with locked(journal.parent):
@@ -125,17 +128,17 @@ def ask(
             wanted = {question.id: question for question in questions}
             left = [question for question in wanted.values() if question.id not in kept]
             if left:
-                print(
+                log.info(
                     f"{label}: {len(wanted) - len(left):,} answered before; {estimate(endpoint, left, answer_tokens)}"
                 )
             if left and not dry_run:
                 key = _key(endpoint)
-                with tqdm(total=len(wanted), initial=len(wanted) - len(left), desc=label, unit="question") as bar:
+                with Progress(total=len(wanted), initial=len(wanted) - len(left), desc=label, unit="question") as bar:
                     asyncio.run(_Asker(endpoint, key, kept, read, bar).ask(left))
                 if any(question.id not in kept for question in left):
                     raise KeyboardInterrupt
                 spent = f", ${_cost(endpoint, *kept.tokens):,.2f}" if endpoint.price_in or endpoint.price_out else ""
-                print(f"{label}: {kept.tokens[0]:,} tokens in, {kept.tokens[1]:,} out{spent}")
+                log.info(f"{label}: {kept.tokens[0]:,} tokens in, {kept.tokens[1]:,} out{spent}")
         finally:
             kept.close()
     return kept
@@ -144,7 +147,7 @@ def ask(
 def _key(endpoint: Endpoint) -> str:
     key = os.environ.get(endpoint.key)
     if key is None and endpoint.url is None and "OPENAI_BASE_URL" not in os.environ:
-        raise ValueError(f"no key: set the environment variable {endpoint.key}, or give url=... of an own endpoint")
+        raise UserError(f"no key: set the environment variable {endpoint.key}, or give url=... of an own endpoint")
     return key or "none"  # an own endpoint may want none
 
 
@@ -152,7 +155,7 @@ class _Asker:
     """The questions under way."""
 
     def __init__(
-        self, endpoint: Endpoint, key: str, journal: Journal, read: Callable[[Question, Answer], Any], bar: "tqdm[Any]"
+        self, endpoint: Endpoint, key: str, journal: Journal, read: Callable[[Question, Answer], Any], bar: Progress
     ) -> None:
         import openai
         from aiolimiter import AsyncLimiter
@@ -232,9 +235,9 @@ class _Asker:
                 **{name: value for name, value in settings.items() if value is not None},
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise ValueError(f"{self._where()} refuses: {error}; check model, url and ${self.endpoint.key}") from None
+            raise UserError(f"{self._where()} refuses: {error}; check model, url and ${self.endpoint.key}") from None
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise ValueError(f"{self._where()} can't take the question {question.user[:80]!r}: {error}") from None
+            raise UserError(f"{self._where()} can't take the question {question.user[:80]!r}: {error}") from None
         except openai.OpenAIError as error:
             raise ConnectionError(
                 f"{self._where()}: no answer after {self.endpoint.retries} retries ({error}); "

@@ -9,6 +9,8 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
+from randcond.launch.errors import UserError
+
 ROOT = "entity"
 _PLACES = ("inputs/wordnet", "/usr/share/wordnet", "/usr/local/share/wordnet", "~/nltk_data/corpora/wordnet")
 
@@ -16,7 +18,7 @@ _PLACES = ("inputs/wordnet", "/usr/share/wordnet", "/usr/local/share/wordnet", "
 def find_wordnet(folder: str = "") -> Path:
     """The folder of WordNet's files: in the one given, $WNSEARCHDIR, or where `fetch`, Debian and nltk keep it.
 
-    Raises ValueError saying how to get it.
+    Raises UserError saying how to get it.
     """
     places = [
         Path(place).expanduser()
@@ -26,7 +28,7 @@ def find_wordnet(folder: str = "") -> Path:
     for place in places:
         if found := next(iter(sorted(place.rglob("data.noun"))), None):
             return found.parent
-    raise ValueError(
+    raise UserError(
         f"no data.noun in {', '.join(map(str, places))}: `randcond fetch wordnet`, `apt-get install wordnet-base`, "
         f"or nltk.download('wordnet') and unpack it; --wordnet names the folder that holds it"
     )
@@ -36,7 +38,7 @@ class WordNet:
     """Nouns of WordNet 3.x: synsets are named by their offset in data.noun."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError naming a damaged file."""
+        """Raises UserError naming a damaged file."""
         self.folder = folder
         self.words: dict[str, list[str]] = {}  # synset -> its lemmas, as written, blanks for underscores
         self.above: dict[str, list[str]] = {}  # synset -> its hypernyms; an instance (Paris) has none of these
@@ -48,13 +50,13 @@ class WordNet:
                 self.words[fields[0]] = [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
                 self.above[fields[0]] = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] == "@"]
             except (IndexError, ValueError):
-                raise ValueError(f"{folder / 'data.noun'}: not a line of WordNet's: {line[:80]!r}") from None
+                raise UserError(f"{folder / 'data.noun'}: not a line of WordNet's: {line[:80]!r}") from None
 
     def _lines(self, name: str) -> list[str]:
         try:
             lines = (self.folder / name).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.folder / name}: {error}; is this WordNet's folder?") from None
+            raise UserError(f"{self.folder / name}: {error}; is this WordNet's folder?") from None
         return [line for line in lines if line and not line.startswith(" ")]  # the licence is indented
 
     @cached_property
@@ -94,10 +96,10 @@ class WordNet:
         """Nouns whose most frequent sense is a kind of `concept` (in its own most frequent sense), itself included.
 
         Words known for something else are left out: "jack" is a fish, but first a tool.
-        Raises ValueError when WordNet has no such noun.
+        Raises UserError when WordNet has no such noun.
         """
         if concept.lower() not in self.senses:
-            raise ValueError(f"WordNet has no noun {concept!r}")
+            raise UserError(f"WordNet has no noun {concept!r}")
         kinds = self.depths(self.senses[concept.lower()][0])
         return {
             word for synset in kinds for word in self.words[synset] if self.senses.get(word.lower(), [""])[0] == synset

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from randcond.eval.scores.network_weights import load_network
+from randcond.launch.errors import UserError
 
 IMAGE_SIZE = 480
 QUESTION_WORDS, QUESTION_TOKENS = 50, 35  # the rest is cut off
@@ -46,7 +47,7 @@ class Blip:
 def load_blip(folder: Path, device: torch.device | str) -> Blip:
     """Loads BLIP from a transformers folder, in fp32 as published.
 
-    Raises ValueError naming a folder that holds no BLIP for questions, or whose tokenizer lacks what is needed.
+    Raises UserError naming a folder that holds no BLIP for questions, or whose tokenizer lacks what is needed.
     """
     from transformers import BlipForQuestionAnswering, BlipProcessor
 
@@ -54,10 +55,10 @@ def load_blip(folder: Path, device: torch.device | str) -> Blip:
     tokenizer = processor.tokenizer
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     if tokenizer.unk_token_id in (yes, no):
-        raise ValueError(f'{folder}: the tokenizer has no "yes" or no "no"')
+        raise UserError(f'{folder}: the tokenizer has no "yes" or no "no"')
     text = model.config.text_config
     if text.bos_token_id + 1 >= text.vocab_size:  # BLIP adds [DEC] and [ENC], in this order, behind BERT's words
-        raise ValueError(f"{folder}: config.json: vocab_size {text.vocab_size} leaves no [ENC] after bos_token_id")
+        raise UserError(f"{folder}: config.json: vocab_size {text.vocab_size} leaves no [ENC] after bos_token_id")
     start = text.bos_token_id
     return Blip(model.to(device), tokenizer, processor.image_processor, start + 1, start, yes, no)
 

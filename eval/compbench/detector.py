@@ -70,7 +70,7 @@ class OpenVocabulary:
 def load_detector(folder: Path, device: torch.device | str, batch: int, threshold: float = THRESHOLD) -> OpenVocabulary:
     """Loads OWLv2 or OWL-ViT from a transformers folder, in fp32.
 
-    Raises ValueError naming a folder that holds another model.
+    Raises UserError naming a folder that holds another model.
     """
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 

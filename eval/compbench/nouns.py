@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randcond.eval.scores.network_weights import first_line
+from randcond.launch.errors import UserError
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -25,7 +26,7 @@ PROBE = "a red car on the left of the small table"
 def pipeline_folder(name: str) -> Path:
     """The folder of a spaCy pipeline: itself, or that of an installed package, which is not imported for it.
 
-    Raises ValueError saying how to get one when there is none.
+    Raises UserError saying how to get one when there is none.
     """
     folder = Path(name)
     if (folder / "config.cfg").is_file():
@@ -34,7 +35,7 @@ def pipeline_folder(name: str) -> Path:
     for root in (spec.submodule_search_locations or []) if spec else []:
         for config in sorted(Path(root).glob(f"{name}-*/config.cfg")):
             return config.parent
-    raise ValueError(
+    raise UserError(
         f"{name}: no folder with a spaCy pipeline (config.cfg), and none of that name is installed; "
         f"`python -m spacy download en_core_web_sm` installs the published one"
     )
@@ -43,14 +44,14 @@ def pipeline_folder(name: str) -> Path:
 def load_pipeline(folder: Path) -> "Language":
     """Loads an English spaCy pipeline from its folder.
 
-    Raises ValueError naming a folder that does not load, or whose pipeline gives no parts of speech or no noun phrases.
+    Raises UserError naming a folder that does not load, or whose pipeline gives no parts of speech or no noun phrases.
     """
     import spacy
 
     try:
         nlp = spacy.load(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: not a spaCy pipeline that loads ({first_line(error)})") from None
+        raise UserError(f"{folder}: not a spaCy pipeline that loads ({first_line(error)})") from None
     wrong = ""
     doc = nlp(PROBE)
     if nlp.lang != "en":
@@ -60,9 +61,7 @@ def load_pipeline(folder: Path) -> "Language":
     elif not doc.has_annotation("DEP"):
         wrong = "gives no noun phrases: it needs a parser"
     if wrong:
-        raise ValueError(
-            f"{folder}: {wrong}; it has {', '.join(nlp.pipe_names) or 'no component'}; take en_core_web_sm"
-        )
+        raise UserError(f"{folder}: {wrong}; it has {', '.join(nlp.pipe_names) or 'no component'}; take en_core_web_sm")
     return nlp
 
 

@@ -17,7 +17,7 @@ from randcond.eval.images.generate import Draw, Task, load_rows
 from randcond.eval.images.prompts import ALL, Prompts
 from randcond.launch.config.sections import Eval
 from randcond.launch.runtime.files import read_json, write_json
-from randcond.launch.runtime.logs import say_everywhere
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device, rank
 
 
@@ -30,7 +30,7 @@ def compbench_prompts(ev: Eval, category: str) -> Prompts:
 
 
 def load_scorer(ev: Eval) -> Scorer:
-    """The networks of the categories asked for; raises ValueError naming one that is not there."""
+    """The networks of the categories asked for; raises UserError naming one that is not there."""
     bench = ev.compbench
     sources = {"blip": bench.blip, "clip": bench.clip, "detector": bench.detector, "spacy": bench.spacy}
     return Scorer.load(bench.categories, **sources, device=device(), batch=bench.batch)
@@ -59,7 +59,7 @@ def evaluate_compbench(task: Task, scorer: Scorer, out: Path, who: str, draw: Dr
     if set(means) == set(CATEGORIES):  # the paper's average is of all
         scores["average"] = sum(means.values()) / len(means)
     write_json(path, {**wanted, "scores": scores})
-    say_everywhere(f"compbench: {who}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
+    log.info(f"compbench: {who}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
 
 
 def category_extractor(scorer: Scorer, ev: Eval, category: str, prompts: Prompts) -> Extractor:

@@ -18,6 +18,7 @@ from randcond.eval.compbench.prompts import ATTRIBUTES, CATEGORIES, COMPLEX_KIND
 from randcond.eval.compbench.similarity import CLIP_FILES, Clip, cosines, load_clip
 from randcond.eval.compbench.spatial import FRAME, Box, object_name, spatial_score
 from randcond.eval.scores.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
+from randcond.launch.errors import UserError
 
 NEEDS = {  # category -> what scores it
     **{category: {"spacy", "blip"} for category in ATTRIBUTES},
@@ -52,12 +53,12 @@ class Scorer:
     ) -> "Scorer":
         """Loads what the categories need, from folders or hub ids (`owner/name@revision`); spaCy's may be installed.
 
-        Raises ValueError naming an unknown category, or the model that is not there or does not load.
+        Raises UserError naming an unknown category, or the model that is not there or does not load.
         """
         needed: set[str] = set()
         for category in categories:
             if category not in NEEDS:
-                raise ValueError(f"T2I-CompBench has no category {category!r}; known: {', '.join(CATEGORIES)}")
+                raise UserError(f"T2I-CompBench has no category {category!r}; known: {', '.join(CATEGORIES)}")
             needed |= NEEDS[category]
         scorer = cls(batch=batch)
         if "spacy" in needed:
@@ -87,12 +88,12 @@ class Scorer:
         """Scores float64 [n] of images uint8 [n, 3, H, W], each by its own prompt.
 
         `complex_kind`: for "complex", what `prompts.read_complex_kinds` says of each prompt; its score is the mean of
-        the parts. Raises ValueError for a category that was not loaded, and naming a prompt without a noun or kind.
+        the parts. Raises UserError for a category that was not loaded, and naming a prompt without a noun or kind.
         """
         assert images.dtype == torch.uint8 and images.ndim == 4 and len(images) == len(prompts), images.shape
         lacking = sorted(NEEDS.get(category, set()) - self._loaded())
         if category not in NEEDS or lacking:
-            raise ValueError(f"the scorer was loaded without {category!r} ({', '.join(lacking) or 'unknown category'})")
+            raise UserError(f"the scorer was loaded without {category!r} ({', '.join(lacking) or 'unknown category'})")
         if category in ATTRIBUTES:
             return self._attribute(images, prompts)
         if category == "spatial":
@@ -100,7 +101,7 @@ class Scorer:
         if category == "non_spatial":
             return self._action(images, prompts, adjectives=True)
         if complex_kind is None or len(complex_kind) != len(prompts) or set(complex_kind) - COMPLEX_KINDS.keys():
-            raise ValueError(f"complex: each prompt needs a kind, one of {', '.join(COMPLEX_KINDS)}")
+            raise UserError(f"complex: each prompt needs a kind, one of {', '.join(COMPLEX_KINDS)}")
         parts = {"attribute": self._attribute, "spatial": self._spatial, "action": self._action}
         total = torch.zeros(len(images), dtype=torch.float64)
         for part, scores in parts.items():
@@ -135,7 +136,7 @@ class Scorer:
         for prompt, doc in zip(prompts, self._read(prompts), strict=True):
             pair = nouns.nouns_around(doc) if nearest else nouns.outer_nouns(doc)
             if pair is None and not nearest:
-                raise ValueError(f"spaCy finds no noun in the spatial prompt {prompt!r}; en_core_web_sm does")
+                raise UserError(f"spaCy finds no noun in the spatial prompt {prompt!r}; en_core_web_sm does")
             names.append([object_name(noun) for noun in pair or ()])
         scale = FRAME / min(images.shape[-2:])
         scores = [

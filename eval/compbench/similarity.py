@@ -17,6 +17,7 @@ from torch import Tensor
 
 from randcond.eval.images.protocol_images import to_picture
 from randcond.eval.scores.network_weights import first_line
+from randcond.launch.errors import UserError
 
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
@@ -34,7 +35,7 @@ class Clip:
 def load_clip(folder: Path, device: torch.device | str) -> Clip:
     """Loads open_clip's folder, in fp32.
 
-    Raises ValueError naming a folder that does not load.
+    Raises UserError naming a folder that does not load.
     """
     import open_clip
 
@@ -44,7 +45,7 @@ def load_clip(folder: Path, device: torch.device | str) -> Clip:
             model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32", device=device)
         tokenize = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no CLIP that loads ({first_line(error)})") from None
+        raise UserError(f"{folder}: no CLIP that loads ({first_line(error)})") from None
     model.eval().requires_grad_(False)
     return Clip(model, preprocess, tokenize, device)
 

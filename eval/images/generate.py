@@ -16,7 +16,6 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from randcond.eval.images.extractor import Extractor, Rows
@@ -24,9 +23,12 @@ from randcond.eval.images.prompts import Prompts
 from randcond.eval.images.protocol_images import scored_images
 from randcond.launch.config.protocols import Protocol
 from randcond.launch.config.sections import Eval
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, read_json, write_json
 from randcond.launch.runtime.locks import claim_each
+from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device, rank, world_size
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
@@ -63,7 +65,7 @@ def generate(
 ) -> None:
     """Draws the missing chunks this rank can claim; returns when all ranks' chunks are in place.
 
-    `beat` is called after each of them. Raises ValueError when `out` holds images made otherwise.
+    `beat` is called after each of them. Raises UserError when `out` holds images made otherwise.
     """
     batch, count = task.ev.batch, len(task.prompts.captions)
     chunks = chunk_paths(out, count, batch)
@@ -71,7 +73,7 @@ def generate(
     _hold_to_plan(out, made_of, task.ev.save, whole=done == len(chunks))
     mine = 0
     silent = rank() != 0 or done == len(chunks)
-    bar = tqdm(total=len(chunks), initial=done, desc=what, unit="batch", mininterval=2, disable=silent)
+    bar = Progress(total=len(chunks), initial=done, desc=what, unit="batch", disable=silent)
     reader = _Reader()
     # What was claimed is let go of after the reader is done with it, also where drawing fails.
     with closing(claim_each(chunks, reader.landed, behind=1)) as claimed, reader:
@@ -85,7 +87,7 @@ def generate(
     bar.update(len(chunks) - bar.n)
     bar.close()
     if mine and world_size() > 1:
-        print(f"{what}: rank {rank()} drew {mine} of {len(chunks)} batches", flush=True)
+        log.info(f"{what}: rank {rank()} drew {mine} of {len(chunks)} batches")
 
 
 class _Reader:
@@ -120,7 +122,7 @@ class _Reader:
 
 
 def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str, whole: bool) -> None:
-    """Writes the plan, or raises ValueError when what is there was made otherwise, or without what is wanted now.
+    """Writes the plan, or raises UserError when what is there was made otherwise, or without what is wanted now.
 
     Where nothing is missing any more (`whole`), less may be wanted than was read and kept; what is still to be drawn
     would lack that.
@@ -136,14 +138,14 @@ def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str, whole: bool) ->
         found["extractors"], made_of["extractors"], f"{what} (eval.metrics)", remedy
     )  # more may have been read
     if save not in ("none", found["saved"]):
-        raise ValueError(f"eval.save: {what} kept its images as {found['saved']!r}, wanted {save!r}. {remedy}")
+        raise UserError(f"eval.save: {what} kept its images as {found['saved']!r}, wanted {save!r}. {remedy}")
     if whole:
         return
     begun = f"{what} was begun with"
     if left := sorted(found["extractors"].keys() - made_of["extractors"].keys()):
-        raise ValueError(f"eval.metrics: {begun} metrics that need {', '.join(left)}, too: end it with them. {remedy}")
+        raise UserError(f"eval.metrics: {begun} metrics that need {', '.join(left)}, too: end it with them. {remedy}")
     if save != found["saved"]:
-        raise ValueError(f"eval.save: {begun} {found['saved']!r}: end it so, wanted is {save!r}. {remedy}")
+        raise UserError(f"eval.save: {begun} {found['saved']!r}: end it so, wanted is {save!r}. {remedy}")
 
 
 def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
@@ -156,7 +158,7 @@ def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
     sound = decoded.isfinite().flatten(1).all(dim=1)
     if not sound.all():  # rounded to bytes they would be black, and scored
         numbers = [each for each, fine in zip(ids, sound.tolist(), strict=True) if not fine]
-        raise ValueError(
+        raise UserError(
             f"images of captions {', '.join(map(str, numbers))} are not finite: the network diverged, or its "
             f"autoencoder overflows in {pipe.vae.dtype}"
         )
@@ -229,4 +231,4 @@ def _opened(chunk: Path) -> Iterator[Any]:
         with safe_open(chunk, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{chunk}: damaged ({error}); remove it, and evaluate again: it alone is drawn anew") from None
+        raise UserError(f"{chunk}: damaged ({error}); remove it, and evaluate again: it alone is drawn anew") from None

@@ -18,6 +18,7 @@ from randcond.data.captions.row_filter import clean_text
 from randcond.data.captions.sources import COLUMNS, expand
 from randcond.launch.config.paths import resolve_sources
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 
 ALL = "all"  # the split of every caption
 
@@ -49,11 +50,11 @@ class Prompts:
 def choose_prompts(config: Config) -> Prompts:
     """The experiment's captions: all of them as listed, or `eval.size` seen and as many unseen ones in a seeded order.
 
-    Raises ValueError naming the list and the row where a whole list has an empty caption or one twice, and when the
+    Raises UserError naming the list and the row where a whole list has an empty caption or one twice, and when the
     sources hold fewer than asked for.
     """
     if not config.eval.captions:
-        raise ValueError("eval.captions: is missing")
+        raise UserError("eval.captions: is missing")
     is_unseen = _unseen(config)
     if config.eval.size is None:
         rows = [row for source in resolve_sources(config.eval.captions) for row in _listed(source)]
@@ -66,7 +67,7 @@ def choose_prompts(config: Config) -> Prompts:
         "unseen": [number for number, flag in enumerate(flags) if flag],
     }
     if config.eval.unseen and not splits["unseen"]:
-        raise ValueError(f"eval.unseen: none of {config.eval.unseen} is among eval.captions")
+        raise UserError(f"eval.unseen: none of {config.eval.unseen} is among eval.captions")
     chosen = {split: ids for split, ids in splits.items() if ids} if splits["unseen"] else {}
     return Prompts([row[1] for row in rows], [row[0] for row in rows], {**chosen, ALL: list(range(len(rows)))})
 
@@ -110,7 +111,7 @@ def _sampled(config: Config, is_unseen: Callable[[str, str], bool]) -> tuple[lis
         part = [caption for caption, flag in zip(captions, flags, strict=True) if flag == unseen]
         if len(part) < wanted:
             kind = "unseen" if unseen else "seen"
-            raise ValueError(f"eval.size: {wanted} {kind} captions wanted, the sources hold {len(part)}")
+            raise UserError(f"eval.size: {wanted} {kind} captions wanted, the sources hold {len(part)}")
         order = np.random.default_rng(config.eval.seed).permutation(len(part))[:wanted]
         rows += [("", part[index]) for index in order]
         chosen += [unseen] * wanted
@@ -118,7 +119,7 @@ def _sampled(config: Config, is_unseen: Callable[[str, str], bool]) -> tuple[lis
 
 
 def _listed(source: str) -> list[tuple[str, str]]:
-    """(image's file name or "", caption) of every row of a published list; raises ValueError naming an empty row."""
+    """(image's file name or "", caption) of every row of a published list; raises UserError naming an empty row."""
     return [row for file in expand(source) for row in (_with_images(file) or _captions(file))]
 
 
@@ -135,7 +136,7 @@ def _with_images(file: str) -> list[tuple[str, str]]:
         rows = [(row[names["file_name"]] or "", clean_text(row[caption] or "")) for row in reader]
     for number, (image, text) in enumerate(rows, 1):
         if not image or not text:
-            raise ValueError(f"eval.captions: {file}, row {number}: has no {'caption' if image else 'file name'}")
+            raise UserError(f"eval.captions: {file}, row {number}: has no {'caption' if image else 'file name'}")
     return rows
 
 
@@ -144,7 +145,7 @@ def _captions(file: str) -> list[tuple[str, str]]:
     for captions, dropped in read_batches(file):
         if dropped:
             number = sum(dropped.values())
-            raise ValueError(
+            raise UserError(
                 f"eval.captions: {file}: {number} empty captions; a list that is scored whole must have one in every "
                 f"row: remove them, or draw some of its captions with eval.size=N"
             )
@@ -157,7 +158,7 @@ def _check_unique(rows: list[tuple[str, str]]) -> None:
     counts = Counter(image or caption for image, caption in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         places = [number for number, (image, caption) in enumerate(rows, 1) if (image or caption) == twice[0]]
-        raise ValueError(
+        raise UserError(
             f"eval.captions: {len(twice)} captions or images stand in the list more than once, the first "
             f"{twice[0]!r}, rows {', '.join(map(str, places[:3]))}: remove them, name the images that equal captions "
             f"belong to (a csv with file_name and caption), or draw distinct captions with eval.size=N"

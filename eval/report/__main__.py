@@ -1,10 +1,10 @@
 """`python -m randcond.eval.report EXPERIMENT|TABLE`: what `randcond run report` starts."""
 
-import os
 import sys
 
 from randcond.eval.report.report_command import report
-from randcond.launch.runtime.exit_codes import exit_code
+from randcond.launch.runtime.exit_codes import report_error
+from randcond.launch.runtime.logs import start_console
 from randcond.launch.runtime.processes import exit_when_preempted
 from randcond.launch.runtime.ranks import rank
 
@@ -17,13 +17,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     if rank() != 0:
         return
+    start_console()
     try:
         report(*words)
-    except (ValueError, OSError) as error:
-        if os.environ.get("RANDCOND_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
+    except Exception as error:
+        sys.exit(report_error(error))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from randcond.launch.config.paths import eval_folder, resolve_path, student_fold
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Arm, Table
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_json
 from randcond.launch.runtime.json_lines import whole_lines
@@ -63,7 +64,7 @@ class Row:
 def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
     """The rows of a table, or of experiments on their own.
 
-    Raises ValueError naming an experiment that is not evaluated, or not as its configuration says now.
+    Raises UserError naming an experiment that is not evaluated, or not as its configuration says now.
     """
     rows = []
     first = next((each for each in configs.values() if "teacher" in each.eval.of and each.trains), None)
@@ -93,7 +94,7 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
 def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: Scores, notes: list[str]) -> Row:
     path = folder / "scores.json"
     if not path.is_file():
-        raise ValueError(f"no scores at {path}: run {_command(config)} first")
+        raise UserError(f"no scores at {path}: run {_command(config)} first")
     scored = read_json(path)
     named = protocol_of(config.eval)
     prompts = choose_prompts(config)
@@ -111,7 +112,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     check_matches(scored["protocol"], asked, f"the evaluation of {name}", remedy)
     _check_compared(config, prompts, scored["protocol"], f"the evaluation of {name}", remedy)
     if lacking := set(config.eval.metrics) - set(scored["metrics"]):
-        raise ValueError(f"{path}: no {', '.join(sorted(lacking))} (eval.metrics). {remedy}")
+        raise UserError(f"{path}: no {', '.join(sorted(lacking))} (eval.metrics). {remedy}")
     notes = notes + [f"{split}: {note}" for split, said in scored["notes"].items() for note in said]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}.yaml   # the configuration below"
@@ -119,7 +120,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     bench = folder / "compbench" / "scores.json"
     if config.eval.compbench.lists:
         if not bench.is_file():
-            raise ValueError(f"no scores at {bench}: run {_command(config)} first")
+            raise UserError(f"no scores at {bench}: run {_command(config)} first")
         more = read_json(bench)
         same = {key: scored["protocol"][key] for key in DRAWN_ALIKE}
         for each in config.eval.compbench.categories:
@@ -137,7 +138,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
 
 
 def _check_compared(config: Config, prompts: Prompts, protocol: dict[str, Any], what: str, remedy: str) -> None:
-    """Raises ValueError where scores were taken with other statistics or another Inception than configured.
+    """Raises UserError where scores were taken with other statistics or another Inception than configured.
 
     Of what is not here any more nothing can be said: a report is also made where only the scores are.
     """

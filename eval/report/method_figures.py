@@ -12,7 +12,6 @@ import torch
 from diffusers import AutoPipelineForImage2Image
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from randcond.data.contact_sheet import draw_comparison
 from randcond.data.digits.judge import Judge
@@ -24,7 +23,9 @@ from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Picture
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
+from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
@@ -67,7 +68,7 @@ def regenerated(picture: Picture, configs: list[Config], path: Path) -> None:
     first = _drawn(config, pipe, own, seeds)
     columns = {"x_0": first}
     reached = [sampler_step(config, pipe, timestep)[1] for timestep in picture.timesteps]
-    for timestep in tqdm(reached, desc="regenerating", unit="timestep"):
+    for timestep in Progress(reached, desc="regenerating", unit="timestep"):
         columns[f"from t = {timestep}"] = regenerate(config, pipe, first, other, seeds, timestep)
     columns["the other caption"] = _drawn(config, pipe, other, seeds)
     images = {name: _decoded(config, pipe, latents) for name, latents in columns.items()}
@@ -87,14 +88,12 @@ def regenerated(picture: Picture, configs: list[Config], path: Path) -> None:
 def sampler_step(config: Config, pipe: Any, timestep: int) -> tuple[int, int]:
     """How many of the sampler's steps are at or below a timestep, and the uppermost of these: what x_t is noised to.
 
-    Raises ValueError where there is none.
+    Raises UserError where there is none.
     """
     pipe.scheduler.set_timesteps(_settings(config)[0])
     below = [each for each in pipe.scheduler.timesteps.tolist() if each <= timestep]
     if not below:
-        raise ValueError(
-            f"pictures: timestep {timestep}: the sampler's last step is at {min(pipe.scheduler.timesteps)}"
-        )
+        raise UserError(f"pictures: timestep {timestep}: the sampler's last step is at {min(pipe.scheduler.timesteps)}")
     return len(below), below[0]
 
 
@@ -133,7 +132,7 @@ def _pairs(captions: Sequence[str], count: int, digits: bool) -> list[tuple[int,
     if digits:
         pairs = [(a, b) for a, b in pairs if read_label(captions[a]).digit != read_label(captions[b]).digit]
     if len(pairs) < count:
-        raise ValueError(f"pictures: {count} pairs of captions wanted, eval.captions and eval.size give {len(pairs)}")
+        raise UserError(f"pictures: {count} pairs of captions wanted, eval.captions and eval.size give {len(pairs)}")
     return pairs[:count]
 
 

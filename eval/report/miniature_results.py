@@ -14,6 +14,7 @@ from randcond.eval.report.result_plots import COLOURS, plot_claims, plot_effects
 from randcond.eval.report.table import as_markdown
 from randcond.launch.config.experiments import table_names
 from randcond.launch.config.tables import load_table
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_text
 
 KEPT = ("*.md", "*.json", "*.png")
@@ -100,7 +101,7 @@ def _mark_repeated(claims: dict[str, list[dict[str, Any]]], replicates: dict[str
         arms = load_table(name).arms
         for claim in each:
             if gone := set(claim["contrast"]) - set(arms):
-                raise ValueError(f"{name}: its report has rows {sorted(gone)}, its table has none: make {name} again")
+                raise UserError(f"{name}: its report has rows {sorted(gone)}, its table has none: make {name} again")
             rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
             asked = claim["score"], claim["split"], claim["margin"], rows
             key = *asked, json.dumps(replicates[name], sort_keys=True)

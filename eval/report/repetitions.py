@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 from randcond.eval.report.collect import Row, Scores
 from randcond.eval.report.table import COLUMNS
 from randcond.launch.config.tables import Claim
+from randcond.launch.errors import UserError
 
 CONFIDENCE = 0.95
 
@@ -118,19 +119,19 @@ def _contrast(weights: dict[str, float]) -> str:
 
 
 def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list[Verdict]:
-    """A verdict on each claim; raises ValueError naming a score that no row has, or a table with one repetition."""
+    """A verdict on each claim; raises UserError naming a score that no row has, or a table with one repetition."""
     if claims and len(repetitions) < 2:
-        raise ValueError("claims: one repetition has no spread; give a table with claims several replicates")
+        raise UserError("claims: one repetition has no spread; give a table with claims several replicates")
     found = []
     for claim in claims:
         if claim.score not in COLUMNS:
-            raise ValueError(f"claims: {claim.text!r}: unknown score {claim.score}; known: {', '.join(COLUMNS)}")
+            raise UserError(f"claims: {claim.text!r}: unknown score {claim.score}; known: {', '.join(COLUMNS)}")
         values, errors = [], []
         for rows in repetitions.values():
             by_name = {row.name: row.scores.get(claim.split, {}) for row in rows}
             for name in claim.contrast:
                 if claim.score not in by_name[name]:
-                    raise ValueError(f"claims: {claim.text!r}: row {name} has no {claim.score} of {claim.split}")
+                    raise UserError(f"claims: {claim.text!r}: row {name} has no {claim.score} of {claim.split}")
             values.append(sum(weight * by_name[name][claim.score] for name, weight in claim.contrast.items()))
             errors.append(_image_error(claim, by_name))
         found.append(Verdict(claim, values, errors))

@@ -19,6 +19,7 @@ from randcond.eval.report.result_plots import plot_repetitions
 from randcond.eval.report.table import as_markdown, as_text, table
 from randcond.launch.config.experiments import load_config, table_names, to_dict
 from randcond.launch.config.tables import load_runs, load_table
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json, write_text
 
 GRID_COLUMNS = 12
@@ -180,17 +181,17 @@ def _notes(rows: list[Row]) -> list[str]:
 
 
 def load_report(names: list[str], overrides: list[str], out: str = "") -> Report:
-    """A table's report, or one of experiments side by side; raises ValueError naming what is not evaluated."""
+    """A table's report, or one of experiments side by side; raises UserError naming what is not evaluated."""
     if len(names) == 1 and names[0] in table_names():
         return _of_table(names[0], overrides, out)
     if tables := set(names) & set(table_names()):
-        raise ValueError(f"{sorted(tables)[0]} is a table: report it alone, or name experiments only")
+        raise UserError(f"{sorted(tables)[0]} is a table: report it alone, or name experiments only")
     loaded = [load_config(name, overrides) for name in names]
     configs = {config.name: config for config in loaded}
     if len(configs) < len(names):
-        raise ValueError("two of the experiments have the same name")
+        raise UserError("two of the experiments have the same name")
     if len(names) > 1 and not out:
-        raise ValueError("--out FOLDER: where the report of several experiments goes")
+        raise UserError("--out FOLDER: where the report of several experiments goes")
     said = [
         f"{each.name}: student {each.student.rule}, p(t) {each.conditioning.p}, {each.train.steps} steps."
         if each.trains

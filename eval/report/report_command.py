@@ -1,6 +1,7 @@
 """`randcond report NAME ... [key=value ...]`: experiments or a table beside the paper's figures."""
 
 from randcond.eval.report.report import load_report, write_report
+from randcond.launch.errors import UserError
 
 
 def report(*names: str, out: str = "") -> None:
@@ -14,5 +15,5 @@ def report(*names: str, out: str = "") -> None:
     """
     words = [name for name in names if "=" not in name]
     if not words:
-        raise ValueError("name a table or experiments, see `randcond --help`")
+        raise UserError("name a table or experiments, see `randcond --help`")
     write_report(load_report(words, [name for name in names if "=" in name], out))

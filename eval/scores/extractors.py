@@ -29,6 +29,7 @@ from randcond.eval.scores.network_weights import (
     tensors_fingerprint,
 )
 from randcond.launch.config.sections import Eval
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 from randcond.model_zoo.fingerprint import folder_fingerprint
 
@@ -36,7 +37,7 @@ from randcond.model_zoo.fingerprint import folder_fingerprint
 def load_extractors(names: Iterable[str], ev: Eval, device: torch.device | str) -> dict[str, Extractor]:
     """The named extractors (inception, clip, dino, judge) with the weights that the experiment names.
 
-    Raises ValueError naming the key and the file whose weights are not there or don't load.
+    Raises UserError naming the key and the file whose weights are not there or don't load.
     """
     makers = {"inception": _inception, "clip": _clip, "dino": _dino, "judge": _judge}
     return {name: makers[name](ev, device) for name in names}
@@ -54,7 +55,7 @@ def _inception(ev: Eval, device: torch.device | str) -> Extractor:
         network = _fidelity_port(tensors).to(device)
         other = _pytorch_fid_port(tensors).to(device) if ev.fid == "pytorch-fid" else None
     except RuntimeError as error:
-        raise ValueError(f"eval.inception: {path}: not TF Inception v3's weights ({first_line(error)})") from None
+        raise UserError(f"eval.inception: {path}: not TF Inception v3's weights ({first_line(error)})") from None
 
     @torch.no_grad()
     def read(images: Tensor, captions: list[str]) -> Rows:
@@ -115,7 +116,7 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
         tokenize = open_clip.get_tokenizer(ev.clip)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         where = ev.clip if local else f"{ev.clip}, eval.clip_weights: {ev.clip_weights}"
-        raise ValueError(f"eval.clip: {where}: does not load ({first_line(error)})") from None
+        raise UserError(f"eval.clip: {where}: does not load ({first_line(error)})") from None
     model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -138,8 +139,8 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
     try:
         folder = model_folder(ev.dino, TRANSFORMERS_FILES)
         model, _ = load_network(AutoModel, None, folder, ("dinov2", "dinov2_with_registers"))
-    except ValueError as error:
-        raise ValueError(f"eval.dino: {error}") from None
+    except UserError as error:
+        raise UserError(f"eval.dino: {error}") from None
     model.to(device).eval().requires_grad_(False)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from randcond.eval.scores.digits_scores import score_digits
 from randcond.eval.scores.moments import Moments, frechet_distance
 from randcond.eval.scores.statistics import Reference
+from randcond.launch.errors import UserError
 
 Scores = dict[str, Any]
 KID_SUBSET = 1000  # torch-fidelity's default
@@ -93,11 +94,11 @@ METRICS = {
 
 
 def find_metrics(names: list[str]) -> dict[str, Metric]:
-    """The named metrics; raises ValueError naming an unknown one."""
+    """The named metrics; raises UserError naming an unknown one."""
     if unknown := [name for name in names if name not in METRICS]:
-        raise ValueError(f"eval.metrics: unknown {unknown[0]!r}; known: {', '.join(METRICS)}")
+        raise UserError(f"eval.metrics: unknown {unknown[0]!r}; known: {', '.join(METRICS)}")
     if not names:
-        raise ValueError(f"eval.metrics: name at least one of {', '.join(METRICS)}")
+        raise UserError(f"eval.metrics: name at least one of {', '.join(METRICS)}")
     return {name: METRICS[name] for name in names}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randcond.data.inputs.catalogue import missing_input
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 from randcond.model_zoo.hub import is_hub_id
 
@@ -22,16 +23,16 @@ TRANSFORMERS_FILES = ("config.json", "model.safetensors")
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .pth file and nothing else of it.
 
-    Raises ValueError naming the key of the configuration when the file is not there or holds anything but tensors.
+    Raises UserError naming the key of the configuration when the file is not there or holds anything but tensors.
     """
     if not path.is_file():
-        raise ValueError(f"{key}: no weights at {path}{missing_input(str(path))}")
+        raise UserError(f"{key}: no weights at {path}{missing_input(str(path))}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)  # refuses whatever would run code
     except Exception as error:  # whatever a damaged file makes of either reader
-        raise ValueError(f"{key}: {path}: weights that don't load ({first_line(error)})") from None
+        raise UserError(f"{key}: {path}: weights that don't load ({first_line(error)})") from None
 
 
 def fingerprint(folder: Path, whole: bool = False, suffixes: Sequence[str] = SUFFIXES) -> str:
@@ -59,7 +60,7 @@ def first_line(error: BaseException) -> str:
 def model_folder(source: str, files: Sequence[str]) -> Path:
     """The folder of a model that holds `files`; of a hub id, only what is no pickle and no code is fetched.
 
-    Raises ValueError naming what is missing, or the hub id that could not be had.
+    Raises UserError naming what is missing, or the hub id that could not be had.
     """
     name, _, revision = source.partition("@")
     folder = Path(source)
@@ -68,19 +69,19 @@ def model_folder(source: str, files: Sequence[str]) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{source}: there is no such folder, and the hub did not give it ({first_line(error)}); "
                 f"where the hub is out of reach, name a folder that holds {', '.join(files)}"
             ) from None
     if missing := [file for file in files if not (folder / file).is_file()]:
-        raise ValueError(f"{source}: no {', '.join(missing)} there; weights are read from safetensors only")
+        raise UserError(f"{source}: no {', '.join(missing)} there; weights are read from safetensors only")
     return folder
 
 
 def load_network(network: Any, processor: Any | None, folder: Path, families: Sequence[str]) -> tuple[Any, Any]:
     """A class of transformers (or one of its Auto classes) in eval mode and fp32, on the CPU, and its processor if any.
 
-    Raises ValueError naming a folder that does not load, is of another family, or lacks weights: transformers itself
+    Raises UserError naming a folder that does not load, is of another family, or lacks weights: transformers itself
     would fill those up with random ones.
     """
     from transformers import AutoConfig
@@ -97,7 +98,7 @@ def load_network(network: Any, processor: Any | None, folder: Path, families: Se
         found = processor.from_pretrained(folder) if processor else None
         return model.eval().requires_grad_(False), found
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: does not load as {network.__name__} ({first_line(error)})") from None
+        raise UserError(f"{folder}: does not load as {network.__name__} ({first_line(error)})") from None
 
 
 def tensors_fingerprint(network: nn.Module) -> str:

@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from randcond.data.cache.captioned_images import KINDS
 from randcond.eval.images.extractor import Extractor
@@ -24,9 +23,11 @@ from randcond.eval.scores.extractors import load_extractors
 from randcond.eval.scores.metrics import METRICS, find_metrics
 from randcond.eval.scores.statistics import write_statistics
 from randcond.launch.config.sections import Eval
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, read_json, write_json
 from randcond.launch.runtime.locks import claim_each
+from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
 
 CHUNK = 512  # images of one piece of work
@@ -37,15 +38,15 @@ def statistics_of_folder(
 ) -> dict[Path, int]:
     """Writes the statistics of each split; the files and how many images they are of.
 
-    Raises ValueError naming a folder without images, an image that can't be read, a list that names one not there.
+    Raises UserError naming a folder without images, an image that can't be read, a list that names one not there.
     """
     metrics = find_metrics(ev.metrics)
     rows = {row: metrics[name].needs[row] for name in metrics if (row := METRICS[name].compares)}
     if not rows:
-        raise ValueError(f"metrics: none of {', '.join(ev.metrics)} compares with real images; take fid or fd-dinov2")
+        raise UserError(f"metrics: none of {', '.join(ev.metrics)} compares with real images; take fid or fd-dinov2")
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
     if not images:
-        raise ValueError(f"{folder}: holds no image ({', '.join(KINDS)})")
+        raise UserError(f"{folder}: holds no image ({', '.join(KINDS)})")
     parts = read_splits(splits, images)
     extractors = load_extractors(sorted(set(rows.values())), ev, device())
     listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in images)
@@ -66,7 +67,7 @@ def statistics_of_folder(
         write_json(work / "plan.json", made_of)
     chunks = [work / f"chunk-{number:05d}.safetensors" for number in range(-(-len(images) // CHUNK))]
     done = sum(map(Path.is_file, chunks))
-    with tqdm(total=len(chunks), initial=done, desc="reading images", unit="chunk", mininterval=2) as bar:
+    with Progress(total=len(chunks), initial=done, desc="reading images", unit="chunk") as bar:
         for number in claim_each(chunks, Path.is_file):
             mine = images[number * CHUNK : (number + 1) * CHUNK]
             with atomic_write(chunks[number]) as aside:
@@ -87,7 +88,7 @@ def _load(chunk: Path) -> dict[str, Tensor]:
     try:
         return load_file(chunk)
     except SafetensorError as error:
-        raise ValueError(f"{chunk}: damaged ({error}); remove it and go on: it alone is read anew") from None
+        raise UserError(f"{chunk}: damaged ({error}); remove it and go on: it alone is read anew") from None
 
 
 def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]:
@@ -100,17 +101,17 @@ def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]
         return parts
     lists = sorted(folder.glob("*.csv"))
     if not lists:
-        raise ValueError(f"--splits: {folder} holds no SPLIT.csv; `randcond concepts coco` writes them")
+        raise UserError(f"--splits: {folder} holds no SPLIT.csv; `randcond concepts coco` writes them")
     for path in lists:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if "file_name" not in (reader.fieldnames or []):
-                raise ValueError(f"{path}: has no column file_name")
+                raise UserError(f"{path}: has no column file_name")
             names = [row["file_name"] for row in reader]
         if missing := [name for name in names if name not in places]:
-            raise ValueError(f"{path}: names {len(missing)} images that are not there, the first {missing[0]}")
+            raise UserError(f"{path}: names {len(missing)} images that are not there, the first {missing[0]}")
         if twice := [name for name in names if len(places[name]) > 1]:
-            raise ValueError(f"{path}: {twice[0]} is the name of {len(places[twice[0]])} images in different folders")
+            raise UserError(f"{path}: {twice[0]} is the name of {len(places[twice[0]])} images in different folders")
         parts[path.stem] = sorted({places[name][0] for name in names})
     return parts
 
@@ -135,7 +136,7 @@ def read_real(path: Path, size: int | None, jpeg: bool) -> Tensor:
     try:
         picture = Image.open(path).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: can't be read as an image ({error}); mend or remove it") from None
+        raise UserError(f"{path}: can't be read as an image ({error}); mend or remove it") from None
     if size:
         picture = picture.resize((size, size))
     if jpeg:

@@ -18,6 +18,7 @@ from torch import Tensor
 from randcond.data.inputs.catalogue import MissingInput, missing_input
 from randcond.eval.images.prompts import ALL
 from randcond.eval.scores.moments import Moments
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, sha256
 
 KEPT = 10_000  # features of a split that are kept
@@ -37,10 +38,10 @@ class Reference:
         return identity_of(self.path)
 
     def features(self) -> Tensor:
-        """Features [up to 10,000, d] of the real images; raises ValueError where the statistics came without."""
+        """Features [up to 10,000, d] of the real images; raises UserError where the statistics came without."""
         kept = find_features(self.path)
         if self.facts and sha256(kept)[:16] != self.facts.get("features_sha256"):
-            raise ValueError(f"eval.statistics: {kept} is not what {self.path.name} was made with; make both again")
+            raise UserError(f"eval.statistics: {kept} is not what {self.path.name} was made with; make both again")
         return load_file(kept)["features"]
 
 
@@ -55,9 +56,9 @@ def file_name(split: str, row: str) -> str:
 
 
 def write_statistics(folder: Path, split: str, row: str, features: Tensor, facts: dict[str, Any]) -> Path:
-    """Writes the statistics of features [n, d]; raises ValueError for fewer than two."""
+    """Writes the statistics of features [n, d]; raises UserError for fewer than two."""
     if len(features) < 2:
-        raise ValueError(f"split {split}: {len(features)} images; statistics need more than one")
+        raise UserError(f"split {split}: {len(features)} images; statistics need more than one")
     moments = Moments.of(features)
     path = folder / file_name(split, row)
     kept = torch.from_numpy(np.random.default_rng(0).permutation(len(features))[:KEPT].copy()).sort().values
@@ -73,12 +74,12 @@ def write_statistics(folder: Path, split: str, row: str, features: Tensor, facts
 def find_statistics(where: str, split: str, row: str) -> Path:
     """The file of a split: SPLIT.npz of a folder; one file that was given is of "all", and of Inception.
 
-    Raises ValueError naming what is not there, or what the one file can't serve.
+    Raises UserError naming what is not there, or what the one file can't serve.
     """
     path = Path(where)
     if path.suffix == ".npz" and not path.is_dir():
         if (split, row) != (ALL, "inception"):
-            raise ValueError(
+            raise UserError(
                 f"eval.statistics: {path} is one file, and {split} ({row}) needs its own: give a folder with "
                 f"{file_name(split, row)}; `randcond eval stats --splits` makes it"
             )
@@ -91,10 +92,10 @@ def find_statistics(where: str, split: str, row: str) -> Path:
 
 
 def find_features(statistics: Path) -> Path:
-    """The file of real images' features beside their statistics; raises ValueError where these came without."""
+    """The file of real images' features beside their statistics; raises UserError where these came without."""
     path = statistics.with_suffix(".safetensors")
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"eval.statistics: {statistics} has no features beside it ({path.name}), which KID, precision and recall "
             f"need; `randcond eval stats` writes them"
         )
@@ -104,7 +105,7 @@ def find_features(statistics: Path) -> Path:
 def read_statistics(where: str, split: str, row: str, wanted: dict[str, Any], width: int) -> Reference:
     """The statistics of a split, found as `find_statistics` does.
 
-    Raises ValueError naming the file when it is not statistics of `width` features, or its own facts say otherwise
+    Raises UserError naming the file when it is not statistics of `width` features, or its own facts say otherwise
     than `wanted` (extractor, jpeg).
     """
     path = find_statistics(where, split, row)
@@ -113,15 +114,15 @@ def read_statistics(where: str, split: str, row: str, wanted: dict[str, Any], wi
             mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
             facts = json.loads(str(held["facts"])) if "facts" in held else {}
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"eval.statistics: {path}: not FID statistics with mu and sigma ({error})") from None
+        raise UserError(f"eval.statistics: {path}: not FID statistics with mu and sigma ({error})") from None
     if mean.shape != (width,) or covariance.shape != (width, width):
-        raise ValueError(
+        raise UserError(
             f"eval.statistics: {path}: mu {mean.shape} and sigma {covariance.shape}, wanted are those of {width} "
             f"features"
         )
     for name, value in wanted.items():
         if facts and facts.get(name) != value:
-            raise ValueError(
+            raise UserError(
                 f"eval.statistics: {path}: made with {name} {facts.get(name)}, the evaluation uses {value}; make them "
                 f"with the same (`randcond eval stats`), or give others"
             )

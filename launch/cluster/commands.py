@@ -16,6 +16,7 @@ from randcond.launch.config.gpus import nvidia_here
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Run, out_folder, runs_of
+from randcond.launch.errors import UserError
 
 STAGES = ("pool", "cache", "train", "eval", "report")
 _MODULES = {"pool": "randcond.data", "cache": "randcond.data", "train": "randcond.train", "eval": "randcond.eval"}
@@ -108,9 +109,9 @@ def _accelerators(ranks: int) -> list[str]:
     if not visible or not on_gpus():
         return ["--num_accelerators", str(ranks)]
     if not all(name.isdigit() for name in visible):
-        raise ValueError(f"CUDA_VISIBLE_DEVICES: the deepspeed launcher takes indices (4,5), got {','.join(visible)}")
+        raise UserError(f"CUDA_VISIBLE_DEVICES: the deepspeed launcher takes indices (4,5), got {','.join(visible)}")
     if len(visible) < ranks:
-        raise ValueError(
+        raise UserError(
             f"CUDA_VISIBLE_DEVICES={','.join(visible)} names {len(visible)} GPUs, {ranks} ranks are asked for"
         )
     return ["--include", f"localhost:{','.join(visible[:ranks])}"]
@@ -119,21 +120,21 @@ def _accelerators(ranks: int) -> list[str]:
 def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step]:
     """The commands of a stage (or "all") of an experiment or a table, shared pools and caches once.
 
-    Raises ValueError when the stage, the experiment or one of its keys is unknown.
+    Raises UserError when the stage, the experiment or one of its keys is unknown.
     """
     if stage not in (*STAGES, "all"):
-        raise ValueError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}, all")
+        raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}, all")
     wanted = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
     runs = runs_of(name, overrides)
     if stage == "cache" and any(is_url(run.config.paths.cache) for run in runs):
-        raise ValueError("paths.cache: a URL is read from; draw the cache into a folder and copy that to the server")
+        raise UserError("paths.cache: a URL is read from; draw the cache into a folder and copy that to the server")
     order = [(s, run) for s in shared for run in runs] + [(s, run) for run in runs for s in own]
     for each, run in order:
         if each != "eval" and not run.config.trains:
             if stage == each and len(runs) == 1:
-                raise ValueError(f"{run.experiment}: evaluates {run.config.teacher.path} as it is; stage eval")
+                raise UserError(f"{run.experiment}: evaluates {run.config.teacher.path} as it is; stage eval")
             continue
         if each == "cache" and is_url(run.config.paths.cache):
             continue  # it is there, on a server

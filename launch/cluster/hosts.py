@@ -9,6 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.logs import log
+
 _LINE = re.compile(r"^(\S+)\s+slots=(\d+)\s*(#.*)?$")
 # What a rank needs to know that another host can't: the user's own settings. No tokens, no keys, no proxies (they may
 # hold a password). All names that begin so.
@@ -43,28 +46,28 @@ PATIENCE = 1800.0  # seconds that a run which has begun waits for hosts to come 
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Host -> slots, in the order of the file; raises ValueError naming file and line."""
+    """Host -> slots, in the order of the file; raises UserError naming file and line."""
     if not path.is_file():
-        raise ValueError(f"--hostfile: no such file: {path}")
+        raise UserError(f"--hostfile: no such file: {path}")
     hosts: dict[str, int] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line.strip())
         if not match:
-            raise ValueError(f"{path}, line {number}: expected `name slots=8`, found {line.strip()!r}")
+            raise UserError(f"{path}, line {number}: expected `name slots=8`, found {line.strip()!r}")
         if match[1] in hosts:
-            raise ValueError(f"{path}, line {number}: {match[1]} is named twice")
+            raise UserError(f"{path}, line {number}: {match[1]} is named twice")
         hosts[match[1]] = int(match[2])
     if not hosts:
-        raise ValueError(f"{path}: names no host; one a line: `name slots=8`")
+        raise UserError(f"{path}: names no host; one a line: `name slots=8`")
     return hosts
 
 
 def check_tools() -> None:
-    """Raises ValueError where DeepSpeed's way to other hosts is not installed."""
+    """Raises UserError where DeepSpeed's way to other hosts is not installed."""
     if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
-        raise ValueError(f"--hostfile: {' and '.join(missing)} not found here: install pdsh and openssh-client")
+        raise UserError(f"--hostfile: {' and '.join(missing)} not found here: install pdsh and openssh-client")
 
 
 def unreachable(hosts: list[str]) -> dict[str, str]:
@@ -86,7 +89,7 @@ def unreachable(hosts: list[str]) -> dict[str, str]:
 
 
 def wait_for_hosts(hosts: list[str], patience: float, enough: Callable[[], bool] = lambda: False) -> None:
-    """Returns once all answer; raises ValueError naming those that don't after about `patience` seconds.
+    """Returns once all answer; raises UserError naming those that don't after about `patience` seconds.
 
     `enough`: asked now and then, whether to return without them.
     """
@@ -94,15 +97,15 @@ def wait_for_hosts(hosts: list[str], patience: float, enough: Callable[[], bool]
     while not enough() and (missing := unreachable(hosts)):
         if time.monotonic() > deadline:
             reasons = "; ".join(f"{host} ({why})" for host, why in missing.items())
-            raise ValueError(f"no answer to `ssh HOST true` from {reasons}; each must answer without a password")
-        print(f"waiting for {', '.join(missing)}", flush=True)
+            raise UserError(f"no answer to `ssh HOST true` from {reasons}; each must answer without a password")
+        log.info(f"waiting for {', '.join(missing)}")
         time.sleep(5)
 
 
 def environment_lines(environment: dict[str, str]) -> str:
     """A `.deepspeed_env` (lines NAME=value, later ones win): what of this shell ranks need, then the user's own one.
 
-    Raises ValueError naming a line of the user's that is none.
+    Raises UserError naming a line of the user's that is none.
     """
     lines = []
     for name, value in sorted(environment.items()):
@@ -119,7 +122,7 @@ def own_environment() -> list[str]:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed puts `export ` before it, in a remote shell
-                raise ValueError(f"{file}, line {number}: expected `NAME=value`, found {line.split('=')[0].strip()!r}")
+                raise UserError(f"{file}, line {number}: expected `NAME=value`, found {line.split('=')[0].strip()!r}")
             lines.append(re.sub(r'="(.*)"\s*$', r"=\1", line))  # DeepSpeed puts quotes of its own where they are needed
     return lines
 
@@ -132,7 +135,7 @@ def _inside_quotes(value: str) -> str:
 def check_folder_name(folder: str) -> None:
     """Refuses a working directory that DeepSpeed would not get through pdsh in one piece."""
     if re.search(r"[^\w@%+=:,./-]", folder):
-        raise ValueError(f"--hostfile: the working directory {folder!r} has characters that pdsh would not keep; move")
+        raise UserError(f"--hostfile: the working directory {folder!r} has characters that pdsh would not keep; move")
 
 
 def host_environment(name_of_file: Path) -> dict[str, str]:

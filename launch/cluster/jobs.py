@@ -6,6 +6,7 @@ from randcond.launch.cluster.commands import Step
 from randcond.launch.cluster.place import Place
 from randcond.launch.cluster.slurm import script
 from randcond.launch.config.tables import out_folder, runs_of
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.processes import QUIET
 
 
@@ -27,7 +28,7 @@ def job_script(
     out = out_folder(name, runs) / "launch"
     spread = stage in ("train", "eval") and len(runs) > 1
     if not steps:
-        raise ValueError(f"{name}: its {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
+        raise UserError(f"{name}: its {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
     groups = [[step] for step in steps] if spread else [steps]
     alone = not any(step.distributed for step in steps)  # a pool: one process, which no GPU should wait for
     text = script(

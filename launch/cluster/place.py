@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from randcond.launch.cluster.hosts import check_folder_name, read_hostfile
+from randcond.launch.errors import UserError
 
 LAUNCHERS = ("deepspeed", "torchrun", "slurm")
 
@@ -12,7 +13,7 @@ LAUNCHERS = ("deepspeed", "torchrun", "slurm")
 class Place:
     """Where a distributed stage runs; all unset: on this machine with `engine.processes` ranks.
 
-    Raises ValueError for a place that a launcher would silently take for this machine.
+    Raises UserError for a place that a launcher would silently take for this machine.
     """
 
     hostfile: str | None = None
@@ -25,29 +26,27 @@ class Place:
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
-            raise ValueError(f"--launcher: one of {', '.join(LAUNCHERS)}, got {self.launcher!r}")
+            raise UserError(f"--launcher: one of {', '.join(LAUNCHERS)}, got {self.launcher!r}")
         if 0 in (self.nodes, self.gpus):
-            raise ValueError("--nodes and --gpus must be at least 1")
+            raise UserError("--nodes and --gpus must be at least 1")
         if self.hostfile and self.launcher != "deepspeed":
-            raise ValueError(f"--hostfile is the deepspeed launcher's; {self.launcher} finds its hosts otherwise")
+            raise UserError(f"--hostfile is the deepspeed launcher's; {self.launcher} finds its hosts otherwise")
         if self.hostfile:
             hosts = read_hostfile(Path(self.hostfile))
             if self.nodes and self.nodes > len(hosts):
-                raise ValueError(f"--nodes: {self.nodes} asked for, {self.hostfile} names {len(hosts)}")
+                raise UserError(f"--nodes: {self.nodes} asked for, {self.hostfile} names {len(hosts)}")
             for host in self.hosts:
                 if self.gpus and self.gpus > hosts[host]:
-                    raise ValueError(
-                        f"--gpus: {self.gpus} asked for, {host} has slots={hosts[host]} in {self.hostfile}"
-                    )
+                    raise UserError(f"--gpus: {self.gpus} asked for, {host} has slots={hosts[host]} in {self.hostfile}")
             check_folder_name(str(Path.cwd()))
         elif self.nodes and self.launcher == "deepspeed":
-            raise ValueError("--nodes needs a --hostfile, or --launcher slurm, or torchrun with --rdzv")
+            raise UserError("--nodes needs a --hostfile, or --launcher slurm, or torchrun with --rdzv")
         if self.launcher == "torchrun" and (self.nodes or 1) > 1 and not self.rdzv:
-            raise ValueError("--nodes with torchrun needs --rdzv HOST:PORT, and the same command on every host")
+            raise UserError("--nodes with torchrun needs --rdzv HOST:PORT, and the same command on every host")
         if self.rdzv and (self.launcher != "torchrun" or not self.nodes):
-            raise ValueError("--rdzv goes with --launcher torchrun and --nodes: how many hosts meet there")
+            raise UserError("--rdzv goes with --launcher torchrun and --nodes: how many hosts meet there")
         if not self.hostfile and (self.master_addr or self.master_port):
-            raise ValueError("--master-addr and --master-port go with a --hostfile; others find their own")
+            raise UserError("--master-addr and --master-port go with a --hostfile; others find their own")
 
     def ranks(self, processes: int) -> int:
         """Ranks on all hosts together; `processes`: on each, where neither `gpus` nor a host file says it."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.exit_codes import FIRST_EXIT, PREEMPTED, USER_ERROR
 from randcond.launch.runtime.processes import RANKS_FROM
 
@@ -103,9 +104,9 @@ def script(
 
 
 def submit(path: Path) -> None:
-    """Hands a script to sbatch; raises ValueError when there is none, SystemExit when it refuses."""
+    """Hands a script to sbatch; raises UserError when there is none, SystemExit when it refuses."""
     if not shutil.which("sbatch"):
-        raise ValueError(f"no sbatch here: submit on a login node with `sbatch {path}`")
+        raise UserError(f"no sbatch here: submit on a login node with `sbatch {path}`")
     done = subprocess.run(["sbatch", str(path)])
     if done.returncode:
         print(f"error: sbatch refused {path}", file=sys.stderr)

@@ -21,10 +21,10 @@ from randcond.launch.cluster.hosts import (
     wait_for_hosts,
 )
 from randcond.launch.config.gpus import nvidia_here
-from randcond.launch.runtime.exit_codes import LOST_RANK, PREEMPTED, USER_ERROR
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.exit_codes import INTERRUPTED, LOST_RANK, PREEMPTED, USER_ERROR
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import QUIET, STOP_FILE
-
-_INTERRUPTED = 130
 
 
 def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) -> None:
@@ -38,14 +38,14 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
     with _wishes() as asked:
         for number, step in enumerate(steps, 1):
             if asked:
-                print("\nasked to end; the same command goes on with the next step", flush=True)
+                log.info("\nasked to end; the same command goes on with the next step")
                 raise SystemExit(PREEMPTED)
-            print(f"\n[{number}/{len(steps)}] {step.label}", flush=True)
+            log.info(f"\n[{number}/{len(steps)}] {step.label}")
             _run_until_done(step, max_restarts, grace, asked)
 
 
 def check_hosts(steps: list[Step]) -> None:
-    """What the hosts of any step would refuse, before the first begins; raises ValueError."""
+    """What the hosts of any step would refuse, before the first begins; raises UserError."""
     if any(step.environment_file for step in steps):
         check_tools()
         own_environment()
@@ -72,18 +72,18 @@ def _run_until_done(step: Step, max_restarts: int, grace: float, asked: list[flo
     while True:
         try:
             wait_for_hosts(step.hosts, PATIENCE, lambda: bool(asked))
-        except ValueError as error:  # they were there when the plan began: no mistake of the command's
-            print(f"error: {error}", file=sys.stderr)
+        except UserError as error:  # they were there when the plan began: no mistake of the command's
+            log.error(f"error: {error}")
             code = LOST_RANK
             break
         code = PREEMPTED if asked else _run_step(step, grace, asked)
-        if code in (0, USER_ERROR, PREEMPTED, _INTERRUPTED) or not step.distributed or restarts == max_restarts:
+        if code in (0, USER_ERROR, PREEMPTED, INTERRUPTED) or not step.distributed or restarts == max_restarts:
             break
         restarts += 1
-        print(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}", flush=True)
+        log.info(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}")
     if code:
         once = "once the error above is mended, " if code == USER_ERROR else ""
-        print(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
+        log.info(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
         raise SystemExit(code)
 
 
@@ -95,7 +95,7 @@ def _run_step(step: Step, grace: float, asked: list[float]) -> int:
     code = _run_command(command, stop, step.environment_file, grace, asked)
     if code == 0 and not step.trusted and step.artefact and not step.artefact.is_file():
         # The deepspeed launcher ends with 0 when its node process was killed by a signal.
-        print(f"error: {step.label} ended without {step.artefact}: was it killed?", file=sys.stderr)
+        log.error(f"error: {step.label} ended without {step.artefact}: was it killed?")
         return 1
     return code
 
@@ -140,11 +140,11 @@ def _run_command(
     try:
         return _wait(process, asked, stop, grace)
     except KeyboardInterrupt:
-        print("\ninterrupted: ending the processes", flush=True)
+        log.info("\ninterrupted: ending the processes")
         _signal_group(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=15)
-        return _INTERRUPTED
+        return INTERRUPTED
     finally:
         if environment_file and process.poll() is None:
             process.terminate()  # the deepspeed launcher then ends its ranks on the other hosts, which we can't
@@ -173,7 +173,7 @@ def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | Non
             continue
         if not said:
             said = True
-            print("\nasked to end" + (": saving" if stop else ""), flush=True)
+            log.info("\nasked to end" + (": saving" if stop else ""))
             if stop:
                 stop.parent.mkdir(parents=True, exist_ok=True)
                 stop.touch()
@@ -183,9 +183,7 @@ def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | Non
         if not stop:
             return PREEMPTED
         if time.monotonic() - asked[0] > grace:
-            print(
-                f"error: not saved within {grace:g} s (--grace): it goes on from the checkpoint before", file=sys.stderr
-            )
+            log.error(f"error: not saved within {grace:g} s (--grace): it goes on from the checkpoint before")
             raise SystemExit(LOST_RANK)  # nothing starts again: the end was asked for
         if code is not None:
             time.sleep(0.5)

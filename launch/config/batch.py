@@ -1,10 +1,12 @@
 """How a global batch is cut over ranks and micro-batches, and the state over groups of ranks."""
 
+from randcond.launch.errors import UserError
+
 
 def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple[int, int]:
-    """(micro-batch, accumulation steps) that make the global batch exactly; raises ValueError with the arithmetic."""
+    """(micro-batch, accumulation steps) that make the global batch exactly; raises UserError with the arithmetic."""
     if global_batch % ranks:
-        raise ValueError(
+        raise UserError(
             f"train.global_batch: {global_batch} does not divide over {ranks} ranks "
             f"({global_batch} / {ranks} = {global_batch / ranks:.2f}); "
             f"take {global_batch // ranks * ranks or ranks} or {(global_batch // ranks + 1) * ranks}"
@@ -12,7 +14,7 @@ def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple
     per_rank = global_batch // ranks
     micro = micro_batch or per_rank
     if per_rank % micro:
-        raise ValueError(
+        raise UserError(
             f"engine.micro_batch: {micro} does not divide the {per_rank} samples of each rank "
             f"(train.global_batch {global_batch} / {ranks} ranks)"
         )
@@ -20,11 +22,11 @@ def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple
 
 
 def shard_group(sharding: str, wanted: int | None, ranks: int, of_one_host: int) -> int:
-    """Over how many ranks FSDP spreads one copy of the state; raises ValueError with the arithmetic."""
+    """Over how many ranks FSDP spreads one copy of the state; raises UserError with the arithmetic."""
     if sharding != "hybrid":
         return ranks
     group = wanted or of_one_host
     if ranks % group:
         said = "" if wanted else f" (the ranks of one host: {of_one_host})"
-        raise ValueError(f"engine.shard_group: {group}{said} does not divide the {ranks} ranks")
+        raise UserError(f"engine.shard_group: {group}{said} does not divide the {ranks} ranks")
     return group

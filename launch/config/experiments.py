@@ -15,6 +15,7 @@ from randcond.launch.config.parsing import parse, read_override, suggest
 from randcond.launch.config.paths import EXPERIMENTS, TABLES
 from randcond.launch.config.sections import Config
 from randcond.launch.config.strict_yaml import compose, merge, yaml_files
+from randcond.launch.errors import UserError
 
 
 def experiment_names() -> list[str]:
@@ -28,36 +29,36 @@ def table_names() -> list[str]:
 
 
 def find_table(name: str) -> Path:
-    """The YAML file of a table; raises ValueError with the nearest names."""
+    """The YAML file of a table; raises UserError with the nearest names."""
     found = yaml_files(TABLES).get(name)
     if found is None:
-        raise ValueError(f"unknown table {name!r}{suggest(name, table_names())}")
+        raise UserError(f"unknown table {name!r}{suggest(name, table_names())}")
     return found
 
 
 def find_experiment(name: str) -> Path:
     """The YAML file of an experiment given by name, by path, or as a table's row (table1-row5).
 
-    Raises ValueError with the nearest names.
+    Raises UserError with the nearest names.
     """
     given = Path(name)
     if given.suffix in {".yaml", ".yml"}:
         if given.is_file():
             return given
-        raise ValueError(f"no experiment file {name}")
+        raise UserError(f"no experiment file {name}")
     if name in table_names():
         arms = ", ".join(filter(None, _rows(name)))
-        raise ValueError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
+        raise UserError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
     table, name = table_row(name) or ("", name)
     if table and compose(find_table(table), TABLES / "base").get("replicates"):
-        raise ValueError(
+        raise UserError(
             f"{table} has repetitions: `randcond run` takes its rows, other commands the table, or {name} with "
             "replicate=NAME and that repetition's overrides"
         )
     found = yaml_files(EXPERIMENTS).get(name)
     if found is None:
         near = suggest(name, [*experiment_names(), *table_names()], "randcond --help, make help")
-        raise ValueError(f"unknown experiment {name!r}{near}")
+        raise UserError(f"unknown experiment {name!r}{near}")
     return found
 
 
@@ -68,9 +69,9 @@ def table_row(name: str) -> tuple[str, str] | None:
         return None
     rows = _rows(table)
     if not 1 <= int(row) <= len(rows):
-        raise ValueError(f"{name}: {table} has {len(rows)} rows")
+        raise UserError(f"{name}: {table} has {len(rows)} rows")
     if not rows[int(row) - 1]:
-        raise ValueError(f"{name}: that row is quoted from the paper, it is not run")
+        raise UserError(f"{name}: that row is quoted from the paper, it is not run")
     return table, rows[int(row) - 1]
 
 
@@ -81,7 +82,7 @@ def _rows(table: str) -> list[str]:
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolves an experiment and its `section.key=value` overrides; raises ValueError naming file and key."""
+    """Resolves an experiment and its `section.key=value` overrides; raises UserError naming file and key."""
     path = find_experiment(name)
     data = compose(path, EXPERIMENTS / "base")
     data.setdefault("name", path.stem)

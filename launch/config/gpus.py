@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from randcond.launch.errors import UserError
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -50,9 +52,9 @@ _DEVICE_NAMES = {  # as the driver says it, the most special first
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its short name; raises ValueError listing them."""
+    """A GPU by its short name; raises UserError listing them."""
     if name not in GPUS:
-        raise ValueError(f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}")
+        raise UserError(f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}")
     return GPUS[name]
 
 

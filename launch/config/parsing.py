@@ -10,12 +10,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from randcond.launch.config.strict_yaml import StrictLoader, merge
+from randcond.launch.errors import UserError
 
 Settings = TypeVar("Settings")
 
 
 def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
-    """A tool's settings out of `key=value` words, as strict as an experiment's; raises ValueError naming the key."""
+    """A tool's settings out of `key=value` words, as strict as an experiment's; raises UserError naming the key."""
     data: dict[str, Any] = {}
     for word in words:
         data = merge(data, read_override(word, "key=value"))
@@ -26,23 +27,23 @@ def read_override(word: str, form: str) -> dict[str, Any]:
     """`section.key=value` as nested mappings; `form` is what an error says was expected."""
     key, found, text = word.partition("=")
     if not found:
-        raise ValueError(f"override {word!r} is not of the form {form}")
+        raise UserError(f"override {word!r} is not of the form {form}")
     try:
         value = yaml.load(text, Loader=StrictLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"override {word!r}: {error}") from None
+    except (yaml.YAMLError, UserError, ValueError) as error:  # PyYAML's dates raise the last
+        raise UserError(f"override {word!r}: {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
 
 
 def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
-    """Data as a dataclass, strictly; raises ValueError naming file and key."""
+    """Data as a dataclass, strictly; raises UserError naming file and key."""
     try:
         # Strict mode takes nested mappings only from JSON.
         return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(kind, problem, where) for problem in error.errors())) from None
+        raise UserError("\n".join(_explain(kind, problem, where) for problem in error.errors())) from None
 
 
 def _explain(kind: Any, problem: Any, where: str) -> str:

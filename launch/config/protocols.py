@@ -6,6 +6,7 @@ A leaf, like the configuration: the planner prices evaluations by it on a login 
 from dataclasses import dataclass
 
 from randcond.launch.config.sections import Eval
+from randcond.launch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ PROTOCOLS = {
 def protocol_of(ev: Eval) -> Protocol:
     """The named protocol with what the experiment says of sampler, steps and guidance.
 
-    Raises ValueError when the name is unknown, or stands for another sampler than the experiment asks for.
+    Raises UserError when the name is unknown, or stands for another sampler than the experiment asks for.
     """
     if ev.protocol not in PROTOCOLS:
-        raise ValueError(f"eval.protocol: unknown {ev.protocol!r}; known: {', '.join(PROTOCOLS)}")
+        raise UserError(f"eval.protocol: unknown {ev.protocol!r}; known: {', '.join(PROTOCOLS)}")
     named = PROTOCOLS[ev.protocol]
     asked = {"sampler": ev.sampler, "steps": ev.steps, "guidance": ev.guidance}
     given = {key: value for key, value in asked.items() if value is not None}
     for key, value in given.items():
         if named.fixed and value != getattr(named, key):
-            raise ValueError(
+            raise UserError(
                 f"eval.{key}: protocol {named.name} stands for {getattr(named, key)}, got {value}; leave the key out, "
                 f"or take eval.protocol={'sdxl' if named.size else 'native'}, which leaves it open"
             )

@@ -7,16 +7,18 @@ from typing import Any
 
 import yaml
 
+from randcond.launch.errors import UserError
+
 
 class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where it is built in
     """YAML 1.2 floats (PyYAML reads 5e-5 as a string), and a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Raises ValueError naming line and key where a key is written twice."""
+        """Raises UserError naming line and key where a key is written twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise ValueError(f"line {node.start_mark.line + 1}: key {key!r} is written twice")
+                raise UserError(f"line {node.start_mark.line + 1}: key {key!r} is written twice")
         return super().construct_mapping(node, deep)
 
 
@@ -28,13 +30,13 @@ StrictLoader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; raises ValueError naming the file when it is broken or no mapping."""
+    """A YAML mapping; raises UserError naming the file when it is broken or no mapping."""
     try:
         data = yaml.load(path.read_text(), Loader=StrictLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UserError, ValueError) as error:  # a ValueError: not UTF-8, or no date
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
+        raise UserError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
     return data
 
 
@@ -55,22 +57,22 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file over its bases; `base:` names one file or a list, beside this file, of the bases or of those that ship.
 
-    Raises ValueError naming a file that is broken, a base that is not found, or one that is its own.
+    Raises UserError naming a file that is broken, a base that is not found, or one that is its own.
     """
     if path in seen:
-        raise ValueError(f"{path}: is its own base, by way of {seen[-1]}")
+        raise UserError(f"{path}: is its own base, by way of {seen[-1]}")
     data = read_yaml(path)
     said = data.pop("base", [])
     bases = said if isinstance(said, list) else [said]
     if not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{path}: base: a name or a list of names, got {said!r}")
+        raise UserError(f"{path}: base: a name or a list of names, got {said!r}")
     below: dict[str, Any] = {}
     for base in bases:
         places = [path.parent / f"{base}.yaml", bases_at / f"{base}.yaml"]
         there = [place for place in places if place.is_file() and place != path]
         found = there[0] if there else yaml_files(bases_at.parent).get(base)
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}, and what ships"
             )
         below = merge(below, compose(found, bases_at, (*seen, path)))

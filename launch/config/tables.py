@@ -16,6 +16,7 @@ from randcond.launch.config.experiments import find_table, load_config, table_na
 from randcond.launch.config.parsing import parse
 from randcond.launch.config.sections import STRICT, Config
 from randcond.launch.config.strict_yaml import compose
+from randcond.launch.errors import UserError
 
 OWN_FOLDERS = ("paths", "paths.cache", "paths.reference", "paths.run")  # that repetitions must not share
 
@@ -72,6 +73,7 @@ class Table:
     pictures: list[Picture] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # ValueError, which pydantic collects: `parse` makes a UserError of it that names the key.
         for claim in self.claims:
             if unknown := set(claim.contrast) - set(self.arms):
                 raise ValueError(f"claims: {claim.text!r}: no row {sorted(unknown)}")
@@ -91,7 +93,7 @@ class Run(NamedTuple):
 
 
 def load_table(name: str) -> Table:
-    """A table by name; a row may be just its experiment. Raises ValueError naming a wrong key."""
+    """A table by name; a row may be just its experiment. Raises UserError naming a wrong key."""
     path = find_table(name)
     data = {"name": name, **compose(path, configuration.TABLES / "base")}
     data["report"] = str(data.get("report", "")).replace("{name}", name)
@@ -103,7 +105,7 @@ def load_table(name: str) -> Table:
 def load_runs(name: str, overrides: Sequence[str] = (), only: str = "") -> dict[str, dict[str, Run]]:
     """Every run of a table, or of `only` one of its experiments: repetition ("": it has none) -> experiment -> run.
 
-    Raises ValueError naming an override of a key in which the rows differ: it would make them one.
+    Raises UserError naming an override of a key in which the rows differ: it would make them one.
     """
     wanted = load_table(name)
     experiments = [only] if only else wanted.experiments
@@ -134,17 +136,17 @@ def _check_overrides(wanted: Table, experiments: list[str], overrides: Sequence[
     for override in overrides:
         key = override.partition("=")[0]
         if key in ("name", "replicate"):
-            raise ValueError(f"{key}: each row of {wanted.name} has its own")
+            raise UserError(f"{key}: each row of {wanted.name} has its own")
         below = [each for each in (settings[0] if settings else ()) if each == key or each.startswith(f"{key}.")]
         if any(row[each] != settings[0][each] for row in settings for each in below):
-            raise ValueError(
+            raise UserError(
                 f"{key} is what the arms of {wanted.name} differ in; override it for one of its experiments: "
                 f"{', '.join(wanted.experiments)}"
             )
         if said and key in OWN_FOLDERS and "{replicate}" not in override:
-            raise ValueError(f"{key}: the repetitions of {wanted.name} need one each; write {{replicate}} in it")
+            raise UserError(f"{key}: the repetitions of {wanted.name} need one each; write {{replicate}} in it")
         if any(each == key or each.startswith(f"{key}.") for each in said):
-            raise ValueError(f"{key} is what the repetitions of {wanted.name} differ in")
+            raise UserError(f"{key} is what the repetitions of {wanted.name} differ in")
 
 
 def leaves(data: dict[str, Any], above: str = "") -> dict[str, Any]:

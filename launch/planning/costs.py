@@ -38,7 +38,7 @@ class Sizes:
     def __init__(self, path: str, rule: str, pixels: int | None = None) -> None:
         """`pixels`: the side of the images, where it is not the teacher's own.
 
-        Raises ValueError when there is no such teacher, or the student's rule does not apply to it.
+        Raises UserError when there is no such teacher, or the student's rule does not apply to it.
         """
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
         if pixels:

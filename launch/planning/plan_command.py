@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from randcond.launch.config.experiments import find_table, load_config, table_names
 from randcond.launch.config.gpus import find_gpu
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import runs_of
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.json_lines import whole_lines
+from randcond.launch.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from randcond.launch.planning import costs
@@ -62,7 +62,7 @@ def plan(
     found = find_gpu(gpu)
     for flag, value in (("--nodes", nodes), ("--gpus", gpus)):
         if value < 1:
-            raise ValueError(f"{flag}: must be at least 1, got {value}")
+            raise UserError(f"{flag}: must be at least 1, got {value}")
     share, source = _efficiency(efficiency)
     if not experiment:
         from randcond.launch.planning import costs
@@ -73,7 +73,7 @@ def plan(
     repetition = [run for run in runs if run.overrides == runs[0].overrides]  # all take the same
     configs = [run.config for run in repetition if run.config.trains]
     if not configs:
-        raise ValueError(
+        raise UserError(
             f"{experiment}: has no student; what is planned are trainings, with their caches and evaluations"
         )
 
@@ -115,7 +115,7 @@ def _print_all(cluster: "costs.Cluster", gpu: str, share: float, source: str, js
     prices = pricing.Prices(cluster, share)
     rows: list[dict[str, Any]] = []
     everything, unknown, too_large = [], set(), set()
-    for name in tqdm([name for name in table_names() if find_table(name).parent.name == "paper"], desc="pricing"):
+    for name in Progress([name for name in table_names() if find_table(name).parent.name == "paper"], desc="pricing"):
         runs = runs_of(name, [])
         made = []
         for run in runs:
@@ -152,9 +152,9 @@ def _efficiency(said: str) -> tuple[float, str]:
     try:
         value = float(said)
     except ValueError:
-        raise ValueError(f"--efficiency: a number between 0 and 1, or a run's folder, got {said!r}") from None
+        raise UserError(f"--efficiency: a number between 0 and 1, or a run's folder, got {said!r}") from None
     if not 0 < value <= 1:
-        raise ValueError(f"--efficiency: a share of the peak, above 0 and at most 1, got {said}")
+        raise UserError(f"--efficiency: a share of the peak, above 0 and at most 1, got {said}")
     return value, "given"
 
 
@@ -173,7 +173,7 @@ def _median_mfu(run: Path) -> float:
     shares = [line.get("mfu") or 0.0 for _, line in whole_lines(run / "metrics.jsonl")]
     values = [share for share in shares if share > 0 and isfinite(share)]
     if not values:
-        raise ValueError(f"--efficiency: {run} has no metrics.jsonl with an mfu (known on GPUs); give a number")
+        raise UserError(f"--efficiency: {run} has no metrics.jsonl with an mfu (known on GPUs); give a number")
     return median(values)
 
 

@@ -11,6 +11,7 @@ from randcond.launch.config.batch import batch_shape
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, Sizes, compared, counted, sharding
 from randcond.launch.planning.step_time import FULL, filled, step_seconds, step_traffic
 from randcond.model_zoo.cost.memory import state_memory
@@ -130,7 +131,7 @@ def overrides(change: dict[str, Any]) -> str:
 def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> dict[str, Any]:
     """Everything of one experiment on one cluster, as plain data.
 
-    Raises ValueError with the arithmetic when the global batch does not divide over the cluster.
+    Raises UserError with the arithmetic when the global batch does not divide over the cluster.
     """
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     memory = training_memory(config, sizes, cluster)
@@ -183,7 +184,7 @@ def _dividing(config: Config, cluster: Cluster) -> list[dict[str, Any]]:
 def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
     """A plan per engine, micro-batch and number of hosts up to 1,024 GPUs, where the global batch divides.
 
-    Raises ValueError where it divides over none.
+    Raises UserError where it divides over none.
     """
     rows = []
     for nodes in (2**power for power in range(11) if 2**power * per_node <= SWEEP_GPUS):
@@ -196,14 +197,14 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
                 changed = replace(config, engine=replace(config.engine, micro_batch=micro, **engine))
                 rows.append(plan(changed, sizes, cluster, efficiency))
     if not rows:
-        raise ValueError(f"train.global_batch: {config.train.global_batch} divides over no hosts of {per_node} GPUs")
+        raise UserError(f"train.global_batch: {config.train.global_batch} divides over no hosts of {per_node} GPUs")
     return rows
 
 
 def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
     """The fastest plan that fits, of every engine and micro-batch, on 1, 2, 4, ... GPUs of a host and hosts of them.
 
-    Raises ValueError where the global batch divides over none of them, or nothing fits.
+    Raises UserError where the global batch divides over none of them, or nothing fits.
     """
     rows = []
     clusters = [Cluster(gpu, 1, 2**power) for power in range(11) if 2**power < per_node]
@@ -225,5 +226,5 @@ def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
             enough = 0.97 * max(row["samples_per_second"] for row in fitting)
             rows.append(next(row for row in fitting if row["samples_per_second"] >= enough))
     if not rows:
-        raise ValueError(f"train.global_batch: {config.train.global_batch} fits on no number of these GPUs")
+        raise UserError(f"train.global_batch: {config.train.global_batch} fits on no number of these GPUs")
     return rows

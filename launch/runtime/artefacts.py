@@ -7,6 +7,7 @@ from typing import Any
 
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 
 
 def write_config(folder: Path, config: Config, keep: bool = False) -> None:
@@ -23,10 +24,10 @@ def write_config(folder: Path, config: Config, keep: bool = False) -> None:
 
 
 def check_matches(found: dict[str, Any], wanted: dict[str, Any], what: str, remedy: str) -> None:
-    """Raises ValueError naming every key in which an artefact on disk differs from what the experiment asks for."""
+    """Raises UserError naming every key in which an artefact on disk differs from what the experiment asks for."""
     wrong = [_differs(key, found.get(key), value) for key, value in wanted.items() if found.get(key) != value]
     if wrong:
-        raise ValueError(f"{what} was made otherwise: {'; '.join(wrong)}. {remedy}")
+        raise UserError(f"{what} was made otherwise: {'; '.join(wrong)}. {remedy}")
 
 
 def _differs(key: str, found: Any, wanted: Any) -> str:

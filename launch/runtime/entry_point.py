@@ -9,15 +9,15 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.paths import logs_folder
 from randcond.launch.config.sections import Config
-from randcond.launch.runtime.exit_codes import exit_code, record_first_exit
-from randcond.launch.runtime.logs import finish_console, log_to, say_everywhere
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.exit_codes import record_first_exit, report_error
+from randcond.launch.runtime.logs import flush, log_to, start_console
 from randcond.launch.runtime.network_interface import name_interface
 from randcond.launch.runtime.processes import (
     end_with_parent,
@@ -35,9 +35,9 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 
     `--dry-run` prints the resolved configuration and checks it against what is on disk, and does nothing else.
     `--local_rank=N`, which launchers append, is accepted and ignored. Of several ranks, each writes a log of its own.
-    Ends this process with 0, 2 on the user's mistake, 69 when a rank is lost, 75 when asked to end and saved, 130 on
-    Ctrl-C.
+    Ends this process with 0, or a code of `runtime/exit_codes.py`.
     """
+    start_console()
     arguments = list(sys.argv[1:] if argv is None else argv)
     before: dict[int, Any] = {}
     names = " | ".join(stages)
@@ -51,12 +51,12 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
     words = [word for word in arguments if not word.startswith("-")]
     try:
         if unknown := [flag for flag in flags if flag not in {"--dry-run"}]:
-            raise ValueError(f"unknown flag {unknown[0]}; {usage}")
+            raise UserError(f"unknown flag {unknown[0]}; {usage}")
         stage = words.pop(0) if len(stages) > 1 else next(iter(stages))
         if stage not in stages:
-            raise ValueError(f"unknown stage {stage!r}; {usage}")
+            raise UserError(f"unknown stage {stage!r}; {usage}")
         if not words:
-            raise ValueError(f"no experiment given; {usage}")
+            raise UserError(f"no experiment given; {usage}")
         config = load_config(words[0], words[1:])
         check, run = stages[stage]
         read_slurm_ranks()
@@ -71,25 +71,17 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
             return
         if "RANK" in os.environ:
             rank = int(os.environ["RANK"])
-            log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", show=rank == 0)
+            log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", rank)
         leave = _end
         try:
             run(config)
         except SystemExit as asked:
             leave(int(asked.code or 0))
         leave(0)
-    except (ValueError, OSError) as error:
-        if os.environ.get("RANDCOND_TRACEBACK"):
-            raise
-        say_everywhere(f"error: {error}", error=True)
-        leave(exit_code(error))
-    except KeyboardInterrupt:
-        leave(130)
-    except Exception:
-        traceback.print_exc()
-        leave(1)
+    except (Exception, KeyboardInterrupt) as error:
+        leave(report_error(error))
     finally:
-        finish_console()
+        flush()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -110,5 +102,5 @@ def _end(code: int) -> NoReturn:
         child.kill()
     threading._shutdown()  # type: ignore[attr-defined]  # what is being written is written
     atexit._run_exitfuncs()
-    finish_console()
+    flush()
     os._exit(code)

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from randcond.launch.errors import UserError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -92,11 +94,11 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; raises ValueError naming it when it is damaged."""
+    """Reads a JSON file; raises UserError naming it when it is damaged."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: damaged JSON ({error}); remove it and run the same command again") from None
+        raise UserError(f"{path}: damaged JSON ({error}); remove it and run the same command again") from None
 
 
 def sha256(path: Path) -> str:

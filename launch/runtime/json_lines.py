@@ -14,7 +14,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             yield line, json.loads(line)
-        except ValueError:
+        except json.JSONDecodeError:
             return
 
 

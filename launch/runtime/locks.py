@@ -9,6 +9,9 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.logs import log
+
 _held: list[int] = []  # file descriptors kept open for the life of the process
 
 
@@ -26,7 +29,7 @@ def _try_lock(path: Path) -> int | None:
         if error.errno == errno.ESTALE:  # NFS: removed by its holder on another host since it was opened
             return None
         if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise ValueError(
+            raise UserError(
                 f"{path.parent}: its file system knows no flock ({error.strerror}); mount it with flock, or use another"
             ) from None
         raise
@@ -36,7 +39,7 @@ def _try_lock(path: Path) -> int | None:
 def hold_lock(folder: Path, patience: float = 30.0) -> None:
     """Takes a run folder for the life of this process.
 
-    Raises ValueError when another process still holds it after `patience` seconds.
+    Raises UserError when another process still holds it after `patience` seconds.
     """
     _held.append(_take(folder, patience))
 
@@ -56,9 +59,9 @@ def _take(folder: Path, patience: float, waiting: str = "") -> int:
     said = not waiting
     while (handle := _try_lock(folder / ".lock")) is None:
         if time.monotonic() > deadline:
-            raise ValueError(f"{folder} is being written by another run; wait for it or end it")
+            raise UserError(f"{folder} is being written by another run; wait for it or end it")
         if not said:
-            print(waiting, flush=True)
+            log.info(waiting)
             said = True
         time.sleep(0.1)
     return handle

@@ -1,87 +1,117 @@
-"""One log file per rank; the first rank's output goes to the console too, every rank's errors to the standard error.
+"""Logging by Python's `logging`: plain lines on the console; of several ranks, each writes a log file of its own.
 
-The rank writes into its file itself, so that nothing is lost when it is killed; a thread shows the file's end on the
-console.
+A line in a rank's file has time, level and rank. What libraries and C++ code print goes to that file too, and not to
+the console. The first rank's lines are on the console as well, and every rank's errors on its standard error.
 """
 
 import faulthandler
+import logging
 import os
 import sys
-import threading
-import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any, TextIO
 
-_console: tuple[int, int] | None = None  # this process's standard output and error, kept once both go to a file
-_mirror: "_Mirror | None" = None
+log = logging.getLogger("randcond")
+FILE_ONLY = {"file_only": True}  # log.info(text, extra=FILE_ONLY): into the rank's file, not onto the console
 
-
-class _Mirror(threading.Thread):
-    """Copies what a file gains to a file descriptor."""
-
-    def __init__(self, path: Path, out: int) -> None:
-        super().__init__(name="console", daemon=True)
-        self.file, self.out = path.open("rb"), out
-        self.file.seek(0, os.SEEK_END)
-        self.lock = threading.RLock()
-
-    def run(self) -> None:
-        while True:
-            self.copy()
-            time.sleep(0.2)
-
-    def copy(self, without: bytes = b"") -> None:
-        """Shows what is new in the file, but for a line that is shown elsewhere."""
-        with self.lock:
-            while data := self.file.read(65536):
-                with suppress(OSError):  # the terminal is gone; the file is not
-                    os.write(self.out, data.replace(without, b"", 1) if without else data)
+_console: "_Console | None" = None
+_to_file = False
 
 
-def log_to(path: Path, show: bool) -> None:
-    """From now on this process writes into a file, appended; `show` keeps it on the console as well."""
-    global _console, _mirror
+class _Console(logging.Handler):
+    """Plain lines: errors on the standard error, the rest on the standard output. A traceback only if critical."""
+
+    def __init__(self, out: TextIO | None = None, errors: TextIO | None = None) -> None:
+        super().__init__()
+        self._out, self._errors = out, errors
+
+    @property
+    def out(self) -> TextIO:
+        """The console's standard output, asked for at each line: a test may have replaced it."""
+        return self._out or sys.stdout
+
+    @property
+    def errors(self) -> TextIO:
+        """The console's standard error."""
+        return self._errors or sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record; a terminal that is gone, or a full disk behind it, ends nothing."""
+        if getattr(record, "file_only", False):
+            return
+        text = record.getMessage()
+        if record.exc_info and record.levelno >= logging.CRITICAL:
+            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+        stream = self.errors if record.levelno >= logging.ERROR else self.out
+        with suppress(OSError, ValueError), _beside_bars(stream):  # ValueError: the stream is closed
+            print(text, file=stream, flush=True)
+
+
+def _beside_bars(stream: TextIO) -> Any:
+    """Takes progress bars off the console while a line is written."""
+    tqdm = sys.modules.get("tqdm")
+    return tqdm.tqdm.external_write_mode(file=stream) if tqdm else nullcontext()
+
+
+def start_console() -> None:
+    """Shows the log on this process's console, from level INFO; a second call changes nothing."""
+    global _console
+    if _console is None:
+        _console = _Console()
+        log.addHandler(_console)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def log_to(path: Path, rank: int) -> None:
+    """From now on this process writes into a file, appended; only the first rank's lines stay on the console too."""
+    global _console, _to_file
+    start_console()
+    assert _console is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    _console = os.dup(1), os.dup(2)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
+    out, errors = (os.fdopen(os.dup(number), "w", errors="replace") for number in (1, 2))
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    if show:
-        _mirror = _Mirror(path, _console[0])
-        _mirror.start()
     os.dup2(file, 1)
     os.dup2(file, 2)
-    os.close(file)
+    log.removeHandler(_console)
+    _console = _Console(out, errors)
+    _console.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    log.addHandler(_console)
+    handler = _RankFile(os.fdopen(file, "w", buffering=1, errors="replace"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
     faulthandler.enable()
+    _to_file = True
 
 
-def say_everywhere(text: str, error: bool = False) -> None:
-    """A line into the log and onto the console, whichever rank it is; an error onto the standard error."""
-    finish_console()
-    with _mirror.lock if _mirror else nullcontext():
-        with suppress(OSError):  # a full disk: the console is told all the same
-            print(text, file=sys.stderr if error else sys.stdout, flush=True)
-        if _console is not None and (error or _mirror is None):
-            line = f"{text}\n".encode()
-            with suppress(OSError):  # the terminal is gone; the file is not
-                os.write(_console[error], line)
-            if _mirror is not None:
-                _mirror.copy(without=line)
-    finish_console()
+class _RankFile(logging.StreamHandler[TextIO]):
+    """A rank's file; where its disk is full, the console is told all the same."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: logging itself would print a traceback into the same full disk."""
+
+
+def console_stream() -> TextIO:
+    """Where a progress bar goes: the console's standard error, also once this process writes into a file."""
+    return _console.errors if _console else sys.stderr
+
+
+def writes_to_file() -> bool:
+    """Whether this process has a log file of its own."""
+    return _to_file
 
 
 def dump_threads() -> None:
-    """Writes where every thread is into the log, and into the log alone."""
-    finish_console()
-    if _console is not None:
-        with _mirror.lock if _mirror else nullcontext():
-            faulthandler.dump_traceback(all_threads=True)
+    """Writes where every thread is into the rank's log, and into it alone."""
+    flush()
+    if _to_file:
+        faulthandler.dump_traceback(all_threads=True)
 
 
-def finish_console() -> None:
-    """Shows what the console still lacks; before the process ends."""
-    with suppress(OSError):  # a full disk
-        sys.stdout.flush()
-        sys.stderr.flush()
-    if _mirror is not None:
-        _mirror.copy()
+def flush() -> None:
+    """Writes out what is buffered; before the process ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk; a stream that is closed
+            stream.flush()

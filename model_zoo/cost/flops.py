@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import blank_forward
 from randcond.model_zoo.denoiser.configuration import once_per_configuration
 
@@ -39,7 +40,7 @@ class UNetCost:
 def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int = TOKENS) -> UNetCost:
     """Parameters and MACs of a U-Net class at a configuration.
 
-    Raises ValueError naming an operation that would be counted in neither column.
+    Raises UserError naming an operation that would be counted in neither column.
     """
     with torch.device("meta"), torch.no_grad():
         unet = model.from_config(config)
@@ -47,7 +48,7 @@ def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], toke
             blank_forward(unet, tokens=tokens)
     flop = {str(op): number for op, number in counter.get_flop_counts()["Global"].items()}
     if unknown := flop.keys() - _ATTENTION_OPS - _LAYER_OPS:
-        raise ValueError(f"cost: operations {sorted(unknown)} are counted in no column")
+        raise UserError(f"cost: operations {sorted(unknown)} are counted in no column")
     macs, attention = (sum(flop.get(op, 0) for op in ops) // 2 for ops in (_LAYER_OPS, _ATTENTION_OPS))
     return UNetCost(sum(p.numel() for p in unet.parameters()), macs, attention)
 

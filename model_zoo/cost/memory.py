@@ -94,7 +94,7 @@ def persistent(shapes: Sequence[tuple[int, ...]]) -> int:
 def trained_shapes(rule_name: str, teacher: UNetConfig) -> tuple[list[tuple[int, ...]], list[int]]:
     """Shapes of a student's and its projectors' parameters, and the sizes of the blocks that FSDP gathers at once.
 
-    Raises ValueError when the rule does not apply to the teacher.
+    Raises UserError when the rule does not apply to the teacher.
     """
     rule, config = find_rule(rule_name), student_config(rule_name, teacher)
     with torch.device("meta"):

@@ -12,7 +12,7 @@ from randcond.model_zoo.students.registry import find_rule, student_config
 def student_row(
     name: str, teacher: UNetConfig, teacher_cost: UNetCost, micro_batch: int, zero_stage: int, ranks: int
 ) -> dict[str, Any]:
-    """One line of `randcond students` as plain data; raises ValueError when the rule does not apply to this teacher."""
+    """One line of `randcond students` as plain data; raises UserError when the rule does not apply to this teacher."""
     rule, config = find_rule(name), student_config(name, teacher)
     cost = unet_cost(rule.model, config)
     state = state_memory(*trained_shapes(name, teacher), Sharding(f"zero-{zero_stage}", ranks))

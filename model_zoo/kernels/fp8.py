@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.teacher import Teacher
 
@@ -67,10 +68,10 @@ def fp8_teacher(teacher: Teacher) -> str:
     """Puts a teacher's linear layers into fp8; says how many, and how far off its predictions are for it.
 
     Measured on noise and the empty caption at three timesteps: the difference's norm by the prediction's.
-    Raises ValueError on a GPU without fp8.
+    Raises UserError on a GPU without fp8.
     """
     if teacher.device.type == "cuda" and torch.cuda.get_device_capability(teacher.device) < (8, 9):
-        raise ValueError(
+        raise UserError(
             f"engine.teacher_fp8: {torch.cuda.get_device_name(teacher.device)} has no fp8 (Ada, Hopper and later do)"
         )
     steps = torch.tensor([teacher.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=teacher.device)

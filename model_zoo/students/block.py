@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import UNetConfig
 from randcond.model_zoo.students.rule import FeaturePair, StudentRule
 
@@ -9,7 +10,7 @@ from randcond.model_zoo.students.rule import FeaturePair, StudentRule
 def one_layer_less(teacher: UNetConfig, drop_mid: bool) -> UNetConfig:
     """One resnet (and attention) per down block, two per up block; optionally no mid block."""
     if teacher["layers_per_block"] != 2:
-        raise ValueError(f"block rules need a teacher with layers_per_block 2, not {teacher['layers_per_block']}")
+        raise UserError(f"block rules need a teacher with layers_per_block 2, not {teacher['layers_per_block']}")
     return {**teacher, "layers_per_block": 1} | ({"mid_block_type": None} if drop_mid else {})
 
 
@@ -20,7 +21,7 @@ def _block_config(drop_mid: bool = False, drop_innermost: bool = False) -> Calla
         student = one_layer_less(teacher, drop_mid or drop_innermost)
         if drop_innermost:
             if len(teacher["block_out_channels"]) < 4:
-                raise ValueError(
+                raise UserError(
                     f"this rule removes the innermost of four stages; "
                     f"this teacher has {len(teacher['block_out_channels'])}: take block-small, or a koala rule"
                 )

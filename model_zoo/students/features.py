@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import Condition, blank_forward, denoise
 from randcond.model_zoo.denoiser.configuration import UNetConfig, once_per_configuration, plain_config
 from randcond.model_zoo.students.rule import StudentRule
@@ -40,13 +41,13 @@ class FeatureTaps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        """Raises ValueError naming the module that the network does not have."""
+        """Raises UserError naming the module that the network does not have."""
         self.taps: dict[str, Tap] = {}
         self.handles: list[RemovableHandle] = []
         modules = dict(network.named_modules())
         for name in names:
             if name not in modules:
-                raise ValueError(f"feature tap: the network has no module {name}")
+                raise UserError(f"feature tap: the network has no module {name}")
             self.taps[name] = Tap()
             self.handles.append(modules[name].register_forward_hook(self.taps[name]))
 
@@ -78,7 +79,7 @@ class TappedStudent(nn.Module):
     def __init__(
         self, unet: UNet2DConditionModel, teacher: UNet2DConditionModel, rule: StudentRule, seed: int = 0
     ) -> None:
-        """Raises ValueError naming the first pair of features that do not meet."""
+        """Raises UserError naming the first pair of features that do not meet."""
         super().__init__()
         self.unet = unet
         config = plain_config(teacher.config)
@@ -108,7 +109,7 @@ def projectors(
 ) -> list[nn.Module]:
     """A trainable 1x1 convolution per pair where the rule is projected, nothing to do where it is not.
 
-    student: class and configuration. Raises ValueError naming the pair whose features cannot be compared.
+    student: class and configuration. Raises UserError naming the pair whose features cannot be compared.
     """
     pairs = rule.pairs(teacher)
     ours = feature_shapes(*student, [name for _, name in pairs])
@@ -121,9 +122,9 @@ def projectors(
         elif len(mine) == len(its) == 3 and mine[1] == its[1]:  # [B, tokens, C]: the same map, written as a layer
             projector = nn.Linear(mine[2], its[2])
         else:
-            raise ValueError(f"{facing}; no 1x1 convolution can bring them together: pair other modules")
+            raise UserError(f"{facing}; no 1x1 convolution can bring them together: pair other modules")
         if not rule.projected and mine != its:
-            raise ValueError(f"{facing}; set projected=True in the student's rule, or pair modules of one width")
+            raise UserError(f"{facing}; set projected=True in the student's rule, or pair modules of one width")
         found.append(projector if rule.projected else nn.Identity())
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import UNetConfig
 from randcond.model_zoo.students.block import block_name, one_layer_less
 from randcond.model_zoo.students.rule import FeaturePair, StudentRule
@@ -13,7 +14,7 @@ def _koala_config(kept: float, drop_mid: bool) -> Callable[[UNetConfig], UNetCon
     def derive(teacher: UNetConfig) -> UNetConfig:
         depths = teacher["transformer_layers_per_block"]
         if isinstance(depths, int) or depths[-1] < 2:
-            raise ValueError(
+            raise UserError(
                 f"koala rules shorten the innermost transformer stack; this teacher's "
                 f"transformer_layers_per_block is {depths}: take a block rule"
             )

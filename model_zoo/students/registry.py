@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import UNetConfig, plain_config
 from randcond.model_zoo.students.block import BLOCK_RULES
 from randcond.model_zoo.students.channel import channel_rule
@@ -28,21 +29,22 @@ STUDENTS: dict[str, StudentRule] = {
 
 
 def find_rule(name: str) -> StudentRule:
-    """The rule of that name, or `channel-M` for any multiplier M; raises ValueError listing the known ones."""
+    """The rule of that name, or `channel-M` for any multiplier M; raises UserError listing the known ones."""
     if name in STUDENTS:
         return STUDENTS[name]
     if (given := re.fullmatch(r"channel-(\d*\.?\d+)", name)) and (multiplier := float(given[1])) > 0:
         return channel_rule(multiplier, f"all layers, {multiplier:g} of the width")
     known = f"{', '.join(STUDENTS)}, or channel-M for any multiplier M, such as channel-0.65"
-    raise ValueError(f"student.rule: unknown student {name!r}; known: {known}")
+    raise UserError(f"student.rule: unknown student {name!r}; known: {known}")
 
 
 def student_config(name: str, teacher: UNetConfig) -> UNetConfig:
-    """The student's U-Net configuration; raises ValueError when the rule does not apply to this teacher."""
+    """The student's U-Net configuration; raises UserError when the rule does not apply to this teacher."""
+    rule = find_rule(name)
     try:
-        return find_rule(name).config(plain_config(teacher))
-    except ValueError as error:
-        raise ValueError(str(error) if "student.rule" in str(error) else f"student.rule: {name}: {error}") from None
+        return rule.config(plain_config(teacher))
+    except UserError as error:
+        raise UserError(f"student.rule: {name}: {error}") from None
 
 
 def build_student(
@@ -50,7 +52,7 @@ def build_student(
 ) -> UNet2DConditionModel:
     """The student U-Net of a rule, in fp32: randomly initialised by its seed, then holding the teacher's `weights`.
 
-    Raises ValueError when the rule does not apply to this teacher, or cannot copy from it.
+    Raises UserError when the rule does not apply to this teacher, or cannot copy from it.
     """
     rule = find_rule(name)
     with torch.random.fork_rng(devices=[]):

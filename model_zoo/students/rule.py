@@ -15,7 +15,7 @@ class StudentRule:
     """How a student is derived from its teacher; every function takes the teacher's U-Net configuration or names."""
 
     summary: str
-    config: Callable[[UNetConfig], UNetConfig]  # raises ValueError where the rule does not apply
+    config: Callable[[UNetConfig], UNetConfig]  # raises UserError where the rule does not apply
     pairs: Callable[[UNetConfig], list[FeaturePair]]  # the taps of Eq. 2
     # Student tensor -> teacher tensor, None for one that starts random; None for the whole map: sizes differ, no copy.
     teacher_name: Callable[[str], str | None] | None

@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.students.rule import StudentRule
 
 
@@ -33,10 +34,10 @@ BANDS = 4  # LL, LH, HL, HH
 def haar_dwt(x: Tensor) -> Tensor:
     """Orthonormal 2-D Haar transform: [B, C, H, W] -> the bands LL, LH, HL, HH as [B, 4, C, H/2, W/2].
 
-    Raises ValueError when H or W is odd.
+    Raises UserError when H or W is odd.
     """
     if x.shape[-2] % 2 or x.shape[-1] % 2:
-        raise ValueError(f"wavelet sampler: height and width must be even, got {tuple(x.shape[-2:])}")
+        raise UserError(f"wavelet sampler: height and width must be even, got {tuple(x.shape[-2:])}")
     a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]  # the four pixels of every 2x2 square, a b above c d
     c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
     return torch.stack([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d], dim=1) / 2

@@ -5,16 +5,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.students.rule import StudentRule
 
 
 def copy_teacher_weights(rule: StudentRule, student: nn.Module, weights: Mapping[str, Tensor]) -> int:
     """Fills the student's tensors with their teacher tensors and returns how many.
 
-    Raises ValueError if a tensor that the rule maps has none of its shape.
+    Raises UserError if a tensor that the rule maps has none of its shape.
     """
     if rule.teacher_name is None:
-        raise ValueError("student.init: this student's widths differ from the teacher's; use init: random")
+        raise UserError("student.init: this student's widths differ from the teacher's; use init: random")
     copied = 0
     with torch.no_grad():
         for name, tensor in student.state_dict().items():
@@ -24,7 +25,7 @@ def copy_teacher_weights(rule: StudentRule, student: nn.Module, weights: Mapping
             source = weights.get(wanted)
             if source is None or source.shape != tensor.shape:
                 found = "is not there" if source is None else f"has shape {tuple(source.shape)}"
-                raise ValueError(
+                raise UserError(
                     f"student.init: {name} {tuple(tensor.shape)} takes the teacher's {wanted}, which {found}; "
                     f"use init: random, or another student.rule"
                 )

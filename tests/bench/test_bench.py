@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.flops import unet_cost
 from randcond.model_zoo.cost.gpu_occupancy import Product, Work, occupancy
 from randcond.model_zoo.denoiser.configuration import complete_config, plain_config
@@ -126,7 +127,7 @@ def test_sizes_double_until_speed_or_memory_ends() -> None:
     assert [size.batch for size in doubling(run, 512)] == [1, 2, 4] and tried[-1] == 8
     sizes = [Measured(batch, speed, 1.0) for batch, speed in ((1, 10.0), (2, 19.0), (4, 29.3), (8, 30.0))]
     assert proposed(sizes) == 4  # within 3 % of the best
-    with pytest.raises(ValueError, match="not even a batch of 1"):
+    with pytest.raises(UserError, match="not even a batch of 1"):
         next(doubling(lambda batch: run(8), 512))
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from randcond.data.stream.stream import Positions, Stream, batches
 from randcond.launch.cluster import hosts, supervise
 from randcond.launch.cluster.commands import Step
-from randcond.launch.runtime.exit_codes import LOST_RANK, PREEMPTED, USER_ERROR, exit_code
+from randcond.launch.errors import TemporaryError, UserError
+from randcond.launch.runtime.exit_codes import FAULT, LOST_RANK, PREEMPTED, USER_ERROR, exit_code
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.watch.timing import trace_window
 from tests.support.demo import TINY
@@ -136,12 +137,12 @@ def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Call
 def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_path: Path) -> None:
     check_folder(tmp_path, parameters=1000, keep=2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"paths.run: .* can't be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"paths.run: .* can't be written \(Not a directory\)"):
         check_folder(tmp_path / "file" / "run", parameters=1000, keep=2)
     disk = shutil.disk_usage(tmp_path)
-    with pytest.raises(ValueError, match=r"GB free, this run writes .* 2 kept checkpoints and the next one of"):
+    with pytest.raises(UserError, match=r"GB free, this run writes .* 2 kept checkpoints and the next one of"):
         check_folder(tmp_path, parameters=disk.free // 16, keep=2)
-    with pytest.raises(ValueError, match=r"the students, and those of 40 evaluations. Free some"):
+    with pytest.raises(UserError, match=r"the students, and those of 40 evaluations. Free some"):
         check_folder(tmp_path, parameters=disk.free // 110, keep=1, evaluations=40)  # 2 * 16 + 8 + 40 * 2 + 4 bytes
     check_folder(tmp_path, parameters=disk.free // 110, keep=1, evaluations=20)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
@@ -243,7 +244,7 @@ def test_a_host_whose_shell_hangs_does_not_answer(tmp_path: Path, monkeypatch: p
     answering(tmp_path / "bin", monkeypatch, "exec sleep 60")
     monkeypatch.setattr(hosts, "SSH_TIMEOUT", 0.5)
     began = time.monotonic()
-    with pytest.raises(ValueError, match="no answer to `ssh HOST true` from node1"):
+    with pytest.raises(UserError, match="no answer to `ssh HOST true` from node1"):
         hosts.wait_for_hosts(["node1"], patience=0)
     assert time.monotonic() - began < 30
 
@@ -292,8 +293,8 @@ def test_a_verdict_ends_the_process_though_the_log_has_no_room() -> None:
 
 def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:
     program = (
-        "from pathlib import Path; from randcond.launch.runtime.logs import log_to, say_everywhere;"
-        "log_to(Path('/dev/full'), show=False); say_everywhere('error: no space', error=True); print('more')"
+        "from pathlib import Path; from randcond.launch.runtime.logs import log, log_to;"
+        "log_to(Path('/dev/full'), rank=1); log.error('error: no space'); print('more')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == "error: no space\n"
@@ -301,27 +302,45 @@ def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:
 
 def test_what_passes_is_no_mistake() -> None:
     """A full disk stays full; a stale file handle or a lost line does not: the same command may go on."""
-    for error in (ValueError(), FileNotFoundError("no teacher"), OSError(errno.ENOSPC, "full"), PermissionError()):
+    for error in (UserError(), OSError(errno.ENOSPC, "full"), PermissionError(errno.EACCES, "denied")):
         assert exit_code(error) == USER_ERROR
-    for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError(), RuntimeError()):
+    for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError(), TemporaryError()):
         assert exit_code(passing) == LOST_RANK
-    for number, code in ((errno.ESTALE, LOST_RANK), (errno.ENOSPC, USER_ERROR), (None, USER_ERROR)):
-        with pytest.raises(OSError) as out_of_a_loader:
-            list(DataLoader(Unreadable(number), num_workers=1))
-        assert exit_code(out_of_a_loader.value) == code
+    for bug in (ValueError(), RuntimeError(), OSError("of a library")):
+        assert exit_code(bug) == FAULT
 
 
-class Unreadable(Dataset[int]):
-    """Raises an error of the system with this number."""
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ESTALE, "stale", "a shard"), LOST_RANK),
+        (OSError(errno.ENOSPC, "full", "a shard"), USER_ERROR),
+        (UserError("a damaged shard"), USER_ERROR),
+        (ValueError("a bug"), FAULT),
+    ],
+)
+def test_an_error_in_a_loader_process_is_what_it_was(error: Exception, code: int) -> None:
+    """Its class, its number and its one line, with where it was raised."""
+    with pytest.raises(type(error)) as raised:
+        next(batches(Unreadable(error), Positions(0, 1, 2, 2, 0, 1), workers=1))
+    assert exit_code(raised.value) == code and str(raised.value) == str(error)
+    assert "in sample" in raised.value.__notes__[0]
 
-    def __init__(self, number: int | None) -> None:
-        self.number = number
 
-    def __len__(self) -> int:
-        return 1
+class Unreadable(Stream):
+    """Raises an error at every sample."""
 
-    def __getitem__(self, index: int) -> int:
-        raise OSError("of ours") if self.number is None else OSError(self.number, os.strerror(self.number), "a shard")
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return Unreadable, (self.error,)
+
+    def read_ahead(self, positions: list[int]) -> None:
+        """Reads nothing."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        raise self.error
 
 
 @pytest.mark.parametrize(

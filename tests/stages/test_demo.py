@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from randcond.launch.config.paths import PACKAGE
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.export import load_pipeline, load_unet, student_unet, unet_weights
 from randcond.model_zoo.students.registry import student_config
@@ -220,7 +221,7 @@ def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
     config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
     with torch.device("meta"):
         other = UNet2DConditionModel.from_config(student_config("channel-base", config))
-    with pytest.raises(ValueError, match=r"another architecture than student.rule gives .* missing, the first .*shape"):
+    with pytest.raises(UserError, match=r"another architecture than student.rule gives .* missing, the first .*shape"):
         student_unet(other, stored, torch.float32)
 
 

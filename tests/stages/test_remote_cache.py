@@ -15,6 +15,7 @@ from randcond.data.inputs import fetch as fetching
 from randcond.data.inputs.fetch import FetchError, fetch
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 from randcond.model_zoo.teacher import Teacher
 from tests.cluster.packages import need
@@ -37,9 +38,9 @@ def test_a_cut_transfer_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.Monk
         target = fetch(f"{url}/file", tmp_path / "out/file", sha256(tmp_path / "in/file"), came.append)
         assert target.read_bytes() == data and not list((tmp_path / "out").glob("*.part"))
         assert sum(came) == len(data)  # nothing came twice
-        with pytest.raises(FileNotFoundError, match="no such file"):
+        with pytest.raises(UserError, match="no such file"):
             fetch(f"{url}/none", tmp_path / "out/none")
-        with pytest.raises(ValueError, match="do not have the checksum"):
+        with pytest.raises(UserError, match="do not have the checksum"):
             fetch(f"{url}/file", tmp_path / "out/other", "0" * 64)
     monkeypatch.setattr(fetching, "TRIES", 2)
     with pytest.raises(FetchError, match="not given after 2 tries"):
@@ -78,7 +79,7 @@ def test_a_server_that_is_busy_is_asked_again_and_a_query_is_no_glob(
 def test_a_window_leaves_room_for_the_next_one() -> None:
     assert window_of([10, 10, 10], 30) is None
     assert window_of([10] * 8, 40) == 2
-    with pytest.raises(ValueError, match=r"cache\.local_gb: .* no room for two shards"):
+    with pytest.raises(UserError, match=r"cache\.local_gb: .* no room for two shards"):
         window_of([10, 10, 10], 15)
 
 

@@ -11,15 +11,14 @@ import platform
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from randcond.launch.runtime.exit_codes import LOST_RANK, exit_code, record_first_exit
-from randcond.launch.runtime.logs import dump_threads, say_everywhere
+from randcond.launch.runtime.exit_codes import LOST_RANK, exit_code, record_first_exit, report_error
+from randcond.launch.runtime.logs import FILE_ONLY, dump_threads, log
 from randcond.train.engine import Engine
 
 # How torch.distributed's backends put it that a peer is gone; anything else a rank raises is its own failure.
@@ -82,7 +81,7 @@ class Heartbeat:
             self.engine.barrier()  # nobody listens any more when the first connection closes
         elif isinstance(error, Exception) and any(sign in str(error) for sign in _PEER_IS_GONE):
             time.sleep(self.silence + 2 * self.interval)  # the verdict, which ends this process, says who it was
-        elif self.engine.rank:
+        elif report_error(error) and self.engine.rank:  # now: the launcher ends this rank once the others know
             self._send(failed=f"{type(error).__name__}: {error}", code=exit_code(error))
         else:
             verdict = f"{self._name(0)} failed: {type(error).__name__}: {error}"
@@ -238,10 +237,7 @@ def leave(verdict: str, console: bool, code: int = LOST_RANK) -> NoReturn:
     text = f"error: training ended: {verdict}. The last checkpoint is sound; the same command goes on from it."
     record_first_exit(code)
     try:
-        if console:
-            say_everywhere(f"\n{text}", error=True)  # below the progress line
-        else:
-            print(text, file=sys.stderr, flush=True)
+        log.error(text, extra=None if console else FILE_ONLY)
         dump_threads()
     finally:
         os._exit(code)  # though the log has no room

@@ -20,7 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, remove, sha256, sync, write_json, write_text
+from randcond.launch.runtime.logs import log
 from randcond.train.engine.base import STATE_KINDS, State
 
 Shapes = dict[str, tuple[int, ...]]
@@ -116,7 +118,7 @@ class StoredCheckpoint:
         self._open: dict[str, Any] = {}
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Values [stop - start] of a flattened tensor; raises ValueError when the checkpoint does not hold them."""
+        """Values [stop - start] of a flattened tensor; raises UserError when the checkpoint does not hold them."""
         found = []
         at = start
         for first, last, file in sorted(self._runs.get((kind, name), [])):
@@ -125,7 +127,7 @@ class StoredCheckpoint:
                 found.append(self._file(file).get_slice(f"{kind}/{name}@{first}")[at - first : end - first])
                 at = end
         if at < stop:
-            raise ValueError(f"{self.path}: holds no {kind} of {name} from {at} to {stop}")
+            raise UserError(f"{self.path}: holds no {kind} of {name} from {at} to {stop}")
         return torch.cat(found) if found else torch.empty(0)
 
     def _file(self, name: str) -> Any:
@@ -155,7 +157,7 @@ def _retire(path: Path) -> None:
         path.rename(_aside(path))
         remove(_aside(path))
     except OSError as error:
-        print(f"checkpoint {path}: not all of it could be removed ({error}); the next start tries again", flush=True)
+        log.info(f"checkpoint {path}: not all of it could be removed ({error}); the next start tries again")
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -164,7 +166,7 @@ def clear_unfinished(folder: Path) -> None:
         try:
             remove(part)
         except OSError as error:
-            print(f"{part}: could not be removed ({error})", flush=True)
+            log.info(f"{part}: could not be removed ({error})")
 
 
 def set_aside_after(folder: Path, step: int) -> None:
@@ -193,7 +195,7 @@ def newest_valid(
         if not faults:
             return StoredCheckpoint(folder / name)
         if rank == 0:
-            print(f"checkpoint {folder / name} is damaged ({faults[0]}); falling back to the one before", flush=True)
+            log.info(f"checkpoint {folder / name} is damaged ({faults[0]}); falling back to the one before")
     return None
 
 
@@ -213,6 +215,6 @@ def _fault(path: Path, rank: int, ranks: int) -> str | None:
         if error.errno in (errno.ENOENT, errno.EIO):
             return str(error)
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         return str(error)
     return None

@@ -8,6 +8,7 @@ import torch
 
 from randcond.eval.stage import trained_student
 from randcond.launch.config.experiments import load_config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 from randcond.model_zoo.diffusers_folder import DTYPES
 from randcond.model_zoo.export import export_student, load_unet
@@ -39,18 +40,18 @@ def export(
     config = load_config(experiment, overrides)
     kind = weights or config.eval.weights
     if kind not in ("raw", "ema"):
-        raise ValueError(f"--weights: raw or ema, got {kind!r}")
+        raise UserError(f"--weights: raw or ema, got {kind!r}")
     if dtype not in DTYPES:
-        raise ValueError(f"--dtype: one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise UserError(f"--dtype: one of {', '.join(DTYPES)}, got {dtype!r}")
     if push and not os.environ.get("HF_TOKEN"):
-        raise ValueError("--push: no HF_TOKEN in the environment; put a token with write access there")
+        raise UserError("--push: no HF_TOKEN in the environment; put a token with write access there")
     student = trained_student(config, kind)
     folder = Path(out) if out else Path(config.paths.run) / "export"
     trained = load_config(str(Path(config.paths.run) / "config.yaml"))  # as it was run, whatever is asked for now
     card = model_card(trained, kind, trained.train.steps, dtype, student)
     same = (folder / "README.md").is_file() and (folder / "README.md").read_text() == card
     if folder.exists() and not (push and same):
-        raise ValueError(f"--out: {folder} exists already; remove it, or give another folder")
+        raise UserError(f"--out: {folder} exists already; remove it, or give another folder")
     if not folder.exists():
         with atomic_write(folder) as aside:
             if dtype == "fp32":
@@ -65,7 +66,7 @@ def export(
 
 
 def _push(repository: str, folder: Path, private: bool, message: str) -> None:
-    """Uploads the folder; raises ValueError saying what the hub answered, and that the folder is there."""
+    """Uploads the folder; raises UserError saying what the hub answered, and that the folder is there."""
     from huggingface_hub import HfApi
 
     hub = HfApi(token=os.environ["HF_TOKEN"])
@@ -74,4 +75,4 @@ def _push(repository: str, folder: Path, private: bool, message: str) -> None:
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     except Exception as error:  # the client's own errors, or those of whichever HTTP library it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--push: the hub did not take {repository} ({reason}); the export is at {folder}") from None
+        raise UserError(f"--push: the hub did not take {repository} ({reason}); the export is at {folder}") from None

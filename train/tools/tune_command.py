@@ -19,6 +19,7 @@ from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.denoiser.configuration import plain_config
@@ -71,16 +72,16 @@ def tune(
     """
     wanted = [word for word in what.split(",") if word]
     if unknown := set(wanted) - PROBES.keys():
-        raise ValueError(f"--what: of {', '.join(PROBES)}, got {', '.join(sorted(unknown))}")
+        raise UserError(f"--what: of {', '.join(PROBES)}, got {', '.join(sorted(unknown))}")
     config = load_config(experiment, overrides)
     if not config.trains:
-        raise ValueError(f"{experiment}: has no student; a published model's eval.batch is tried by its evaluation")
+        raise UserError(f"{experiment}: has no student; a published model's eval.batch is tried by its evaluation")
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     if largest < 1:
-        raise ValueError(f"--largest: must be at least 1, got {largest}")
+        raise UserError(f"--largest: must be at least 1, got {largest}")
     if "cache" in wanted and config.cache.images:
-        raise ValueError("--what: the cache encodes real images, which takes little: leave cache out")
+        raise UserError("--what: the cache encodes real images, which takes little: leave cache out")
     found: dict[str, list[Measured]] = {}
     for name in wanted:
         key, probe = PROBES[name]
@@ -112,7 +113,7 @@ def proposed(sizes: list[Measured]) -> int:
 def doubling(run: Callable[[int], int], largest: int) -> Iterator[Measured]:
     """Sizes 1, 2, 4, ... with their speed, until memory ends, `largest` is passed or two doublings gained nothing.
 
-    `run` does the work at a size once; how many samples that were. Raises ValueError when not even one fits.
+    `run` does the work at a size once; how many samples that were. Raises UserError when not even one fits.
     """
     best, idle, batch = 0.0, 0, 1
     while batch <= largest and idle < 2:
@@ -121,7 +122,7 @@ def doubling(run: Callable[[int], int], largest: int) -> Iterator[Measured]:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if batch == 1:
-                raise ValueError("not even a batch of 1 fits this device; see `randcond plan` for what would") from None
+                raise UserError("not even a batch of 1 fits this device; see `randcond plan` for what would") from None
             return
         yield measured
         idle = 0 if measured.samples_per_second > best / ENOUGH else idle + 1

@@ -11,11 +11,12 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from randcond.launch.config.gpus import gpu_of
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.json_lines import lines_up_to
+from randcond.launch.runtime.progress import Progress
 from randcond.train.engine import Engine
 from randcond.train.step import Losses
 from randcond.train.watch.timing import DataStalls
@@ -23,7 +24,7 @@ from randcond.train.watch.timing import DataStalls
 BINS = 10  # of the timestep axis
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or the gradient is no longer a number."""
 
 
@@ -36,9 +37,7 @@ class Monitor:
         self.train = config.train
         self.peak = peak_flops(config)
         self.chief = engine.rank == 0
-        self.bar = tqdm(
-            total=self.train.steps, initial=first, desc="training", unit="step", mininterval=2, disable=not self.chief
-        )
+        self.bar = Progress(total=self.train.steps, initial=first, desc="training", unit="step", disable=not self.chief)
         self.began, self.at = time.monotonic(), first
         self.now = first + 1
         self.waiting = DataStalls(self.engine.device)

@@ -18,7 +18,7 @@ COLUMNS = 8
 def grid_captions(config: Config) -> list[str]:
     """Captions for the columns, evenly out of the evaluation's seen and, where there are any, unseen ones.
 
-    Raises ValueError as `choose_prompts` does.
+    Raises UserError as `choose_prompts` does.
     """
     prompts = choose_prompts(config)
     parts = list(prompts.shown(len(prompts.captions)).values())

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from randcond.launch.runtime.files import write_json
+from randcond.launch.runtime.logs import log
 
 
 class DataStalls:
@@ -71,7 +72,7 @@ class StartupTimer:
         if chief:
             whole = sum(self.parts.values())
             said = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
-            print(f"first step done {whole:.1f} s after the start: {said}", flush=True)
+            log.info(f"first step done {whole:.1f} s after the start: {said}")
             write_json(folder / "startup.json", {part: round(seconds, 3) for part, seconds in self.parts.items()})
 
 
@@ -91,7 +92,7 @@ def trace_window(window: list[int], first: int, folder: Path, rank: int) -> Iter
 
     def write(profile: torch.profiler.profile) -> None:
         profile.export_chrome_trace(str(path))
-        print(f"profile of steps {window[0]} to {window[1]}: {path}", flush=True)
+        log.info(f"profile of steps {window[0]} to {window[1]}: {path}")
 
     active = window[1] - max(window[0], first + 1) + 1
     schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=active, repeat=1)

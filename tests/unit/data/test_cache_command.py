@@ -15,6 +15,7 @@ from randcond.data.cache.shards import Shard, describe, index_path, shard_done, 
 from randcond.data.captions.caption_file import write_captions
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
+from randcond.launch.errors import UserError
 from randcond.model_zoo.teacher import Teacher
 from tests.support.demo import TINY, randcond
 
@@ -41,7 +42,7 @@ def test_a_sound_cache_is_sound_and_a_faulty_one_is_named(cache: Path, capsys: p
     samples[0]["latent"] = np.full_like(samples[0]["latent"], np.nan)
     samples[1]["latent"] = samples[1]["latent"][:, :4]
     write_shard(shard.path, samples)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         verify(str(cache))
     for named in (
         "latents-00000.tar: does not match its checksum",
@@ -60,9 +61,7 @@ def test_an_index_that_lacks_something_is_named(cache: Path) -> None:
     found = json.loads(index_path(shard).read_text())
     index_path(shard).write_text(json.dumps({key: value for key, value in found.items() if key != "bytes"}))
     for reads in (lambda: shard_done(shard, found["made_of"]), lambda: describe(shard)):
-        with pytest.raises(
-            ValueError, match=r"latents-00001\.tar: its index is damaged \(without bytes\); remove both"
-        ):
+        with pytest.raises(UserError, match=r"latents-00001\.tar: its index is damaged \(without bytes\); remove both"):
             reads()
 
 
@@ -91,7 +90,7 @@ def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path:
     assert all(np.array_equal(part.pair(index)[0], whole.pair(index)[0]) for index in range(40))
     randcond(world, "run", "cache", "demo-with", *words, "--gpus", "1")
     assert not list(out.glob("*.tar"))
-    with pytest.raises(ValueError, match="holds 96 latents, 97 asked for"):
+    with pytest.raises(UserError, match="holds 96 latents, 97 asked for"):
         subset(str(world / "runs/demo/cache"), str(tmp_path), n=97)
 
 
@@ -111,7 +110,7 @@ def test_an_experiment_trains_on_the_first_of_a_cache(world: Path, tmp_path: Pat
     for index in range(40):
         (ours, caption), (theirs, same) = used.pair(index), part.pair(index)
         assert caption == same and np.array_equal(ours, theirs)
-    with pytest.raises(ValueError, match=r"cache.used: 97 of cache.size=96 latents"):
+    with pytest.raises(UserError, match=r"cache.used: 97 of cache.size=96 latents"):
         load_config("demo-with", [*TINY, "cache.used=97"])
 
 
@@ -119,7 +118,7 @@ def test_of_a_part_whose_last_shard_is_damaged_the_others_are_used(cache: Path) 
     index_path(cache / "latents-00001.tar").unlink()
     fingerprint = json.loads((cache / "manifest.json").read_text())["teacher"]
     words = [*TINY, f"paths.cache={cache}", "cache.used=40"]
-    with pytest.raises(ValueError, match=r"latents-00001.tar: it or its index is missing"):
+    with pytest.raises(UserError, match=r"latents-00001.tar: it or its index is missing"):
         LatentCache.open(load_config("demo-with", words), fingerprint)
     used = LatentCache.open(load_config("demo-with", [*words, "on_error=skip"]), fingerprint)
     assert len(used) == 32 and "latents-00001.tar" in used.left_out[0]
@@ -136,11 +135,11 @@ def test_verify_knows_parts_of_caches_and_every_kind_of_damage(
     shard = folder / "latents-00001.tar"
     whole, index = shard.read_bytes(), index_path(shard).read_text()
     shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    with pytest.raises(ValueError, match=r"latents-00001\.tar: does not match its checksum"):
+    with pytest.raises(UserError, match=r"latents-00001\.tar: does not match its checksum"):
         verify(str(folder))
     shard.write_bytes(whole)
     fewer = json.loads(index)
     fewer["members"] = fewer["members"][:10]
     index_path(shard).write_text(json.dumps(fewer))
-    with pytest.raises(ValueError, match="it or its index is not the manifest's"):
+    with pytest.raises(UserError, match="it or its index is not the manifest's"):
         verify(str(folder))

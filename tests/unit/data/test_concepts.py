@@ -14,6 +14,7 @@ from randcond.data.concepts.judge import read_verdicts
 from randcond.data.concepts.words import ANIMALS, WordList, read_words
 from randcond.data.texts.llm import Unusable
 from randcond.data.texts.wordnet import WordNet, find_wordnet
+from randcond.launch.errors import UserError
 from tests.support.endpoint import scripted
 
 EXCERPT = Path(__file__).parent / "wordnet"  # of WordNet 3.0's own files
@@ -35,9 +36,9 @@ def test_wordnet_gives_common_nouns_by_depth_and_the_kinds_of_a_concept() -> Non
     assert "jack" not in animals  # a tool first
     plurals = [nouns.plural(noun) for noun in ("house mouse", "wolf", "grizzly", "finch", "goose", "day", "poodle")]
     assert plurals == ["house mice", "wolves", "grizzlies", "finches", "geese", "days", "poodles"]
-    with pytest.raises(ValueError, match="has no noun 'quux'"):
+    with pytest.raises(UserError, match="has no noun 'quux'"):
         nouns.under("quux")
-    with pytest.raises(ValueError, match="apt-get install wordnet-base"):
+    with pytest.raises(UserError, match="apt-get install wordnet-base"):
         find_wordnet("/nowhere")
 
 
@@ -54,9 +55,9 @@ def test_the_animals_that_come_along() -> None:
 
 def test_word_lists_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(ValueError, match=r"empty\.txt: holds no word"):
+    with pytest.raises(UserError, match=r"empty\.txt: holds no word"):
         read_words(tmp_path / "empty.txt")
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         read_words(tmp_path / "none.txt")
     tools.words(str(tmp_path / "list.txt"), "vehicle", wordnet=str(EXCERPT))
     assert read_words(tmp_path / "list.txt").find("an ambulance") == "ambulance"
@@ -169,7 +170,7 @@ def test_images_show_what_their_captions_do_not_name(world: Path, tmp_path: Path
     assert (out / "blip.jsonl").read_bytes() == journal  # no image is looked at twice
     unseen = {caption for caption, verdict in verdicts(out).items() if verdict["unseen"]}
     assert unseen == {caption for caption, text in described.items() if common in text.split()} and unseen
-    with pytest.raises(ValueError, match="belong together"):
+    with pytest.raises(UserError, match="belong together"):
         tools.split(str(out), source, blip="x")
 
 
@@ -206,11 +207,11 @@ def test_coco_is_split_by_supercategory(tmp_path: Path) -> None:
     with (tmp_path / "out/seen.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["caption"] for row in rows] == ["image 1, caption 1", "the published one", "image 4, caption 1"]
-    with pytest.raises(ValueError, match="COCO has animal, vehicle, got 'plant'"):
+    with pytest.raises(UserError, match="COCO has animal, vehicle, got 'plant'"):
         split_coco(tmp_path / "annotations", tmp_path / "out", "plant", None)
-    with pytest.raises(ValueError, match="1 images are not in val2014"):
+    with pytest.raises(UserError, match="1 images are not in val2014"):
         (tmp_path / "other.csv").write_text("file_name,caption\nx.jpg,y\n")
         split_coco(tmp_path / "annotations", tmp_path / "out", "animal", tmp_path / "other.csv")
     (tmp_path / "annotations/captions_val2014.json").write_text("{}")
-    with pytest.raises(ValueError, match="not COCO's annotations"):
+    with pytest.raises(UserError, match="not COCO's annotations"):
         split_coco(tmp_path / "annotations", tmp_path / "out", "animal", None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from randcond.data.stream.conditioning import PROBABILITIES, probability_table
+from randcond.launch.errors import UserError
 
 T = 1000
 
@@ -31,11 +32,11 @@ def test_values_of_table_c(name: str, args: dict[str, float], at: dict[int, floa
 
 
 def test_mistakes_name_the_key() -> None:
-    with pytest.raises(ValueError, match=r"conditioning\.p: unknown p\(t\) 'exp'; known: none, exponential"):
+    with pytest.raises(UserError, match=r"conditioning\.p: unknown p\(t\) 'exp'; known: none, exponential"):
         probability_table("exp", {}, T)
-    with pytest.raises(ValueError, match=r"conditioning\.p_args\.lambda: exponential takes lam"):
+    with pytest.raises(UserError, match=r"conditioning\.p_args\.lambda: exponential takes lam"):
         probability_table("exponential", {"lambda": 2}, T)
-    with pytest.raises(ValueError, match=r"leaves \[0, 1\]"):
+    with pytest.raises(UserError, match=r"leaves \[0, 1\]"):
         probability_table("constant", {"value": 1.5}, T)
 
 

@@ -18,6 +18,7 @@ from randcond.data.cache.shards import FORMAT, describe, write_shard
 from randcond.data.captions.caption_file import write_captions
 from randcond.data.captions.readers import read_batches
 from randcond.launch.config.experiments import load_config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256, write_json
 
 CASES = 100  # of each file
@@ -60,7 +61,7 @@ def test_damaged_caption_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
             bad.write_bytes(damaged(good, seed))
             try:
                 read = [text for batch, _ in read_batches(str(bad)) for text in batch.to_pylist()]
-            except ValueError as error:
+            except UserError as error:
                 assert f"caption source {bad}" in str(error)
                 ends[f"{source.name} refused"] += 1
                 continue
@@ -109,7 +110,7 @@ def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
                     latent, own = cache.pair(number)
                     assert own == number and np.array_equal(latent, latents[number]), (name, seed)
                 ends[f"{name} harmless"] += 1
-            except ValueError as error:
+            except UserError as error:
                 assert str(folder) in str(error), (name, seed, error)
                 ends[f"{name} refused"] += 1
         (folder / name).write_bytes(good)

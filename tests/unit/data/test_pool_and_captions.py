@@ -27,6 +27,7 @@ from randcond.data.captions.sources import expand
 from randcond.data.inputs import fetch as fetching
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, remove
 from tests.support.web import served
 
@@ -63,7 +64,7 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
 def test_bad_sources_are_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read_unique([str(tmp_path / name)])
 
 
@@ -74,7 +75,7 @@ def test_captions_that_are_taken_whole_may_be_long(tmp_path: Path) -> None:
     source = str(tmp_path / "a.txt")
     assert read_unique([source]) == (["a cat", rambling], {"empty": 1, "duplicate": 1})
     config = load_config("demo-with", [f"cache.captions=[{source}]", "cache.size=3", "cache.exclude=[]"])
-    with pytest.raises(ValueError, match=r"the sources hold 2 .*, 1 dropped: empty, 1 dropped: duplicate"):
+    with pytest.raises(UserError, match=r"the sources hold 2 .*, 1 dropped: empty, 1 dropped: duplicate"):
         choose_captions(config)
     build(tmp_path / "pool", [], also=[source])
     assert len(Captions(tmp_path / "pool" / "captions.arrow")) == 2
@@ -91,7 +92,7 @@ def test_a_pool_keeps_order_drops_duplicates_and_is_built_once(tmp_path: Path) -
     assert build(tmp_path / "pool", [str(source)]) == manifest
     assert (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns == written
     source.write_text("other\n")
-    with pytest.raises(ValueError, match=r"was made otherwise: sources .* give another paths\.pool"):
+    with pytest.raises(UserError, match=r"was made otherwise: sources .* give another paths\.pool"):
         build(tmp_path / "pool", [str(source)])
 
 
@@ -118,7 +119,7 @@ def test_captions_are_cleaned_alike_and_rows_filtered_by_their_columns(tmp_path:
         manifest = build(tmp_path / f"pool-{name}", [str(tmp_path / name)], wanted)
         assert manifest["dropped"] == reasons and manifest["filter"]["min_width"] == 256
         assert list(open_pool(tmp_path / f"pool-{name}")) == ["a caf\u00e9 here"]
-    with pytest.raises(ValueError, match=r"no column NSFW, which pool\.nsfw needs; it has caption"):
+    with pytest.raises(UserError, match=r"no column NSFW, which pool\.nsfw needs; it has caption"):
         build(tmp_path / "pool-x", [str(PACKAGE / "data/digits/captions.txt")], wanted)
 
 
@@ -178,7 +179,7 @@ def test_parts_of_a_pool_hold_each_other(tmp_path: Path) -> None:
         parts[count] = list(open_pool(tmp_path / str(count)))
         assert len(parts[count]) == count
     assert set(parts[10]) < set(parts[100])
-    with pytest.raises(ValueError, match="holds 1000 captions, 1001 asked for"):
+    with pytest.raises(UserError, match="holds 1000 captions, 1001 asked for"):
         take(tmp_path / "pool", tmp_path / "more", 1001, seed=1)
 
 
@@ -209,25 +210,25 @@ def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     only = ["pool.sources=[b.txt]", "pool.excluded_only=true", "cache.exclude=[seven, nine]"]
     assert extra("only", *only) == ["a Seven"]
     assert read_json(tmp_path / "only/manifest.json")["dropped"]["other words"] == 2
-    with pytest.raises(ValueError, match="the pool at few was made otherwise"):
+    with pytest.raises(UserError, match="the pool at few was made otherwise"):
         extra("few", "pool.size=11")
     for words, said in (
         (["pool.size=10", "pool.whole=''"], "pool.whole: is missing"),
         (["pool.size=-1"], "pool.size: must be at least 0"),
         (["pool.excluded_only=true", "cache.exclude=[]"], "pool.excluded_only: cache.exclude names no word"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             load_config("demo-with", words)
 
 
 def test_an_unfinished_or_damaged_pool_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no caption pool at"):
+    with pytest.raises(UserError, match="no caption pool at"):
         open_pool(tmp_path)
     (tmp_path / "a.txt").write_text("x\n")
     build(tmp_path / "pool", [str(tmp_path / "a.txt")])
     arrow = tmp_path / "pool" / "captions.arrow"
     arrow.write_bytes(arrow.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"captions\.arrow: cannot be read"):
+    with pytest.raises(UserError, match=r"captions\.arrow: cannot be read"):
         open_pool(tmp_path / "pool")
 
 
@@ -272,7 +273,7 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     (tmp_path / "b.txt.gz").write_bytes(lines[: len(lines) // 2])
     (tmp_path / "c.csv").write_text("words\nx\n")
     sources = [str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.csv")]
-    with pytest.raises(ValueError, match=r"b\.txt\.gz, after row \d+: Compressed file ended"):
+    with pytest.raises(UserError, match=r"b\.txt\.gz, after row \d+: Compressed file ended"):
         build(tmp_path / "pool", sources)
     remove(tmp_path / "pool")
     manifest = build(tmp_path / "pool", sources, skip=True)
@@ -285,9 +286,9 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     assert taken["damaged"] == manifest["damaged"]  # what a training says that it goes without
     also = take(tmp_path / "pool", tmp_path / "beside", 10, seed=0, also=[sources[0], sources[2]], skip=True)
     assert list(also["damaged"]) == sources[1:] and also["captions"] >= 10
-    with pytest.raises(ValueError, match="no column caption"):
+    with pytest.raises(UserError, match="no column caption"):
         take(tmp_path / "pool", tmp_path / "stopped", 10, seed=0, also=[sources[2]])
-    with pytest.raises(ValueError, match="skip is True, wanted False"):
+    with pytest.raises(UserError, match="skip is True, wanted False"):
         build(tmp_path / "pool", sources)
 
 
@@ -302,7 +303,7 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
 )
 def test_what_no_library_reads_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"caption source .*{re.escape(said)}"):
+    with pytest.raises(UserError, match=f"caption source .*{re.escape(said)}"):
         list(read_source(str(tmp_path / name)))
 
 

@@ -16,6 +16,7 @@ from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
+from randcond.launch.errors import UserError
 from randcond.model_zoo.tokenizers import Tokenizers
 from randcond.train.prefetch import Prefetcher
 from randcond.train.step import draw_noise, to_device
@@ -135,13 +136,13 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "latents-00000.tar"
     write_shard(path, [{"caption_id": 4, "caption": "x", "latent": np.full((4, 8, 8), np.nan), "meta": {}}])
     shard = Shard(path)
-    with pytest.raises(ValueError, match="key 000000004: not a finite fp16 latent"):
+    with pytest.raises(UserError, match="key 000000004: not a finite fp16 latent"):
         shard.latent(0)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="half-written or damaged"):
+    with pytest.raises(UserError, match="half-written or damaged"):
         Shard(path)
     path.unlink()
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(UserError, match="missing"):
         Shard(path)
 
 
@@ -187,13 +188,13 @@ def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:
 
     def loader() -> Iterator[dict[str, Any]]:
         yield next(batches(stream(folder), Positions(0, 1, 4, 4, 0, 1), 0))
-        raise ValueError("latents-00001.tar: damaged")
+        raise UserError("latents-00001.tar: damaged")
 
     ahead = Prefetcher(loader(), torch.device("cpu"))
     assert len(ahead.take()["noise"]) == 4
     ahead.fetch()
     for _ in range(2):
-        with pytest.raises(ValueError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             ahead.take()
 
 
@@ -201,9 +202,9 @@ def test_a_wait_for_data_counts_on_a_cpu_and_ends_with_what_it_waits_for() -> No
     waiting = DataStalls(torch.device("cpu"))
     with waiting():
         time.sleep(0.02)
-    with pytest.raises(ValueError, match="damaged"), waiting():
+    with pytest.raises(UserError, match="damaged"), waiting():
         time.sleep(0.02)
-        raise ValueError("damaged")
+        raise UserError("damaged")
     assert waiting.seconds() >= 0.04
     assert waiting.seconds() == 0
 

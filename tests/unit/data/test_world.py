@@ -13,6 +13,7 @@ from randcond.data.digits.judge import Judge
 from randcond.data.digits.tokenizer import build_tokenizer
 from randcond.data.digits.train_teacher import accuracy, held_out
 from randcond.launch.config.paths import PACKAGE
+from randcond.launch.errors import UserError
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
 
@@ -27,9 +28,9 @@ def test_the_shipped_caption_list_is_the_world() -> None:
 
 def test_every_caption_reads_back() -> None:
     assert all(world.read_label(caption.text) == caption for caption in world.all_captions())
-    with pytest.raises(ValueError, match="names 0 digits"):
+    with pytest.raises(UserError, match="names 0 digits"):
         world.read_label("a red cat on a navy background")
-    with pytest.raises(ValueError, match="names 2 digits"):
+    with pytest.raises(UserError, match="names 2 digits"):
         world.read_label("a red three or four on a navy background")
 
 
@@ -80,5 +81,5 @@ def test_the_teacher_draws_what_it_is_told() -> None:
 
 
 def test_a_missing_teacher_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"no teacher at /nowhere/at/all: a diffusers folder"):
+    with pytest.raises(UserError, match=r"no teacher at /nowhere/at/all: a diffusers folder"):
         Teacher.load(Path("/nowhere/at/all"))

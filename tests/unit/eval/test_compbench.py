@@ -28,6 +28,7 @@ from randcond.eval.report.collect import collect
 from randcond.eval.scores.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
 from randcond.eval.stage import run
 from randcond.launch.config.experiments import load_config
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from tests.support.compbench_models import annotated, make_blip, make_clip, make_detector, make_pipeline
 
@@ -76,15 +77,15 @@ def test_lists_that_are_none(lists: Path, file: str, text: bytes | None, message
     (lists / file).unlink()
     if text is not None:
         (lists / file).write_bytes(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         prompts.read_prompts(lists, "color")
         prompts.read_complex_kinds(lists, prompts.read_prompts(lists, "complex"))
 
 
 def test_a_fetched_list_that_is_missing_says_how_to_fetch_it() -> None:
-    with pytest.raises(ValueError, match=r"inputs/compbench/shape_val.txt: no such file; `randcond fetch compbench`"):
+    with pytest.raises(UserError, match=r"inputs/compbench/shape_val.txt: no such file; `randcond fetch compbench`"):
         prompts.read_prompts(Path("inputs/compbench"), "shape")
-    with pytest.raises(ValueError, match="no category 'colour'; known: color, shape"):
+    with pytest.raises(UserError, match="no category 'colour'; known: color, shape"):
         prompts.read_prompts(Path("inputs/compbench"), "colour")
 
 
@@ -263,19 +264,19 @@ def test_an_installed_pipeline_is_found_without_running_it(
 
 def test_pipelines_that_do_not_do(pipeline: Path, tmp_path: Path) -> None:
     for name in ("no_such_pipeline", str(tmp_path / "nowhere"), "os", "json.tool"):
-        with pytest.raises(ValueError, match=r"no folder with a spaCy pipeline.*spacy download en_core_web_sm"):
+        with pytest.raises(UserError, match=r"no folder with a spaCy pipeline.*spacy download en_core_web_sm"):
             nouns.pipeline_folder(name)
     spacy.blank("en").to_disk(tmp_path / "blank")
-    with pytest.raises(ValueError, match=r"blank: gives no parts of speech: .*it has no component"):
+    with pytest.raises(UserError, match=r"blank: gives no parts of speech: .*it has no component"):
         nouns.load_pipeline(tmp_path / "blank")
     spacy.blank("de").to_disk(tmp_path / "german")
-    with pytest.raises(ValueError, match="german: is for the language 'de'"):
+    with pytest.raises(UserError, match="german: is for the language 'de'"):
         nouns.load_pipeline(tmp_path / "german")
-    with pytest.raises(ValueError, match=r"tagger: gives no noun phrases: it needs a parser; it has morphologizer"):
+    with pytest.raises(UserError, match=r"tagger: gives no noun phrases: it needs a parser; it has morphologizer"):
         nouns.load_pipeline(make_pipeline(tmp_path / "tagger", parts=("morphologizer",), epochs=2))
     damaged = shutil.copytree(pipeline, tmp_path / "damaged")
     (damaged / "config.cfg").write_text("[nlp]\nlang = en\n")
-    with pytest.raises(ValueError, match="damaged: not a spaCy pipeline that loads"):
+    with pytest.raises(UserError, match="damaged: not a spaCy pipeline that loads"):
         nouns.load_pipeline(damaged)
 
 
@@ -441,15 +442,15 @@ def test_only_what_the_categories_need_is_loaded(models: dict[str, str], images:
     nothing = dict.fromkeys(models, "/nowhere")
     clip_only = Scorer.load(["non_spatial"], **{**nothing, "clip": models["clip"]})
     assert set(clip_only.facts) == {"clip"} and models["clip"] in clip_only.facts["clip"]
-    with pytest.raises(ValueError, match=r"loaded without 'spatial' \(detector, spacy\)"):
+    with pytest.raises(UserError, match=r"loaded without 'spatial' \(detector, spacy\)"):
         clip_only.score("spatial", images, PROMPTS["spatial"])
-    with pytest.raises(ValueError, match=r"loaded without 'colour' \(unknown category\)"):
+    with pytest.raises(UserError, match=r"loaded without 'colour' \(unknown category\)"):
         clip_only.score("colour", images, PROMPTS["color"])
-    with pytest.raises(ValueError, match="no category 'colour'"):
+    with pytest.raises(UserError, match="no category 'colour'"):
         Scorer.load(["colour"], **nothing)
     texture = Scorer.load(["texture"], **{**nothing, "blip": models["blip"], "spacy": models["spacy"]})
     assert set(texture.facts) == {"blip", "spacy"}
-    with pytest.raises(ValueError, match=r"/nowhere: no config\.json, model\.safetensors there"):
+    with pytest.raises(UserError, match=r"/nowhere: no config\.json, model\.safetensors there"):
         Scorer.load(["spatial"], **{**nothing, "spacy": models["spacy"]})
 
 
@@ -492,10 +493,10 @@ def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Pat
     assert said["images"]["color"] == "as drawn" and said["prompts_sha256"]["color"] != row.protocol["prompts_sha256"]
     stale = {**found, "protocol": {**found["protocol"], "color": {**found["protocol"]["color"], "seed": 7}}}
     write_json(tmp_path / "out" / "compbench" / "scores.json", stale)
-    with pytest.raises(ValueError, match=r"CompBench \(color\) of system was made otherwise: seed is 7"):
+    with pytest.raises(UserError, match=r"CompBench \(color\) of system was made otherwise: seed is 7"):
         collect(None, {"system": config})
     (lists / "complex_val_action.txt").write_text("Another.\n")
-    with pytest.raises(ValueError, match="stands in none of"):
+    with pytest.raises(UserError, match="stands in none of"):
         check_evaluation(config)
 
 
@@ -510,14 +511,12 @@ def test_a_fingerprint_follows_the_files(models: dict[str, str], tmp_path: Path)
 
 def test_complex_prompts_need_their_kinds(scorer: Scorer, images: torch.Tensor) -> None:
     for kinds in (None, KINDS[:2], ["spatial"] * 5 + ["other"]):
-        with pytest.raises(
-            ValueError, match="complex: each prompt needs a kind, one of spatial, action, spatialaction"
-        ):
+        with pytest.raises(UserError, match="complex: each prompt needs a kind, one of spatial, action, spatialaction"):
             scorer.score("complex", images, PROMPTS["complex"], kinds)
 
 
 def test_a_spatial_prompt_without_a_noun_is_named(scorer: Scorer, images: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"no noun in the spatial prompt 'was \.'"):
+    with pytest.raises(UserError, match=r"no noun in the spatial prompt 'was \.'"):
         scorer.score("spatial", images[:1], ["was ."])
 
 
@@ -526,26 +525,24 @@ def test_folders_that_hold_something_else(models: dict[str, str], tmp_path: Path
     other = shutil.copytree(models["blip"], tmp_path / "captions")
     config = load_blip(Path(models["blip"]), "cpu").model.config
     BlipForConditionalGeneration(config).save_pretrained(other)
-    with pytest.raises(
-        ValueError, match=r"captions: does not load as BlipForQuestionAnswering \(made for another task"
-    ):
+    with pytest.raises(UserError, match=r"captions: does not load as BlipForQuestionAnswering \(made for another task"):
         load_blip(other, "cpu")
-    with pytest.raises(ValueError, match='the tokenizer has no "yes" or no "no"'):
+    with pytest.raises(UserError, match='the tokenizer has no "yes" or no "no"'):
         load_blip(make_blip(tmp_path / "silent", words=("yes",)), "cpu")
-    with pytest.raises(ValueError, match=r"leaves no \[ENC\] after bos_token_id"):
+    with pytest.raises(UserError, match=r"leaves no \[ENC\] after bos_token_id"):
         load_blip(make_blip(tmp_path / "short", extra=1), "cpu")
-    with pytest.raises(ValueError, match=r"detector: does not load as BlipFor.*it is a owlv2; known: blip"):
+    with pytest.raises(UserError, match=r"detector: does not load as BlipFor.*it is a owlv2; known: blip"):
         load_blip(Path(models["detector"]), "cpu")
-    with pytest.raises(ValueError, match=r"blip: does not load as AutoModel.*it is a blip; known: owlv2, owlvit"):
+    with pytest.raises(UserError, match=r"blip: does not load as AutoModel.*it is a blip; known: owlv2, owlvit"):
         load_detector(Path(models["blip"]), "cpu", 1)
     broken = shutil.copytree(models["clip"], tmp_path / "clip")
     (broken / "open_clip_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ValueError, match="clip: no CLIP that loads"):
+    with pytest.raises(UserError, match="clip: no CLIP that loads"):
         load_clip(broken, "cpu")
     for folder, loader in ((models["blip"], load_blip), (models["detector"], lambda f, d: load_detector(f, d, 1))):
         broken = shutil.copytree(folder, tmp_path / f"broken {Path(folder).name}")
         (broken / "model.safetensors").write_bytes(b"\0" * 100)
-        with pytest.raises(ValueError, match=r"broken .*: does not load as .* \(Error while deserializing"):
+        with pytest.raises(UserError, match=r"broken .*: does not load as .* \(Error while deserializing"):
             loader(broken, "cpu")
 
 
@@ -556,7 +553,7 @@ def test_pickles_are_not_taken(models: dict[str, str], tmp_path: Path) -> None:
     ):
         copy = shutil.copytree(models[name], tmp_path / name)
         os.rename(copy / weights, copy / "pytorch_model.bin")
-        with pytest.raises(ValueError, match=rf"{name}: no {weights} there; weights are read from safetensors only"):
+        with pytest.raises(UserError, match=rf"{name}: no {weights} there; weights are read from safetensors only"):
             model_folder(str(copy), files)
 
 
@@ -570,7 +567,5 @@ def test_a_hub_id_names_its_revision(models: dict[str, str], tmp_path: Path, mon
     found = model_folder("owner/blip@refs/pr/7", TRANSFORMERS_FILES)
     assert found == cached / "snapshots/0123abcd" and fingerprint(found) == fingerprint(Path(models["blip"]))
     for other in ("owner/blip", "owner/name@v1"):
-        with pytest.raises(
-            ValueError, match=rf"{other}: there is no such folder, and the hub did not give it .*config"
-        ):
+        with pytest.raises(UserError, match=rf"{other}: there is no such folder, and the hub did not give it .*config"):
             model_folder(other, TRANSFORMERS_FILES)

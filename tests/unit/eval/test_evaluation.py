@@ -40,6 +40,7 @@ from randcond.eval.stage import run
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE, eval_folder
 from randcond.launch.config.sections import Config, Eval
+from randcond.launch.errors import UserError
 from randcond.model_zoo.networks import VAE, text_config
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed
@@ -164,9 +165,9 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
     assert second["splits"]["all"]["fid"] != third["splits"]["all"]["fid"]
     statistics_of_folder(real, tmp_path / "large", ev, None, 64, jpeg=False)
     large = [*words, "eval.metrics=[fid]", f"eval.statistics={tmp_path / 'large'}", "cache.exclude=[]", "eval.size=20"]
-    with pytest.raises(ValueError, match="of images of 64 pixels, scored are images of 32"):
+    with pytest.raises(UserError, match="of images of 64 pixels, scored are images of 32"):
         run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
-    with pytest.raises(ValueError, match="was made otherwise: steps is 3, wanted 4"):
+    with pytest.raises(UserError, match="was made otherwise: steps is 3, wanted 4"):
         run(system(tmp_path, *words, "eval.metrics=[is]", "eval.steps=4"))
 
 
@@ -190,7 +191,7 @@ def test_the_grid_of_a_training_shows_unseen_captions_where_there_are_any(
 
 def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp_path: Path) -> None:
     words = ["train.sample_every=10", "eval.captions=[]"]
-    with pytest.raises(ValueError, match=r"eval\.captions: is missing; train\.sample_every=0 trains without"):
+    with pytest.raises(UserError, match=r"eval\.captions: is missing; train\.sample_every=0 trains without"):
         check_grid(load_config("demo-with", words))
     check_grid(load_config("demo-with", [*words, "train.sample_every=0"]))
     listed = ["cache.exclude=[]", f"eval.unseen={tmp_path / 'unseen.txt'}", f"eval.captions=[{tmp_path / 'all.txt'}]"]
@@ -210,7 +211,7 @@ def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> No
     second = scores_of(system(tmp_path, *words, "cache.exclude=[seven]", "eval.shown=1"))["splits"]["unseen"]
     assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
     assert first["images"] == second["images"] == 2 and first["digits_drawn"] != second["digits_drawn"]
-    with pytest.raises(ValueError, match="kept its images as 'none', wanted 'files'"):
+    with pytest.raises(UserError, match="kept its images as 'none', wanted 'files'"):
         run(system(tmp_path, *words, "eval.save=files"))
 
 
@@ -225,12 +226,12 @@ def test_an_evaluation_that_was_begun_is_ended_as_it_was_begun(tmp_path: Path) -
     run(fewer)
     for name in ("chunk-00001.safetensors", "scores.json"):
         (tmp_path / "out" / name).unlink()
-    with pytest.raises(ValueError, match=r"eval\.metrics: .*was begun with metrics that need clip, too: end it with"):
+    with pytest.raises(UserError, match=r"eval\.metrics: .*was begun with metrics that need clip, too: end it with"):
         run(fewer)
-    with pytest.raises(ValueError, match=r"eval\.save: .*was begun with 'files': end it so, wanted is 'none'"):
+    with pytest.raises(UserError, match=r"eval\.save: .*was begun with 'files': end it so, wanted is 'none'"):
         run(system(tmp_path, clip, "eval.metrics=[digits,clip]"))
     killed.write_bytes(held[:-5])
-    with pytest.raises(ValueError, match=r"chunk-00001\.safetensors: damaged .*; remove it, and evaluate again"):
+    with pytest.raises(UserError, match=r"chunk-00001\.safetensors: damaged .*; remove it, and evaluate again"):
         run(system(tmp_path, *both))
     killed.unlink()
     scores = scores_of(system(tmp_path, *both))["splits"]["all"]
@@ -245,7 +246,7 @@ def test_images_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
     tensors = load_file(weights)
     tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match=r"images of captions 0, 1, 2, .* are not finite"):
+    with pytest.raises(UserError, match=r"images of captions 0, 1, 2, .* are not finite"):
         run(system(tmp_path, f"teacher.path={model}"))
 
 
@@ -278,7 +279,7 @@ def test_a_published_list_is_drawn_as_it_is(tmp_path: Path) -> None:
 )
 def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         choose_prompts(system(tmp_path, "eval.size=null", f"eval.captions=[{tmp_path / name}]"))
 
 
@@ -300,14 +301,14 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, words: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         check_evaluation(system(tmp_path, *words))
 
 
 def test_statistics_without_features_do_not_serve_kid(tmp_path: Path) -> None:
     for split in ("seen", "unseen", "all"):
         (tmp_path / f"{split}.npz").touch()
-    with pytest.raises(ValueError, match=r"seen\.npz has no features beside it \(seen\.safetensors\), which KID"):
+    with pytest.raises(UserError, match=r"seen\.npz has no features beside it \(seen\.safetensors\), which KID"):
         check_evaluation(system(tmp_path, "eval.metrics=[kid]", f"eval.statistics={tmp_path}"))
 
 
@@ -412,10 +413,10 @@ def test_what_is_no_text_to_image_pipeline(tmp_path: Path) -> None:
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="no text-to-image pipeline whose latents"):
+    with pytest.raises(UserError, match="no text-to-image pipeline whose latents"):
         load_frozen_pipeline(tmp_path / "model", "fp32", "cpu")
     sd3(tmp_path / "flow")
-    with pytest.raises(ValueError, match="sampler ddim: the model is a flow-matching one"):
+    with pytest.raises(UserError, match="sampler ddim: the model is a flow-matching one"):
         load_frozen_pipeline(tmp_path / "flow", "fp32", "cpu", "ddim")
 
 

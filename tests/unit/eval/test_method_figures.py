@@ -16,6 +16,7 @@ from randcond.eval.report.report import load_report, write_report
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.tables import Picture
+from randcond.launch.errors import UserError
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import decode, draw_latents
 from tests.unit.eval.test_report import loads
@@ -59,7 +60,7 @@ def test_a_small_t_keeps_the_digit_and_a_large_t_takes_the_others(monkeypatch: p
 
     steps = {timestep: sampler_step(config, pipe, timestep) for timestep in (1, 100, 961, 999)}
     assert steps == {1: (1, 1), 100: (3, 81), 961: (25, 961), 999: (25, 961)}  # leading spacing, offset 1
-    with pytest.raises(ValueError, match="timestep 0: the sampler's last step is at 1"):
+    with pytest.raises(UserError, match="timestep 0: the sampler's last step is at 1"):
         sampler_step(config, pipe, 0)
     assert digits(100) == wanted[0]
     assert sum(a == b for a, b in zip(digits(999), wanted[1], strict=True)) >= 5
@@ -86,7 +87,7 @@ def test_sheets_and_shares_are_drawn(tmp_path: Path) -> None:
     with Image.open(whole) as image:
         assert image.height > image.width / 2 and len(set(image.convert("L").resize((50, 50)).getdata())) > 30
     assert not (tmp_path / "a-sheet.png").exists()
-    with pytest.raises(ValueError, match="50 pairs of captions wanted"):
+    with pytest.raises(UserError, match="50 pairs of captions wanted"):
         draw_picture(Picture("regenerated", ["demo-with"], "t", [200], captions=50), [config], tmp_path / "b.png")
     found = draw_picture(Picture("overlap", ["demo-with"], "t", [0, 900], captions=12), [config], tmp_path / "c.png")
     with Image.open(found) as image:

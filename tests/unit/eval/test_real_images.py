@@ -20,6 +20,7 @@ from randcond.data.cache.latent_source import latent_source
 from randcond.data.digits.world import load_glyphs, sample_images
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
+from randcond.launch.errors import UserError
 from randcond.model_zoo.sampler import decode, encode
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.setup import set_up
@@ -81,30 +82,30 @@ def test_images_are_found_with_their_captions(tmp_path: Path, kind: str) -> None
 def test_images_without_what_they_need(tmp_path: Path) -> None:
     write_folder(tmp_path / "in")
     (tmp_path / "in/005.txt").unlink()
-    with pytest.raises(ValueError, match=r"005\.png has no caption: 005\.txt beside it, or a metadata\.csv"):
+    with pytest.raises(UserError, match=r"005\.png has no caption: 005\.txt beside it, or a metadata\.csv"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,words\n000.png,x\n")
-    with pytest.raises(ValueError, match=r"metadata\.csv, row 1: needs file_name and caption"):
+    with pytest.raises(UserError, match=r"metadata\.csv, row 1: needs file_name and caption"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
-    with pytest.raises(ValueError, match=r"row 1: no file none\.png"):
+    with pytest.raises(UserError, match=r"row 1: no file none\.png"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\n000.png, \n001.png,x\n")
-    with pytest.raises(ValueError, match=r"000\.png has an empty caption; so have 0 others"):
+    with pytest.raises(UserError, match=r"000\.png has an empty caption; so have 0 others"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").unlink()
     (tmp_path / "in/005.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"005\.txt: not UTF-8"):
+    with pytest.raises(UserError, match=r"005\.txt: not UTF-8"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
-    with pytest.raises(ValueError, match=r"row 1: no file none\.png"):
+    with pytest.raises(UserError, match=r"row 1: no file none\.png"):
         find_pictures(str(tmp_path / "in"))
-    with pytest.raises(ValueError, match="nothing at"):
+    with pytest.raises(UserError, match="nothing at"):
         find_pictures(str(tmp_path / "nowhere"))
     write_tars(tmp_path / "tars")
     whole = (tmp_path / "tars/00000.tar").read_bytes()
     (tmp_path / "tars/00000.tar").write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match=r"00000\.tar"):
+    with pytest.raises(UserError, match=r"00000\.tar"):
         find_pictures(str(tmp_path / "tars"))
 
 
@@ -149,10 +150,10 @@ def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
     cache.run(config)
     assert [shard.read_bytes() for shard in shards] == before
     drawn = load_config("demo-with", [*TINY, f"paths.cache={tmp_path / 'cache'}"])
-    with pytest.raises(ValueError, match="source is 'images', wanted 'teacher'"):
+    with pytest.raises(UserError, match="source is 'images', wanted 'teacher'"):
         LatentCache.open(drawn, manifest["teacher"])
     (tmp_path / "in/003.png").write_bytes((tmp_path / "in/004.png").read_bytes()[:-9])
-    with pytest.raises(ValueError, match="images_sha256 is"):  # other images are another cache
+    with pytest.raises(UserError, match="images_sha256 is"):  # other images are another cache
         cache.run(config)
 
 
@@ -162,14 +163,14 @@ def test_damaged_images_and_shards_stop_or_are_counted(
     """Trained on with the task loss of Table 1's third row; what is left out stands in log and report."""
     write_folder(tmp_path / "in")
     (tmp_path / "in/003.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"image 003\.png: cannot identify .* on_error=skip"):
+    with pytest.raises(UserError, match=r"image 003\.png: cannot identify .* on_error=skip"):
         cache.run(load_config("demo-with", words(tmp_path)))
     cache.run(load_config("demo-with", words(tmp_path, "on_error=skip")))
     assert "23 latents in 3 shards" in (said := capsys.readouterr().out) and "1 left out" in said
     shard = tmp_path / "cache/latents-00001.tar"
     shard.write_bytes(bytes(len(shard.read_bytes())))
     teacher = json.loads((tmp_path / "cache/manifest.json").read_text())["teacher"]
-    with pytest.raises(ValueError, match=r"latents-00001\.tar: does not match its checksum"):
+    with pytest.raises(UserError, match=r"latents-00001\.tar: does not match its checksum"):
         LatentCache.open(load_config("demo-with", words(tmp_path)), teacher)
     more = ["on_error=skip", "paths.run=runs/left", "train.global_batch=8", "train.losses.task=1.0", "train.steps=4"]
     done = randcond(world, "run", "train", "demo-with", *words(tmp_path, *more))
@@ -183,7 +184,7 @@ def test_damaged_images_and_shards_stop_or_are_counted(
 def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("".join(f"a red two, number {n}\n" for n in range(100)).encode() + b"\xff\n")
     words = [*TINY, f"cache.captions=[{tmp_path / 'a.txt'}]", "cache.exclude=[]"]
-    with pytest.raises(ValueError, match=r"a\.txt, after row 100: not UTF-8"):
+    with pytest.raises(UserError, match=r"a\.txt, after row 100: not UTF-8"):
         latent_source(load_config("demo-with", words))
     drawn = latent_source(load_config("demo-with", [*words, "on_error=skip"]))
     assert len(drawn.captions) == 96 and "not UTF-8" in drawn.facts["damaged"][0]
@@ -195,14 +196,14 @@ def test_fewer_samples_than_a_batch_and_wrong_shapes_are_refused(world: Path, tm
         f"paths.cache={world / 'runs/demo/cache'}",
         f"paths.pool={world / 'runs/demo/pool'}",
     ]
-    with pytest.raises(ValueError, match=r"train\.global_batch: 128 samples, the cache at .* holds 96"):
+    with pytest.raises(UserError, match=r"train\.global_batch: 128 samples, the cache at .* holds 96"):
         set_up(load_config("demo-with", [*TINY, *here, "train.global_batch=128"]))
     shutil.copytree(world / "runs/demo/cache", tmp_path / "cache")
     manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
     (tmp_path / "cache/manifest.json").write_text(json.dumps({**manifest, "latent_shape": [4, 9, 9]}))
     config = load_config("demo-with", [*TINY, f"paths.cache={tmp_path / 'cache'}"])
     latents = LatentCache.open(config, manifest["teacher"])
-    with pytest.raises(ValueError, match=r"latents-00000\.tar, key 000000000: latent of shape \(4, 8, 8\), not"):
+    with pytest.raises(UserError, match=r"latents-00000\.tar, key 000000000: latent of shape \(4, 8, 8\), not"):
         latents.pair(0)
 
 
@@ -212,7 +213,7 @@ def test_a_shard_of_another_cache_is_refused(world: Path, tmp_path: Path) -> Non
     shutil.copytree(world / "runs/demo/cache", folder)
     for name in ("manifest.json", "plan.json"):
         (folder / name).unlink()
-    with pytest.raises(ValueError, match=r"latents-00000\.tar: was made for another cache"):
+    with pytest.raises(UserError, match=r"latents-00000\.tar: was made for another cache"):
         cache.run(load_config("demo-with", [*TINY, "cache.guidance=4.0", f"paths.cache={folder}"]))
 
 
@@ -229,7 +230,7 @@ def test_tars_as_people_make_them(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read_picture(found[-1])), np.asarray(picture(COUNT - 2)))
     with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as target:
         target.add(tmp_path / "in")
-    with pytest.raises(ValueError, match="plain, whole tar"):
+    with pytest.raises(UserError, match="plain, whole tar"):
         find_pictures(str(tmp_path / "packed.tar.gz"))
 
 

@@ -17,6 +17,7 @@ from randcond.eval.report.table import as_markdown, table
 from randcond.launch.config.experiments import to_dict
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.config.tables import Claim, leaves, load_runs, load_table
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_json
 
 
@@ -77,7 +78,7 @@ def test_rows_are_put_together_by_name(tmp_path: Path) -> None:
 def test_one_repetition_is_itself() -> None:
     alone = rows(0.1, 0.5)
     assert merge({"": alone}) == alone
-    with pytest.raises(ValueError, match="one repetition has no spread"):
+    with pytest.raises(UserError, match="one repetition has no spread"):
         verdicts([HELPS], {"": alone})
 
 
@@ -100,7 +101,7 @@ def test_verdicts_by_students_t() -> None:
     ]
     same = {"a": rows(0.1, 0.1), "b": rows(0.2, 0.2)}
     assert verdicts([HELPS], same)[0].said == "within noise"  # no difference at all, and no spread of it
-    with pytest.raises(ValueError, match=r"row with has no colour_accuracy of unseen"):
+    with pytest.raises(UserError, match=r"row with has no colour_accuracy of unseen"):
         verdicts([Claim("colours", {"with": 1.0}, score="colour_accuracy", split="unseen")], THREE)
 
 

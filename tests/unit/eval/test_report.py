@@ -20,6 +20,7 @@ from randcond.launch.config import experiments as configuration
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Eval
 from randcond.launch.config.tables import load_table
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from tests.support.demo import TINY
 from tests.support.networks import digit_images, inception_weights, save_pictures
@@ -79,7 +80,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"no scores at .*one/scores.json: run `randcond run eval one` first"):
+    with pytest.raises(UserError, match=r"no scores at .*one/scores.json: run `randcond run eval one` first"):
         load_report(["both"], [])
     for name in ("one", "two"):
         evaluate(load_config(name))
@@ -106,9 +107,9 @@ def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFix
 def test_experiments_side_by_side(tables: Path) -> None:
     for name in ("one", "two"):
         evaluate(load_config(name))
-    with pytest.raises(ValueError, match="--out FOLDER"):
+    with pytest.raises(UserError, match="--out FOLDER"):
         load_report(["one", "two"], [])
-    with pytest.raises(ValueError, match="both is a table"):
+    with pytest.raises(UserError, match="both is a table"):
         load_report(["one", "both"], [])
     write_report(load_report(["one", "two"], [], str(tables / "side")))
     assert "| one |" in (tables / "side" / "report.md").read_text()
@@ -118,14 +119,14 @@ def test_experiments_side_by_side(tables: Path) -> None:
         ("eval.resolution=64", "resolution is None, wanted 64"),
         ("eval.metrics=[digits,clip]", r"one/scores\.json: no clip \(eval\.metrics\)"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             load_report(["one"], [word])
     path = tables / "one" / "scores.json"
     scored = json.loads(path.read_text())
     # Of weights that were replaced since, or scored by the lists of another experiment that shares the images.
     for key in ("network", "splits_sha256"):
         write_json(path, {**scored, "protocol": {**scored["protocol"], key: "another"}})
-        with pytest.raises(ValueError, match=f"{key} is 'another', wanted"):
+        with pytest.raises(UserError, match=f"{key} is 'another', wanted"):
             load_report(["one"], [])
 
 
@@ -142,9 +143,9 @@ def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tabl
     load_report(["one"], words)
     again = np.load(tables / "again" / "all.npz")
     np.savez(tables / "again" / "unseen.npz", mu=again["mu"] + 1, sigma=again["sigma"])
-    with pytest.raises(ValueError, match=r"of one \(eval\.statistics\) was made otherwise: unseen inception is"):
+    with pytest.raises(UserError, match=r"of one \(eval\.statistics\) was made otherwise: unseen inception is"):
         load_report(["one"], [*words, f"eval.statistics={tables / 'again'}"])
-    with pytest.raises(ValueError, match=r"of one \(eval\.inception, eval\.fid\) was made otherwise: .*by pytorch-fid"):
+    with pytest.raises(UserError, match=r"of one \(eval\.inception, eval\.fid\) was made otherwise: .*by pytorch-fid"):
         load_report(["one"], [*words, "eval.fid=pytorch-fid"])
     shutil.rmtree(tables / "once")  # a report is also made where only the scores are
     load_report(["one"], words)
@@ -183,7 +184,7 @@ def test_wrong_keys_of_a_table_are_named(tables: Path) -> None:
         (text.replace("title: A table of two\n", ""), "title: is missing"),
     ):
         path.write_text(wrong)
-        with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+        with pytest.raises(UserError, match=said.replace("?", r"\?")):
             load_table("both")
 
 

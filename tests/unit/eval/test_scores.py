@@ -27,6 +27,7 @@ from randcond.eval.scores.statistics import Reference, read_statistics
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.protocols import PROTOCOLS, protocol_of
 from randcond.launch.config.sections import Eval
+from randcond.launch.errors import UserError
 from tests.support.networks import clip_folder, digit_images, dino_folder, inception_weights, save_pictures
 
 
@@ -169,7 +170,7 @@ def test_a_network_is_told_by_its_settings_too(tmp_path: Path) -> None:
     assert before["clip"] != after["clip"] and before["dino"] != after["dino"]
     settings = json.loads((dino / "config.json").read_text())
     (dino / "config.json").write_text(json.dumps({**settings, "hidden_size": 48}))
-    with pytest.raises(ValueError, match=r"eval\.dino: .*dino: does not load as AutoModel"):
+    with pytest.raises(UserError, match=r"eval\.dino: .*dino: does not load as AutoModel"):
         load_extractors(["dino"], ev, "cpu")
 
 
@@ -224,7 +225,7 @@ def test_a_protocols_name_fixes_its_sampler() -> None:
         (Eval(protocol="bk-sdm", guidance=5.0), "eval.guidance: protocol bk-sdm stands for 7.5"),
         (Eval(protocol="ours"), "eval.protocol: unknown 'ours'; known: paper, bk-sdm, sdxl, native"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             protocol_of(ev)
 
 
@@ -241,9 +242,9 @@ def test_weights_that_are_not_what_they_should_be(tmp_path: Path) -> None:
         ("dino", str(tmp_path / "missing"), r"eval.dino: .*no config\.json, model\.safetensors there"),
     ):
         value = str(tmp_path / name) if key == "inception" else name
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             load_extractors([key], Eval(**{key: value}), "cpu")
-    with pytest.raises(ValueError, match="randcond fetch inception"):
+    with pytest.raises(UserError, match="randcond fetch inception"):
         load_extractors(["inception"], Eval(), "cpu")
 
 
@@ -269,16 +270,16 @@ def test_statistics_that_dont_fit(tmp_path: Path) -> None:
         (tmp_path, "odd", facts, 24, "wanted are those of 24"),
         (Path("inputs/coco-statistics"), "all", facts, 24, "randcond fetch coco-statistics"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             read_statistics(str(where), split, "dino", wanted, width)
     kept = path.with_suffix(".safetensors")
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"is not what all-dino\.npz was made with"):
+    with pytest.raises(UserError, match=r"is not what all-dino\.npz was made with"):
         read_statistics(str(tmp_path / "out"), "all", "dino", facts, 24).features()
     (folder / "00003.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"00003\.png: can't be read"):
+    with pytest.raises(UserError, match=r"00003\.png: can't be read"):
         statistics_of_folder(folder, tmp_path / "again", ev, None, 64, jpeg=True)
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(UserError, match="holds no image"):
         statistics_of_folder(tmp_path / "dino", tmp_path / "again", ev, None, 64, jpeg=True)
 
 
@@ -293,11 +294,11 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
     seen = np.load(tmp_path / "out" / "seen-dino.npz")
     assert np.allclose(seen["mu"], rows_of(images[[1, 5, 7]], ev, ["dino"])["dino"].mean(dim=0), atol=1e-6)
     save_pictures(folder / "below", images[:2])
-    with pytest.raises(ValueError, match=r"seen.csv: 00001.png is the name of 2 images in different folders"):
+    with pytest.raises(UserError, match=r"seen.csv: 00001.png is the name of 2 images in different folders"):
         statistics_of_folder(folder, tmp_path / "twice", ev, lists, None, jpeg=False)
     shutil.rmtree(folder / "below")
     (lists / "unseen.csv").write_text("file_name\nother.png\n")
-    with pytest.raises(ValueError, match=r"unseen.csv: names 1 images that are not there, the first other.png"):
+    with pytest.raises(UserError, match=r"unseen.csv: names 1 images that are not there, the first other.png"):
         statistics_of_folder(folder, tmp_path / "third", ev, lists, None, jpeg=False)
 
 
@@ -314,12 +315,12 @@ def test_statistics_of_different_images_are_not_taken_together(tmp_path: Path) -
     assert set(references(config, task)) == {("unseen", "dino"), ("all", "dino")}
     chunk = out / "features" / "chunk-00000.safetensors"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"chunk-00000\.safetensors: damaged .*; remove it and go on"):
+    with pytest.raises(UserError, match=r"chunk-00000\.safetensors: damaged .*; remove it and go on"):
         statistics_of_folder(tmp_path / "real", out, ev, lists, None, jpeg=False)
     shutil.rmtree(out / "features")
     other = save_pictures(tmp_path / "other", digit_images(7, seed=1))
     statistics_of_folder(other, out, ev, None, None, jpeg=False)  # without the list
-    with pytest.raises(ValueError, match=r"-dino\.npz and .*-dino\.npz were made of different images; remove both"):
+    with pytest.raises(UserError, match=r"-dino\.npz and .*-dino\.npz were made of different images; remove both"):
         references(config, task)
 
 

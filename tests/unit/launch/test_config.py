@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from randcond.launch.config import experiments as cfg
+from randcond.launch.errors import UserError
 
 
 def test_every_shipped_experiment_resolves_and_survives_a_round_trip(tmp_path: Path) -> None:
@@ -61,13 +62,13 @@ def test_numbers_in_yaml_1_2_notation() -> None:
     ],
 )
 def test_mistakes_name_the_key(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         cfg.load_config("demo-with", [override])
 
 
 def test_unknown_experiment_suggests_the_nearest() -> None:
     for wrong, near in (("demo-wiht", "did you mean 'demo-with'"), ("tabel1", "did you mean 'table1'")):
-        with pytest.raises(ValueError, match=near):
+        with pytest.raises(UserError, match=near):
             cfg.load_config(wrong)
 
 
@@ -79,7 +80,7 @@ def test_bases_merge_key_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
     resolved = cfg.load_config(str(tmp_path / "low.yaml"), ["cache.exclude=[four, five]"])
     assert (resolved.train.steps, resolved.train.global_batch) == (7, 64)
     assert resolved.cache.exclude == ["four", "five"]
-    with pytest.raises(ValueError, match=r"base '\.\./experiments-elsewhere' not found"):
+    with pytest.raises(UserError, match=r"base '\.\./experiments-elsewhere' not found"):
         cfg.load_config(str(tmp_path / "broken.yaml"))
     (tmp_path / "mine.yaml").write_text("base: b-base-random\ntrain: {steps: 7}\n")  # one that ships
     mine, theirs = cfg.load_config(str(tmp_path / "mine.yaml")), cfg.load_config("b-base-random")
@@ -89,11 +90,11 @@ def test_bases_merge_key_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
 def test_a_circle_of_bases_and_a_key_written_twice_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b\n")
     (tmp_path / "b.yaml").write_text("base: a\n")
-    with pytest.raises(ValueError, match="its own base"):
+    with pytest.raises(UserError, match="its own base"):
         cfg.load_config(str(tmp_path / "a.yaml"))
     (tmp_path / "d.yaml").write_text("base: 5\n")
-    with pytest.raises(ValueError, match=r"d\.yaml: base: a name or a list of names, got 5"):
+    with pytest.raises(UserError, match=r"d\.yaml: base: a name or a list of names, got 5"):
         cfg.load_config(str(tmp_path / "d.yaml"))
     (tmp_path / "c.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
-    with pytest.raises(ValueError, match="'steps' is written twice"):
+    with pytest.raises(UserError, match="'steps' is written twice"):
         cfg.load_config(str(tmp_path / "c.yaml"))

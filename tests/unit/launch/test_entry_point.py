@@ -11,6 +11,7 @@ from randcond.launch.runtime.exit_codes import FIRST_EXIT
 
 _STAGE = """
 import atexit, ctypes, signal, sys, threading, time
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.entry_point import stage_main
 libc = ctypes.CDLL(None)
 def run(config):
@@ -19,11 +20,11 @@ def run(config):
     threading.Thread(target=lambda: (time.sleep(0.3), print("written"))).start()
     print("done")
     if sys.argv[1] == "2":
-        raise ValueError("a mistake")
+        raise UserError("a mistake")
     if sys.argv[1].startswith("SIG"):
         signal.raise_signal(getattr(signal, sys.argv[1]))
     if sys.argv[1] == "1":
-        raise RuntimeError("a bug")
+        raise ValueError("a bug")
     sys.exit(int(sys.argv[1]))
 stage_main({"train": (lambda config: None, run)}, ["demo-with"])
 """
@@ -33,7 +34,7 @@ stage_main({"train": (lambda config: None, run)}, ["demo-with"])
 def test_a_stage_ends_with_its_own_code_whatever_its_libraries_do(code: int, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _STAGE, str(code)], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "done\nwritten\nput away\n"), done.stderr
-    assert {1: "RuntimeError: a bug", 2: "error: a mistake"}.get(code, "") in done.stderr
+    assert {1: "in run\nValueError: a bug", 2: "error: a mistake"}.get(code, "") in done.stderr
 
 
 def test_the_first_of_several_ranks_that_ends_badly_is_kept(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from randcond.launch.cluster.commands import Step, plan
 from randcond.launch.cluster.hosts import environment_lines, wait_for_hosts
 from randcond.launch.cluster.place import Place
 from randcond.launch.cluster.supervise import run_steps
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.network_interface import interface_to, name_interface
 from randcond.train import dryrun
@@ -31,10 +32,10 @@ def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.Monkey
     show = [*launcher, "--no_python", "/bin/sh", "-c", "echo $LOCAL_RANK on $CUDA_VISIBLE_DEVICES"]
     said = subprocess.run(show, env=environment, capture_output=True, text=True, timeout=120).stdout
     assert "0 on 4,6" in said and "1 on 4,6" in said
-    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=4,6,7 names 3 GPUs, 4 ranks are asked for"):
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=4,6,7 names 3 GPUs, 4 ranks are asked for"):
         plan("train", "demo-with", [], Place(gpus=4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-1")
-    with pytest.raises(ValueError, match=r"takes indices \(4,5\), got GPU-8932f937,GPU-1"):
+    with pytest.raises(UserError, match=r"takes indices \(4,5\), got GPU-8932f937,GPU-1"):
         plan("train", "demo-with", [], Place(gpus=2))
     assert plan("train", "demo-with", [], Place(gpus=1))[0].command[1] == "-m"  # no launcher: torch heeds it itself
 
@@ -54,7 +55,7 @@ def test_the_users_own_environment_stands_over_the_shells(tmp_path: Path, monkey
     wanted["A"] = "b c"
     assert last == wanted
     (work / ".deepspeed_env").write_text("A=1\nexport KEY=secret\n")
-    with pytest.raises(ValueError, match=r"\.deepspeed_env, line 2: expected `NAME=value`, found 'export KEY'$"):
+    with pytest.raises(UserError, match=r"\.deepspeed_env, line 2: expected `NAME=value`, found 'export KEY'$"):
         environment_lines({})
 
 
@@ -63,9 +64,9 @@ def test_hosts_and_tools_are_looked_for_before_the_first_step(tmp_path: Path, mo
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     first = Step("pool", ["/bin/touch", str(tmp_path / "begun")])
-    with pytest.raises(ValueError, match=r"from node1 \(Host key verification failed\.\); each must answer"):
+    with pytest.raises(UserError, match=r"from node1 \(Host key verification failed\.\); each must answer"):
         run_steps([first, Step("train", ["/bin/true"], distributed=True, hosts=["node1"])])
-    with pytest.raises(ValueError, match="pdsh not found here: install pdsh and openssh-client"):
+    with pytest.raises(UserError, match="pdsh not found here: install pdsh and openssh-client"):
         run_steps([first, Step("train", ["/bin/true"], hosts=["node1"], environment_file=tmp_path / "environment")])
     assert not (tmp_path / "begun").exists()
     (tmp_path / "ssh").write_text("#!/bin/sh\nexit 0\n")

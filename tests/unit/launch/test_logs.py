@@ -1,5 +1,6 @@
-"""Which of a rank's words the console shows, and on which of its two outputs: a process each."""
+"""What of a rank's log the console shows, and on which of its two outputs: a process each."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,29 +8,35 @@ from pathlib import Path
 import pytest
 
 _RANK = """
-import sys, time
+import os, sys
 from pathlib import Path
-from randcond.launch.runtime.logs import log_to, say_everywhere
-log_to(Path("rank.log"), show=sys.argv[1] == "0")
-print("a line")
-say_everywhere("done")
-for number in range(int(sys.argv[2])):
-    print(f"between {number}")
-    say_everywhere(f"error: {number}", error=True)
-    time.sleep(0.01)  # the mirror's thread wakes up in between
-print("the end")
-say_everywhere("bye")
+from randcond.launch.runtime.logs import FILE_ONLY, log, log_to
+log_to(Path("rank.log"), int(sys.argv[1]))
+print("a library's line", flush=True)
+os.write(2, b"a line of C++\\n")
+log.info("begun")
+for number in range(50):
+    log.info(f"between {number}")
+    log.error(f"error: {number}")
+log.info("a detail", extra=FILE_ONLY)
+log.info("done")
 """
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_ranks_errors_are_on_the_standard_error_and_nowhere_else(rank: int, tmp_path: Path) -> None:
+def test_the_first_ranks_lines_and_every_ranks_errors_are_on_the_console(rank: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _RANK, str(rank), "50"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _RANK, str(rank)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    errors, between = ([f"{word} {number}" for number in range(50)] for word in ("error:", "between"))
-    assert done.stderr.splitlines() == errors
-    everything = [line for pair in zip(between, errors, strict=True) for line in pair]
-    assert (tmp_path / "rank.log").read_text().splitlines() == ["a line", "done", *everything, "the end", "bye"]
-    shown = ["a line", "done", *between, "the end", "bye"] if rank == 0 else ["done", "bye"]
-    assert done.stdout.splitlines() == shown
+    assert done.stderr.splitlines() == [f"error: {number}" for number in range(50)]
+    shown = ["begun", *(f"between {number}" for number in range(50)), "done"]
+    assert done.stdout.splitlines() == (shown if rank == 0 else [])
+
+
+def test_a_ranks_file_has_everything_with_time_level_and_rank(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _RANK, "3"], cwd=tmp_path, capture_output=True, check=True)
+    lines = (tmp_path / "rank.log").read_text().splitlines()
+    assert lines[:2] == ["a library's line", "a line of C++"]
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert all(re.fullmatch(rf"{stamp} (INFO|ERROR) rank 3: .+", line) for line in lines[2:]), lines[2:5]
+    assert len(lines) == 2 + 1 + 100 + 2 and lines[-2].endswith("INFO rank 3: a detail")

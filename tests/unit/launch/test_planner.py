@@ -17,6 +17,7 @@ from randcond.launch.config.batch import shard_group
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, Sizes, counted, sharding
 from randcond.launch.planning.plan_command import _reached, curve_table
 from randcond.launch.planning.planner import curve, fits, knobs, plan, sweep, training_memory
@@ -213,12 +214,12 @@ def test_slims_losses_keep_what_is_counted() -> None:
 
 def test_a_hybrids_groups_divide_the_ranks(sizes: Sizes) -> None:
     config = paper("engine.kind=fsdp", "engine.sharding=hybrid", "engine.shard_group=24")
-    with pytest.raises(ValueError, match=r"engine\.shard_group: 24 does not divide the 32 ranks"):
+    with pytest.raises(UserError, match=r"engine\.shard_group: 24 does not divide the 32 ranks"):
         plan(config, sizes, Cluster(find_gpu("h200"), 4, 8), 0.25)
     swept = sweep(config, sizes, find_gpu("h200"), 8, 0.25)
     assert {row["gpus"] for row in swept} >= {8, 16} and "fsdp-hybrid" not in {row["engine"] for row in swept}
     assert shard_group("hybrid", None, 8, 4) == 4 and shard_group("full", 3, 8, 4) == 8
-    with pytest.raises(ValueError, match=r"engine\.shard_group: 8 \(the ranks of one host: 8\) does not divide"):
+    with pytest.raises(UserError, match=r"engine\.shard_group: 8 \(the ranks of one host: 8\) does not divide"):
         shard_group("hybrid", None, 12, 8)
 
 

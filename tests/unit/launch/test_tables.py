@@ -17,6 +17,7 @@ from randcond.launch.config.experiments import find_table, load_config, table_na
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.config.strict_yaml import read_yaml
 from randcond.launch.config.tables import leaves, load_runs, load_table, runs_of
+from randcond.launch.errors import UserError
 from randcond.train import dryrun
 
 M = 1_000_000
@@ -245,7 +246,7 @@ def test_a_row_by_its_table() -> None:
         ("table1-row7", "table1 has 6 rows"),
         ("table9-row1", "unknown experiment"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             load_config(name)
 
 
@@ -276,7 +277,7 @@ def test_repetitions_have_folders_and_overrides_of_their_own() -> None:
         ("train.losses.task=1", "train.losses.task is what the arms of mini-table1 differ in"),
         ("train.losses={task: 1}", "train.losses is what the arms of mini-table1 differ in"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             load_runs("mini-table1", [override])
 
 
@@ -293,11 +294,11 @@ def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
         ("train.seed=3", "train.seed is what the repetitions of mini-table1 differ in"),
         ("paths.run=runs/short", "paths.run: the repetitions of mini-table1 need one each"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UserError, match=said):
             runs_of("mini-table1-row4", [override])
     apart = runs_of("mini-table1-row4", ["paths.run=runs/short/{replicate}"])
     assert [run.config.paths.run for run in apart] == [f"runs/short/{each}" for each in "abc"]
-    with pytest.raises(ValueError, match="mini-table1 has repetitions: `randcond run` takes its rows"):
+    with pytest.raises(UserError, match="mini-table1 has repetitions: `randcond run` takes its rows"):
         load_config("mini-table1-row4")
 
 

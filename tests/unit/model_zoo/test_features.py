@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._dynamo.utils
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
@@ -52,7 +53,7 @@ def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: 
 
 def test_taps_name_what_is_missing() -> None:
     teacher = tiny_teacher("sd-v1-4")
-    with pytest.raises(ValueError, match=r"no module mid_block\.attentions\.7"):
+    with pytest.raises(UserError, match=r"no module mid_block\.attentions\.7"):
         FeatureTaps(teacher, ["mid_block.attentions.7"])
     taps = FeatureTaps(teacher, ["mid_block"])
     with pytest.raises(RuntimeError, match="captured nothing at mid_block"):

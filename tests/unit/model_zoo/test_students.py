@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.memory import saved_activations
 from randcond.model_zoo.denoiser.condition import blank_condition, denoise
 from randcond.model_zoo.denoiser.configuration import plain_config
@@ -202,19 +203,19 @@ def test_channel_students_of_a_teacher_with_heads_of_fixed_width_keep_them_near_
 
 
 def test_what_a_rule_cannot_do_is_said() -> None:
-    with pytest.raises(ValueError, match="unknown student 'block-huge'; known: block-base"):
+    with pytest.raises(UserError, match="unknown student 'block-huge'; known: block-base"):
         find_rule("block-huge")
     sd, sdxl = unet_config_of("sd-v1-4"), unet_config_of("sdxl")
-    with pytest.raises(ValueError, match=r"student.rule: block-tiny: .* this teacher has 3"):
+    with pytest.raises(UserError, match=r"student.rule: block-tiny: .* this teacher has 3"):
         student_config("block-tiny", sdxl)
-    with pytest.raises(ValueError, match=r"koala-1b: .* take a block rule"):
+    with pytest.raises(UserError, match=r"koala-1b: .* take a block rule"):
         student_config("koala-1b", sd)
-    with pytest.raises(ValueError, match="layers_per_block 2, not 1"):
+    with pytest.raises(UserError, match="layers_per_block 2, not 1"):
         student_config("block-base", student_config("block-base", sd))
-    with pytest.raises(ValueError, match="widths differ"):
+    with pytest.raises(UserError, match="widths differ"):
         build_student("channel-base", sd, 0, tiny_teacher("sd-v1-4").state_dict())
     wider = UNet2DConditionModel(**{**unet_config("sd-v1-4", tiny=True), "cross_attention_dim": 24}).state_dict()
-    with pytest.raises(ValueError, match=r"takes the teacher's .*attn2.to_k.weight, which has shape \(32, 24\)"):
+    with pytest.raises(UserError, match=r"takes the teacher's .*attn2.to_k.weight, which has shape \(32, 24\)"):
         build_student("block-base", sd, 0, wider)
 
 
@@ -223,10 +224,10 @@ def test_features_that_do_not_meet_are_named() -> None:
     rule = find_rule("channel-base")
     unet = build_student("channel-base", plain_config(teacher.config), 0)
     bare = StudentRule(rule.summary, rule.config, rule.pairs, None, projected=False)
-    with pytest.raises(ValueError, match=r"down_blocks.0.downsamplers.0.conv.*\(32, 8, 8\), the student \(24, 8, 8\)"):
+    with pytest.raises(UserError, match=r"down_blocks.0.downsamplers.0.conv.*\(32, 8, 8\), the student \(24, 8, 8\)"):
         TappedStudent(unet, teacher, bare)
     shifted = StudentRule("", rule.config, lambda _: [("down_blocks.0", "down_blocks.1")], None, projected=True)
-    with pytest.raises(ValueError, match="pair other modules"):
+    with pytest.raises(UserError, match="pair other modules"):
         TappedStudent(unet, teacher, shifted)
 
 
@@ -249,5 +250,5 @@ def test_haar_transform_is_orthonormal_and_inverts() -> None:
     assert torch.allclose(bands[:, 0], 2 * torch.nn.functional.avg_pool2d(x, 2), atol=1e-6)
     left = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).expand(1, 1, 2, 2)
     assert haar_dwt(left).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # a vertical edge is LH's alone
-    with pytest.raises(ValueError, match="must be even"):
+    with pytest.raises(UserError, match="must be even"):
         haar_dwt(x[..., :5])

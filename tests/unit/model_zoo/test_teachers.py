@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, UNet2DConditionModel
 
 from randcond.launch.config.experiments import load_config
+from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.export import export_student
@@ -111,7 +112,7 @@ def test_a_damaged_weight_file_is_named(folders: dict[str, Path], tmp_path: Path
     path = folder / "text_encoder" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     for load in (lambda: Teacher.load(folder, "fp32"), lambda: load_frozen_pipeline(folder, "fp32", "cpu")):
-        with pytest.raises(ValueError, match=r"text_encoder/model\.safetensors: damaged"):
+        with pytest.raises(UserError, match=r"text_encoder/model\.safetensors: damaged"):
             load()
 
 
@@ -155,7 +156,7 @@ def test_other_kinds_of_teachers_are_refused(
     file: str, settings: dict[str, object], said: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = change(folders["sd-v1-4"], tmp_path / "odd", file, **settings)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         Teacher.load(folder, "fp32")
 
 
@@ -164,7 +165,7 @@ def test_a_teacher_without_a_discrete_schedule_is_refused(folders: dict[str, Pat
         folders["sd-v1-4"], tmp_path / "edm", "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"]
     )
     EDMEulerScheduler().save_pretrained(index / "scheduler")
-    with pytest.raises(ValueError, match=r"EDMEulerScheduler.* has no beta_schedule; a teacher needs a discrete"):
+    with pytest.raises(UserError, match=r"EDMEulerScheduler.* has no beta_schedule; a teacher needs a discrete"):
         Teacher.load(index, "fp32")
 
 
@@ -172,7 +173,7 @@ def test_an_inpainting_teacher_is_refused(folders: dict[str, Path], tmp_path: Pa
     shutil.copytree(folders["sd-v1-4"], tmp_path / "inpainting")
     config = {**shaped.unet_config("sd-v1-4", tiny=True), "in_channels": 9}
     UNet2DConditionModel(**config).save_pretrained(tmp_path / "inpainting" / "unet")
-    with pytest.raises(ValueError, match="out_channels 4, a teacher needs 9"):
+    with pytest.raises(UserError, match="out_channels 4, a teacher needs 9"):
         Teacher.load(tmp_path / "inpainting", "fp32")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from randcond.launch.errors import UserError
 from randcond.launch.runtime import files
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, sync
@@ -50,7 +51,7 @@ def test_the_newest_is_read_in_any_cut(tmp_path: Path) -> None:
         for stop in range(start, 13):
             assert stored.read("ema", "a", start, stop).tolist() == [15.0 + i for i in range(start, stop)]
     assert torch.equal(stored.full("weights")["a"], 15 + torch.arange(12.0).reshape(3, 4))
-    with pytest.raises(ValueError, match="holds no ema of a from 12 to 13"):
+    with pytest.raises(UserError, match="holds no ema of a from 12 to 13"):
         stored.read("ema", "a", 0, 13)
 
 
@@ -201,11 +202,11 @@ def test_an_error_gives_up_a_checkpoint_that_another_rank_will_not_finish(
 def test_of_two_long_lists_the_first_difference_is_said() -> None:
     found = {"cache": [f"{number:064x}" for number in range(208)], "seed": 1}
     wanted = {"cache": [*found["cache"][:100], "other", *found["cache"][101:]], "seed": 2}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         check_matches(found, wanted, "the run", "Give another folder.")
     said = f"cache[100] is '{100:064x}', wanted 'other' (208 of them, wanted 208); seed is 1, wanted 2"
     assert str(caught.value) == f"the run was made otherwise: {said}. Give another folder."
-    with pytest.raises(ValueError, match="cache are 208, wanted 207"):
+    with pytest.raises(UserError, match="cache are 208, wanted 207"):
         check_matches(found, {"cache": found["cache"][:207]}, "the run", "")
 
 
@@ -272,7 +273,7 @@ def test_one_run_folder_has_one_writer(tmp_path: Path) -> None:
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match="is being written by another run"):
+    with pytest.raises(UserError, match="is being written by another run"):
         hold_lock(tmp_path, patience=0.5)
     other.kill()
     other.wait()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Losses
+from randcond.launch.errors import UserError
 from randcond.train.losses import (
     LOSSES,
     Outputs,
@@ -73,7 +74,7 @@ def test_frequency_loss_by_numpy() -> None:
 
 def test_features_that_are_no_images_have_no_frequencies() -> None:
     (tokens,) = tensors(1, (2, 16, 8))
-    with pytest.raises(ValueError, match=r"frequency: attn1 gives \(2, 16, 8\), no image"):
+    with pytest.raises(UserError, match=r"frequency: attn1 gives \(2, 16, 8\), no image"):
         frequency_loss(["attn1"], [tokens], [tokens], torch.randn(2, 4, 8, 8))
 
 
@@ -106,10 +107,10 @@ def test_weights_make_the_total_and_zero_leaves_a_loss_out() -> None:
 
 
 def test_nothing_to_learn_and_unknown_losses_are_refused() -> None:
-    with pytest.raises(ValueError, match="every weight is 0"):
+    with pytest.raises(UserError, match="every weight is 0"):
         load_config("demo-with", ["train.losses.output=0", "train.losses.feature=0"])
-    with pytest.raises(ValueError, match=r"train.losses.task: must be at least 0, got -1"):
+    with pytest.raises(UserError, match=r"train.losses.task: must be at least 0, got -1"):
         load_config("demo-with", ["train.losses.task=-1.0"])
-    with pytest.raises(ValueError, match=r"train.losses.freqency: unknown key; did you mean 'frequency'"):
+    with pytest.raises(UserError, match=r"train.losses.freqency: unknown key; did you mean 'frequency'"):
         load_config("demo-with", ["train.losses.freqency=1.0"])
     assert set(vars(Losses())) == set(LOSSES)

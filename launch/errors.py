@@ -1,0 +1,13 @@
+"""Our exceptions: what separates the user's mistakes and passing faults from bugs."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: bad input, a wrong key, a missing file. The message names it and the way out.
+
+    A command ends on it with one line and exit code 2. Any other exception, a library's ValueError included, is a bug
+    or a fault: it leaves a traceback.
+    """
+
+
+class TemporaryError(Exception):
+    """A fault that may be gone the next time: a stale file handle, a lost connection. The same command goes on."""

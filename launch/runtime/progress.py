@@ -1,0 +1,77 @@
+"""Progress: a bar on a terminal; elsewhere, and in a rank's log, a line every half minute.
+
+A drop-in for tqdm, which counts, times and draws. Carriage returns never reach a pipe or a file.
+"""
+
+import os
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from randcond.launch.runtime.logs import FILE_ONLY, console_stream, log, writes_to_file
+
+LINE_EVERY = 30.0  # seconds between two lines
+
+
+class Progress(tqdm):  # type: ignore[type-arg]
+    """tqdm with lines instead of a bar where no terminal shows it; a context, like tqdm."""
+
+    def __init__(self, *args: Any, line_every: float = LINE_EVERY, **options: Any) -> None:
+        """As tqdm; `line_every`: seconds between two lines."""
+        stream = console_stream()
+        self.terminal = stream.isatty()
+        self.line_every = line_every
+        self._said = time.monotonic()
+        self._sink = None if self.terminal else open(os.devnull, "w")  # noqa: SIM115 (closed with the bar)
+        options |= {"file": self._sink or stream, "mininterval": 1.0}
+        super().__init__(*args, **options)
+        self._first = self._last = self.n
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Draws the bar, or writes a line when it is time for one."""
+        if time.monotonic() - self._said >= self.line_every:
+            self._say()
+        return super().display(msg, pos)
+
+    def close(self) -> None:
+        """Ends it, with a last line where lines are written."""
+        if not self.disable and hasattr(self, "_last") and self.n > self._last:
+            self._say()
+        super().close()
+        if self._sink:
+            self._sink.close()
+
+    def _say(self) -> None:
+        self._said, self._last = time.monotonic(), self.n
+        if not self.terminal:
+            log.info(self.line())
+        elif writes_to_file():
+            log.info(self.line(), extra=FILE_ONLY)
+
+    def line(self) -> str:
+        """`caching: 12 of 63 shards (19 %), 3 min left`."""
+        facts = self.format_dict
+        units = self.unit if self.unit.endswith("s") else f"{self.unit}s"
+        done = (
+            f"{self.n:,} of {self.total:,} {units} ({self.n / self.total:.0%})" if self.total else f"{self.n:,} {units}"
+        )
+        parts = [f"{self.desc}: {done}" if self.desc else done]
+        if facts["postfix"]:
+            parts.append(str(facts["postfix"]))
+        new = self.n - getattr(self, "_first", 0)
+        if self.total and 0 < self.n < self.total and new > 0:
+            parts.append(f"{duration(facts['elapsed'] / new * (self.total - self.n))} left")
+        elif self.total and self.n >= self.total:
+            parts.append(f"took {duration(facts['elapsed'])}")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `2 min 40 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
