@@ -1,1 +1,1 @@
-"""Captions -> pool; teacher -> latents -> WebDataset shards; random conditioning; the training stream."""
+"""Training data: the caption pool, the latent cache in WebDataset shards, and the stream of training samples."""

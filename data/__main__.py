@@ -1,4 +1,4 @@
-"""`python -m randcond.data pool|cache EXPERIMENT`."""
+"""Runs the pool stage or the cache stage: `python -m randcond.data pool|cache EXPERIMENT`."""
 
 from pathlib import Path
 
@@ -10,40 +10,40 @@ from randcond.launch.runtime.entry_point import stage_main
 
 
 def check_pool(config: Config) -> None:
-    """Fails on a missing or empty caption source of the pool before any work starts."""
+    """Checks the caption sources of the pool. Raises UserError if one is missing or empty."""
     _check_sources(config, {"pool.sources": config.pool.read, "pool.also": config.pool.also})
 
 
 def check_cache(config: Config) -> None:
-    """The same of the captions that are cached."""
+    """Checks the sources of the cached captions. Raises UserError if one is missing or empty."""
     _check_sources(config, {"cache.captions": config.cache.captions})
 
 
-def _check_sources(config: Config, asked: dict[str, list[str]]) -> None:
+def _check_sources(config: Config, sources_by_key: dict[str, list[str]]) -> None:
     from randcond.data.captions.caption_lists import read_source
     from randcond.data.captions.sources import expand
 
     if config.on_error == "skip":
-        return  # the stage itself says what it leaves out
-    for key, sources in asked.items():
+        return  # the stage itself reports the files that it skips
+    for key, sources in sources_by_key.items():
         for source in resolve_sources(sources):
             if is_url(source):
-                expand(source)  # is there; to look into it is to bring it
+                expand(source)  # checks only that it exists: reading it would download it
             elif not any(read_source(source)):
-                raise UserError(f"{key}: {source} holds no caption")
+                raise UserError(f"{key}: {source} contains no captions")
 
 
 def pool(config: Config) -> None:
-    """Builds the extra texts of the caption pool."""
+    """Writes the extra texts of the caption pool to `paths.pool`."""
     from randcond.data.captions.pool import build_pool, reasons
 
     manifest = build_pool(config, progress=True)
     write_config(Path(config.paths.pool), config, keep=True)
-    print(f"pool: {manifest['captions']:,} extra captions at {config.paths.pool}; dropped: {reasons(manifest)}")
+    print(f"pool: {manifest['captions']:,} extra texts at {config.paths.pool}; dropped: {reasons(manifest)}")
 
 
 def cache(config: Config) -> None:
-    """Draws the latents of the cached captions."""
+    """Writes the latents of the cached captions to `paths.cache`."""
     from randcond.data.cache.caching import run
 
     run(config)

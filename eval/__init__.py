@@ -1,1 +1,1 @@
-"""Sharded generation, scores by the judge, and the report that compares arms."""
+"""Image generation, scores, and the report that compares experiments."""

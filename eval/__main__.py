@@ -1,18 +1,18 @@
-"""`python -m randcond.eval EXPERIMENT`; the report is `python -m randcond.eval.report.report EXPERIMENT|TABLE`."""
+"""The evaluation stage: `python -m randcond.eval EXPERIMENT`. `randcond.eval.report` writes the report."""
 
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.entry_point import stage_main
 
 
 def check(config: Config) -> None:
-    """Fails on what is wrong with captions, metrics or protocol before any image is drawn."""
-    from randcond.eval.checks import check_evaluation  # imports torch, whose threads are not pinned before now
+    """Raises UserError if captions, metrics or the protocol are wrong; called before any image is drawn."""
+    from randcond.eval.checks import check_evaluation  # imports torch; stage_main() must set its threads first
 
     check_evaluation(config)
 
 
 def evaluate(config: Config) -> None:
-    """Draws and scores teacher and student."""
+    """Draws and scores the images of teacher and student."""
     from randcond.eval.stage import run
 
     run(config)

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with an evaluation before any image is drawn."""
+"""Checks of an evaluation that need no image, network or device. They run before any image is drawn."""
 
 from pathlib import Path
 
@@ -14,16 +14,17 @@ from randcond.launch.errors import UserError
 
 
 def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
-    """Raises UserError naming the key: captions, metrics, protocol; captions that the digits' judge can't read.
+    """Checks captions, metrics, protocol, statistics and weights; raises UserError naming the wrong key.
 
-    `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
+    `missing`: a list that collects the messages about missing files, instead of an error. Checks that need a missing
+    file are skipped.
     """
     metrics = find_metrics(config.eval.metrics)
     size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
     if "digits" in metrics and size != IMAGE_SIZE:
         raise UserError(
-            f"eval.metrics: digits reads images of {IMAGE_SIZE} pixels, by eval.protocol={config.eval.protocol} and "
-            f"eval.resolution they are of {size}; take eval.protocol=native, or another metric"
+            f"eval.metrics: digits needs images of {IMAGE_SIZE} pixels; eval.protocol={config.eval.protocol} and "
+            f"eval.resolution give {size}; set eval.protocol=native, or use another metric"
         )
     prompts = None
     with collecting_missing(missing):
@@ -32,13 +33,14 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     for name, metric in metrics.items():
         if metric.compares and config.eval.statistics is None:
             raise UserError(
-                f"eval.statistics: is missing, and {name} compares with real images: `randcond eval stats` makes them"
+                f"eval.statistics: is missing, and {name} compares with real images: make them with "
+                f"`randcond eval stats`"
             )
         for split in (prompts.splits if prompts else [ALL]) if metric.compares else ():
             with collecting_missing(missing):
-                found = find_statistics(str(config.eval.statistics), split, str(metric.compares))
+                statistics = find_statistics(str(config.eval.statistics), split, str(metric.compares))
                 if metric.samples:
-                    find_features(found)
+                    find_features(statistics)
     if any("inception" in metric.needs.values() for metric in metrics.values()):
         with collecting_missing(missing):
             _check_inception(config.eval.inception)
@@ -52,17 +54,17 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
 def _check_prompts(config: Config, prompts: Prompts, metrics: dict[str, Metric]) -> None:
     if "digits" in metrics:
         for caption in prompts.captions:
-            read_label(caption)
-    parts = dict(prompts.splits)
+            read_label(caption)  # raises UserError for a caption that the digits world does not know
+    splits = dict(prompts.splits)
     if config.train.eval_every and config.train.eval_size is not None:
         fewer = first_prompts(prompts, config.train.eval_size).splits
-        parts |= {f"{split} (train.eval_size)": ids for split, ids in fewer.items()}
+        splits |= {f"{split} (train.eval_size)": ids for split, ids in fewer.items()}
     for name, metric in metrics.items():
-        for split, ids in parts.items():
+        for split, ids in splits.items():
             if len(ids) < metric.least:
                 raise UserError(
-                    f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more, or "
-                    f"take it out"
+                    f"eval.metrics: {name} needs at least {metric.least} images, {split} has {len(ids)}: draw more "
+                    f"images, or remove the metric"
                 )
 
 
@@ -73,6 +75,6 @@ def _check_inception(path: str) -> None:
 
 def _check_lists(folder: Path, categories: list[str]) -> None:
     for category in categories:
-        listed = read_prompts(folder, category)
+        prompts = read_prompts(folder, category)
         if category == "complex":
-            read_complex_kinds(folder, listed)
+            read_complex_kinds(folder, prompts)

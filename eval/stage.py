@@ -1,7 +1,7 @@
-"""The evaluation stage: teacher and student draw the same captions by the same seeds, and are scored.
+"""The evaluation stage: teacher and student draw the same captions with the same seeds and are scored.
 
-Out: `paths.reference` (the teacher's rows and scores, shared) and `paths.run`/eval-raw or eval-ema (the student's);
-below each, grid/ (`eval.grid`) and compbench/ (`eval.compbench`).
+Out: `paths.reference` (the teacher's features and scores, shared by experiments) and `paths.run`/eval-raw or eval-ema
+(the student's). Each of them may hold grid/ (`eval.grid`) and compbench/ (`eval.compbench`).
 """
 
 from dataclasses import replace
@@ -21,41 +21,44 @@ from randcond.model_zoo.hub import local_folder
 from randcond.model_zoo.kernels.compilation import compile_drawing
 from randcond.model_zoo.pipelines import load_frozen_pipeline, pipeline_size
 
-GRID = 1_000_000  # all of a grid is shown
+ALL_SHOWN = 1_000_000  # for `eval.shown`: more than any grid has, so every image of it is kept
 
 
 def run(config: Config) -> None:
-    """Draws and scores what is missing; every rank takes its share of the chunks.
+    """Draws and scores what is missing. Every rank must call it and draws a part of the chunks.
 
-    Raises UserError when the student is not trained yet, or weights or statistics are not there.
+    Raises UserError if the student is not trained yet, or weights or statistics are missing.
     """
     teacher = local_folder(resolve_path(config.teacher.path))
-    arms: dict[str, tuple[Path, Path, str]] = {"teacher": (teacher, Path(config.paths.reference), "raw")}
+    models: dict[str, tuple[Path, Path, str]] = {"teacher": (teacher, Path(config.paths.reference), "raw")}
     if config.trains:
         kind = config.eval.weights
-        arms["student"] = trained_student(config, kind), eval_folder(config), kind
+        models["student"] = trained_student(config, kind), eval_folder(config), kind
     task = prepare(config)
     real = references(config, task)
     scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
-    for who in config.eval.of:
-        folder, out, weights = arms[who]
+    for name in config.eval.of:
+        folder, out, weights = models[name]
         pipe = load_frozen_pipeline(folder, config.teacher.dtype, device(), task.protocol.sampler)
         size = pipeline_size(pipe)
         compile_drawing(pipe, config.eval.compile)
         compiled = None if config.eval.compile == "none" else config.eval.compile
         network = folder_fingerprint(folder)
-        system = EvaluatedModel(who, pipe, network, weights, config.teacher.dtype, compiled, size)
-        evaluate(system, task, real, out)
+        model = EvaluatedModel(name, pipe, network, weights, config.teacher.dtype, compiled, size)
+        evaluate(model, task, real, out)
         write_config(out, config)
         if config.eval.grid:
-            grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=GRID))
-            draw(system, grid, out / "grid", f"grid ({who})")
+            grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=ALL_SHOWN))
+            draw(model, grid, out / "grid", f"grid ({name})")
         if scorer:
-            evaluate_compbench(task, scorer, out, who, partial(draw, system))
+            evaluate_compbench(task, scorer, out, name, partial(draw, model))
 
 
 def trained_student(config: Config, weights: str) -> Path:
-    """The exported student of a finished run; raises UserError when there is none."""
+    """Returns the folder of the finished run's student with `weights` (raw or ema).
+
+    Raises UserError if there is none.
+    """
     folder = student_folder(config, weights)
     if not (Path(config.paths.run) / "train.json").is_file() or not folder.is_dir():
         raise UserError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")

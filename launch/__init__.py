@@ -1,1 +1,1 @@
-"""What runs, and where: the experiment's configuration, the command line and the commands it starts."""
+"""The configuration of experiments, the `randcond` command, and the processes it starts on one or many hosts."""

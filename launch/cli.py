@@ -1,6 +1,6 @@
-"""The `randcond` command: stages of experiments, and tools in groups, on fire.
+"""The `randcond` command: runs stages of experiments, and tools. Uses the library fire.
 
-fire calls a command before it notices a flag it does not know, so words are checked against the signature first.
+fire calls a command before it notices an unknown flag. So the arguments are checked against the signature first.
 """
 
 import difflib
@@ -23,14 +23,14 @@ from randcond.launch.runtime.exit_codes import report_error
 from randcond.launch.runtime.logs import start_console
 from randcond.launch.runtime.processes import QUIET, name_accelerator
 
-GROUPS = {  # tool group -> the module that holds its functions, imported when it is used
+GROUPS = {  # tool group -> module with its functions, imported on use
     "pool": "randcond.data.captions.pool_command",
     "cache": "randcond.data.cache.cache_command",
     "concepts": "randcond.data.concepts.concepts_command",
     "datafree": "randcond.data.texts.datafree_command",
     "eval": "randcond.eval.scores.eval_command",
 }
-TOOLS = {  # tool -> the module that holds the function of its name, imported when it is used
+TOOLS = {  # tool -> module with the function of the same name, imported on use
     "students": "randcond.model_zoo.students_command",
     "export": "randcond.train.tools.export_command",
     "plan": "randcond.launch.planning.plan_command",
@@ -56,33 +56,34 @@ def run(
     sbatch: str = "",
     dry_run: bool = False,
 ) -> None:
-    """Runs a stage of an experiment or a table; what is already done is kept, and interrupted work goes on.
+    """Runs a stage of an experiment or a table. Finished work is kept, and interrupted work continues.
 
-    `randcond run` and `randcond launch` are the same.
+    `randcond run` and `randcond launch` are the same command.
 
     stage       pool    captions -> memory-mapped caption pool
                 cache   teacher -> latents of the cached captions, in WebDataset shards
                 train   shards + pool -> student, in diffusers format
                 eval    student and teacher -> images -> scores
                 report  scores -> Markdown, HTML, JSON and a contact sheet
-                all     everything above, in this order
-    experiment  a name (see `randcond --help`), or a YAML file of your own
+                all     all of these, in this order
+    experiment  a name (see `randcond --help`), or your own YAML file
     overrides   any key of the YAML: train.steps=100 conditioning.p=sigmoid "cache.exclude=[three,four]"
 
     --hostfile FILE  run on the hosts of a DeepSpeed host file (lines such as `node1 slots=8`)
-    --nodes N        how many hosts: the first N of the host file, or of Slurm's or torchrun's
+    --nodes N        number of hosts; with a host file: its first N
     --gpus N         ranks per host; without a host file: ranks on this machine (default: engine.processes)
-    --launcher NAME  deepspeed (default); torchrun; slurm: writes an sbatch script and submits it
-    --max-restarts N start a stage again, from its last checkpoint, when a rank or a host was lost
-    --grace N        seconds a training has to save when it is asked to end; Slurm's notice before the limit (120)
-    --master-addr A  deepspeed: the first host's address, where `hostname -I` names another one first
-    --master-port N  deepspeed: the port there at which the hosts meet (29500)
-    --rdzv HOST:PORT torchrun on several hosts (--nodes N): where they meet; give the same command on each
-    --sbatch OPTIONS slurm: your site's options, e.g. --sbatch "--partition=gpu --time=24:00:00"
-    --dry-run        print the resolved configuration and the commands, and do nothing
+    --launcher NAME  deepspeed (default), torchrun, or slurm, which writes an sbatch script and submits it
+    --max-restarts N restart a stage from its last checkpoint, at most N times, if a rank or a host is lost
+    --grace N        seconds that a preempted training has to save (default 120); slurm: the training is preempted
+                     this long before the time limit
+    --master-addr A  deepspeed: address of the first host, if the first one that `hostname -I` prints is wrong
+    --master-port N  deepspeed: port of the first host at which the ranks meet (default 29500)
+    --rdzv HOST:PORT torchrun on several hosts (--nodes N): the rendezvous; run the same command on each host
+    --sbatch OPTIONS slurm: options of your site, e.g. --sbatch "--partition=gpu --time=24:00:00"
+    --dry-run        print the resolved configuration and the commands, and run nothing
 
-    SIGTERM or SIGUSR1 makes a training save its step and end with code 75: a scheduler's sign to queue it again.
-    Ranks write logs of their own into RUN/logs.
+    On SIGTERM or SIGUSR1 a training saves its current step and ends with exit code 75, so that a scheduler can requeue
+    it. If there are several ranks, each writes its own log file below RUN/logs.
 
     examples    randcond run all demo
                 randcond run train demo-with train.steps=100 paths.run=runs/short
@@ -101,7 +102,7 @@ def run(
             print(to_yaml(each.config))
     if launcher == "slurm":
         if not gpus and any(step.distributed for step in steps):
-            print(f"note: without --gpus the job asks for no GPU: {stage} on CPUs", file=sys.stderr)
+            print(f"note: without --gpus the job requests no GPU; {stage} runs on CPUs", file=sys.stderr)
         path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts, grace)
         if dry_run:
             print(f"# sbatch {path}\n{text}")
@@ -118,13 +119,15 @@ def run(
         return
     if is_table and stage == "all":
         table = load_table(experiment)
-        print(f"{table.title}\n\n{table.claim}\n\nIt takes {table.takes}, in {len(steps)} steps. Stop it whenever you")
-        print("like (Ctrl-C): the same command goes on from there.", flush=True)
+        print(
+            f"{table.title}\n\n{table.claim}\n\nTime: {table.takes}. Steps: {len(steps)}. You can stop it at any time"
+        )
+        print("(Ctrl-C). The same command continues from there.", flush=True)
     run_steps(steps, max_restarts, grace)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry of the console script; exits 2 with one line on the user's mistake."""
+    """Entry point of the console script. Exits with code 2 and one line on a user's mistake."""
     start_console()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -138,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _dispatch(words: list[str]) -> None:
+    """Finds the command that the arguments name, and calls it. Raises UserError if there is none."""
     if not words or words[0] in ("--help", "-h", "help"):
         print(_overview())
         return
@@ -170,7 +174,10 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
-    """Checks the words against the function's signature, then lets fire parse and call."""
+    """Checks the arguments against the function's signature, then lets fire parse them and call the function.
+
+    Raises UserError that names an argument that is wrong or missing.
+    """
     usage = f"usage: {prefix} {_usage(function, function.__name__)}"
     if {"--help", "-h"} & set(words):
         print(f"{usage}\n\n{inspect.getdoc(function)}")
@@ -178,52 +185,53 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
     parameters = inspect.signature(function).parameters
     flags = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     required = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    checked, given = [], 0
+    checked, positional = [], 0
     rest = iter(words)
     for word in rest:
         if not word.startswith("-"):
             checked.append(word)
-            given += 1
+            positional += 1
             continue
-        said, has_value, value = word.partition("=")
-        name = said.lstrip("-")
+        flag, has_value, value = word.partition("=")
+        name = flag.lstrip("-")
         name = name.replace("-", "_")
-        name = f"{name}_" if f"{name}_" in flags else name  # --from: no name for a parameter
+        name = f"{name}_" if f"{name}_" in flags else name  # --from: a parameter can't be called `from`
         if name not in flags:
             raise UserError(f"unknown flag {word}{_near(name, list(flags))}; {usage}")
         if flags[name].annotation is bool:
             if has_value and value not in ("True", "False"):
-                raise UserError(f"{said} takes no value; {usage}")
+                raise UserError(f"{flag} takes no value; {usage}")
             value = value or "True"
         elif not has_value:
             value = next(rest, "")
             if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
-                way = f"; where {value!r} is the value: {said}={value!r}" if value else ""
-                raise UserError(f"{said} needs a value{way}; {usage}")
+                hint = f"; if {value!r} is the value, write {flag}={value!r}" if value else ""
+                raise UserError(f"{flag} needs a value{hint}; {usage}")
         if "int" in str(flags[name].annotation):
             if not (value.isascii() and value.isdigit()):
-                raise UserError(f"{said} needs a whole number, got {value!r}")
-            value = str(int(value))  # 08 would stay text
+                raise UserError(f"{flag} needs a whole number, got {value!r}")
+            value = str(int(value))  # fire would keep 08 as text
         checked.append(f"--{name}={value}")
-    if given < len(required):
-        raise UserError(f"{required[given]} is missing; {usage}")
-    many = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    places = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
-    if given > places and not many:
-        raise UserError(f"{given - places} words too many; {usage}")
+    if positional < len(required):
+        raise UserError(f"{required[positional]} is missing; {usage}")
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    surplus = positional - sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+    if surplus > 0 and not variadic:
+        raise UserError(f"{surplus} unexpected argument{'s' if surplus > 1 else ''}; {usage}")
 
     import fire
     from fire.decorators import SetParseFn
 
     texts = [name for name, p in parameters.items() if "int" not in str(p.annotation) and p.annotation is not bool]
-    parse = SetParseFn(str, *texts)(SetParseFn(str)(function) if many else function)
-    if many:  # *words have no name that fire could be told of: their parser is the default one
+    parse = SetParseFn(str, *texts)(SetParseFn(str)(function) if variadic else function)
+    if variadic:  # fire takes no parser for *words by name: they use the default parser, so flags get their own
         numbers = [name for name in flags if name not in texts]
         parse = SetParseFn(fire.parser.DefaultParseValue, *numbers)(parse)
     fire.Fire(parse, command=checked, name=prefix)
 
 
 def _usage(function: Callable[..., None], name: str) -> str:
+    """Returns a command's name and parameters, as shown in its usage line."""
     words = [name]
     for parameter in inspect.signature(function).parameters.values():
         flag = f"--{parameter.name.strip('_').replace('_', '-')}"
@@ -238,11 +246,13 @@ def _usage(function: Callable[..., None], name: str) -> str:
 
 
 def _near(word: str, known: list[str]) -> str:
+    """Returns the end of an error about an unknown word: a suggestion, or nothing."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
 
 
 def _overview() -> str:
+    """Returns the text of `randcond --help`."""
     tables = "\n".join(f"  {name:24}{load_table(name).title}" for name in table_names())
     own = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
     experiments = "\n".join(f"  {name:24}{_first_comment(name)}" for name in own)
@@ -250,33 +260,34 @@ def _overview() -> str:
     return f"""randcond: distils a text-to-image diffusion model into a small one, without images (Random Conditioning).
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
-       randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same, on many hosts
+       randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same command, on many hosts
        randcond pool COMMAND ...                                            caption pools: build, info, sample, take
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset
        randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
        randcond datafree COMMAND ...                                        LLM captions: nouns, visual, prompts, sample
-       randcond fetch NAME [--from URL|PATH] [--list]                       what the full-scale experiments read
+       randcond fetch NAME [--from URL|PATH] [--list]                       downloads inputs of the full-scale experiments
        randcond eval COMMAND ...                                            statistics of real images: stats
-       randcond report NAME ... [--out FOLDER]                              scores beside the paper's, as a page
-       randcond plan [EXPERIMENT] [--gpu NAME] [--nodes N] [--sweep]        memory, time and GPU-hours, beforehand
-       randcond tune EXPERIMENT [--what LIST] [--largest N]                 the batch sizes that fill this GPU
+       randcond report NAME ... [--out FOLDER]                              writes a page of scores, with the paper's figures
+       randcond plan [EXPERIMENT] [--gpu NAME] [--nodes N] [--sweep]        predicts memory, time and GPU-hours
+       randcond tune EXPERIMENT [--what LIST] [--largest N]                 finds the batch sizes that fill this GPU
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
-       randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        a trained student, with its scores
+       randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        exports a trained student with its scores
 
 stages: {" -> ".join(STAGES)}, or all
 
 tables (several experiments in one report)
 {tables}
 
-experiments (launch/experiments/*.yaml; a YAML file of your own works too)
+experiments (launch/experiments/*.yaml; your own YAML file works, too)
 {experiments}
-and {more} rows of the tables, in folders there; `randcond run all table1-row5` is one of them, by its table
+and {more} more in its subfolders: the rows of the tables. `randcond run all table1-row5` runs a row by its number.
 
 start with   randcond run all demo              a student learns to draw a digit it never saw, on a CPU
-             randcond run all demo --dry-run    what that would do"""
+             randcond run all demo --dry-run    prints what that would do"""
 
 
 def _first_comment(name: str) -> str:
+    """Returns the first line of an experiment's YAML file, if it is a comment."""
     line = find_experiment(name).read_text().splitlines()[0]
     return line.removeprefix("# ") if line.startswith("#") else ""
 

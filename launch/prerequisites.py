@@ -1,6 +1,9 @@
-"""What a machine must have before `make setup` downloads anything: run by its own Python, standard library only."""
+"""Checks what a machine must have before `make setup` downloads anything.
 
-from __future__ import annotations  # an older Python is to read this, and to be told
+The machine's own Python runs this file. It uses the standard library only.
+"""
+
+from __future__ import annotations  # an older Python must be able to read this file, to report its version
 
 import importlib.util
 import os
@@ -10,13 +13,16 @@ import sys
 import sysconfig
 from pathlib import Path
 
-GB = 9  # of packages, and room to unpack them, in the environment's folder
+GB = 9  # disk space that the environment needs: packages, and space to unpack them
 
 
 def missing(folder: Path) -> list[str]:
-    """What is not here, each with the Debian package that brings it; `folder`: of the environment, new or there."""
+    """Returns what is missing, each with the Debian package that provides it.
+
+    `folder`: the environment's, which need not exist yet.
+    """
     lacks = []
-    if sys.version_info < (3, 11):  # noqa: UP036 (an older one may run this very file)
+    if sys.version_info < (3, 11):  # noqa: UP036 (an older Python may run this file)
         lacks.append(f"Python 3.11 or newer; this is {sys.version.split()[0]} (make setup PYTHON=python3.11)")
     if not importlib.util.find_spec("ensurepip"):
         lacks.append("Python's venv module (python3-venv)")
@@ -24,10 +30,10 @@ def missing(folder: Path) -> list[str]:
         lacks.append("a C++ compiler (g++)")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         lacks.append("Python's headers (python3-dev)")
-    there = next(each for each in (folder, *folder.parents) if each.is_dir())
-    free = shutil.disk_usage(there).free / 1e9
-    if there != folder and free < GB:
-        lacks.append(f"{GB} GB in {there}; {free:.1f} GB are free (make setup VENV=elsewhere)")
+    existing = next(each for each in (folder, *folder.parents) if each.is_dir())
+    free = shutil.disk_usage(existing).free / 1e9
+    if existing != folder and free < GB:
+        lacks.append(f"{GB} GB in {existing}; {free:.1f} GB are free (use another folder: make setup VENV=FOLDER)")
     return lacks
 
 

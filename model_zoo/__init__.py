@@ -1,1 +1,4 @@
-"""Networks: teachers, student rules, weight copy, feature taps, sampling, export. A leaf: no data, no distribution."""
+"""Networks: teachers, student rules, weight copy, feature taps, sampling, export.
+
+Modules here import neither data loading nor distributed training.
+"""

@@ -1,4 +1,4 @@
-"""A diffusers folder: which pipeline class it is for, in which types its parts load, whether its weights are whole."""
+"""Reads a diffusers folder: its pipeline class, the dtypes of its parts, and whether its weight files are intact."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from randcond.launch.errors import UserError
 
-logging.disable_progress_bar()  # ours says what takes long
+logging.disable_progress_bar()  # randcond shows its own progress
 transformers_logging.disable_progress_bar()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Pipeline class -> its options that are no part of the model.
+# Pipeline class -> constructor options that are not part of the model.
 FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
     StableDiffusionPipeline: {"safety_checker": None, "requires_safety_checker": False},
     StableDiffusionXLPipeline: {"add_watermarker": False},
@@ -27,32 +27,39 @@ FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
 
 
 def check_weights(folder: Path) -> None:
-    """Raises UserError naming a weight file of a pipeline that is cut off or damaged: its loaders don't name it."""
+    """Raises UserError naming the first safetensors file of a pipeline that is truncated or damaged.
+
+    The loaders' own errors do not name the file.
+    """
     for path in (path for path in sorted(folder.glob("*/*.safetensors")) if len(path.suffixes) == 1):
         try:
             with safe_open(path, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise UserError(f"{path}: damaged ({error}); fetch or copy it again") from None
+            raise UserError(f"{path}: damaged ({error}); download or copy it again") from None
 
 
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
-    """The types of a pipeline's parts: all in `dtype`, but an autoencoder that asks for more in fp32."""
-    # Most autoencoders overflow, or show their rounding, in 16 bits; diffusers takes an unset flag for set.
+    """Returns the dtype of each part of a pipeline: `dtype`, but fp32 for an autoencoder that needs upcasting."""
+    # Most autoencoders overflow or show rounding errors in 16 bits. In diffusers, a missing flag means True.
     upcast = json.loads((folder / "vae" / "config.json").read_text()).get("force_upcast", True)
     return {"default": DTYPES[dtype], "vae": torch.float32 if upcast else DTYPES[dtype]}
 
 
 def with_parts(pipe: Any, **parts: Any) -> Any:
-    """A pipeline of the same family and options on some other parts."""
-    kept = {key: pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in pipe.config}
-    return type(pipe)(**{**pipe.components, **kept, **parts, **FAMILIES[type(pipe)]})
+    """Returns a pipeline of the same class and options, with `parts` replacing its own."""
+    options = {key: pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in pipe.config}
+    return type(pipe)(**{**pipe.components, **options, **parts, **FAMILIES[type(pipe)]})
 
 
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
-    """The pipeline a diffusers folder is made for; raises UserError naming the known ones."""
+    """Returns the pipeline class of a diffusers folder.
+
+    Raises UserError listing the supported classes if the folder declares another one.
+    """
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     for family in FAMILIES:
         if family.__name__ == name:
             return family
-    raise UserError(f"{folder}: is a {name}; a teacher is one of {', '.join(f.__name__ for f in FAMILIES)}")
+    expected = " or ".join(family.__name__ for family in FAMILIES)
+    raise UserError(f"{folder}/model_index.json: _class_name is {name}, expected {expected}")

@@ -1,7 +1,8 @@
-"""Exports a trained student as a diffusers folder: its U-Net with the teacher's VAE, text encoders, sampler; loads it.
+"""Exports a trained student as a diffusers folder, and loads such folders.
 
-`StableDiffusionPipeline` / `StableDiffusionXLPipeline.from_pretrained` take the folder with nothing of ours imported
-(a SLIM student needs `load_pipeline`); safetensors only.
+The folder holds the student's U-Net and the teacher's VAE, text encoders, tokenizers and scheduler. All weights are
+safetensors. `StableDiffusionPipeline.from_pretrained` and `StableDiffusionXLPipeline.from_pretrained` load it without
+randcond. Only SLIM students need `load_pipeline`.
 """
 
 import json
@@ -22,58 +23,68 @@ Shapes = dict[str, tuple[int, ...]]
 UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}
 
 
-def unet_weights(wrapped: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's own tensors out of the trained module's (projectors stay behind)."""
-    return {name.removeprefix("unet."): tensor for name, tensor in wrapped.items() if name.startswith("unet.")}
+def unet_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the U-Net's tensors from the state dict of a `TappedStudent`. The projectors are left out.
+
+    Tensors keep their shapes. Names lose the prefix "unet.".
+    """
+    return {name.removeprefix("unet."): tensor for name, tensor in trained.items() if name.startswith("unet.")}
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Name -> shape."""
+    """Returns the shape of each named tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
-    """A U-Net of the same architecture with these weights [name -> fp32 tensor], in eval mode.
+    """Returns a frozen U-Net in eval mode with the architecture of `like` and the given weights, in `dtype`.
 
-    Raises UserError naming the first tensor when the weights are of another architecture.
+    weights: fp32 tensors by name, with the shapes of the state dict of `like`.
+    Raises UserError naming the first tensor that does not match the architecture.
     """
     with torch.device("meta"):
         unet = type(like).from_config(plain_config(like.config))
-    check_shapes(shapes(unet.state_dict()), shapes(weights), "these weights")
+    check_shapes(shapes(unet.state_dict()), shapes(weights), "the student's weights")
     unet.load_state_dict(weights, assign=True, strict=True)
     return unet.to(dtype).eval().requires_grad_(False)
 
 
-def check_shapes(wanted: Shapes, given: Shapes, what: str) -> None:
-    """Raises UserError when tensors are of another architecture: which differ, and what would do."""
-    missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
-    if not (missing or unknown or reshaped):
+def check_shapes(expected: Shapes, actual: Shapes, what: str) -> None:
+    """Raises UserError if the names or shapes of tensors differ from the expected architecture.
+
+    what: the file or weights that the message names. The message lists the first tensor of each kind of difference.
+    """
+    missing, unexpected = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+    reshaped = sorted(name for name in expected.keys() & actual.keys() if expected[name] != actual[name])
+    if not (missing or unexpected or reshaped):
         return
-    first = [f"{len(missing)} missing, the first {missing[0]}"] if missing else []
-    first += [f"{len(unknown)} unknown, the first {unknown[0]}"] if unknown else []
+    differences = [f"{len(missing)} tensors missing, first {missing[0]}"] if missing else []
+    differences += [f"{len(unexpected)} unexpected tensors, first {unexpected[0]}"] if unexpected else []
     if reshaped:
         name = reshaped[0]
-        first.append(f"{len(reshaped)} of another shape, the first {name}, {given[name]} for {wanted[name]}")
+        differences.append(
+            f"{len(reshaped)} tensors with another shape, first {name}: {actual[name]}, expected {expected[name]}"
+        )
     raise UserError(
-        f"{what}: of another architecture than student.rule gives for this teacher ({'; '.join(first)}). "
-        f"Give the rule and teacher they were trained with, or another paths.run."
+        f"{what}: does not match the architecture that student.rule gives for this teacher "
+        f"({'; '.join(differences)}). Use the student.rule and teacher.path that it was trained with, "
+        f"or another folder (paths.run, student.start_from)."
     )
 
 
 def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The U-Net of an exported student (its `unet` folder), of whichever class it is; safetensors only.
+    """Loads the U-Net of an exported student from its `unet` folder, in eval mode, safetensors only.
 
-    Raises UserError for a class that is not a student's.
+    config.json names the class. Raises UserError if that class is not one of UNETS.
     """
     name = json.loads((folder / "config.json").read_text()).get("_class_name")
     if name not in UNETS:
-        raise UserError(f"{folder}/config.json: is a {name}, a student's U-Net is one of {', '.join(UNETS)}")
+        raise UserError(f"{folder}/config.json: _class_name is {name}, expected {' or '.join(UNETS)}")
     return UNETS[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline of a diffusers folder, a SLIM student's included."""
+    """Loads the pipeline of a teacher or exported student, including SLIM students."""
     family = pipeline_class(folder)
     rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
     return with_parts(rest, unet=load_unet(folder / "unet", dtype))
@@ -82,11 +93,14 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 def export_student(
     folder: Path, unet: UNet2DConditionModel, teacher: Path, card: str, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Fills `folder` with the pipeline (the student's U-Net, every other part from the teacher's folder) and a card."""
+    """Writes a student's pipeline into `folder`, with the model card `card` as README.md.
+
+    The U-Net is the student's and is converted to `dtype` in place. All other parts come from the teacher's folder.
+    """
     family = pipeline_class(teacher)
-    parts = family.from_pretrained(teacher, unet=unet.to(dtype), dtype=dtype, use_safetensors=True, **FAMILIES[family])
-    parts.save_pretrained(folder, safe_serialization=True)
-    for path in folder.glob("*/*.json"):  # diffusers notes where a part was loaded from: no path of this machine
+    pipe = family.from_pretrained(teacher, unet=unet.to(dtype), dtype=dtype, use_safetensors=True, **FAMILIES[family])
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*/*.json"):  # diffusers records local paths, which must not be published
         settings = json.loads(path.read_text())
         if settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

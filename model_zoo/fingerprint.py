@@ -1,4 +1,4 @@
-"""Which weights a folder holds: a hash of its configurations and weight files."""
+"""Fingerprints of model folders: hashes of their configuration and weight files."""
 
 import hashlib
 import re
@@ -6,9 +6,10 @@ from pathlib import Path
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """sha256 over names and contents of a model's configurations and weights (16 hex digits).
+    """Returns the first 16 hex digits of a sha256 over the names and contents of a model's configurations and weights.
 
-    Cards, safety checkers and copies in another precision don't count: they change nothing that is drawn.
+    Model cards, safety checkers, feature extractors and weight variants (fp16, bf16, non_ema) are left out, because
+    they do not change the images that the model generates.
     """
     digest = hashlib.sha256()
     parts = [path for path in folder.glob("*/*") if path.suffix in {".json", ".txt", ".safetensors"}]

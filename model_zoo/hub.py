@@ -1,4 +1,4 @@
-"""A teacher's folder on this machine, or fetched from the hub."""
+"""Finds a teacher's folder on this machine, or downloads it from the hub."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_confi
 
 
 def unet_config(path: Path | str) -> UNetConfig:
-    """A teacher's complete U-Net configuration; of a hub id, that one file is fetched.
+    """Returns a teacher's complete U-Net configuration. For a hub id, only that file is downloaded.
 
-    Raises UserError as `local_folder` does.
+    Raises UserError if there is no such folder or hub id.
     """
     if is_hub_id(path):
         try:
@@ -25,30 +25,31 @@ def unet_config(path: Path | str) -> UNetConfig:
 
 
 def is_hub_id(path: Path | str) -> bool:
-    """Whether a path is owner/name and nothing on this machine."""
+    """Returns True if `path` has the form owner/name and does not exist on this machine."""
     return not Path(path).exists() and len(Path(path).parts) == 2 and not str(path).startswith(("/", "."))
 
 
 def _not_on_hub(path: Path | str, error: Exception) -> UserError:
-    said = str(error).splitlines()[0] if str(error) else ""
+    reason = str(error).splitlines()[0] if str(error) else ""
     return UserError(
-        f"no teacher at {path}: there is no such folder, and the hub did not give it ({type(error).__name__}: {said})"
+        f"no teacher at {path}: there is no such folder, and the download from the hub failed "
+        f"({type(error).__name__}: {reason})"
     )
 
 
 def local_folder(path: Path | str) -> Path:
-    """The teacher's folder on this machine, downloaded from the hub when `path` is a hub id (owner/name).
+    """Returns the teacher's folder on this machine. If `path` is a hub id (owner/name), downloads it first.
 
-    Raises UserError when neither has a model_index.json, saying where it was looked for.
+    Raises UserError if the folder has no model_index.json, or if the download fails.
     """
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         return folder
     if not is_hub_id(path):
         raise UserError(
-            f"no teacher at {path}: a diffusers folder with a model_index.json, or a hub id (owner/name), is needed"
+            f"no teacher at {path}: expected a diffusers folder with a model_index.json, or a hub id (owner/name)"
         )
-    try:  # what the pipeline needs and nothing else: no other precisions, no pickles, no code
+    try:  # downloads only what the pipeline needs: no other precisions, no pickles, no code
         return Path(DiffusionPipeline.download(str(path), use_safetensors=True, safety_checker=None))
     except (OSError, ValueError) as error:
         raise _not_on_hub(path, error) from None

@@ -1,6 +1,7 @@
-"""Any text-to-image pipeline that diffusers can load, ready to draw: teachers, exported students, other systems.
+"""Loads any text-to-image pipeline that diffusers supports: teachers, exported students, other systems.
 
-In: a diffusers folder or a hub id, a sampler's name. Out: a frozen pipeline; `model_zoo/sampler.py` draws with it.
+In: a diffusers folder or hub id, and the name of a sampler. Out: a frozen pipeline, which `model_zoo/sampler.py` uses
+to generate images.
 """
 
 import json
@@ -21,25 +22,25 @@ from randcond.model_zoo.sampler import build_sampler
 
 
 def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher") -> Any:
-    """The pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
+    """Loads the pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
 
-    Raises UserError when it is not there, ValueError naming the folder when it is no text-to-image pipeline.
+    Raises UserError naming the folder if it is missing or is not a text-to-image pipeline with an autoencoder.
     """
     folder = local_folder(path)
     if not (folder / "vae" / "config.json").is_file():
-        raise UserError(f"{folder}: no text-to-image pipeline whose latents are decoded by an autoencoder (vae/)")
+        raise UserError(f"{folder}: vae/config.json is missing; expected a text-to-image pipeline with an autoencoder")
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     family = next((family for family in FAMILIES if family.__name__ == name), None)
     check_weights(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
-    if family:  # part by part: the U-Net may be of a class that diffusers does not know (SLIM)
+    if family:  # the U-Net is loaded separately: diffusers does not know the class of a SLIM U-Net
         pipe = family.from_pretrained(folder, unet=None, **options, **FAMILIES[family])
         pipe = with_parts(pipe, unet=load_unet(folder / "unet", DTYPES[dtype]))
     else:
         try:
             pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
         except ValueError as error:
-            raise UserError(f"{folder}: a {name}, which is no text-to-image pipeline to diffusers ({error})") from None
+            raise UserError(f"{folder}: diffusers has no text-to-image pipeline for {name} ({error})") from None
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
             network.to(device).eval().requires_grad_(False)
@@ -49,13 +50,19 @@ def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | st
 
 
 def pipeline_size(pipe: Any) -> dict[str, int]:
-    """What a system is made of: `unet` (parameters of the denoiser), `parameters` (with the text encoders and the VAE's
-    decoder, as Table 4 counts them) and, of a U-Net, `macs` of one step (Table A).
+    """Returns the size of a pipeline by name.
+
+    `unet`: number of parameters of the denoiser.
+    `parameters`: number of parameters of the denoiser, the text encoders and the VAE's decoder, as in Table 4.
+    `macs`: MACs of one denoising step, as in Table A. Present only if the denoiser is a U-Net.
     """
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    texts = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None]
-    counted = {part: sum(p.numel() for p in part.parameters()) for part in (denoiser, pipe.vae.decoder, *texts)}
-    size = {"unet": counted[denoiser], "parameters": sum(counted.values())}
+    text_encoders = [
+        part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None
+    ]
+    networks = (denoiser, pipe.vae.decoder, *text_encoders)
+    counts = {network: sum(p.numel() for p in network.parameters()) for network in networks}
+    size = {"unet": counts[denoiser], "parameters": sum(counts.values())}
     if isinstance(denoiser, UNet2DConditionModel):
         size["macs"] = unet_cost(type(denoiser), plain_config(dict(denoiser.config))).macs
     return size

@@ -1,4 +1,4 @@
-"""A model folder's tensors by name, as stored, read one at a time."""
+"""Reads a model folder's tensors by name, one at a time."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a model folder by name, read from its safetensors (one file or shards) one at a time."""
+    """Mapping from name to tensor for a model folder, which holds one safetensors file or several.
+
+    A tensor is read when it is accessed, in its stored shape and dtype.
+    """
 
     def __init__(self, folder: Path) -> None:
         files = [path for path in sorted(folder.glob("*.safetensors")) if len(path.suffixes) == 1]

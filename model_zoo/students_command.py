@@ -1,4 +1,4 @@
-"""`randcond students`: every student rule with its size and cost, for the published teachers or one of your own."""
+"""`randcond students`: lists the student rules with their sizes and costs, for published or custom teachers."""
 
 import json as json_library
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from randcond.model_zoo.denoiser.configuration import UNetConfig
 from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students.registry import STUDENTS
 
-DEFAULT_MICRO_BATCH = {"sdxl": 8}  # the paper's; 64 for SD
+DEFAULT_MICRO_BATCH = {"sdxl": 8}  # as in the paper; 64 for all other teachers
 
 
 def students(
@@ -26,44 +26,47 @@ def students(
     ranks: int = 1,
     json: bool = False,
 ) -> None:
-    """Prints every student of a teacher: parameters, MACs, training TFLOP and memory; no weights are needed.
+    """Prints the students of a teacher: parameters, MACs, training TFLOP and memory. No weights are needed.
 
     --teacher NAME     sd-v1-4, sd-v2-1, sdxl, a diffusers folder or a hub id (default: sd-v1-4 and sdxl)
-    --rule NAME        one rule only, channel-0.65 and the like included
-    --micro-batch N    samples per GPU and forward, for the activations (default: 64, and 8 for sdxl)
-    --zero-stage N     how the training state is sharded: 1 to 3 (default 1)
-    --ranks N          over how many GPUs (default 1)
-    --json             one JSON list instead of tables
+    --rule NAME        print this rule only, for example block-base or channel-0.65
+    --micro-batch N    samples per GPU in one forward pass, for the activation memory (default: 64, 8 for sdxl)
+    --zero-stage N     ZeRO stage that shards the training state: 1, 2 or 3 (default: 1)
+    --ranks N          number of GPUs that the training state is sharded over (default: 1)
+    --json             print one JSON list instead of tables
 
-    MACs: one call, batch 1, 77 tokens; convolutions and linear layers, attention products apart.
-    Memory: per GPU, bf16 with fp32 master weights, AdamW and EMA; the two U-Nets, no text encoder.
+    MACs: convolutions and linear layers in one call with batch 1 and 77 tokens; attention products are separate.
+    Memory: GB per GPU for both U-Nets, in bf16 with fp32 master weights, AdamW and EMA; no text encoders.
 
     examples    randcond students
                 randcond students --teacher sdxl --rule koala-700m --ranks 8
                 randcond students --teacher my-teacher --json
     """
     if not 1 <= zero_stage <= 3:
-        raise UserError(f"--zero-stage: 1, 2 or 3, got {zero_stage}")
+        raise UserError(f"--zero-stage: must be 1, 2 or 3, got {zero_stage}")
     for flag, value in (("--ranks", ranks), ("--micro-batch", micro_batch)):
         if value is not None and value < 1:
             raise UserError(f"{flag}: must be at least 1, got {value}")
     names = [teacher] if teacher else ["sd-v1-4", "sdxl"]
-    every = []
+    all_rows = []
     for name in names:
         config = unet_of(name)
         micro = micro_batch or DEFAULT_MICRO_BATCH.get(name, 64)
         rows = list(_rows(name, config, rule, micro, zero_stage, ranks))
-        every += rows
+        all_rows += rows
         if not json:
             print(_table(rows, micro, zero_stage, ranks))
     if json:
-        print(json_library.dumps(every, indent=1))
+        print(json_library.dumps(all_rows, indent=1))
 
 
 def _rows(
     name: str, config: UNetConfig, rule: str | None, micro_batch: int, zero_stage: int, ranks: int
 ) -> Iterator[dict[str, Any]]:
-    """The teacher's row, then one per rule; a rule that does not apply says why instead."""
+    """Yields the teacher's row, then one row per rule.
+
+    The row of a rule that does not apply to the teacher holds the reason instead of sizes.
+    """
     cost = unet_cost(UNet2DConditionModel, config)
     yield {"teacher": name, "name": "teacher", "summary": "", **shape_columns(config), **cost_columns(cost)}
     for student in tqdm([rule] if rule else [*STUDENTS], desc=name, unit="student", leave=False):
@@ -77,10 +80,10 @@ def _rows(
 
 
 def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks: int) -> str:
-    """Aligned columns, the reasons of rules that do not apply below."""
-    head = ["", "channels", "layers", "mid", "params M", "MACs G", "attention G", "TFLOP/sample"]
-    head += ["teacher GB", "weights", "gradients", "optimizer", "buffers", "transient", "activations", "sum"]
-    lines, notes = [head], []
+    """Formats rows as aligned columns. The rules that do not apply follow below, with their reasons."""
+    header = ["", "channels", "layers", "mid", "params M", "MACs G", "attention G", "TFLOP/sample"]
+    header += ["teacher GB", "weights", "gradients", "optimizer", "buffers", "transient", "activations", "sum"]
+    lines, notes = [header], []
     for row in rows:
         if "does_not_apply" in row:
             notes.append(f"  does not apply: {row['does_not_apply'].removeprefix('student.rule: ')}")
@@ -92,11 +95,11 @@ def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks:
         if memory := row.get("memory_gb"):
             line += [f"{row['training_tflop_per_sample']:.2f}"]
             line += [f"{value:.1f}" for value in [*memory.values(), sum(memory.values())]]
-        lines.append(line + [""] * (len(head) - len(line)))
+        lines.append(line + [""] * (len(header) - len(line)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(f"{cell:>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     ]
-    sharded = f"micro-batch {micro_batch}, ZeRO-{zero_stage} over {ranks}"
-    return "\n".join([f"{rows[0]['teacher']} (memory per GPU: {sharded})", *text, *notes, ""])
+    setting = f"micro-batch {micro_batch}, ZeRO-{zero_stage}, {ranks} GPU{'' if ranks == 1 else 's'}"
+    return "\n".join([f"{rows[0]['teacher']} (memory per GPU with {setting})", *text, *notes, ""])

@@ -1,7 +1,7 @@
 """The frozen teacher: an ordinary diffusers folder (SD 1.x, SD 2.x, SDXL) behind one small interface.
 
-In: a local folder or hub id. Out: captions -> token ids -> condition, noised latents, predictions, a pipeline to draw.
-Which text encoders, tokenizers, schedule, prediction type and latent scaling: all read from the folder's own files.
+In: a local folder or hub id. Out: token ids, conditions, noised latents, prediction targets, sampling pipelines.
+Text encoders, tokenizers, noise schedule, prediction type and latent scaling come from the folder's own files.
 """
 
 from dataclasses import dataclass
@@ -28,20 +28,20 @@ from randcond.model_zoo.tokenizers import Tokenizers
 
 @dataclass
 class Teacher:
-    """Frozen teacher networks in eval mode and what their own configurations say of noise and captions."""
+    """Frozen teacher networks in eval mode, with their own noise schedule and tokenizers."""
 
     pipe: Any  # a StableDiffusionPipeline or StableDiffusionXLPipeline
     folder: Path
     dtype: torch.dtype
     schedule: DDPMScheduler
-    latent_side: int | None = None  # of the latents it is shown, where these are of real images of another size
+    latent_side: int | None = None  # set if the training latents differ in size from the U-Net's sample_size
 
     @classmethod
     def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
-        """Loads the diffusers folder, safetensors only.
+        """Loads a diffusers folder or hub id, safetensors only.
 
-        Raises UserError naming the folder when it is not there, ValueError when it is not a teacher
-        of a known family or its U-Net or noise schedule is of another kind.
+        Raises UserError naming the folder if it is missing, if its pipeline class is not supported, or if its U-Net or
+        noise schedule does not suit a teacher.
         """
         folder = local_folder(path)
         family = pipeline_class(folder)
@@ -64,7 +64,7 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher's weights are."""
+        """The device of the teacher's weights."""
         return self.pipe.unet.device
 
     @property
@@ -75,7 +75,7 @@ class Teacher:
 
     @property
     def resolution(self) -> int:
-        """Pixels of an image's side."""
+        """Side length of an image in pixels."""
         return self.latent_shape[1] * self.pipe.vae_scale_factor
 
     @property
@@ -85,7 +85,7 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every configuration and weight file: two teachers that draw alike have the same one."""
+        """Hash of the configuration and weight files that determine the teacher's images."""
         return folder_fingerprint(self.folder)
 
     @property
@@ -95,34 +95,39 @@ class Teacher:
 
     @cached_property
     def tokenizers(self) -> Tokenizers:
-        """The tokenizers of the text encoders, in their order."""
+        """The tokenizers, in the order of the text encoders."""
         return Tokenizers([t for name in ("tokenizer", "tokenizer_2") if (t := getattr(self.pipe, name, None))])
 
     @cached_property
-    def _sizes(self) -> Tensor:
-        """SDXL's time_ids [6] of an image that is as large as the latents say, not cropped."""
+    def _time_ids(self) -> Tensor:
+        """SDXL's time_ids [6], in pixels, of an uncropped image of the size that `latent_shape` decodes to."""
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
         return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
     def encode(self, token_ids: dict[str, Tensor], null: Tensor | None = None, zeros: bool = True) -> Condition:
-        """Encodes what `tokenizers` gave (other keys are ignored) -> the U-Net's condition, in the teacher's dtype.
+        """Encodes token ids to the U-Net's condition, in the teacher's dtype.
 
-        SDXL: penultimate hidden states of both encoders side by side, the second's pooled embedding, time_ids.
-        Where `null` [B] is set, and the teacher's own pipeline uses zeros for the unconditional
-        (`force_zeros_for_empty_prompt`), text and pooled embedding are zeros; not with `zeros` off.
+        token_ids: the output of `tokenizers`, [B, L] per text encoder. Other keys are ignored.
+        null: bool [B], True for null captions. If the teacher's own pipeline uses zeros for them
+            (`force_zeros_for_empty_prompt`) and `zeros` is True, their text and pooled embeddings are set to zero.
+        Returns `encoder_hidden_states` [B, L, width]. SDXL also has `text_embeds` [B, P] and `time_ids` [B, 6].
+        For SDXL, the hidden states are the penultimate ones of both encoders, concatenated along the width, and
+        `text_embeds` is the pooled embedding of the second encoder.
         """
         hidden, pooled = [], None
         wants_pooled = self.unet.config.addition_embed_type == "text_time"
         for encoder, key in zip(self.text_encoders, ("token_ids", "token_ids_2"), strict=False):
-            ids = token_ids[key].to(self.device, non_blocking=True)  # else the host waits for all that is queued
+            ids = token_ids[key].to(
+                self.device, non_blocking=True
+            )  # a blocking copy would wait for all queued GPU work
             out = encoder(ids, output_hidden_states=wants_pooled)
             hidden.append(out.hidden_states[-2] if wants_pooled else out.last_hidden_state)
             pooled = getattr(out, "text_embeds", None)
         condition = {"encoder_hidden_states": torch.cat(hidden, dim=-1)}  # [B, L, width]
         if wants_pooled:
             assert pooled is not None
-            condition |= {"text_embeds": pooled, "time_ids": self._sizes.repeat(len(pooled), 1)}
+            condition |= {"text_embeds": pooled, "time_ids": self._time_ids.repeat(len(pooled), 1)}
         if null is not None and zeros and self.pipe.config.get("force_zeros_for_empty_prompt", False):
             keep = ~null.to(self.device, non_blocking=True)
             condition["encoder_hidden_states"] = condition["encoder_hidden_states"] * keep[:, None, None]
@@ -130,24 +135,32 @@ class Teacher:
         return condition
 
     def stored_unet(self) -> "StoredTensors":
-        """The U-Net's weights as the folder holds them, not rounded to the teacher's compute type."""
+        """Returns the U-Net's weights as stored in the folder, not rounded to the teacher's compute dtype."""
         return StoredTensors(self.folder / "unet")
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; latents and noise [B, C, h, w], timesteps [B]."""
+        """Returns x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps [B, C, h, w].
+
+        latents (x_0) and noise (eps): [B, C, h, w]. timesteps: integers [B] in 0 .. T - 1.
+        """
         return self.schedule.add_noise(latents, noise, timesteps)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect network would predict: epsilon, v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, or x_0."""
+        """Returns the target [B, C, h, w] of the teacher's prediction type.
+
+        The target is epsilon, v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, or x_0.
+        latents (x_0) and noise (eps): [B, C, h, w]. timesteps: integers [B] in 0 .. T - 1.
+        """
         kind = self.schedule.config.prediction_type
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
 
     def pipeline(self, sampler: str, unet: nn.Module | None = None) -> Any:
-        """A pipeline on the teacher's (or another) U-Net with the named sampler.
+        """Returns a pipeline with the named sampler, on the teacher's U-Net or on `unet`.
 
-        "ddim" is built from the teacher's own scheduler config (paper, supplement K); "teacher" is the one it ships.
+        Samplers such as "ddim" use the teacher's own scheduler config (paper, supplement K). The sampler "teacher" is
+        the one that the teacher ships with.
         """
         unet = self.pipe.unet if unet is None else unet
         pipe = with_parts(self.pipe, scheduler=build_sampler(sampler, self.pipe.scheduler), unet=unet)
@@ -156,26 +169,29 @@ class Teacher:
 
 
 def check_unet(unet: Any, folder: Path) -> None:
-    """Raises UserError naming what a U-Net takes or gives that a text-to-image teacher of ours does not."""
-    odd = {
+    """Raises UserError if a U-Net configuration does not suit a text-to-image teacher.
+
+    Such a U-Net predicts the channels of x_t from x_t, t and text alone. SDXL's `text_time` embedding is allowed.
+    """
+    required = {
         "out_channels": unet["in_channels"],
         "class_embed_type": None,
         "encoder_hid_dim_type": None,
         "time_cond_proj_dim": None,
         "addition_embed_type": "text_time" if unet.get("addition_embed_type") == "text_time" else None,
     }
-    for key, wanted in odd.items():
-        if unet.get(key) != wanted:
+    for key, value in required.items():
+        if unet.get(key) != value:
             raise UserError(
-                f"{folder}: unet/config.json has {key} {unet.get(key)!r}, a teacher needs {wanted!r}: "
-                f"it must predict x_t's own channels from text alone"
+                f"{folder}/unet/config.json: {key} is {unet.get(key)!r}, expected {value!r}; "
+                f"a teacher must predict the channels of x_t from text alone"
             )
 
 
 def noise_schedule(scheduler: dict[str, Any], folder: Path) -> DDPMScheduler:
-    """The DDPM schedule q(x_t | x_0) that a folder's scheduler config describes.
+    """Returns the DDPM schedule q(x_t | x_0) that a folder's scheduler config describes.
 
-    Raises UserError for schedulers without a discrete one (EDM, flow matching) and unknown prediction types.
+    Raises UserError for schedulers without discrete betas (EDM, flow matching) and for unknown prediction types.
     """
     missing = {"num_train_timesteps", "beta_schedule"} - scheduler.keys()
     if missing:
@@ -185,5 +201,7 @@ def noise_schedule(scheduler: dict[str, Any], folder: Path) -> DDPMScheduler:
         )
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(f"{folder}: scheduler_config.json predicts {kind!r}; known: epsilon, v_prediction, sample")
+        raise UserError(
+            f"{folder}: scheduler_config.json has prediction_type {kind!r}, expected epsilon, v_prediction or sample"
+        )
     return DDPMScheduler.from_config(scheduler)

@@ -1,1 +1,1 @@
-"""The distillation step, the engines, the loop, checkpoints and monitoring."""
+"""Training: the distillation step, the engines, the loop, checkpoints and monitoring."""

@@ -1,11 +1,11 @@
-"""`python -m randcond.train EXPERIMENT`, and what `deepspeed --module randcond.train` executes on every rank."""
+"""`python -m randcond.train EXPERIMENT`. `deepspeed --module randcond.train` runs this module on every rank."""
 
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.entry_point import stage_main
 
 
 def check(config: Config) -> None:
-    """Fails on what can be known to be wrong before the first step."""
+    """Checks the experiment before any work starts. Raises UserError if a key or an input is wrong."""
     from randcond.launch.runtime.ranks import world_size
     from randcond.train.checks import check_grid, check_training
 
@@ -14,7 +14,7 @@ def check(config: Config) -> None:
 
 
 def train(config: Config) -> None:
-    """Trains the experiment's student."""
+    """Trains the student of the experiment."""
     from randcond.train.loop import run
 
     run(config)

@@ -1,4 +1,7 @@
-"""The networks of an experiment, ready to train: student and projectors initialised, taps on, attention chosen."""
+"""Builds the networks of an experiment and prepares them for training.
+
+Initialises the student and its projectors, adds the feature taps, and chooses the attention backends.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +12,16 @@ from diffusers import UNet2DConditionModel
 from randcond.launch.config.batch import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.launch.config.sections import Engine as EngineSection
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.cost.flops import training_flop, unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.export import check_shapes, shapes
 from randcond.model_zoo.kernels.attention import Choice, Use, choice_from, choose_attention, set_attention, summary
 from randcond.model_zoo.kernels.compilation import compile_network, compile_text
+from randcond.model_zoo.stored_tensors import StoredTensors
 from randcond.model_zoo.students.features import TappedStudent
 from randcond.model_zoo.students.registry import build_student, find_rule
 from randcond.model_zoo.teacher import Teacher
@@ -24,13 +30,15 @@ from randcond.train.step import DistillationStep
 
 
 def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, DistillationStep]:
-    """The module the engine trains, and the step that compares it with the teacher.
+    """Returns the module that the engine trains, and the step that compares it with the teacher.
 
-    Raises UserError when the student's rule does not apply to the teacher.
+    Raises UserError if the student rule does not apply to the teacher.
     """
     student, train, options = config.student, config.train, config.engine
     weights = teacher.stored_unet() if student.init == "teacher" else None
     unet = build_student(student.rule, plain_config(teacher.unet.config), student.seed, weights)
+    if student.start_from:
+        load_student(unet, Path(student.start_from))
     module = TappedStudent(unet, teacher.unet, find_rule(student.rule), student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
     layout = options.channels_last, options.teacher_graph
@@ -40,69 +48,89 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     return module, distil
 
 
+def load_student(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Fills a student with the weights of an exported one, in place.
+
+    Raises UserError if the folder holds no student, or one of another architecture.
+    """
+    check_start(folder)
+    stored = StoredTensors(folder / "unet")
+    check_shapes(shapes(unet.state_dict()), shapes(stored), f"student.start_from: {folder}")
+    unet.load_state_dict(dict(stored), strict=True)
+
+
+def check_start(folder: Path) -> None:
+    """Raises UserError if a folder is not an exported student."""
+    if not (folder / "unet" / "config.json").is_file():
+        raise UserError(f"student.start_from: no exported student at {folder}; expected a folder like RUN/student_ema")
+
+
 def flop_per_sample(teacher: Teacher, student: UNet2DConditionModel) -> int:
-    """Floating-point operations of distilling one sample, from the two configurations, at the size of its latents."""
+    """Returns the floating-point operations of one training sample, at the teacher's latent size.
+
+    Counts the forward of the teacher, and the forward and backward of the student, from their configurations.
+    """
     size = {"sample_size": teacher.latent_shape[-1]}
     costs = (unet_cost(type(unet), {**plain_config(unet.config), **size}) for unet in (teacher.unet, student))
     return training_flop(*costs)
 
 
 def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:
-    """Attention backends, memory formats, checkpointing and compilation, before the first forward.
+    """Sets attention backends, memory formats, activation checkpointing and compilation. Call before the first forward.
 
-    The first rank chooses for all; the run keeps the choice (attention.json), so that a resumed run goes on with the
-    kernels it began with, on such a device and compiled alike.
+    Rank 0 chooses the attention backends for all ranks and stores the choice in attention.json in the run folder
+    `folder`. A resumed run reuses the stored choice if engine.attention, engine.compile, the device and the networks
+    are the same.
     """
-    kept = folder / "attention.json"
+    stored_path = folder / "attention.json"
     options = config.engine
     micro, _ = batch_shape(config.train.global_batch, engine.ranks, options.micro_batch)
     networks = {"teacher": (teacher.unet, teacher.dtype), "student": (unet, engine.dtype)}
     chosen: dict[str, list[Choice]] = {}
     if engine.rank == 0:
-        stored = read_json(kept) if kept.is_file() else {}
+        stored = read_json(stored_path) if stored_path.is_file() else {}
         one_graph = options.compile == "whole"
-        of = {
+        depends_on = {
             "wanted": options.attention,
             "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
             "one_graph": one_graph,
             "networks": [teacher.fingerprint, config.student.rule, *(str(dtype) for _, dtype in networks.values())],
         }
-        if stored.get("of") == of:
-            chosen = {what: [choice_from(entry) for entry in stored[what]] for what in networks}
+        if stored.get("of") == depends_on:
+            chosen = {name: [choice_from(entry) for entry in stored[name]] for name in networks}
         else:
-            for what, (network, dtype) in networks.items():
-                use = Use(dtype, engine.device, micro, what == "student", one_graph)
-                chosen[what] = choose_attention(network, options.attention, use)
-            plain = {what: [asdict(choice) for choice in choices] for what, choices in chosen.items()}
-            write_json(kept, {"of": of, **plain})
-        for what, choices in chosen.items():
-            log.info(f"attention of the {what}: {summary(choices)}")
+            for name, (network, dtype) in networks.items():
+                use = Use(dtype, engine.device, micro, name == "student", one_graph)
+                chosen[name] = choose_attention(network, options.attention, use)
+            as_json = {name: [asdict(choice) for choice in choices] for name, choices in chosen.items()}
+            write_json(stored_path, {"of": depends_on, **as_json})
+        for name, choices in chosen.items():
+            log.info(f"attention of the {name}: {summary(choices)}")
     chosen = engine.broadcast(chosen)
-    for what, (network, _) in networks.items():
-        set_attention(network, chosen[what])
-    said = speed_up(options, teacher, unet)
-    if engine.rank == 0 and said:
-        log.info(said)
+    for name, (network, _) in networks.items():
+        set_attention(network, chosen[name])
+    message = apply_speed_options(options, teacher, unet)
+    if engine.rank == 0 and message:
+        log.info(message)
 
 
-def speed_up(options: EngineSection, teacher: Teacher, student: UNet2DConditionModel) -> str:
-    """Memory formats, checkpointing and compilation of teacher and student; what the log should say of it."""
-    if (
-        options.channels_last and options.teacher == "replicated"
-    ):  # sharded weights lie as FSDP keeps them: inputs decide
+def apply_speed_options(options: EngineSection, teacher: Teacher, student: UNet2DConditionModel) -> str:
+    """Sets memory formats, activation checkpointing and compilation. Returns a line for the log, or ""."""
+    # FSDP chooses the memory layout of sharded weights. A sharded teacher gets channels-last inputs only.
+    if options.channels_last and options.teacher == "replicated":
         teacher.unet.to(memory_format=torch.channels_last)
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()
     if options.compile == "none":
         return ""
-    # What gathers weights block by block runs between the blocks: no graph can hold it.
-    gathered = {
+    # Sharded weights are gathered between the blocks, and a single graph can't contain that.
+    gathered_by_block = {
         "teacher": options.teacher == "sharded",
         "student": options.kind == "fsdp" or options.zero_stage == 3,
     }
-    how = {name: "blocks" if in_parts else options.compile for name, in_parts in gathered.items()}
+    how = {name: "blocks" if by_block else options.compile for name, by_block in gathered_by_block.items()}
     compile_network(teacher.unet, how["teacher"], options.teacher_graph)
     compile_network(student, how["student"])
     if options.compile == "whole":
         compile_text(teacher.text_encoders)
-    return f"compiled: teacher {how['teacher']}, student {how['student']}; the first step waits for it"
+    return f"compiled: teacher {how['teacher']}, student {how['student']}; compilation takes place in the first step"

@@ -1,6 +1,7 @@
-"""What can be known to be wrong with an experiment before any work: keys, sources, sizes, captions, folders."""
+"""Checks of an experiment before any work starts: keys, sources, sizes, captions, folders."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -17,10 +18,11 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_config
+from randcond.train.build import check_start
 
 
 def check_training(config: Config, ranks: int) -> None:
-    """Raises UserError naming the key, before any network is loaded."""
+    """Checks the training keys without loading any weights. Raises UserError naming the key."""
     probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
     engine = config.engine
     batch_shape(config.train.global_batch, ranks, engine.micro_batch)
@@ -28,35 +30,43 @@ def check_training(config: Config, ranks: int) -> None:
         shard_group(engine.sharding, engine.shard_group, ranks, ranks)
     rule = find_rule(config.student.rule)
     if rule.teacher_name is None and config.student.init == "teacher":
-        raise UserError(f"student.init: {config.student.rule} differs from the teacher in width; use init: random")
-    _check_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
+        raise UserError(
+            f"student.init: the layer widths of {config.student.rule} differ from the teacher's; use init: random"
+        )
+    _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
+    if config.student.start_from:
+        check_start(Path(config.student.start_from))
 
 
 def check_grid(config: Config) -> None:
-    """Raises UserError where a training has no captions for its sample grids: the first may come after hours."""
+    """Checks the captions of the sample grids. Raises UserError if they are missing or invalid.
+
+    The first grid may be drawn hours after the start. This check reports the error before the first step.
+    """
     if 0 < config.train.sample_every <= config.train.steps:
         try:
             choose_prompts(config)
         except UserError as error:
-            raise type(error)(f"{error}; train.sample_every=0 trains without sample grids") from None
+            raise type(error)(f"{error}; or set train.sample_every=0 to train without sample grids") from None
 
 
 @cache
-def _check_pairs(path: str, name: str) -> None:
-    """Raises UserError where the student's rule or its feature pairs don't suit the teacher."""
-    teacher, rule = unet_of(path), find_rule(name)  # of a published teacher without asking the hub
+def _check_feature_pairs(teacher_path: str, rule_name: str) -> None:
+    """Raises UserError if the student rule or one of its feature pairs does not fit the teacher."""
+    teacher, rule = unet_of(teacher_path), find_rule(rule_name)  # for a published teacher this needs no network access
     with torch.device("meta"):
-        projectors((rule.model, student_config(name, teacher)), teacher, rule)
+        projectors((rule.model, student_config(rule_name, teacher)), teacher, rule)
 
 
 def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> None:
-    """The same for every stage: what evaluation would refuse is refused before the cache is drawn.
+    """Checks the inputs of all stages, so that an evaluation error is reported before the cache is drawn.
 
-    `missing`: takes what is not there yet, instead of an error; what depends on it goes unchecked.
+    `missing`: if given, a missing input is appended to this list instead of raising an error, and the checks that need
+    it are skipped. Raises UserError naming the key or the input.
     """
     if config.trains:
         check_training(config, ranks)
-        if not is_url(config.paths.cache):  # one that is drawn and on a server needs its sources no more
+        if not is_url(config.paths.cache):  # a cache on a server is complete and does not need its sources
             with collecting_missing(missing):
                 latent_source(config)
         for source in resolve_sources([*config.pool.read, *config.pool.also]):

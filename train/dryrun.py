@@ -1,7 +1,8 @@
-"""Resolves and checks experiments and runs none: `python -m randcond.train.dryrun [EXPERIMENT ...] [key=value ...]`.
+"""Resolves and checks experiments without running them.
 
-Without a name it takes every experiment and table that ships (`make dryrun`). What an experiment reads and is not there
-yet is an error where it is named, because it is about to run; of all that ship it is only said.
+`python -m randcond.train.dryrun [EXPERIMENT ...] [key=value ...]`. Without a name it checks every experiment and table
+of the package (`make dryrun`). A missing input is an error for an experiment that is named, because it is about to
+run. When all experiments are checked, missing inputs are only listed.
 """
 
 import os
@@ -16,50 +17,50 @@ from randcond.launch.runtime.processes import exit_when_preempted
 from randcond.train.checks import check_all
 
 
-def main(words: list[str]) -> None:
-    """Prints a line per experiment; exits 2 when one does not resolve."""
-    overrides = [word for word in words if "=" in word]
-    names = [word for word in words if "=" not in word]
-    wrong, lacking = 0, Counter[str]()
+def main(arguments: list[str]) -> None:
+    """Prints one line per experiment. Exits with 2 if an experiment or a table has an error, otherwise with 0."""
+    overrides = [argument for argument in arguments if "=" in argument]
+    names = [argument for argument in arguments if "=" not in argument]
+    errors, all_missing = 0, Counter[str]()
     for name in names or experiment_names():
         try:
             config = load_config(name, overrides)
             missing: list[str] = []
             check_all(config, config.engine.processes, missing)
-            print(f"{name}: {summary(config)}" + ("; its inputs are not here yet" if missing else ""))
-            for what in dict.fromkeys(missing) if names else ():
-                if what not in lacking:  # all of it at once, each once
-                    print(f"error: {name}: {what}", file=sys.stderr)
-                    wrong += 1
-            lacking.update(missing)
+            print(f"{name}: {summary(config)}" + ("; some inputs are missing" if missing else ""))
+            for text in dict.fromkeys(missing) if names else ():
+                if text not in all_missing:  # report each missing input once
+                    print(f"error: {name}: {text}", file=sys.stderr)
+                    errors += 1
+            all_missing.update(missing)
         except (UserError, OSError) as error:
             if os.environ.get("RANDCOND_TRACEBACK"):
                 raise
-            wrong += 1
+            errors += 1
             print(f"error: {name}: {error}", file=sys.stderr)
     if not names:
         for table in table_names():
             if unknown := set(load_table(table).experiments) - set(experiment_names()):
-                wrong += 1
+                errors += 1
                 print(f"error: table {table}: unknown experiments {sorted(unknown)}", file=sys.stderr)
-        if lacking:
-            print("\nnot here yet, and of how many experiments:")
-            for what, count in lacking.most_common():
-                print(f"  {count:3}  {what}")
-        print(f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {wrong} wrong")
-    sys.exit(2 if wrong else 0)
+        if all_missing:
+            print("\nmissing inputs, each after the number of experiments that need it:")
+            for text, count in all_missing.most_common():
+                print(f"  {count:3}  {text}")
+        print(f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {errors} errors")
+    sys.exit(2 if errors else 0)
 
 
 def summary(config: Config) -> str:
-    """An experiment in a line."""
+    """Returns a one-line description of an experiment."""
     if not config.trains:
-        return f"{config.teacher.path}, evaluated as it is by protocol {config.eval.protocol}"
+        return f"{config.teacher.path}, no training, evaluated with protocol {config.eval.protocol}"
     pool = config.pool
-    extra = "all" if pool.size is None else f"{pool.size:,}"
-    beside = f" and those of {', '.join(pool.also)}" if pool.also else ""
-    said = f"{config.student.rule}, {config.student.init} init, p(t) {config.conditioning.p}"
-    said += f", {extra} extra texts{beside}" if config.conditioning.p != "none" else ""
-    return f"{said}, {config.cache.used or config.cache.size:,} latents, {config.train.steps:,} steps"
+    text = f"{config.student.rule}, {config.student.init} init, p(t) {config.conditioning.p}"
+    if config.conditioning.p != "none":
+        text += f", {'all' if pool.size is None else f'{pool.size:,}'} extra texts"
+        text += f" and all of {', '.join(pool.also)}" if pool.also else ""
+    return f"{text}, {config.cache.used or config.cache.size:,} latents, {config.train.steps:,} steps"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Evaluation during training: raw and EMA weights on all ranks, every `train.eval_every` steps, best so far kept.
+"""Evaluation during training: scores raw and EMA weights every `train.eval_every` steps and keeps the best student.
 
-In: a training at some step. Out: RUN/evaluations/step-NNNNNN/{raw,ema}/ (the U-Net that drew, chunks, scores), values
-for TensorBoard and metrics.jsonl, RUN/best.json and RUN/best/ (students in diffusers format). Nothing is deleted.
+In: a training run at some step. Out: RUN/evaluations/step-NNNNNN/{raw,ema}/ (the evaluated U-Net, chunks of images,
+scores), values for TensorBoard and metrics.jsonl, RUN/best.json and RUN/best/ (students in diffusers format). All ranks
+take part. Nothing is deleted.
 """
 
 import math
@@ -25,6 +26,7 @@ from randcond.eval.evaluate import (
     with_pipeline_defaults,
 )
 from randcond.eval.images.generate import Task
+from randcond.eval.images.identity import same_evaluation
 from randcond.eval.images.prompts import ALL, first_prompts
 from randcond.eval.scores.metrics import METRICS
 from randcond.eval.scores.network_weights import fingerprint
@@ -41,41 +43,48 @@ from randcond.train.state.model_card import model_card
 from randcond.train.watch.monitor import Monitor
 
 
-def rehearse(config: Config) -> None:
-    """Loads what evaluations will need and lets go of it: what is missing is said now, not after days.
+def preload_evaluation_inputs(config: Config) -> None:
+    """Loads and discards everything that later evaluations need, so that errors come at the start, not after days.
 
-    Raises UserError naming captions, metrics, weights or statistics that are wrong.
+    Raises UserError naming the captions, metrics, weights or statistics that are missing or wrong.
     """
     if config.train.eval_every:
         check_evaluation(config)
         references(config, prepare(config))
 
 
-def evaluate_at(training: Training, monitor: Monitor, alive: Heartbeat, step: int) -> float:
-    """Evaluates where `train.eval_every` says so; the seconds it took. Every rank must call it."""
-    every, began = training.config.train.eval_every, time.monotonic()
+def evaluate_if_due(training: Training, monitor: Monitor, heartbeat: Heartbeat, step: int) -> float:
+    """Evaluates if `step` is a multiple of `train.eval_every`, and logs the scores. Returns the seconds it took.
+
+    Every rank must call it.
+    """
+    every, started = training.config.train.eval_every, time.monotonic()
     if not (every and step and step % every == 0):
         return 0.0
-    values = evaluate_now(training, step, lambda: alive.at(step, "evaluating"))
-    spent = time.monotonic() - began
-    monitor.scores(step, values, spent)
-    return spent
+    values = evaluate_weights(training, step, lambda: heartbeat.report(step, "evaluating"))
+    seconds = time.monotonic() - started
+    monitor.add_scores(step, values, seconds)
+    return seconds
 
 
-def evaluate_missed(training: Training, monitor: Monitor, alive: Heartbeat, first: int) -> float:
-    """The evaluation of the step that a run goes on from, where it was cut off: its values were not logged."""
+def evaluate_interrupted(training: Training, monitor: Monitor, heartbeat: Heartbeat, step: int) -> float:
+    """Evaluates the step that a run resumes from, if the run was killed during that evaluation.
+
+    In that case its scores are not in metrics.jsonl. Returns the seconds it took. Every rank must call it.
+    """
     logged = False
-    if training.engine.rank == 0:  # which has cut off what a kill left half written
+    if training.engine.rank == 0:  # the monitor of rank 0 has removed incomplete lines from the file
         path = training.folder / "metrics.jsonl"
         lines = whole_lines(path)
-        logged = any(line["step"] == first and any(name.startswith("eval/") for name in line) for _, line in lines)
-    return 0.0 if training.engine.broadcast(logged) else evaluate_at(training, monitor, alive, first)
+        logged = any(line["step"] == step and any(name.startswith("eval/") for name in line) for _, line in lines)
+    return 0.0 if training.engine.broadcast(logged) else evaluate_if_due(training, monitor, heartbeat, step)
 
 
-def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> dict[str, float]:
-    """Evaluates the weights as they are; eval/WEIGHTS/SPLIT/SCORE -> value, on the first rank, else empty.
+def evaluate_weights(training: Training, step: int, beat: Callable[[], object]) -> dict[str, float]:
+    """Evaluates the current weights. Returns "eval/WEIGHTS/SPLIT/SCORE" -> value on rank 0, {} on the other ranks.
 
-    Every rank must call it: weights are gathered, images shared out. `beat` says that this rank lives.
+    Every rank must call it: the weights are gathered from all ranks, and every rank draws a share of the images.
+    `beat` is called regularly, to report progress to the heartbeat.
     """
     config, engine = training.config, training.engine
     task = prepare(config)
@@ -92,37 +101,38 @@ def evaluate_now(training: Training, step: int, beat: Callable[[], object]) -> d
         _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
         write_config(out, config)
         if engine.rank == 0:
-            splits = read_json(out / "scores.json")["splits"]
-            scored = read_json(out / "scores.json")["protocol"]
+            scores = read_json(out / "scores.json")
+            splits = scores["splits"]
             found = {f"{s}/{name}": v for s, part in splits.items() for name, v in part.items() if _is_number(v)}
             values |= {f"eval/{kind}/{name}": value for name, value in found.items()}
-            _keep_best(training, unet_weights(gathered), kind, step, splits, scored, sorted(values))
+            _update_best(training, unet_weights(gathered), kind, step, splits, scores["protocol"], sorted(values))
         engine.barrier()
         beat()
     return values
 
 
 def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out: Path, kind: str) -> None:
-    """The U-Net that draws, in the evaluation's own type; what was made otherwise there is set aside.
+    """Saves the U-Net to evaluate in `out`/unet, in the dtype of the evaluation.
 
-    Other weights, or other threads, captions or versions since: a training is not to end for that.
+    `out` may hold an evaluation made with other weights, threads, captions or library versions. That folder is then
+    renamed to NAME-before-N instead of raising an error, so that the training goes on.
     """
     unet = student_unet(training.unet, weights, DTYPES[training.config.teacher.dtype])
-    aside = out.with_name(f".{out.name}.new")
-    with atomic_write(aside / "unet") as folder:
+    temporary = out.with_name(f".{out.name}.new")
+    with atomic_write(temporary / "unet") as folder:
         unet.save_pretrained(folder, safe_serialization=True)
-    network, pipe = fingerprint(aside / "unet"), training.teacher.pipe
-    wanted = protocol_facts(
+    network, pipe = fingerprint(temporary / "unet"), training.teacher.pipe
+    expected = protocol_facts(
         EvaluatedModel("", pipe, network, kind, training.config.teacher.dtype), with_pipeline_defaults(task, pipe)
     )
     plan = out / "plan.json"
-    if out.exists() and not (plan.is_file() and wanted.items() <= read_json(plan).items()):
+    if out.exists() and not (plan.is_file() and same_evaluation(read_json(plan), expected)):
         number = sum(1 for _ in out.parent.glob(f"{out.name}-before-*"))
         out.rename(out.with_name(f"{out.name}-before-{number}"))
     if out.exists():
-        remove(aside)
+        remove(temporary)
     else:
-        aside.rename(out)
+        temporary.rename(out)
 
 
 def _draw_and_score(
@@ -137,46 +147,49 @@ def _draw_and_score(
     config, teacher = training.config, training.teacher
     unet = load_unet(out / "unet", teacher.dtype).to(teacher.device)
     pipe = teacher.pipeline(task.protocol.sampler, unet)
-    system = EvaluatedModel(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
-    with torch.compiler.set_stance("force_eager"):  # each evaluation's U-Net is another, to be compiled anew
-        evaluate(system, task, real, out)
+    model = EvaluatedModel(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
+    # Eager, because every evaluation has a new U-Net, which would be compiled again.
+    with torch.compiler.set_stance("force_eager"):
+        evaluate(model, task, real, out)
 
 
-def _keep_best(
+def _update_best(
     training: Training,
     weights: dict[str, Tensor],
     kind: str,
     step: int,
     splits: dict[str, dict[str, Any]],
-    scored: dict[str, Any],
+    protocol: dict[str, Any],
     logged: list[str],
 ) -> None:
-    """Exports the student when the first metric says that it is the best so far; notes it in best.json."""
+    """Exports the student and updates best.json if its score by the first metric is the best so far."""
     config, run = training.config, training.folder
     metric = METRICS[config.eval.metrics[0]]
     path = run / "best.json"
-    before = read_json(path) if path.is_file() else None
+    best = read_json(path) if path.is_file() else None
     value = splits[ALL][metric.best]
-    how = {key: each for key, each in scored.items() if key not in ("network", "weights")}
-    note = {"score": metric.best, "split": ALL, "logged": sorted({*logged, *(before or {}).get("logged", [])})}
+    how = {key: each for key, each in protocol.items() if key not in ("network", "weights")}
+    score = {"score": metric.best, "split": ALL, "logged": sorted({*logged, *(best or {}).get("logged", [])})}
     found = {"value": value, "step": step, "weights": kind}
-    if not math.isfinite(value) or (before and _stays(before, {**note, **found, "how": how}, metric.lower)):
-        if before:
-            write_json(path, {**before, "logged": note["logged"]})
+    if not math.isfinite(value) or (best and _best_remains(best, {**score, **found, "how": how}, metric.lower)):
+        if best:
+            write_json(path, {**best, "logged": score["logged"]})
         return
     folder = run / "best" / f"step-{step:06d}-{kind}"
     trained = student_unet(training.unet, weights, torch.float32)
-    with atomic_write(folder) as aside:
-        export_student(aside, trained, training.teacher.folder, model_card(config, kind, step))
-    write_json(path, {**note, **found, "folder": str(folder.relative_to(run)), "how": how})
+    with atomic_write(folder) as temporary:
+        export_student(temporary, trained, training.teacher.folder, model_card(config, kind, step))
+    write_json(path, {**score, **found, "folder": str(folder.relative_to(run)), "how": how})
 
 
-def _stays(best: dict[str, Any], found: dict[str, Any], lower: bool) -> bool:
-    """Whether the best so far stays that; not where it was of these very weights, which a run that was set back trained
-    once more, nor where the two can't be compared: by another score, of other captions, protocols or statistics.
+def _best_remains(best: dict[str, Any], found: dict[str, Any], lower: bool) -> bool:
+    """Returns True if the best result so far is at least as good as the one found. `lower`: lower scores are better.
+
+    Returns False if both are of the same step and weights: a run that resumed from an earlier step trained that step
+    again. Returns False if the two can't be compared: other score, captions, protocol or statistics.
     """
-    again = (best["step"], best["weights"]) == (found["step"], found["weights"])
-    if again or (best["score"], best["how"]) != (found["score"], found["how"]):
+    same_step = (best["step"], best["weights"]) == (found["step"], found["weights"])
+    if same_step or best["score"] != found["score"] or not same_evaluation(best["how"], found["how"]):
         return False
     return found["value"] >= best["value"] if lower else found["value"] <= best["value"]
 

@@ -1,4 +1,4 @@
-"""The training run on one page: stream -> step -> engine -> monitor -> checkpoint -> exported student."""
+"""The training loop: stream -> step -> engine -> monitor -> checkpoint -> exported student."""
 
 import os
 import sys
@@ -16,9 +16,9 @@ from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import RANKS_FROM
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
 from randcond.train.build import flop_per_sample
-from randcond.train.evaluation import evaluate_at, evaluate_missed, rehearse
+from randcond.train.evaluation import evaluate_if_due, evaluate_interrupted, preload_evaluation_inputs
 from randcond.train.faults.heartbeat import Heartbeat
-from randcond.train.faults.preemption import Preemption, ignore_in_worker
+from randcond.train.faults.preemption import Preemption, ignore_signals
 from randcond.train.prefetch import Prefetcher
 from randcond.train.setup import Training, set_up, start
 from randcond.train.state import checkpoint
@@ -30,102 +30,115 @@ from randcond.train.watch.timing import StartupTimer, trace_window
 
 
 def run(config: Config) -> None:
-    """Trains the experiment's student, from its newest checkpoint if there is one, and exports it."""
+    """Trains and exports the student of the experiment, and resumes from the newest checkpoint if there is one.
+
+    Raises SystemExit with PREEMPTED if a preemption request ended the run.
+    """
     startup = StartupTimer()
     startup.mark("Python and its libraries")
     training = set_up(config, startup.mark)
     if training is None:
         return
     engine = training.engine
-    with Heartbeat(engine, config.engine.heartbeat, config.engine.timeout) as alive:
+    with Heartbeat(engine, config.engine.heartbeat, config.engine.timeout) as heartbeat:
         if engine.rank == 0:
-            rehearse(config)
+            preload_evaluation_inputs(config)
         startup.mark("rehearsal of evaluations")
         first, seconds = start(training, startup.mark)
         preemption = Preemption(engine)
-        last, seconds = steps(training, alive, preemption, startup, first, seconds)
+        last, seconds = steps(training, heartbeat, preemption, startup, first, seconds)
         preempted = last < config.train.steps
         if not preempted:
             export(training, seconds)
-        # Of a job's steps Slurm asks only the one that runs: its script has to know before it begins the next.
-        late = not preempted and os.environ.get(RANKS_FROM) == "slurm" and preemption.wanted()
+        # Slurm signals only the job step that is running. The job's script needs the exit code PREEMPTED even though
+        # this training has finished, so that it does not start its next step.
+        late = not preempted and os.environ.get(RANKS_FROM) == "slurm" and preemption.requested()
     engine.close()
     if preempted or late:
         if engine.rank == 0:
-            there = "finished" if late else f"saved at step {last}; the same command goes on from there"
-            log.info(f"training: asked to end, {there}")
+            outcome = "finished" if late else f"saved at step {last}; run the same command to resume"
+            log.info(f"training: preempted, {outcome}")
         sys.exit(PREEMPTED)
 
 
 def steps(
-    training: Training, alive: Heartbeat, preemption: Preemption, startup: StartupTimer, first: int, seconds: float
+    training: Training, heartbeat: Heartbeat, preemption: Preemption, startup: StartupTimer, first: int, seconds: float
 ) -> tuple[int, float]:
-    """Trains on from step `first`; returns the last step done, asked to end or not, and the seconds trained in all."""
+    """Trains after step `first` until the last step or a preemption.
+
+    `seconds`: the training time until `first`. Returns the last finished step and the total training time in seconds.
+    """
     config, engine, train = training.config, training.engine, training.config.train
     micro, accumulation = batch_shape(train.global_batch, engine.ranks, config.engine.micro_batch)
     positions = Positions(first, train.steps, train.global_batch, micro, engine.rank, engine.ranks)
-    loader = batches(training.stream, positions, train.workers, ignore_in_worker)
+    loader = batches(training.stream, positions, train.workers, ignore_signals)
     keep = (train.keep_checkpoints, train.keep_every)
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
     flop = flop_per_sample(training.teacher, training.unet)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
-    ahead = Prefetcher(loader, training.teacher.device, monitor.waiting)
-    seen = SampleLog(training.folder, engine.rank, train.log_samples)
-    began, step, preempted = time.monotonic() - seconds, first, False
-    began += evaluate_missed(training, monitor, alive, first)
+    prefetcher = Prefetcher(loader, training.teacher.device, monitor.data_stalls.wait)
+    sample_log = SampleLog(training.folder, engine.rank, train.log_samples)
+    started, step, preempted = time.monotonic() - seconds, first, False
+    # `started` is moved by the duration of each evaluation, which does not count as training time.
+    started += evaluate_interrupted(training, monitor, heartbeat, first)
     startup.mark("loader, monitor")
-    with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as traced:
+    with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as after_step:
         while step < train.steps and not preempted:
             step += 1
             lr = train.lr * min(1.0, step / max(1, train.warmup))
             for _ in range(accumulation):
-                alive.at(step, "waiting for data")
-                batch = ahead.take()
-                alive.at(step, "forward")
+                heartbeat.report(step, "waiting for data")
+                batch = prefetcher.take()
+                heartbeat.report(step, "forward")
                 losses = training.distil(engine.forward, batch, engine.dtype)
-                alive.at(step, "waiting for data")
-                ahead.fetch()
-                alive.at(step, "backward")
+                heartbeat.report(step, "waiting for data")
+                prefetcher.fetch()
+                heartbeat.report(step, "backward")
                 engine.backward(losses.total)
-                alive.at(step, "optimizer")
+                heartbeat.report(step, "optimizer")
                 norm = engine.step(lr, min(train.ema_decay, (1 + step) / (10 + step)))
                 monitor.add(losses, batch)
-                seen.add(step, batch)
-            alive.at(step, "between steps")
+                sample_log.add(step, batch)
+            heartbeat.report(step, "between steps")
             if step == first + 1:
-                startup.first_step(training.folder, engine.rank == 0)
-            traced()
+                startup.finish(training.folder, engine.rank == 0)
+            after_step()
             checkpoints.check()
-            preempted = preemption.wanted() and step < train.steps  # else only evaluation and export are left
+            # A request in the last step is ignored: only the evaluation and the export remain.
+            preempted = preemption.requested() and step < train.steps
             milestone = step % train.checkpoint_every == 0 or step == train.steps or preempted
             shown = any(every and step % every == 0 for every in (train.sample_every, train.eval_every))
-            monitor.step(step, lr, norm, milestone or shown)  # stops the run on a value that is not finite
+            monitor.step(step, lr, norm, milestone or shown)  # raises if a value is NaN or infinite
             if milestone:
-                spent = time.monotonic() - began
-                facts = {"identity": training.identity, "seconds": spent, "skipped": engine.skipped}
+                trained_s = time.monotonic() - started
+                facts = {"identity": training.identity, "seconds": trained_s, "skipped": engine.skipped}
                 checkpoints.save(step, engine.local_state(), engine.shapes, facts)
             if train.sample_every and step % train.sample_every == 0 and not preempted:
-                picture = draw_grid(config, training.teacher, engine, training.unet)
-                monitor.picture("teacher over student", picture, step)
+                grid = draw_grid(config, training.teacher, engine, training.unet)
+                monitor.add_image("teacher over student", grid, step)
             if not preempted:
-                began += evaluate_at(training, monitor, alive, step)  # no part of the training's time
+                started += evaluate_if_due(training, monitor, heartbeat, step)
     monitor.close()
-    seen.close()
-    return step, time.monotonic() - began
+    sample_log.close()
+    return step, time.monotonic() - started
 
 
 def export(training: Training, seconds: float) -> None:
-    """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json: the run is finished."""
+    """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json, which marks the run done.
+
+    `seconds`: the total training time. Every rank must call it.
+    """
     config, engine = training.config, training.engine
     for kind in ("raw", "ema"):
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
             trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
-            with atomic_write(student_folder(config, kind)) as aside:
-                export_student(aside, trained, training.teacher.folder, model_card(config, kind, config.train.steps))
+            card = model_card(config, kind, config.train.steps)
+            with atomic_write(student_folder(config, kind)) as temporary:
+                export_student(temporary, trained, training.teacher.folder, card)
     if engine.rank == 0:
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
         write_json(training.folder / "train.json", {**facts, "identity": training.identity})
         ema, raw = (student_folder(config, kind) for kind in ("ema", "raw"))
-        log.info(f"training: finished, the student is at {ema} (raw weights: {raw})")
+        log.info(f"training: finished; the student is at {ema} (EMA weights) and {raw} (raw weights)")
     engine.barrier()

@@ -1,4 +1,4 @@
-"""The next micro-batch, made ready while the device still has the one before to compute."""
+"""Prefetches the next micro-batch while the device still computes the current one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -8,41 +8,44 @@ import torch
 
 from randcond.train.step import to_device
 
-Around = Callable[[], AbstractContextManager[None]]
+ContextFactory = Callable[[], AbstractContextManager[None]]
 
 
 class Prefetcher:
-    """A loader's micro-batches, each read, given its noise and sent to the device before it is asked for.
+    """Reads micro-batches from a loader, draws their noise and sends both to the device before they are needed.
 
-    `fetch` belongs between the forward pass and the backward: a GPU still has the former to do, while the backward of
-    DeepSpeed's stage 3 and every engine's step end in a wait for it. On a CPU only the order is another.
-    What fails in `fetch` is raised by `take`: the step before it is done, and saved if it is a milestone.
+    Call fetch() between the forward pass and the backward pass. The GPU is then still busy with the forward pass.
+    Later in the step it is too late: the backward of DeepSpeed's stage 3, and the step() of every engine, end with a
+    wait for the GPU. On a CPU, prefetching changes the order of the work but not its duration.
+    Errors in fetch() are re-raised by take(), so that the current step is finished, and saved if it is a milestone.
     """
 
-    def __init__(self, loader: Iterator[dict[str, Any]], device: torch.device, waiting: Around = nullcontext) -> None:
-        """`waiting`: entered around what waits for the loader."""
-        self.loader, self.device, self.waiting = loader, device, waiting
-        self._ready: dict[str, Any] | None = None
-        self._failed: Exception | None = None
+    def __init__(
+        self, loader: Iterator[dict[str, Any]], device: torch.device, time_wait: ContextFactory = nullcontext
+    ) -> None:
+        """`time_wait` makes a context that is entered while this object waits for the loader (`DataStalls.wait`)."""
+        self.loader, self.device, self.time_wait = loader, device, time_wait
+        self._batch: dict[str, Any] | None = None
+        self._error: Exception | None = None
 
     def fetch(self) -> None:
-        """Makes the next micro-batch ready, where there is one and none is ready yet."""
-        if self._ready is not None or self._failed is not None:
+        """Prepares the next micro-batch. Does nothing if one is ready already, or after an error."""
+        if self._batch is not None or self._error is not None:
             return
         try:
-            with self.waiting():
+            with self.time_wait():
                 batch = next(self.loader)
-            self._ready = to_device(batch, self.device)
-        except StopIteration as end:  # behind the last one; its traceback would hold the step's tensors
-            self._failed = end.with_traceback(None)
+            self._batch = to_device(batch, self.device)
+        except StopIteration as end:  # after the last batch; a traceback would keep the tensors of the step in memory
+            self._error = end.with_traceback(None)
         except Exception as error:
-            self._failed = error
+            self._error = error
 
     def take(self) -> dict[str, Any]:
-        """The next micro-batch; raises what its fetching raised."""
+        """Returns the next micro-batch, as `to_device` describes it. Raises the error of fetch(), if it failed."""
         self.fetch()
-        if self._ready is None:
-            assert self._failed is not None
-            raise self._failed
-        batch, self._ready = self._ready, None
+        if self._batch is None:
+            assert self._error is not None
+            raise self._error
+        batch, self._batch = self._batch, None
         return batch

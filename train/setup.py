@@ -1,4 +1,4 @@
-"""A training, ready for its first step: cache and pool opened, networks built, engine started, checkpoint loaded."""
+"""Sets up a training run: opens cache and pool, builds the networks, starts the engine, loads the checkpoint."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,11 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from randcond.data.cache.latent_cache import LatentCache
-from randcond.data.captions.pool import check_asked, open_pool
+from randcond.data.captions.pool import check_pool_identity, open_pool
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import to_yaml
+from randcond.launch.config.identity import differences
 from randcond.launch.config.paths import resolve_path, student_folder, watched_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
@@ -28,23 +29,23 @@ from randcond.train.build import build_step, choose_kernels
 from randcond.train.engine import Engine, build_engine, shard_teacher
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.state import checkpoint
-from randcond.train.state.identity import run_identity
+from randcond.train.state.identity import ABSENT, how_to_go_on, run_identity
 from randcond.train.step import DistillationStep
-from randcond.train.watch.sample_log import forget_samples_after
+from randcond.train.watch.sample_log import drop_samples_after
 
 
 @dataclass(frozen=True)
 class Training:
-    """What every step of a run needs, and what its checkpoints depend on."""
+    """Everything that the steps of a run need."""
 
     config: Config
     teacher: Teacher
-    unet: UNet2DConditionModel  # the student, inside the engine's module
+    unet: UNet2DConditionModel  # the student, a part of the module that the engine wraps
     distil: DistillationStep
     engine: Engine
     stream: Stream
-    identity: dict[str, Any]
-    left_out: list[str]  # of what was to be trained on: damaged shards, images, caption files (on_error: skip)
+    identity: dict[str, Any]  # the settings that checkpoints depend on
+    left_out: list[str]  # one line per damaged shard, image or caption file that is not used (on_error: skip)
 
     @property
     def folder(self) -> Path:
@@ -53,11 +54,10 @@ class Training:
 
 
 def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> Training | None:
-    """Opens and builds everything; None when the run's folder holds the finished students of just this training.
+    """Opens and builds everything. Returns None if the run folder already holds the finished students of this run.
 
-    `mark` is told each part that is done.
-
-    Raises UserError when cache, pool or teacher are not what the experiment asks for.
+    `mark` is called with the name of each finished part, to measure the startup time.
+    Raises UserError if cache, pool or teacher do not match the experiment.
     """
     train = config.train
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
@@ -65,45 +65,52 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     cache = LatentCache.open(config, teacher.fingerprint)
     teacher.latent_side = cache.latent_shape[-1]
     extra = open_pool(Path(config.paths.pool), check=rank() == 0)
-    check_asked(config)
+    check_pool_identity(config)
     pool = CaptionPool(cache.captions, extra)
-    missing = left_out(config, cache)
+    skipped = left_out(config, cache)
     if len(cache) < train.global_batch:
         raise UserError(
-            f"train.global_batch: {train.global_batch} samples, the cache at {config.paths.cache} holds {len(cache)}; "
-            f"a batch would show some of them twice"
+            f"train.global_batch: {train.global_batch} is larger than the cache at {config.paths.cache}, which holds "
+            f"{len(cache)} samples; a batch must not contain a sample twice; lower it or draw a larger cache"
         )
     identity = run_identity(config, cache)
-    if finished(config, identity):
+    if is_finished(config, identity):
         return None
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
-    counted = train.global_batch if train.losses.task else 0
-    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, counted)
+    count_batch = train.global_batch if train.losses.task else 0
+    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, count_batch)
     mark("cache and pool")
     module, distil = build_step(config, teacher)
     mark("student")
     engine = build_engine(config, module)
-    first = engine.broadcast(identity)  # a host that sees other files would go through them in another order
-    check_matches(identity, first, f"rank {engine.rank}: what it trains on", "All ranks need the same cache and pool.")
+    # A host that sees other files would read the samples in another order.
+    expected = engine.broadcast(identity)
+    data = f"the training data of rank {engine.rank}"
+    check_matches(identity, expected, data, "All ranks need the same cache and pool.")
     mark("engine")
-    in_fp8 = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
+    fp8_message = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
     if engine.rank == 0:
-        if in_fp8:
-            log.info(in_fp8)
-        for each in missing:
-            log.info(f"training: left out: {each}")
-    return Training(config, teacher, module.unet, distil, engine, stream, identity, missing)
+        if fp8_message:
+            log.info(fp8_message)
+        for line in skipped:
+            log.info(f"training: left out: {line}")
+    return Training(config, teacher, module.unet, distil, engine, stream, identity, skipped)
 
 
 def _evaluations_left(config: Config) -> int:
+    """Returns the number of evaluations whose U-Net is not saved yet."""
     train = config.train
     steps = range(train.eval_every, train.steps + 1, train.eval_every) if train.eval_every else ()
-    kept = (watched_folder(config, step, kind) / "unet" for step in steps for kind in train.eval_weights)
-    return sum(not folder.is_dir() for folder in kept)
+    folders = (watched_folder(config, step, kind) / "unet" for step in steps for kind in train.eval_weights)
+    return sum(not folder.is_dir() for folder in folders)
 
 
 def start(training: Training, mark: Callable[[str], None] = lambda part: None) -> tuple[int, float]:
-    """Takes the folder, loads the newest checkpoint and settles the networks' kernels; (its step, seconds trained)."""
+    """Locks the run folder, loads the newest checkpoint and chooses the kernels. Every rank must call it.
+
+    `mark` is called with the name of each finished part. Returns the step to resume from (0: a new run) and the
+    training time so far in seconds.
+    """
     config, engine, folder = training.config, training.engine, training.folder
     if engine.rank == 0:
         hold_lock(folder)
@@ -111,8 +118,8 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
         check_folder(folder, parameters, train.keep_checkpoints + train.kept_for_good, _evaluations_left(config))
     engine.barrier()
-    # First, since it refuses the folder of a run that was made otherwise: what that one keeps is to stay.
-    first, seconds = resume(engine, folder, training.identity, config.train.steps)
+    # Before anything is written: it raises if the folder belongs to a run with other settings, whose files must stay.
+    first, seconds = resume(engine, folder, training.identity, config.train.steps, how_to_go_on(config))
     mark("checkpoint")
     choose_kernels(config, training.teacher, training.unet, engine, folder)
     if config.engine.teacher == "sharded":
@@ -125,52 +132,52 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
 
 
 def prepare_folder(config: Config, first: int) -> None:
-    """The run's folder as it was after `first` steps; by the first rank, before any step."""
+    """Restores the run folder to its state after step `first`. Rank 0 calls it before the first step."""
     folder = Path(config.paths.run)
-    checkpoint.set_aside_after(folder / "checkpoints", first)
-    remove(folder / "train.json")  # written again when the students are
-    if first == 0:  # what an earlier run here found best, killed before its first checkpoint, may be of other settings
+    checkpoint.rename_damaged_after(folder / "checkpoints", first)
+    remove(folder / "train.json")  # export() writes it again
+    # An earlier run in this folder may have written best.json with other settings, before its first checkpoint.
+    if first == 0:
         remove(folder / "best.json")
     write_text(folder / "config.yaml", to_yaml(config))
-    forget_samples_after(folder, first)
+    drop_samples_after(folder, first)
 
 
 def left_out(config: Config, cache: LatentCache) -> list[str]:
-    """A line for each thing that is damaged and left out."""
+    """Returns one line for each damaged shard, image or caption file that is not used."""
     lines = [*cache.left_out, *cache.manifest["damaged"]]
     if cache.missing:
-        lines.append(
-            f"{cache.missing} damaged images of {cache.manifest['captions']}, "
-            f"named in the indexes of the cache's shards"
-        )
+        lines.append(f"{cache.missing} damaged images of {cache.manifest['captions']}; the shard indexes list them")
     return lines + list(read_json(Path(config.paths.pool) / "manifest.json")["damaged"].values())
 
 
-def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int) -> tuple[int, float]:
-    """Loads the newest sound checkpoint into the engine; returns its step and the seconds trained so far.
+def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, remedy: str = "") -> tuple[int, float]:
+    """Loads the newest valid checkpoint into the engine. Returns its step and the training time so far in seconds.
 
-    Raises UserError when it is of another experiment or architecture, or beyond the `last` step asked for.
+    Raises UserError if it has other settings or another architecture, or if its step is after `last`.
     """
-    where = folder / "checkpoints"
-    found = checkpoint.newest_valid(where, engine.rank, engine.ranks, engine.broadcast, engine.collect)
+    found = checkpoint.newest_valid(folder / "checkpoints", engine.rank, engine.ranks, engine.broadcast, engine.collect)
     if found is None:
         return 0, 0.0
     step = found.manifest["step"]
-    check_matches(found.manifest["identity"], identity, f"the run at {folder}", "Remove it, or give another paths.run.")
+    check_matches(found.manifest["identity"], identity, f"the run at {folder}", remedy, ABSENT)
     check_shapes(engine.shapes, found.shapes, str(found.path))
     if step > last:
-        raise UserError(f"train.steps: {last} asked for, the run at {folder} is at step {step} already")
+        raise UserError(
+            f"train.steps: {last} is too small, because the run at {folder} has finished step {step} already; "
+            f"raise it, or set another paths.run"
+        )
     engine.skipped = found.manifest["skipped"]
     engine.load(found.read, step - engine.skipped)
     if engine.rank == 0:
-        log.info(f"training: going on from step {step}")
+        log.info(f"training: resuming from step {step}")
     return step, found.manifest["seconds"]
 
 
-def finished(config: Config, identity: dict[str, Any]) -> bool:
-    """Whether the run's folder holds the finished students of just this training."""
-    done = Path(config.paths.run) / "train.json"
-    if not done.is_file() or not all(student_folder(config, kind).is_dir() for kind in ("raw", "ema")):
+def is_finished(config: Config, identity: dict[str, Any]) -> bool:
+    """Returns True if the run folder holds the finished students of a run with these steps and this identity."""
+    path = Path(config.paths.run) / "train.json"
+    if not path.is_file() or not all(student_folder(config, kind).is_dir() for kind in ("raw", "ema")):
         return False
-    facts = read_json(done)
-    return facts["steps"] == config.train.steps and facts["identity"] == identity
+    facts = read_json(path)
+    return facts["steps"] == config.train.steps and not differences(facts["identity"], identity, ABSENT)

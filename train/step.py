@@ -1,4 +1,4 @@
-"""One distillation step: encode the captions, noise the latents, ask teacher and student, compare."""
+"""The distillation step: encodes captions, adds noise to latents, runs teacher and student, computes the losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +12,24 @@ from randcond.model_zoo.students.features import FeatureTaps
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.losses import Outputs, per_sample_error, weigh
 
+# (noised latents [B, C, h, w], timesteps [B], condition) -> (prediction [B, C, h, w], features)
 StudentForward = Callable[[Tensor, Tensor, Condition], tuple[Tensor, list[Tensor]]]
 
 
 @dataclass
 class Losses:
-    """What one micro-batch gave: the loss to follow, its named terms, and Eq. 1 sample by sample."""
+    """The losses of one micro-batch, fp32: the total that is trained on, its named terms, and Eq. 1 per sample."""
 
-    total: Tensor
-    terms: dict[str, Tensor]
+    total: Tensor  # scalar, with gradient
+    terms: dict[str, Tensor]  # name -> scalar, detached
     per_sample: Tensor  # [B], detached
 
 
 def draw_noise(seeds: Tensor, like: Tensor) -> Tensor:
-    """Noise of the shape and on the device of `like`, each sample's by its own seed [B].
+    """Draws standard normal noise [B, C, h, w], fp32, on the device of `like` [B, C, h, w].
 
-    Drawn on the CPU, so that every machine draws the same; here and not by the loader's workers, who would have to hand
-    over three times as many bytes.
+    `seeds` [B], int64: sample i is drawn with seed i. The noise is drawn on the CPU, so that it is the same on every
+    machine. The loader processes don't draw it, because they would have to transfer three times as many bytes.
     """
     noise = torch.empty(like.shape, pin_memory=like.device.type == "cuda")
     generator = torch.Generator()
@@ -38,7 +39,10 @@ def draw_noise(seeds: Tensor, like: Tensor) -> Tensor:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch of the stream with its latents (fp32) and its noise on the device, [B, C, h, w] both; idempotent."""
+    """Returns a batch of the stream with `latents` and `noise` on the device, both [B, C, h, w] in fp32.
+
+    Returns the batch itself if it has been processed already.
+    """
     if "noise" in batch:
         return batch
     latents = batch["latents"].to(device, non_blocking=True).float()
@@ -46,7 +50,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 class DistillationStep:
-    """Holds the frozen teacher and its taps; called with the engine's forward and a batch of the stream."""
+    """Computes the losses of a micro-batch. Holds the frozen teacher and its feature taps."""
 
     def __init__(
         self,
@@ -58,9 +62,11 @@ class DistillationStep:
         channels_last: bool = False,
         teacher_graph: bool = False,
     ) -> None:
-        """`names`: the teacher's tapped modules; `weights`: loss -> weight; `zero_null`: see Teacher.encode.
+        """Adds the feature taps to the teacher.
 
-        `channels_last`: how x_t lies in memory; `teacher_graph`: whether the teacher is one CUDA graph.
+        `names`: the modules of the teacher to tap; `weights`: loss name -> weight; `global_batch`: in samples;
+        `zero_null`: the argument `zeros` of Teacher.encode; `channels_last`: the memory format of x_t;
+        `teacher_graph`: the teacher runs as one CUDA graph.
         """
         self.teacher, self.names, self.weights = teacher, names, weights
         self.global_batch, self.zero_null, self.teacher_graph = global_batch, zero_null, teacher_graph
@@ -68,7 +74,11 @@ class DistillationStep:
         self.taps = FeatureTaps(teacher.unet, names)
 
     def __call__(self, student: StudentForward, batch: dict[str, Any], dtype: torch.dtype) -> Losses:
-        """Returns the losses of one micro-batch, staged or not; `dtype` is the student's compute type."""
+        """Returns the losses of one micro-batch.
+
+        `student`: the forward of the engine; `batch`: from the stream, before or after `to_device`, with latents
+        [B, C, h, w] and timesteps [B]; `dtype`: the dtype in which the student computes.
+        """
         teacher, device = self.teacher, self.teacher.device
         batch = to_device(batch, device)
         latents, noise = batch["latents"], batch["noise"]
@@ -77,7 +87,7 @@ class DistillationStep:
         condition = teacher.encode(batch, batch["null"], self.zero_null)
         with torch.no_grad():  # not inference_mode: the losses keep these tensors for the backward pass
             self.taps.forget()
-            if self.teacher_graph:  # what it returned for the last step may be overwritten now
+            if self.teacher_graph:  # allows the graph to overwrite its outputs of the previous step
                 torch.compiler.cudagraph_mark_step_begin()
             expected = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
             expected_features = self.taps.collect()

@@ -1,1 +1,1 @@
-"""The latent cache: drawn or encoded latents in WebDataset shards, written and read."""
+"""The latent cache: writes and reads WebDataset shards of latents, which are drawn by the teacher or encoded."""

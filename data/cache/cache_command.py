@@ -1,4 +1,4 @@
-"""Tools for latent caches: check one against its manifest, look at it, take a part of it without copying."""
+"""Tools for latent caches: verify a cache, preview its latents, make a smaller cache without copying shards."""
 
 import os
 import tarfile
@@ -16,14 +16,14 @@ from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, read_json, sha256, write_json
 from randcond.launch.runtime.progress import Progress
 
-SHOWN = 20  # faults
+SHOWN = 20  # maximum number of faults in an error message
 
 
 def verify(folder: str) -> None:
-    """Checks every shard of a cache: bytes against the manifest, every latent and caption against what must be there.
+    """Verifies a latent cache: the checksum of every shard, and every latent and caption in it.
 
-    Ends with an error that names every faulty shard (and key). What is damaged is drawn again by
-    `randcond run cache EXPERIMENT` once it is removed.
+    Fails with a list of the faulty shards and keys. To repair a cache, remove the faulty shards together with their
+    indexes and run `randcond run cache EXPERIMENT`.
     """
     manifest = _manifest(Path(folder))
     captions = checked_captions(Path(folder), manifest)
@@ -31,25 +31,28 @@ def verify(folder: str) -> None:
     for entry in Progress(manifest["shards"], desc="verifying", unit="shard"):
         try:
             for fault in shard_faults(Path(folder) / entry["shard"], entry, captions, tuple(manifest["latent_shape"])):
-                faults.append(fault)  # one by one: what comes before a shard that breaks off counts
+                faults.append(fault)  # one by one, so that faults found before an exception are kept
         except (UserError, tarfile.TarError, OSError) as error:
             faults.append(str(error) if entry["shard"] in str(error) else f"shard {entry['shard']}: {error}")
     if faults:
         more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise UserError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
     latents = sum(entry["samples"] for entry in manifest["shards"])
-    print(f"{folder}: {len(manifest['shards'])} shards, {latents:,} latents, all sound")
+    print(f"{folder}: {len(manifest['shards'])} shards, {latents:,} latents, no faults found")
 
 
 def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
-    """What is wrong with one shard, a line each; raises UserError when it can't be opened at all."""
+    """Yields one line per fault of a shard. `shape`: the expected latent shape (C, h, w).
+
+    Raises UserError if the shard can't be opened.
+    """
     shard = Shard(path)
     try:
-        check_shard(shard, entry, whole=True)
+        check_shard(shard, entry, read_all=True)
     except UserError as error:
         yield str(error)
     with tarfile.open(path) as archive:
-        texts = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
+        caption_files = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
         for row, caption_id in enumerate(shard.caption_ids[: entry["samples"]].tolist()):
             key = shard.key(row)
             try:
@@ -58,20 +61,21 @@ def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: t
                 yield str(error)
                 continue
             if latent.shape != shape:
-                yield f"shard {path}, key {key}: latent of shape {latent.shape}, the cache's are {shape}"
-            file = archive.extractfile(texts[key]) if key in texts else None
+                yield f"shard {path}, key {key}: the latent has shape {latent.shape}, expected {shape}"
+            file = archive.extractfile(caption_files[key]) if key in caption_files else None
             if file is None:
                 yield f"shard {path}, key {key}: has no caption (.txt)"
             elif file.read().decode(errors="replace") != captions[caption_id]:
-                yield f"shard {path}, key {key}: its caption is not caption {caption_id} of the cache"
+                yield f"shard {path}, key {key}: its caption differs from caption {caption_id} in captions.arrow"
 
 
 def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int = 0) -> None:
-    """Decodes N random latents of a cache into a contact sheet with their captions.
+    """Decodes N random latents of a cache and writes a contact sheet of the images with their captions.
 
-    --teacher PATH  the diffusers folder, hub id or package:... whose VAE decodes them
-    --out FILE      (default: FOLDER/preview.png)
-    --n N           how many (default 16), --seed N: which
+    --teacher PATH  teacher whose VAE decodes the latents: a diffusers folder, a hub id or package:...
+    --out FILE      image to write (default: FOLDER/preview.png)
+    --n N           number of latents (default: 16)
+    --seed N        random seed that selects the latents (default: 0)
 
     example    randcond cache preview runs/demo/cache --teacher package:data/digits/models/teacher
     """
@@ -91,40 +95,44 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
         latent = torch.from_numpy(shard.latent(row)).float()[None].to(loaded.device)
         images.append((decode(loaded.pipe, latent)[0].cpu() / 2 + 0.5, captions[int(shard.caption_ids[row])]))
     path = Path(out) if out else Path(folder) / "preview.png"
-    with atomic_write(path) as aside:
-        draw_captioned(images).save(aside, format="PNG")
+    with atomic_write(path) as temporary:
+        draw_captioned(images).save(temporary, format="PNG")
     print(path)
 
 
 def open_cache(folder: Path) -> tuple[Captions, list[tuple[Shard, int]]]:
-    """The captions of a cache, and where each latent is (shard, row); raises UserError when it is not complete."""
+    """Returns the captions of a cache, and the location (shard, row) of each latent.
+
+    Raises UserError if the cache is incomplete.
+    """
     manifest = _manifest(folder)
     shards = [(Shard(folder / entry["shard"]), entry["samples"]) for entry in manifest["shards"]]
-    return Captions(folder / "captions.arrow"), [(shard, row) for shard, taken in shards for row in range(taken)]
+    return Captions(folder / "captions.arrow"), [(shard, row) for shard, samples in shards for row in range(samples)]
 
 
 def subset(folder: str, out: str, *, n: int) -> None:
-    """Makes a cache of the first N captions of another one at OUT, which goes on using its shards: nothing is copied.
+    """Makes a smaller cache at OUT from the first N captions of another cache, without copying any shard.
 
-    The captions of a cache are in random order, so the first N are what `cache.size=N` alone would have drawn; the
-    paper's 10K and 100K out of its 212K (Figure 7) are such parts. Use it with paths.cache=OUT cache.size=N; an
-    experiment that has the whole cache trains on a part of it with cache.used=N.
+    OUT refers to the shards of the original cache, so keep both. Captions in a cache are in random order: the first N
+    are the ones that cache.size=N would have drawn. The paper's 10K and 100K caches are subsets of its 212K cache
+    (Figure 7). To train on OUT, set paths.cache=OUT cache.size=N. To train on a part of a cache without making a new
+    one, set cache.used=N.
 
     example    randcond cache subset runs/cache-212k runs/cache-10k --n 10000
     """
     source, target = Path(folder), Path(out)
     manifest = _manifest(source)
     if not 1 <= n <= manifest["captions"]:
-        raise UserError(f"--n: the cache at {source} holds {manifest['captions']} latents, {n} asked for")
+        raise UserError(f"--n: is {n}, expected 1 to {manifest['captions']}, the size of the cache at {source}")
     captions = Captions(source / "captions.arrow", n)
-    places = [(source / entry["shard"]).resolve() for entry in manifest["shards"]]
+    paths = [(source / entry["shard"]).resolve() for entry in manifest["shards"]]
     entries = [
-        {**entry, "shard": os.path.relpath(place, target.resolve())}
-        for entry, place in zip(first_entries(manifest, n, lambda number: Shard(places[number])), places, strict=False)
+        {**entry, "shard": os.path.relpath(path, target.resolve())}
+        for entry, path in zip(first_entries(manifest, n, lambda number: Shard(paths[number])), paths, strict=False)
     ]
-    if not (target / "manifest.json").is_file():  # else captions may be there of a source that a kill came before
+    if not (target / "manifest.json").is_file():  # overwrites captions that a killed command left behind
         write_captions(target / "captions.arrow", captions)
-    wanted = {
+    expected = {
         **manifest,
         "captions": n,
         "captions_sha256": sha256(target / "captions.arrow"),
@@ -133,20 +141,23 @@ def subset(folder: str, out: str, *, n: int) -> None:
     }
     if (target / "manifest.json").is_file():
         check_matches(
-            read_json(target / "manifest.json"), wanted, f"the cache at {out}", "Remove it, or give another OUT."
+            read_json(target / "manifest.json"), expected, f"the cache at {out}", "Remove it, or choose another OUT."
         )
     else:
-        write_json(target / "manifest.json", wanted)
-    print(f"{n:,} latents in {len(entries)} shards of {folder} at {out}")
+        write_json(target / "manifest.json", expected)
+    print(f"{out}: {n:,} latents in {len(entries)} shards of {folder}")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"no complete cache at {folder}: draw it with `randcond run cache EXPERIMENT`")
+        raise UserError(f"no complete cache at {folder}: create or finish it with `randcond run cache EXPERIMENT`")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise UserError(f"the cache at {folder} has format {manifest.get('format')}, this version reads {FORMAT}")
+        raise UserError(
+            f"the cache at {folder} has format {manifest.get('format')}, expected {FORMAT}; remove it and create it "
+            f"again with `randcond run cache EXPERIMENT`"
+        )
     return manifest
 
 

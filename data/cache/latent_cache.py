@@ -1,4 +1,4 @@
-"""A finished latent cache, opened for reading: a folder, or a server's copied shard by shard."""
+"""Reads a finished latent cache, from a folder or from a server, whose shards are copied on first use."""
 
 import platform
 from bisect import bisect_right
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from randcond.data.cache.latent_source import cache_identity
+from randcond.data.cache.latent_source import cache_identity, source_kind
 from randcond.data.cache.shard_store import LocalShards, RemoteShards
 from randcond.data.cache.shards import FORMAT, Shard, index_path
 from randcond.data.captions.caption_file import Captions
 from randcond.data.inputs.fetch import fetch
+from randcond.launch.config.identity import absent_settings
 from randcond.launch.config.paths import is_url
-from randcond.launch.config.sections import Config
+from randcond.launch.config.sections import Cache, Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import allow_open_files, read_json, sha256
@@ -25,71 +26,80 @@ from randcond.launch.runtime.ranks import rank
 
 
 class LatentCache:
-    """Latents and captions by number; a process opens a shard when it first needs it."""
+    """Random access to the latents of a cache by index. A process opens each shard when it first needs it."""
 
     def __init__(self, manifest: dict[str, Any], captions: Captions, store: LocalShards | RemoteShards) -> None:
-        """`store`: where the shards are that the manifest names. Raises UserError when it is no cache's manifest."""
+        """`store`: locates the shards of the manifest. Raises UserError if this is not the manifest of a cache."""
         self.manifest, self.captions, self._store = manifest, captions, store
         try:
-            self.latent_shape = tuple(int(length) for length in manifest["latent_shape"])
-            self._rows = [
-                int(entry["samples"]) for entry in manifest["shards"]
-            ]  # a subset takes part of its last shard
-            self.missing = sum(int(entry["left_out"]) for entry in manifest["shards"])  # damaged images
+            self.latent_shape = tuple(int(length) for length in manifest["latent_shape"])  # (C, h, w)
+            # Latents used of each shard. The last shard of a subset can contain more.
+            self._rows = [int(entry["samples"]) for entry in manifest["shards"]]
+            self.missing = sum(int(entry["left_out"]) for entry in manifest["shards"])  # number of damaged images
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"not a cache's manifest ({type(error).__name__}: {error})") from None
+            path = captions.path.with_name("manifest.json")
+            raise UserError(f"{path}: not the manifest of a cache ({type(error).__name__}: {error})") from None
         allow_open_files(len(self._rows))
-        self.window = store.window  # shards whose latents are mixed; None: all
-        self.left_out: list[str] = []  # what is wrong with shards that are left out
-        self._start()
+        self.window = store.window  # number of shards whose latents are mixed; None: all
+        self.left_out: list[str] = []  # errors of the shards that are skipped
+        self._reset()
 
     @classmethod
     def open(cls, config: Config, teacher_fingerprint: str) -> "LatentCache":
-        """The cache of an experiment, checked.
+        """Opens and checks the cache of an experiment.
 
-        Raises UserError when it is unfinished, damaged, or not the one the experiment asks for; with `on_error: skip`,
-        damaged shards of a folder are left out.
+        With on_error=skip, damaged shards in a local folder are skipped.
+        Raises UserError if the cache is incomplete or damaged, or was made with other settings.
         """
-        where, asked = config.paths.cache, config.cache
-        folder = _copy_manifest(where, Path(asked.local).expanduser()) if is_url(where) else Path(where)
+        location, cache_config = config.paths.cache, config.cache
+        folder = _copy_manifest(location, Path(cache_config.local).expanduser()) if is_url(location) else Path(location)
         if not (folder / "manifest.json").is_file():
-            raise UserError(f"no complete cache at {where}: draw it with `randcond run cache EXPERIMENT`")
+            raise UserError(
+                f"no complete cache at {location}: create or finish it with `randcond run cache EXPERIMENT`"
+            )
         manifest = read_json(folder / "manifest.json")
         check_matches(
             manifest,
-            {"format": FORMAT, "teacher": teacher_fingerprint, "captions": asked.size, **cache_identity(config)},
-            f"the cache at {where}",
-            "Make the one asked for (another paths.cache), or ask for what is there.",
+            {"format": FORMAT, "teacher": teacher_fingerprint, "captions": cache_config.size, **cache_identity(config)},
+            f"the cache at {location}",
+            "To use it, restore these settings. To make the other cache, give another paths.cache.",
+            absent_settings(Cache, "cache", source_kind(config)),
         )
         captions = checked_captions(folder, manifest)
-        copies = folder / f"shards-{platform.node()}"  # a home may be shared: each host has copies of its own
+        remote, skip = is_url(location), config.on_error == "skip"
 
         def store(entries: list[dict[str, Any]]) -> LocalShards | RemoteShards:
-            return RemoteShards(where, entries, copies, 1e9 * asked.local_gb) if url else LocalShards(folder, entries)
+            if not remote:
+                return LocalShards(folder, entries)
+            copies = folder / f"shards-{platform.node()}"  # one folder per host: hosts may share a home folder
+            return RemoteShards(location, entries, copies, 1e9 * cache_config.local_gb)
 
-        url, skip = is_url(where), config.on_error == "skip"
         try:
-            if asked.used is not None:
-                shards, lenient = store(manifest["shards"]), skip and not url  # of a server's none is left out
-                entries = first_entries(manifest, asked.used, lambda n: Shard(shards.path(n)), lenient)
-                manifest, captions = {**manifest, "shards": entries}, Captions(captions.path, asked.used)
+            if cache_config.used is not None:
+                shards = store(manifest["shards"])
+                skip_damaged = skip and not remote  # shards on a server are never skipped
+                entries = first_entries(manifest, cache_config.used, lambda n: Shard(shards.path(n)), skip_damaged)
+                manifest, captions = {**manifest, "shards": entries}, Captions(captions.path, cache_config.used)
             cache = cls(manifest, captions, store(manifest["shards"]))
-            if not url:
+            if not remote:
                 cache._check_shards(skip)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
         if not cache.left_out and len(cache) + cache.missing != len(captions):
-            raise UserError(f"the cache at {where} holds {len(cache)} latents, {len(captions)} captions")
+            raise UserError(
+                f"the cache at {location}: its manifest lists {len(cache)} latents, expected {len(captions)}, one for "
+                f"each caption; remove the cache and create it again"
+            )
         if not len(cache):
-            raise UserError(f"the cache at {where} holds no sound latent: {''.join(cache.left_out[:1])}")
+            raise UserError(f"the cache at {location} contains no valid latent: {''.join(cache.left_out[:1])}")
         return cache
 
     def _check_shards(self, skip: bool) -> None:
         for number, entry in enumerate(self.manifest["shards"]):
             try:
-                # One rank reads them all, for all; where some may be left out, each must know which.
+                # Rank 0 verifies the checksums for all ranks. But if damaged shards are skipped, each rank must know.
                 shard = Shard(self._store.path(number))
-                check_shard(shard, entry, whole=skip or rank() == 0)
+                check_shard(shard, entry, read_all=skip or rank() == 0)
                 self._open[number] = shard
             except UserError as error:
                 if not skip:
@@ -98,7 +108,7 @@ class LatentCache:
                 self._rows[number] = 0
         self._starts = [0, *accumulate(self._rows)]
 
-    def _start(self) -> None:
+    def _reset(self) -> None:
         self._starts = [0, *accumulate(self._rows)]
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
@@ -107,51 +117,53 @@ class LatentCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start()
+        self._reset()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def pair(self, index: int) -> tuple[np.ndarray, int]:
-        """(latent x_0 [C, h, w], fp16; number of its own caption).
+        """Returns latent x_0, fp16 [C, h, w], and the number of its own caption.
 
-        Raises UserError naming shard and key when it is damaged.
+        Raises UserError with shard and key if the latent is damaged.
         """
-        shard, row = self._place(index)
+        shard, row = self._locate(index)
         latent = shard.latent(row)
         if latent.shape != self.latent_shape:
             raise UserError(
-                f"shard {shard.path}, key {shard.key(row)}: latent of shape {latent.shape}, not {self.latent_shape}"
+                f"shard {shard.path}, key {shard.key(row)}: the latent has shape {latent.shape}, "
+                f"expected {self.latent_shape}"
             )
         return latent, int(shard.caption_ids[row])
 
     def read_ahead(self, indices: Iterable[int]) -> None:
-        """Has the system read latents from the disk meanwhile, for whichever process will want them."""
+        """Asks the operating system to read latents from disk in the background. Any process on the host benefits."""
         if isinstance(self._store, LocalShards):
             for index in indices:
-                shard, row = self._place(index)
+                shard, row = self._locate(index)
                 shard.read_ahead(row)
 
-    def _place(self, index: int) -> tuple[Shard, int]:
+    def _locate(self, index: int) -> tuple[Shard, int]:
         number = self._number(index)
         shard = self._open.get(number)
         if shard is None:
             shard = self._open[number] = self._open_shard(number)
             while self._store.open_at_once and len(self._open) > self._store.open_at_once:
-                self._open.popitem(last=False)  # a copy that is open takes room even when its name is gone
+                self._open.popitem(last=False)  # an open copy takes disk space even after it is deleted
         return shard, index - self._starts[number]
 
     def _open_shard(self, number: int) -> Shard:
         try:
             return Shard(self._store.path(number))
-        except (UserError, FileNotFoundError):  # a copy that made room for another just now
+        except (UserError, FileNotFoundError):
             if isinstance(self._store, LocalShards):
                 raise
-            return Shard(self._store.path(number))
+            return Shard(self._store.path(number))  # another process deleted the copy just now: fetch it again
 
     def order(self, random: np.random.Generator) -> np.ndarray:
-        """One epoch's order of the latents [N]: any order where all shards are at hand; else the shards permuted, and
-        the latents within each window of them.
+        """Returns a random order of the latents for one epoch, as indices int64 [N].
+
+        Without a window, permutes all latents. With one, permutes the shards, then the latents within each window.
         """
         if self.window is None:
             return random.permutation(len(self))
@@ -163,13 +175,13 @@ class LatentCache:
         return np.concatenate(parts)
 
     @property
-    def ahead(self) -> int:
-        """How many samples before its turn a latent should be expected: a window's; 0 where all are at hand."""
+    def prefetch_distance(self) -> int:
+        """How many samples in advance to prefetch a latent: the samples of a window. 0: no prefetch is needed."""
         return 0 if self.window is None else self.window * max(self._rows)
 
-    def expect(self, index: int) -> None:
-        """Says that a latent will be wanted: its shard is fetched meanwhile."""
-        self._store.expect(self._number(index))
+    def prefetch(self, index: int) -> None:
+        """Starts to fetch the shard of a latent in the background."""
+        self._store.prefetch(self._number(index))
 
     def _number(self, index: int) -> int:
         return bisect_right(self._starts, index) - 1
@@ -178,57 +190,64 @@ class LatentCache:
 def first_entries(
     manifest: dict[str, Any], count: int, shard: Callable[[int], Shard], skip: bool = False
 ) -> list[dict[str, Any]]:
-    """A manifest's shards of its first captions: of the last one it may be a part; `shard` opens one by number.
+    """Returns the manifest entries of the shards that contain the first `count` captions of a cache.
 
-    `skip`: of a damaged one as many as are wanted are said to be there, until it is left out.
+    The last entry may use only a part of its shard. `shard`: opens a shard by number. `skip`: if a damaged shard can't
+    be opened, assume that it is complete; the caller skips it later.
     """
     entries, size = [], manifest["shard_size"]
     for number in range(-(-count // size)):
-        entry, wanted = manifest["shards"][number], min(count - number * size, size)
-        if entry["samples"] + entry["left_out"] > wanted:
+        entry, needed = manifest["shards"][number], min(count - number * size, size)
+        if entry["samples"] + entry["left_out"] > needed:
             try:
-                samples = int((shard(number).caption_ids < count).sum())  # fewer where images were left out
+                samples = int((shard(number).caption_ids < count).sum())  # fewer than `needed` if images were damaged
             except UserError:
                 if not skip:
                     raise
-                samples = wanted
-            entry = {**entry, "samples": samples, "left_out": wanted - samples}
+                samples = needed
+            entry = {**entry, "samples": samples, "left_out": needed - samples}
         entries.append(entry)
     return entries
 
 
 def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
-    """A cache's captions; raises UserError when they are not the manifest's: Arrow trusts what it maps."""
+    """Opens the captions of a cache. Raises UserError if they don't match the checksum in the manifest.
+
+    The check is necessary because Arrow does not validate the data that it maps.
+    """
     path = folder / "captions.arrow"
     if sha256(path) != manifest["captions_sha256"]:
-        raise UserError(f"{path}: does not match its checksum; remove the cache and draw it again")
+        raise UserError(f"{path}: does not match its checksum; remove the cache and create it again")
     return Captions(path)
 
 
-def check_shard(shard: Shard, entry: dict[str, Any], whole: bool) -> None:
-    """Raises UserError naming a shard that is not as its manifest describes it; `whole`: read to the end."""
-    if whole and sha256(shard.path) != shard.sha256:
+def check_shard(shard: Shard, entry: dict[str, Any], read_all: bool) -> None:
+    """Raises UserError if a shard does not match its entry in the manifest.
+
+    `read_all`: also read the whole shard and verify its checksum.
+    """
+    if read_all and sha256(shard.path) != shard.sha256:
         raise UserError(
-            f"shard {shard.path}: does not match its checksum, it is damaged; "
-            f"remove it and run `randcond run cache EXPERIMENT` to draw it again"
+            f"shard {shard.path}: does not match its checksum, so it is damaged; "
+            f"remove it and its index, then run `randcond run cache EXPERIMENT`"
         )
     same = sha256(index_path(shard.path)) == entry["index_sha256"] and shard.sha256 == entry["sha256"]
     if not same or len(shard) < entry["samples"]:
         raise UserError(
-            f"shard {shard.path}: it or its index is not the manifest's; remove it and run "
-            f"`randcond run cache EXPERIMENT` to draw it again"
+            f"shard {shard.path}: the shard or its index does not match the manifest; "
+            f"remove both, then run `randcond run cache EXPERIMENT`"
         )
 
 
 def _copy_manifest(url: str, local: Path) -> Path:
-    """Brings a server's manifest and captions; the folder of its copies, one per address."""
+    """Downloads the manifest and captions of a cache on a server. Returns the folder for its copies, one per URL."""
     if "?" in url:
-        raise UserError(f"paths.cache: {url.split('?')[0]}?...: nothing lies below an address with a query; use s3://")
+        raise UserError(f"paths.cache: {url.split('?')[0]}?...: a URL with a query can't be a folder; use s3://")
     folder = local / url.replace("://", "-").replace("/", "-").strip("-")
     with locked(folder, patience=float("inf")):
         fetch(f"{url.rstrip('/')}/manifest.json", folder / "manifest.json")
-        wanted = read_json(folder / "manifest.json")["captions_sha256"]
+        checksum = read_json(folder / "manifest.json")["captions_sha256"]
         captions = folder / "captions.arrow"
-        if not captions.is_file() or sha256(captions) != wanted:
-            fetch(f"{url.rstrip('/')}/captions.arrow", captions, wanted)
+        if not captions.is_file() or sha256(captions) != checksum:
+            fetch(f"{url.rstrip('/')}/captions.arrow", captions, checksum)
     return folder

@@ -1,6 +1,6 @@
-"""What a latent cache holds: latents that the teacher draws for captions, or real images through its VAE.
+"""The two sources of latents for a cache: drawn by the teacher for captions, or encoded from real images by its VAE.
 
-Both give a latent for each number, a function of (teacher, number, seed, compute batch) alone.
+In both, a latent depends only on the teacher, its caption number, the seed and the compute batch.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from randcond.data.cache.captioned_images import Picture, find_pictures, read_picture, to_square
 from randcond.data.captions.caption_lists import names_any, read_unique
+from randcond.launch.config.identity import identity_of
 from randcond.launch.config.paths import resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
@@ -25,36 +26,51 @@ Sample = dict[str, Any]
 
 
 class LatentSource(Protocol):
-    """The captions of a cache, and how their latents come about."""
+    """The captions of a cache, and a way to make their latents."""
 
     captions: list[str]
-    facts: dict[str, Any]  # for the cache's plan
+    facts: dict[str, Any]  # what else the latents depend on, for the cache's plan
 
     def begin(self, teacher: Teacher) -> None:
-        """Makes ready for `latents`."""
+        """Prepares for `latents`. Call this once before."""
 
     def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
-        """Latents [n, C, h, w] and metadata of the numbers that gave one, in order; the others with their errors."""
+        """Makes the latents of one compute batch of caption numbers.
+
+        Returns latents [n, C, h, w], scaled as the U-Net takes them, n metadata entries, both in the order of `ids`,
+        and caption number -> error for the latents that could not be made.
+        """
 
 
 def latent_source(config: Config) -> LatentSource:
-    """What the experiment's `cache:` section asks for; raises UserError when its sources don't give that many."""
+    """Returns the latent source of an experiment's `cache:` section.
+
+    Raises UserError if there are fewer captions or images than `cache.size`.
+    """
     return ImageLatents(config) if config.cache.images else TeacherLatents(config)
 
 
 def cache_identity(config: Config) -> dict[str, Any]:
-    """What of an experiment decides its cache's latents, beside teacher and captions."""
+    """Returns the settings that decide a cache's latents, except teacher and captions. Training checks them too."""
     cache = config.cache
-    names = [PurePosixPath(source).name for source in cache.captions]  # the cache stage looks into them
-    asked = {"seed": cache.seed, "exclude": cache.exclude, "sources": names}
-    if cache.images:
-        return {"source": "images", "resolution": cache.resolution, **asked}
-    drawn = {"sampler": cache.sampler, "steps": cache.steps, "guidance": cache.guidance}
-    return {"source": "teacher", **drawn, **asked}
+    settings = identity_of(cache, "cache", source_kind(config))
+    settings.pop("size")  # stored as `captions`
+    # The shards contain a hash of the plan, which depends on the order of its keys: new keys go last.
+    ordered = {key: settings.pop(key) for key in _FIRST_KEYS if key in settings}
+    sources = [PurePosixPath(source).name for source in cache.captions]  # their contents are hashed when drawing
+    return {"source": "images" if cache.images else "teacher", **ordered, "sources": sources, **settings}
+
+
+def source_kind(config: Config) -> str:
+    """Returns the kind of cache, as launch/config/identity.py names it."""
+    return "image cache" if config.cache.images else "drawn cache"
+
+
+_FIRST_KEYS = ("resolution", "sampler", "steps", "guidance", "seed", "exclude")
 
 
 class TeacherLatents:
-    """Latents that the teacher draws."""
+    """Latents that the teacher draws for the cached captions."""
 
     def __init__(self, config: Config) -> None:
         damaged: list[str] = []
@@ -63,62 +79,67 @@ class TeacherLatents:
         self.facts: dict[str, Any] = {"damaged": damaged}
 
     def begin(self, teacher: Teacher) -> None:
-        """Builds the pipeline with the sampler asked for."""
+        """Builds the pipeline with `cache.sampler`, and compiles it if `cache.compile` says so."""
         self.pipe = teacher.pipeline(self.config.sampler)
         compile_drawing(self.pipe, self.config.compile)
 
     def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
-        """Draws one compute batch."""
+        """Draws the latents [n, C, h, w] of one compute batch. See `LatentSource.latents`."""
         cache = self.config
         seeds = [caption_seed(cache.seed, number) for number in ids]
-        texts = [self.captions[number] for number in ids]
-        drawn = draw_latents(self.pipe, texts, seeds, cache.steps, cache.guidance, cache.batch)
+        captions = [self.captions[number] for number in ids]
+        latents = draw_latents(self.pipe, captions, seeds, cache.steps, cache.guidance, cache.batch)
         metas = [{"caption_id": n, "seed": seed, "source": "teacher"} for n, seed in zip(ids, seeds, strict=True)]
-        return drawn, metas, {}
+        return latents, metas, {}
 
 
 class ImageLatents:
-    """Latents of real images: samples of the VAE's posterior."""
+    """Latents of real images, sampled from the posterior of the teacher's VAE."""
 
     def __init__(self, config: Config) -> None:
         cache = config.cache
         assert cache.images is not None
         self.config, self.skip = cache, config.on_error == "skip"
-        found = find_pictures(str(resolve_path(cache.images)))
+        pictures = find_pictures(str(resolve_path(cache.images)))
         excluded = names_any(cache.exclude)
-        allowed = [picture for picture in found if not excluded.search(picture.caption)]
+        allowed = [picture for picture in pictures if not excluded.search(picture.caption)]
         if len(allowed) < cache.size:
-            raise UserError(f"cache.size: {cache.size} images wanted, {cache.images} holds {len(allowed)}")
+            raise UserError(
+                f"cache.size: is {cache.size}, but {cache.images} contains only {len(allowed)} images that "
+                f"cache.exclude allows"
+            )
         self.pictures: list[Picture] = _shuffled(allowed, cache.seed)[: cache.size]
         self.captions = [picture.caption for picture in self.pictures]
-        listing = json.dumps([[picture.name, _bytes(picture)] for picture in self.pictures])
-        self.facts = {
-            "damaged": [],
-            "images_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        }  # of names and sizes
+        names_and_sizes = json.dumps([[picture.name, _bytes(picture)] for picture in self.pictures])
+        self.facts = {"damaged": [], "images_sha256": hashlib.sha256(names_and_sizes.encode()).hexdigest()}
 
     def begin(self, teacher: Teacher) -> None:
-        """Takes the teacher's VAE."""
+        """Takes the VAE of the teacher's pipeline, and `cache.resolution` or the teacher's resolution."""
         self.pipe, self.square = teacher.pipe, to_square(self.config.resolution or teacher.resolution)
 
     def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
-        """Encodes one compute batch; a damaged image is left out where that was asked for."""
-        images, seeds, metas, faults = [], [], [], {}
+        """Encodes one compute batch to latents [n, C, h, w]. See `LatentSource.latents`.
+
+        With on_error=skip, damaged images are reported as errors. Otherwise raises UserError.
+        """
+        images, seeds, metas, errors = [], [], [], {}
         for number in ids:
             picture = self.pictures[number]
             try:
                 images.append(self.square(read_picture(picture)))
             except UserError as error:
                 if not self.skip:
-                    raise UserError(f"cache.images: {error}; mend it, or leave it out with on_error=skip") from None
-                faults[number] = str(error)
+                    raise UserError(
+                        f"cache.images: {error}; repair the file, or set on_error=skip to skip damaged images"
+                    ) from None
+                errors[number] = str(error)
                 continue
             seed = caption_seed(self.config.seed, number)
             seeds.append(seed)
             metas.append({"caption_id": number, "seed": seed, "source": "image", "image": picture.name})
         if not images:
-            return torch.empty(0), [], faults
-        return encode(self.pipe, torch.stack(images), seeds, self.config.batch), metas, faults
+            return torch.empty(0), [], errors
+        return encode(self.pipe, torch.stack(images), seeds, self.config.batch), metas, errors
 
 
 def _bytes(picture: Picture) -> int:
@@ -126,21 +147,22 @@ def _bytes(picture: Picture) -> int:
 
 
 def choose_captions(config: Config, damaged: list[str] | None = None) -> list[str]:
-    """The N captions to draw: those naming no excluded word, in a seeded random order; `damaged`: see `read_unique`.
+    """Chooses `cache.size` captions without an excluded word, in random order by `cache.seed`.
 
-    Raises UserError when the sources hold fewer than `cache.size` of them.
+    `damaged`: see `read_unique`. Raises UserError if the sources contain too few captions.
     """
     captions, dropped = read_unique(resolve_sources(config.cache.captions), damaged)
     for word in config.cache.exclude:
         if not any(map(names_any([word]).search, captions)):
-            raise UserError(f"cache.exclude: no caption of the sources names {word!r}; is it misspelt?")
+            raise UserError(f"cache.exclude: no caption contains {word!r}; check its spelling")
     excluded = names_any(config.cache.exclude)
     allowed = [caption for caption in captions if not excluded.search(caption)]
     if len(allowed) < config.cache.size:
-        left = [f"{len(captions) - len(allowed)} more are excluded by cache.exclude"]
-        left += [f"{number} dropped: {reason}" for reason, number in dropped.items()]
+        details = [f"{len(captions) - len(allowed)} more are excluded by cache.exclude"]
+        details += [f"{number} dropped: {reason}" for reason, number in dropped.items()]
         raise UserError(
-            f"cache.size: {config.cache.size} captions wanted, the sources hold {len(allowed)} ({', '.join(left)})"
+            f"cache.size: is {config.cache.size}, but the sources contain only {len(allowed)} captions "
+            f"({', '.join(details)})"
         )
     return _shuffled(allowed, config.cache.seed)[: config.cache.size]
 

@@ -1,6 +1,7 @@
-"""Latent shards: ordinary WebDataset tars (KEY.npy fp16 latent, KEY.txt caption, KEY.json metadata) with an index.
+"""Latent shards: WebDataset tars (KEY.npy: fp16 latent, KEY.txt: caption, KEY.json: metadata), each with an index.
 
-The index (one JSON per shard, beside it) holds each latent's offset: exact random access without unpacking.
+The shard index is a JSON file next to the shard. It stores the offset of each latent in the tar, for random access
+without unpacking.
 """
 
 import io
@@ -20,25 +21,24 @@ from randcond.launch.runtime.files import atomic_write, read_json, sha256, write
 FORMAT = 3
 
 
-_EXPONENT = np.uint16(0x7C00)  # of an fp16
+_EXPONENT = np.uint16(0x7C00)  # the exponent bits of an fp16 number
 
 
 def index_path(shard: Path) -> Path:
-    """The index beside a shard."""
+    """Returns the path of a shard's index."""
     return shard.with_suffix(".index.json")
 
 
 def write_shard(
     shard: Path, samples: list[dict[str, Any]], made_of: str = "", left_out: list[dict[str, Any]] | None = None
 ) -> None:
-    """Writes samples {caption_id, caption, latent [C, h, w], meta} as one shard and its index, both whole.
+    """Writes samples {caption_id, caption, latent [C, h, w], meta} as a shard with an index, each atomically.
 
-    The index notes what the shard was made of (a hash of its cache's plan) and what was left out of it, and why.
-
-    The bytes depend on the samples alone (no clock, no user in the tar), so a shard made twice is the same file.
+    `made_of`: hash of the cache's plan. `left_out`: skipped samples {caption_id, error}. Both go into the index.
+    The bytes depend only on the samples: the tar contains no times and no user names.
     """
-    with atomic_write(shard) as aside:
-        with TarWriter(str(aside), mtime=0, user="randcond", group="randcond") as tar:
+    with atomic_write(shard) as temporary:
+        with TarWriter(str(temporary), mtime=0, user="randcond", group="randcond") as tar:
             for sample in samples:
                 tar.write(
                     {
@@ -48,9 +48,9 @@ def write_shard(
                         "json": {"caption_id": sample["caption_id"], **sample["meta"]},
                     }
                 )
-        members = _scan(aside)
-        digest = sha256(aside)
-        size = aside.stat().st_size
+        members = _scan(temporary)
+        digest = sha256(temporary)
+        size = temporary.stat().st_size
     facts = {"shard": shard.name, "bytes": size, "sha256": digest, "made_of": made_of, "left_out": left_out or []}
     write_json(index_path(shard), {**facts, "members": members})
 
@@ -65,96 +65,108 @@ def _scan(tar: Path) -> list[list[Any]]:
 
 
 def shard_done(shard: Path, made_of: str = "") -> bool:
-    """Whether shard and index are both in place and whole (the index is written last).
+    """Returns True if a shard and its index exist and the shard has its full size. The index is written last.
 
-    Raises UserError naming a shard that was made of something else: two teachers' latents don't belong in one cache.
+    Raises UserError if the shard belongs to a cache with another plan (`made_of`).
     """
     if not (shard.is_file() and index_path(shard).is_file()):
         return False
     index = _read_index(shard)
     if index.get("made_of") != made_of:
         raise UserError(
-            f"shard {shard}: was made for another cache (another teacher, sampler or list of captions); remove it and "
-            f"its index, `randcond run cache EXPERIMENT` makes it again"
+            f"shard {shard}: belongs to a cache with other settings (teacher, sampler, captions, ...); remove it and "
+            f"its index, then run `randcond run cache EXPERIMENT`"
         )
     return bool(shard.stat().st_size == index["bytes"])
 
 
 def _read_index(shard: Path) -> dict[str, Any]:
     index = read_json(index_path(shard))
-    needed = {"made_of", "bytes", "sha256", "members", "left_out"}
+    required = {"made_of", "bytes", "sha256", "members", "left_out"}
     if not isinstance(index, dict):
         raise _damaged_index(shard, "it is not a JSON object")
-    if missing := needed - index.keys():
-        raise _damaged_index(shard, f"without {', '.join(sorted(missing))}")
+    if missing := required - index.keys():
+        raise _damaged_index(shard, f"missing: {', '.join(sorted(missing))}")
     return index
 
 
-def _damaged_index(shard: Path, why: object) -> UserError:
+def _damaged_index(shard: Path, reason: object) -> UserError:
     return UserError(
-        f"shard {shard}: its index is damaged ({why}); remove both, `randcond run cache EXPERIMENT` makes them again"
+        f"shard {shard}: its index is damaged ({reason}); remove the shard and its index, then run "
+        f"`randcond run cache EXPERIMENT`"
     )
 
 
 class Shard:
-    """Random access to one shard's latents through a memory map."""
+    """Random access to the latents of one shard, through a memory map."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError naming the shard when it is missing, truncated or without its index."""
+        """Raises UserError if the shard or its index is missing or damaged, or if the shard has the wrong size."""
         self.path = path
         if not (path.is_file() and index_path(path).is_file()):
-            raise UserError(f"shard {path}: it or its index is missing; finish it with `randcond run cache EXPERIMENT`")
+            raise UserError(
+                f"shard {path}: the shard or its index is missing; run `randcond run cache EXPERIMENT` to create it"
+            )
         index = _read_index(path)
         try:
-            wanted, self.sha256 = int(index["bytes"]), str(index["sha256"])
+            expected_size, self.sha256 = int(index["bytes"]), str(index["sha256"])
             table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
         except (TypeError, ValueError, OverflowError) as error:
             raise _damaged_index(path, error) from None
         size = os.path.getsize(path)
-        if size != wanted:
+        if size != expected_size:
             raise UserError(
-                f"shard {path}: has {size} bytes, its index says {wanted}: it is half-written or damaged; "
-                f"`randcond run cache EXPERIMENT` makes it again"
+                f"shard {path}: has {size} bytes, expected {expected_size}: it is incomplete or damaged; "
+                f"run `randcond run cache EXPERIMENT` to create it again"
             )
-        self.caption_ids = table[:, 0]  # of each latent, [n]
-        self._places: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of its .npy
-        with path.open("rb") as file:  # copy on write: torch wants arrays it could write to
+        self.caption_ids = table[:, 0]  # caption number of each latent, [n]
+        self._locations: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of each .npy, in bytes
+        with path.open("rb") as file:  # copy-on-write, because torch expects writable arrays
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
-        self._header = b""  # of the .npy read last; a shard's are alike
+        self._header = b""  # header of the last .npy that was parsed; all latents of a shard have the same header
         self._shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.caption_ids)
 
     def __reduce__(self) -> tuple[type["Shard"], tuple[Path]]:
-        return Shard, (self.path,)  # another process maps the file itself: a pickled map would be all its bytes
+        return Shard, (self.path,)  # the other process maps the file again: pickling the map would copy all its bytes
 
     def key(self, row: int) -> str:
-        """The WebDataset key of a latent."""
+        """Returns the WebDataset key of a latent."""
         return f"{self.caption_ids[row]:09d}"
 
     def read_ahead(self, row: int) -> None:
-        """Has the system read a latent from the disk meanwhile."""
-        start, size = self._places[row]
+        """Asks the operating system to read a latent from disk in the background."""
+        start, size = self._locations[row]
         first = start - start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
 
     def latent(self, row: int) -> np.ndarray:
-        """The latent fp16 [C, h, w], a view of the file; raises UserError naming shard and key when it is damaged."""
-        start, size = self._places[row]
+        """Returns a latent, fp16 [C, h, w], as a view of the mapped file.
+
+        Raises UserError with shard and key if the latent is damaged.
+        """
+        start, size = self._locations[row]
         data = self._bytes[start : start + size]
-        header = len(self._header)
-        if not header or data[:header].tobytes() != self._header:
+        header_size = len(self._header)
+        if not header_size or data[:header_size].tobytes() != self._header:
             self._read_header(row, data)
-            header = len(self._header)
-        values = data[header:].view(np.float16)
-        if (values.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # all ones: not a number, or none that is finite
-            raise UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
+            header_size = len(self._header)
+        values = data[header_size:].view(np.float16)
+        if (values.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # all exponent bits set: NaN or infinite
+            raise self._damaged_latent(row)
         return values.reshape(self._shape)
 
+    def _damaged_latent(self, row: int) -> UserError:
+        return UserError(
+            f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; remove the shard and its index, then "
+            f"run `randcond run cache EXPERIMENT`"
+        )
+
     def _read_header(self, row: int, data: np.ndarray) -> None:
-        """Takes shape and length from a .npy's header; a shard's others have the same bytes, and are not read again."""
+        """Parses the header of a .npy file. `latent` skips this for the following latents, if their header is equal."""
         file = io.BytesIO(data.tobytes())
         try:
             version = np.lib.format.read_magic(file)
@@ -164,12 +176,12 @@ class Shard:
         except ValueError as error:
             raise UserError(f"shard {self.path}, key {self.key(row)}: {error}") from None
         if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
-            raise UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; draw the shard again")
+            raise self._damaged_latent(row)
         self._header, self._shape = data[: file.tell()].tobytes(), shape
 
 
 def describe(shard: Path) -> dict[str, Any]:
-    """One line of the cache's manifest: name, samples, bytes, sha256 of the shard and of its index."""
+    """Returns a shard's entry in the cache's manifest: name, samples, left_out, bytes, sha256 of shard and index."""
     index = _read_index(shard)
     return {
         "shard": shard.name,

@@ -1,1 +1,1 @@
-"""Captions: sources, filters, the memory-mapped pool."""
+"""Captions: caption sources, row filters and the memory-mapped caption pool."""

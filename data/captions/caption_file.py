@@ -1,6 +1,6 @@
-"""Captions on disk: an Arrow file, memory-mapped, for O(1) random reads.
+"""Captions on disk: a memory-mapped Arrow file with O(1) random access.
 
-Nothing is copied into a process: all processes of a host share the page cache.
+All processes of a host share the file's pages in memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,40 +11,44 @@ import pyarrow as pa
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 
-ROWS_PER_BATCH = 65_536  # of every record batch but the last: a caption's batch follows from its number
+ROWS_PER_BATCH = 65_536  # of every record batch except the last, so a caption's number gives its batch
 _SCHEMA = pa.schema([("caption", pa.string())])
 
 
 def write_captions(path: Path, captions: Iterable[str]) -> int:
-    """Writes captions as one Arrow file, whole; returns how many."""
+    """Writes captions to an Arrow file atomically. Returns the number of captions."""
     return write_arrays(path, (pa.array(list(captions), pa.string()),))
 
 
 def write_arrays(path: Path, arrays: Iterable[pa.StringArray]) -> int:
-    """The same from arrays of any lengths, one after the other."""
-    count, held, waiting = 0, 0, []
-    with atomic_write(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+    """Writes the captions in Arrow arrays of any length to an Arrow file atomically. Returns the number of captions."""
+    count, buffered, buffer = 0, 0, []
+    with (
+        atomic_write(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA) as writer,
+    ):
 
         def write(captions: pa.StringArray) -> None:
             writer.write_batch(pa.RecordBatch.from_arrays([captions], schema=_SCHEMA))
 
         for array in arrays:
             count += len(array)
-            waiting.append(array)
-            held += len(array)
-            if held >= ROWS_PER_BATCH:
-                joined = pa.concat_arrays(waiting)
-                full = held // ROWS_PER_BATCH * ROWS_PER_BATCH
+            buffer.append(array)
+            buffered += len(array)
+            if buffered >= ROWS_PER_BATCH:
+                joined = pa.concat_arrays(buffer)
+                full = buffered // ROWS_PER_BATCH * ROWS_PER_BATCH
                 for start in range(0, full, ROWS_PER_BATCH):
                     write(joined.slice(start, ROWS_PER_BATCH))
-                waiting, held = [joined.slice(full)], held - full
-        if held:
-            write(pa.concat_arrays(waiting))
+                buffer, buffered = [joined.slice(full)], buffered - full
+        if buffered:
+            write(pa.concat_arrays(buffer))
     return count
 
 
 def read_arrays(path: Path) -> Iterator[pa.StringArray]:
-    """All captions of a file, a record batch at a time and none of it kept: for passes over what memory can't hold."""
+    """Yields all captions of a file, one record batch at a time. For files that are too large for memory."""
     with pa.OSFile(str(path)) as file:
         reader = pa.ipc.open_file(file)
         for number in range(reader.num_record_batches):
@@ -52,19 +56,24 @@ def read_arrays(path: Path) -> Iterator[pa.StringArray]:
 
 
 class Captions:
-    """Memory-mapped captions by number."""
+    """Random access to the captions of a memory-mapped file, by caption number."""
 
     def __init__(self, path: Path, first: int | None = None) -> None:
-        """`first`: only so many of them. Raises UserError naming the file when it is missing or damaged."""
+        """`first`: number of captions to use from the start of the file; None: all.
+
+        Raises UserError if the file is missing or damaged.
+        """
         self.path, self.first = path, first
         try:
             column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
             self._arrays = [chunk for chunk in column.slice(0, first).chunks if len(chunk)]
             if any(len(array) != ROWS_PER_BATCH or array.offset for array in self._arrays[:-1]):
-                raise pa.ArrowInvalid("its record batches are not of one size")
+                raise pa.ArrowInvalid("its record batches differ in size")
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"captions {path}: cannot be read ({error}); build them again") from None
-        # The bytes themselves: three times as fast as asking Arrow for one value.
+            raise UserError(
+                f"captions {path}: cannot be read ({error}); remove the pool or cache and build it again"
+            ) from None
+        # Reading the buffers directly is three times as fast as Arrow's access to one value.
         self._offsets = [memoryview(array.buffers()[1]).cast("i") for array in self._arrays]
         self._texts = [memoryview(array.buffers()[2] or b"") for array in self._arrays]
         self._count = sum(map(len, self._arrays))
@@ -73,7 +82,7 @@ class Captions:
         return self._count
 
     def __getitem__(self, index: int) -> str:
-        """One caption; raises IndexError outside 0 .. len - 1."""
+        """Returns one caption. Raises IndexError if `index` is not in 0 .. len - 1."""
         if not 0 <= index < self._count:
             raise IndexError(index)
         batch, row = divmod(index, ROWS_PER_BATCH)
@@ -85,8 +94,8 @@ class Captions:
             yield from array.to_pylist()
 
     def arrays(self) -> Iterator[pa.StringArray]:
-        """All captions, a record batch at a time."""
+        """Yields all captions, one record batch at a time."""
         yield from self._arrays
 
     def __reduce__(self) -> tuple[type["Captions"], tuple[Path, int | None]]:
-        return Captions, (self.path, self.first)  # a loader worker maps the file itself
+        return Captions, (self.path, self.first)  # each loader worker maps the file again

@@ -1,4 +1,4 @@
-"""Lists of captions out of caption sources, in memory: for what is drawn or evaluated, not for the pool."""
+"""Reads captions from caption sources into memory, for caching and evaluation. The pool is too large for this."""
 
 import re
 from collections import Counter
@@ -10,9 +10,9 @@ from randcond.launch.errors import UserError
 
 
 def read_source(source: str) -> Iterator[str]:
-    """Captions of one source (a file, a folder, a glob), cleaned, without empty ones.
+    """Yields the cleaned, non-empty captions of one source (a file, folder, glob or URL).
 
-    Raises UserError naming the file when it is missing, of an unknown kind, damaged or without a caption column.
+    Raises UserError if a file is missing or damaged, has an unknown type or has no caption column.
     """
     for file in expand(source):
         for captions, _ in read_batches(file):
@@ -20,32 +20,32 @@ def read_source(source: str) -> Iterator[str]:
 
 
 def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tuple[list[str], dict[str, int]]:
-    """The distinct non-empty captions of all sources in their order, and how many were dropped by reason.
+    """Returns the distinct non-empty captions of all sources, in order, and the number of dropped rows by reason.
 
-    In memory: for what is drawn or evaluated, not for the pool. `damaged`: takes what is wrong with a file, whose
-    captions before that count. Raises UserError naming a source without any caption, and, without it, a damaged file.
+    `damaged`: a list that collects one error per damaged file; the captions before the damage are used. Without this
+    list, a damaged file raises UserError. Also raises UserError if a source contains no captions.
     """
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     dropped: Counter[str] = Counter()
     for source in sources:
-        read = 0
+        count = 0
         for file in expand(source):
             try:
-                for captions, lost in read_batches(file):
-                    dropped += lost
-                    before = len(found)
-                    found.update(dict.fromkeys(captions.to_pylist()))
-                    dropped["duplicate"] += len(captions) - (len(found) - before)
-                    read += len(captions)
+                for captions, dropped_rows in read_batches(file):
+                    dropped += dropped_rows
+                    before = len(unique)
+                    unique.update(dict.fromkeys(captions.to_pylist()))
+                    dropped["duplicate"] += len(captions) - (len(unique) - before)
+                    count += len(captions)
             except UserError as error:
                 if damaged is None:
                     raise
                 damaged.append(str(error))
-        if not read:
-            raise UserError(f"caption source {source}: holds no caption")
-    return list(found), {reason: number for reason, number in dropped.items() if number}
+        if not count:
+            raise UserError(f"caption source {source}: contains no captions")
+    return list(unique), {reason: number for reason, number in dropped.items() if number}
 
 
 def names_any(words: list[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the words as a whole word, whatever its case."""
+    """Returns a pattern that matches any of the words as a whole word, ignoring case. No words: matches nothing."""
     return re.compile(r"\b(" + "|".join(map(re.escape, words)) + r")\b", re.IGNORECASE) if words else re.compile("(?!)")

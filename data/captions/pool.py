@@ -1,10 +1,11 @@
-"""The caption pool's extra texts: caption sources -> one memory-mapped Arrow file with a manifest.
+"""Builds the extra texts of the caption pool: caption sources -> one memory-mapped Arrow file with a manifest.
 
-In: `pool.sources`. Out: `paths.pool`/captions.arrow and manifest.json (sources, counts, what was dropped and why).
-Each source file becomes a part of its own, whole or absent, so that a killed build goes on at the file it was in; the
-parts are then merged without their duplicates. Nothing is ever held in memory but 20 bytes per caption.
+In: `pool.sources`. Out: `paths.pool`/captions.arrow and manifest.json (sources, number of captions, reasons for
+dropped captions). Each source file is first written atomically to a part of its own, so a killed build resumes at the
+file it was reading. Then the parts are merged without duplicates. This needs 20 bytes of memory per caption.
 """
 
+import dataclasses
 import math
 import os
 from collections import Counter
@@ -19,10 +20,11 @@ import pyarrow as pa
 from randcond.data.captions.caption_file import Captions, write_arrays
 from randcond.data.captions.pool_merge import merge_parts
 from randcond.data.captions.readers import read_batches
-from randcond.data.captions.row_filter import WHOLE, RowFilter, row_filter, settings
+from randcond.data.captions.row_filter import UNFILTERED, RowFilter, absent_filters, row_filter, settings
 from randcond.data.captions.sources import expand, identify
+from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.paths import resolve_sources
-from randcond.launch.config.sections import Config
+from randcond.launch.config.sections import Config, Pool
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_json, remove, sha256, write_json
@@ -41,36 +43,36 @@ def build(
     skip: bool = False,
     also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Builds the pool at `out` from caption sources and returns its manifest; a finished one is left as it is.
+    """Builds a pool at `out` from caption sources and returns its manifest. Does nothing if the pool is finished.
 
-    `skip`: a damaged source gives what can be read of it, and stands in the manifest with what is wrong with it.
-    `also`: sources that go before the others, whole: the filter `rows` is not theirs.
-    Raises UserError when a source is bad, or when `out` holds a pool of other sources or filters.
+    `rows`: the filter for the rows of `sources`. `also`: sources that are not filtered and come before the others.
+    `skip`: if a source is damaged, use its readable part and record the damage in the manifest.
+    Raises UserError if a source is missing, damaged or empty, or if `out` contains a pool of other sources or filters.
     """
     rows = rows or RowFilter()
     files = [file for source in sources for file in expand(source)]
-    whole = [file for source in also for file in expand(source)]
-    made_of = {"format": FORMAT, "sources": [identify(file) for file in [*whole, *files]], "filter": settings(rows)}
-    made_of |= {"skip": skip} | ({"unfiltered": len(whole)} if whole and settings(rows) else {})
-    filters = [(file, WHOLE) for file in whole] + [(file, rows) for file in files]
+    unfiltered = [file for source in also for file in expand(source)]
+    made_of = {"format": FORMAT, "sources": list(map(identify, [*unfiltered, *files])), "filter": settings(rows)}
+    made_of |= {"skip": skip} | ({"unfiltered": len(unfiltered)} if unfiltered and settings(rows) else {})
+    filters = [(file, UNFILTERED) for file in unfiltered] + [(file, rows) for file in files]
     remedy = "Remove it, or give another paths.pool."
     if manifest := _finished(out, made_of, remedy):
         return manifest
-    with _alone(out):  # for which another may have been waited that has built it
+    with _pool_lock(out):  # another run may have built the pool while this one waited for the lock
         return _finished(out, made_of, remedy) or _build(out, filters, made_of, remedy, progress)
 
 
-def _alone(out: Path) -> AbstractContextManager[None]:
-    """However long another takes: tables begun at once share their pool, and one of them builds it."""
+def _pool_lock(out: Path) -> AbstractContextManager[None]:
+    """Locks a pool folder. Waits without a limit: tables that run at the same time share a pool, and one builds it."""
     return locked(out, math.inf, f"{out}: waiting for another run that builds this pool")
 
 
 def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any] | None:
-    """The manifest of a finished pool; raises UserError when it is of other sources or filters."""
+    """Returns the manifest of a finished pool, or None. Raises UserError if its sources or filters differ."""
     if not (out / "manifest.json").is_file():
         return None
     manifest: dict[str, Any] = read_json(out / "manifest.json")
-    check_matches(manifest, made_of, f"the pool at {out}", remedy)
+    check_matches(manifest, made_of, f"the pool at {out}", remedy, absent_filters())
     return manifest
 
 
@@ -79,7 +81,7 @@ def _build(
 ) -> dict[str, Any]:
     parts = out / "parts"
     if (out / "plan.json").is_file():
-        check_matches(read_json(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy)
+        check_matches(read_json(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy, absent_filters())
     else:
         remove(parts)
         write_json(out / "plan.json", made_of)
@@ -90,10 +92,10 @@ def _build(
         dropped += Counter(note["dropped"])
         if note["damaged"]:
             damaged[file] = note["damaged"]
-            log.warning(f"left out, as far as it can't be read: {note['damaged']}")
-    repeated = merge_parts(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
-    if repeated:
-        dropped["duplicate"] = repeated
+            log.warning(f"pool: damaged source, only its readable part is used: {note['damaged']}")
+    duplicates = merge_parts(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
+    if duplicates:
+        dropped["duplicate"] = duplicates
     captions = Captions(out / "captions.arrow")
     counts = {"captions": len(captions), "dropped": dict(sorted(dropped.items())), "damaged": damaged}
     manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
@@ -104,9 +106,9 @@ def _build(
 
 
 def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str, Any]:
-    """Writes a source's captions, cleaned and filtered, as PATH.arrow; what was not taken as PATH.json, written last.
+    """Writes the cleaned and filtered captions of a source to PATH.arrow, then a note to PATH.json. Returns the note.
 
-    That is {dropped: {reason: number}, damaged: what is wrong with the source, or nothing}.
+    The note is {dropped: {reason: number}, damaged: error message, or empty}. An existing note is returned as it is.
     """
     note = path.with_suffix(".json")
     if not note.is_file():
@@ -116,8 +118,8 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
         def captions() -> Iterator[pa.StringArray]:
             nonlocal damaged
             try:
-                for batch, lost in read_batches(source, rows):
-                    dropped.update(lost)
+                for batch, dropped_rows in read_batches(source, rows):
+                    dropped.update(dropped_rows)
                     yield batch
             except UserError as error:
                 if not skip:
@@ -125,15 +127,16 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
                 damaged = str(error)
 
         if not write_arrays(path.with_suffix(".arrow"), captions()) and not skip:
-            raise UserError(f"caption source {source}: holds no caption that is taken (dropped: {dict(dropped)})")
+            raise UserError(f"caption source {source}: no caption passes the filter (dropped: {dict(dropped)})")
         write_json(note, {"dropped": dropped, "damaged": damaged})
     return read_json(note)
 
 
 def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
-    """The extra texts that an experiment's `pool:` section asks for, at `paths.pool`; returns their manifest.
+    """Builds the extra texts of an experiment's `pool:` section at `paths.pool`. Returns their manifest.
 
-    Raises UserError as `build` and `take` do.
+    With `pool.size`, first builds the pool of all captions at `pool.whole` and takes a subset of it.
+    Raises UserError in the same cases as `build` and `take`.
     """
     pool, out = config.pool, Path(config.paths.pool)
     rows, skip = row_filter(pool, config.cache.exclude), config.on_error == "skip"
@@ -146,16 +149,19 @@ def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
         build(Path(pool.whole), sources, rows, progress, skip)
         manifest = take(Path(pool.whole), out, pool.size, pool.seed, also, skip)
     if "asked" not in manifest and os.access(out, os.W_OK):
-        manifest = {**manifest, "asked": asked(config)}
+        manifest = {**manifest, "asked": pool_identity(config)}
         write_json(out / "manifest.json", manifest)
-    check_asked(config)
+    check_pool_identity(config)
     return manifest
 
 
-def asked(config: Config) -> dict[str, Any]:
-    """What of an experiment decides its extra texts; sources by their names, as a cache knows its own."""
+def pool_identity(config: Config) -> dict[str, Any]:
+    """Returns the settings that decide the extra texts of an experiment. Sources are identified by file name only."""
     pool = config.pool
+    filters = {field.name for field in dataclasses.fields(RowFilter)} | {"size", "seed", "excluded_only"}
+    further = {key: value for key, value in identity_of(pool, "pool").items() if key not in filters}
     return {
+        **further,
         "sources": [PurePosixPath(source).name for source in pool.read],
         "also": [PurePosixPath(source).name for source in pool.also],
         "size": pool.size,
@@ -164,50 +170,52 @@ def asked(config: Config) -> dict[str, Any]:
     }
 
 
-def check_asked(config: Config) -> None:
-    """Raises UserError when the pool at `paths.pool` was built for an experiment that asks for another one."""
+def check_pool_identity(config: Config) -> None:
+    """Raises UserError if the pool at `paths.pool` was built for an experiment with other pool settings."""
     folder = Path(config.paths.pool)
     manifest = read_json(folder / "manifest.json")
-    if "asked" in manifest:  # else it was built by hand
-        remedy = "Give another paths.pool, or ask for what is there."
-        check_matches(manifest["asked"], asked(config), f"the pool at {folder}", remedy)
+    if "asked" in manifest:  # missing if the pool was built with `randcond pool build`
+        remedy = "To use it, restore these settings. To make another pool, give another paths.pool."
+        absent = absent_settings(Pool, "pool") | absent_filters()
+        check_matches(manifest["asked"], pool_identity(config), f"the pool at {folder}", remedy, absent)
 
 
 def take(
     folder: Path, out: Path, count: int, seed: int, also: Sequence[str] = (), skip: bool = False
 ) -> dict[str, Any]:
-    """Writes `count` captions of a pool, chosen by the seed, as a pool at `out`; a larger choice holds the smaller one.
+    """Writes `count` random captions of the pool at `folder` to a new pool at `out`. Returns the new manifest.
 
-    `also`: caption sources that go before them, whole; `skip` as in `build`. What was damaged or dropped of the pool
-    stands in this one's manifest, too. Raises UserError when the pool has fewer, when `out` holds another pool, or a
-    source is bad.
+    With the same seed, a larger count includes the captions of every smaller count. `also` and `skip`: see `build`. The
+    new manifest includes what was dropped from the original pool, and its damaged sources.
+    Raises UserError if the pool has fewer captions, if `out` contains another pool, or if a source of `also` is
+    missing, damaged or empty.
     """
-    whole = open_pool(folder)
-    if not 0 <= count <= len(whole):
-        raise UserError(f"the pool at {folder} holds {len(whole)} captions, {count} asked for")
+    pool = open_pool(folder)
+    if not 0 <= count <= len(pool):
+        raise UserError(f"the pool at {folder} contains {len(pool)} captions, but {count} are requested")
     files = [file for source in also for file in expand(source)]
-    known = read_json(folder / "manifest.json")
-    source = {"name": folder.name, "sha256": known["sha256"], "taken": count, "seed": seed}
+    pool_manifest = read_json(folder / "manifest.json")
+    source = {"name": folder.name, "sha256": pool_manifest["sha256"], "taken": count, "seed": seed}
     made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": skip}
     remedy = "Remove it, or give another folder."
     if manifest := _finished(out, made_of, remedy):
         return manifest
-    with _alone(out):
+    with _pool_lock(out):
         if manifest := _finished(out, made_of, remedy):
             return manifest
-        keep = np.zeros(len(whole), dtype=bool)
-        keep[np.random.default_rng(seed).permutation(len(whole))[:count]] = True
-        starts = np.cumsum([0, *map(len, whole.arrays())])
-        chunks = zip(starts[:-1], whole.arrays(), strict=True)
-        taken = (chunk.filter(pa.array(keep[at : at + len(chunk)])) for at, chunk in chunks)
+        keep = np.zeros(len(pool), dtype=bool)
+        keep[np.random.default_rng(seed).permutation(len(pool))[:count]] = True
+        starts = np.cumsum([0, *map(len, pool.arrays())])
+        chunks = zip(starts[:-1], pool.arrays(), strict=True)
+        taken = (chunk.filter(pa.array(keep[start : start + len(chunk)])) for start, chunk in chunks)
         remove(out / "parts")
-        dropped, damaged = Counter(known["dropped"]), dict(known["damaged"])
+        dropped, damaged = Counter(pool_manifest["dropped"]), dict(pool_manifest["damaged"])
         if not files:
             write_arrays(out / "captions.arrow", taken)
         else:
             parts = [out / "parts" / f"{number:05d}" for number in range(len(files) + 1)]
             for part, file in zip(parts, files, strict=False):
-                note = _read_part(part, file, WHOLE, skip)
+                note = _read_part(part, file, UNFILTERED, skip)
                 dropped += Counter(note["dropped"])
                 damaged |= {file: note["damaged"]} if note["damaged"] else {}
             write_arrays(parts[-1].with_suffix(".arrow"), taken)
@@ -222,9 +230,9 @@ def take(
 
 
 def open_pool(folder: Path, check: bool = False) -> Captions:
-    """The extra texts of a built pool; `check`: against its checksum, a second per GB.
+    """Opens the extra texts of a finished pool. `check`: verify the checksum, which takes a second per GB.
 
-    Raises UserError naming a folder that is unfinished, damaged or of another format.
+    Raises UserError if the pool is unfinished, damaged or in another format.
     """
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
@@ -232,20 +240,22 @@ def open_pool(folder: Path, check: bool = False) -> Captions:
     manifest = read_json(manifest_path)
     if manifest.get("format") != FORMAT:
         raise UserError(
-            f"the pool at {folder} has format {manifest.get('format')}, this version reads {FORMAT}: rebuild"
+            f"the pool at {folder} has format {manifest.get('format')}, expected {FORMAT}; "
+            f"remove the pool and build it again"
         )
     if check and sha256(folder / "captions.arrow") != manifest["sha256"]:
         raise UserError(
-            f"the pool at {folder}: captions.arrow does not match its checksum; remove the pool and rebuild"
+            f"the pool at {folder}: captions.arrow does not match its checksum; remove the pool and build it again"
         )
     captions = Captions(folder / "captions.arrow")
     if len(captions) != manifest["captions"]:
         raise UserError(
-            f"the pool at {folder} holds {len(captions)} captions, its manifest says {manifest['captions']}"
+            f"the pool at {folder} contains {len(captions)} captions, expected {manifest['captions']} according to its "
+            f"manifest; remove the pool and build it again"
         )
     return captions
 
 
 def reasons(manifest: dict[str, Any]) -> str:
-    """How many captions were dropped and why, in words."""
+    """Returns the number of dropped captions by reason, as text for a message."""
     return ", ".join(f"{number:,} {reason}" for reason, number in manifest["dropped"].items()) or "none"

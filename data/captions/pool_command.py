@@ -1,4 +1,4 @@
-"""Tools for caption pools: build one from caption sources, look into it, take a part of it."""
+"""Tools for caption pools: build a pool from caption sources, inspect it, take a subset."""
 
 from pathlib import Path
 
@@ -23,30 +23,32 @@ def build(
     min_height: int = 0,
     on_error: str = "stop",
 ) -> None:
-    """Builds a caption pool at OUT from files, folders, globs or URLs of parquet, csv, jsonl or txt (.gz, .zst, ...).
+    """Builds a caption pool at OUT from caption sources.
 
-    Captions are cleaned (Unicode NFC, no control characters, single spaces); empty and duplicate ones are dropped, of
-    all sources together, and counted. Sources with columns need `caption`, `TEXT` or `text`. Memory: 20 bytes per
-    caption. A killed build goes on at the file it was in.
+    SOURCE is a file, folder, glob or URL. Formats: parquet, csv, jsonl and txt, also compressed (.gz, .bz2, .xz, .zst).
+    Parquet, csv and jsonl need a column `caption`, `TEXT` or `text`. Captions are cleaned: Unicode NFC, no control
+    characters, single spaces. Empty captions are dropped, and so is every duplicate across all sources. The build
+    needs 20 bytes of memory per caption. To resume a killed build, run the same command again.
 
-    --min-length N      characters of a caption (default 1)
-    --max-length N      (default 1000; 0: any)
+    --min-length N      minimum number of characters (default: 1)
+    --max-length N      maximum number of characters (default: 1000; 0: no limit)
     --nsfw A,B          accepted values of the column NSFW (LAION: UNLIKELY, UNSURE, NSFW)
-    --min-similarity X  of the column similarity (LAION: CLIP's, of caption and image)
-    --min-width N       of the column WIDTH, pixels of the image; --min-height N: of HEIGHT
-    --on-error skip     take what can be read of a damaged source, and say what is wrong with it (default: stop)
+    --min-similarity X  minimum of the column similarity (LAION: CLIP similarity of caption and image)
+    --min-width N       minimum of the column WIDTH, in pixels
+    --min-height N      minimum of the column HEIGHT, in pixels
+    --on-error skip     use the readable part of a damaged source and report the damage (default: stop)
 
     examples    randcond pool build runs/my-pool captions.txt more.parquet
                 randcond pool build runs/laion "laion/*.parquet" --nsfw UNLIKELY --min-similarity 0.3
     """
     if not source:
-        raise UserError("no SOURCE given: name at least one caption file")
+        raise UserError("SOURCE is missing: give at least one caption source")
     try:
         similarity = float(min_similarity)
     except ValueError:
-        raise UserError(f"--min-similarity needs a number, got {min_similarity!r}") from None
+        raise UserError(f"--min-similarity: is {min_similarity!r}, expected a number") from None
     if on_error not in ("stop", "skip"):
-        raise UserError(f"--on-error: stop or skip, got {on_error!r}")
+        raise UserError(f"--on-error: is {on_error!r}, expected stop or skip")
     accepted = tuple(filter(None, nsfw.split(",")))
     rows = RowFilter(min_length, max_length, accepted, similarity, min_width, min_height)
     manifest = build_pool(Path(out), list(source), rows, progress=True, skip=on_error == "skip")
@@ -54,7 +56,7 @@ def build(
 
 
 def info(folder: str) -> None:
-    """Prints what a pool was built from, how many captions it holds and what was dropped."""
+    """Prints the sources of a pool, its number of captions, its filter, and what was dropped."""
     captions = open_pool(Path(folder))
     manifest = read_json(Path(folder) / "manifest.json")
     size = captions.path.stat().st_size
@@ -63,22 +65,23 @@ def info(folder: str) -> None:
     print(f"filter: {', '.join(f'{key} {value}' for key, value in manifest['filter'].items()) or 'none'}")
     print(f"dropped: {reasons(manifest)}")
     for error in manifest["damaged"].values():
-        print(f"damaged, what could be read was taken: {error}")
+        print(f"damaged source, only its readable part was used: {error}")
 
 
 def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:
-    """Prints N random captions of a pool (the same ones for the same seed)."""
+    """Prints N random captions of a pool. The same seed prints the same captions."""
     captions = open_pool(Path(folder))
     if not len(captions):
-        raise UserError(f"the pool at {folder} holds no caption")
+        raise UserError(f"the pool at {folder} contains no captions")
     for index in np.random.default_rng(seed).integers(len(captions), size=n):
         print(captions[int(index)])
 
 
 def take(folder: str, out: str, *, n: int, seed: int = 0) -> None:
-    """Writes N random captions of a pool as a pool of its own, in their order; more of them hold the fewer.
+    """Writes a new pool at OUT with N random captions of the pool at FOLDER, in the original order.
 
-    The paper's pools of 0, 1M, 10M and 20M extra texts are such parts of one; in an experiment, `pool.size`.
+    With the same seed, a larger N includes the captions of every smaller N. The paper's pools of 0, 1M, 10M and 20M
+    extra texts are such subsets. An experiment does the same with pool.size.
 
     example    randcond pool take runs/laion runs/laion-1m --n 1000000
     """

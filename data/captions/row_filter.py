@@ -1,4 +1,4 @@
-"""Which rows of a caption source are taken, and how a caption is cleaned."""
+"""Filters the rows of a caption source and cleans captions."""
 
 import re
 from collections import Counter
@@ -11,34 +11,36 @@ import pyarrow.compute as pc
 
 from randcond.launch.config.sections import Pool
 
-_BLANK = r"[\p{Z}\p{Cc}]+"  # spaces of every script, line ends, control characters
+_BLANK = r"[\p{Z}\p{Cc}]+"  # Unicode spaces, line breaks and control characters
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Which rows of a source are taken; what is left at its default is not asked for."""
+    """The conditions that a row must meet to be used. 0 or an empty tuple: no such condition."""
 
-    min_length: int = 1  # characters of the cleaned caption
-    max_length: int = 1000  # 0: any
+    min_length: int = 1  # minimum number of characters of the cleaned caption
+    max_length: int = 1000  # maximum number of characters; 0: no limit
     nsfw: tuple[str, ...] = ()  # accepted values of the column NSFW
-    min_similarity: float = 0.0  # column similarity: CLIP's, of caption and image
-    min_width: int = 0  # columns WIDTH and HEIGHT: of the image
-    min_height: int = 0
-    naming: tuple[str, ...] = ()  # at least one of these words, whatever its case
+    min_similarity: float = 0.0  # minimum of the column similarity (CLIP similarity of caption and image)
+    min_width: int = 0  # minimum of the column WIDTH, in pixels
+    min_height: int = 0  # minimum of the column HEIGHT, in pixels
+    naming: tuple[str, ...] = ()  # the caption must contain at least one of these words, ignoring case
 
     def columns(self) -> dict[str, str]:
-        """The columns that this filter needs -> the setting that asks for it."""
-        asked = {"NSFW": "nsfw", "similarity": "min_similarity", "WIDTH": "min_width", "HEIGHT": "min_height"}
-        return {column: setting for column, setting in asked.items() if getattr(self, setting)}
+        """Returns the columns that this filter reads -> the setting that needs the column."""
+        setting_of = {"NSFW": "nsfw", "similarity": "min_similarity", "WIDTH": "min_width", "HEIGHT": "min_height"}
+        return {column: setting for column, setting in setting_of.items() if getattr(self, setting)}
 
 
-WHOLE = RowFilter(max_length=0)  # of a list that is taken as it is: all but empty rows
+UNFILTERED = RowFilter(max_length=0)  # drops only empty captions
 
 
 def row_filter(pool: Pool, excluded: list[str]) -> RowFilter:
-    """The filter that an experiment's `pool:` section asks for; `excluded`: the words of its cache.exclude."""
-    named = {field.name: _hashable(getattr(pool, field.name)) for field in fields(RowFilter) if field.name != "naming"}
-    return RowFilter(**named, naming=tuple(excluded) if pool.excluded_only else ())
+    """Returns the filter of an experiment's `pool:` section. `excluded`: the words of cache.exclude."""
+    conditions = {
+        field.name: _hashable(getattr(pool, field.name)) for field in fields(RowFilter) if field.name != "naming"
+    }
+    return RowFilter(**conditions, naming=tuple(excluded) if pool.excluded_only else ())
 
 
 def _hashable(value: Any) -> Any:
@@ -46,7 +48,10 @@ def _hashable(value: Any) -> Any:
 
 
 def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Counter[str]]:
-    """The captions of a batch that pass the filter, cleaned; what was dropped, each row counted under one reason."""
+    """Returns the cleaned captions of a batch that pass the filter, and the number of dropped rows by reason.
+
+    Each dropped row is counted once, under the first reason.
+    """
     captions = clean(batch.column("caption"))
     dropped: Counter[str] = Counter()
     keep = np.ones(len(captions), dtype=bool)
@@ -66,14 +71,14 @@ def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Coun
         drop("too long", length > rows.max_length)
     if rows.naming:
         words = "|".join(map(re.escape, rows.naming))
-        # As data/captions.py's names_any; RE2's own \b knows ASCII alone.
+        # Equivalent to names_any() in caption_lists.py. RE2's \b supports only ASCII.
         pattern = rf"(?i)(?:^|[^\p{{L}}\p{{N}}_])({words})(?:$|[^\p{{L}}\p{{N}}_])"
         drop("other words", ~pc.match_substring_regex(captions, pattern).to_numpy(zero_copy_only=False))
     if rows.nsfw:
         accepted = pc.is_in(batch.column("NSFW"), value_set=pa.array(rows.nsfw)).to_numpy(zero_copy_only=False)
         drop("nsfw", ~accepted)
     if rows.min_similarity:
-        drop("similarity", ~(column("similarity") >= rows.min_similarity))  # neither is what is no number
+        drop("similarity", ~(column("similarity") >= rows.min_similarity))  # "not >=" also drops NaN
     if rows.min_width:
         drop("width", ~(column("WIDTH") >= rows.min_width))
     if rows.min_height:
@@ -82,17 +87,32 @@ def select(batch: pa.RecordBatch, rows: RowFilter) -> tuple[pa.StringArray, Coun
 
 
 def clean(captions: pa.Array) -> pa.StringArray:
-    """One line each: NFC, control characters and runs of white space as one space, none at the ends; null as ""."""
+    """Cleans an array of captions [n]: each becomes one line of text in Unicode NFC; null becomes "".
+
+    Control characters and runs of white space become one space. Leading and trailing space is removed.
+    """
     text = pc.utf8_normalize(pc.fill_null(captions, ""), form="NFC")
     return pc.utf8_trim(pc.replace_substring_regex(text, _BLANK, " "), " ")
 
 
 def clean_text(caption: str) -> str:
-    """The same for one caption."""
+    """Cleans one caption, as `clean` does."""
     return clean(pa.array([caption], pa.string()))[0].as_py()
 
 
 def settings(rows: RowFilter) -> dict[str, Any]:
-    """The filter as plain data, what is not asked for left out."""
+    """Returns the filter as plain data, without the settings that filter nothing (0, empty)."""
     plain = {field.name: getattr(rows, field.name) for field in fields(rows)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items() if value}
+
+
+def absent_filters() -> dict[str, Any]:
+    """Returns `filter.KEY` -> the value to assume if a stored pool does not contain this key.
+
+    The settings in _FIRST_SETTINGS are not stored if they filter nothing. A setting that was added later is missing
+    from older pools, which were built with its default.
+    """
+    return {f"filter.{field.name}": field.default for field in fields(RowFilter) if field.name not in _FIRST_SETTINGS}
+
+
+_FIRST_SETTINGS = ("min_length", "max_length", "nsfw", "min_similarity", "min_width", "min_height", "naming")

@@ -1,1 +1,1 @@
-"""Unseen concepts (Table 2, supplement J): which captions, images and evaluation prompts name or show a concept."""
+"""Unseen concepts (Table 2, supplement J): finds the captions, images and evaluation prompts that show a concept."""

@@ -1,6 +1,6 @@
-"""What BLIP sees in the images of a cache (supplement J): a caption names a concept less often than its image shows it.
+"""Generates BLIP's captions of the images in a latent cache (supplement J): an image can show what its caption omits.
 
-In: a latent cache, its teacher's VAE, a BLIP model (diffusers and transformers folders or hub ids). Out: captions.
+In: a latent cache, the teacher whose VAE decodes it, a BLIP model. Out: BLIP's captions.
 """
 
 from collections.abc import Collection
@@ -26,45 +26,49 @@ MAX_TOKENS = 40
 
 
 def describe_images(
-    cache: Path, wanted: Collection[str], teacher: Path, blip: str, journal: Path
+    cache: Path, selected: Collection[str], teacher: Path, blip: str, journal: Path
 ) -> dict[str, list[str]]:
-    """Caption -> BLIP's captions, greedy, of the images that a cache holds for it; captions without one are left out.
+    """Generates BLIP's captions (greedy) of the images of `selected` captions. Returns caption -> BLIP's captions.
 
-    What the journal has is not done again. Raises UserError naming a cache or a journal that is not fit.
+    Captions without an image in the cache are not in the result. `cache`: folder of the latent cache. `teacher`:
+    diffusers folder or hub id of the teacher whose VAE decodes it. `blip`: transformers folder or hub id. `journal`:
+    file that keeps BLIP's captions, so that no image is captioned twice.
+    Raises UserError if the cache is incomplete, or if the journal belongs to another cache or BLIP model.
     """
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
     captions, latents = open_cache(cache)
-    images = {int(shard.caption_ids[row]): (shard, row) for shard, row in latents}  # by the number of their caption
-    shown = [number for number in sorted(images) if captions[number] in wanted]
+    locations = {int(shard.caption_ids[row]): (shard, row) for shard, row in latents}  # by caption number
+    numbers = [number for number in sorted(locations) if captions[number] in selected]
     with locked(journal.parent):
-        kept = Journal(journal, f"{blip} on the cache {sha256(cache / 'manifest.json')[:16]}")
-        left = [number for number in shown if str(number) not in kept]
+        blip_captions = Journal(journal, f"{blip} on the cache {sha256(cache / 'manifest.json')[:16]}")
+        todo = [number for number in numbers if str(number) not in blip_captions]
         try:
-            if left:
+            if todo:
                 pipe = Teacher.load(teacher, "fp32", device()).pipe
                 model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
                 processor = BlipProcessor.from_pretrained(blip)
-                with Progress(total=len(shown), initial=len(shown) - len(left), desc="BLIP", unit="image") as bar:
-                    for start in range(0, len(left), BATCH):
-                        chunk = left[start : start + BATCH]
-                        values = np.stack([shard.latent(row) for shard, row in (images[number] for number in chunk)])
-                        pictures = _images(pipe, torch.from_numpy(values))
-                        for number, text in zip(chunk, _describe(model, processor, pictures), strict=True):
-                            kept.add(str(number), text)
+                with Progress(total=len(numbers), initial=len(numbers) - len(todo), desc="BLIP", unit="image") as bar:
+                    for start in range(0, len(todo), BATCH):
+                        chunk = todo[start : start + BATCH]
+                        values = np.stack([shard.latent(row) for shard, row in (locations[number] for number in chunk)])
+                        images = _decode(pipe, torch.from_numpy(values))
+                        for number, text in zip(chunk, _describe(model, processor, images), strict=True):
+                            blip_captions.add(str(number), text)
                         bar.update(len(chunk))
         finally:
-            kept.close()
+            blip_captions.close()
     texts: dict[str, list[str]] = {}
-    for number in shown:
-        texts.setdefault(captions[number], []).append(kept.answers[str(number)])
+    for number in numbers:
+        texts.setdefault(captions[number], []).append(blip_captions.answers[str(number)])
     return texts
 
 
-def _images(pipe: Any, latents: Tensor) -> list[Image.Image]:
+def _decode(pipe: Any, latents: Tensor) -> list[Image.Image]:
+    """Decodes latents [B, C, h, w] to RGB images."""
     decoded = (decode(pipe, latents.float().to(pipe.device)) / 2 + 0.5).clamp(0, 1)  # [B, 3, H, W]
     pixels = (255 * decoded).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(each) for each in pixels]
+    return [Image.fromarray(image) for image in pixels]
 
 
 @torch.inference_mode()

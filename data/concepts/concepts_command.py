@@ -1,4 +1,4 @@
-"""Tools for unseen concepts: split captions into seen and unseen ones, and COCO's evaluation captions likewise."""
+"""Tools for unseen concepts: make a word list, split captions into seen and unseen, split COCO's captions."""
 
 import json
 from collections import Counter
@@ -17,22 +17,22 @@ from randcond.launch.runtime.files import write_json, write_text
 
 
 def words(out: str, *concept: str, wordnet: str = "") -> None:
-    """Writes the words for one or more concepts, WordNet's kinds of them with their plurals, to the file OUT.
+    """Writes a list of words for one or more concepts to the file OUT: WordNet's hyponyms and their plurals.
 
-    A kind counts when that is the word's most frequent sense. Read the list before you use it: some words are in
-    captions for another reason. The animals that come with randcond were made so, and read.
+    A word is included if its most frequent sense is a kind of the concept. Review the list before you use it: captions
+    use some words in another sense. The list of animals that comes with randcond was made this way and then reviewed.
 
-    --wordnet FOLDER  WordNet's files (default: $WNSEARCHDIR, Debian's wordnet-base, nltk's corpora)
+    --wordnet FOLDER  folder of WordNet's files (default: $WNSEARCHDIR, inputs/wordnet, or where Debian or nltk put it)
 
     example    randcond concepts words vehicles.txt vehicle
     """
     if not concept:
-        raise UserError("no CONCEPT given, e.g. vehicle")
+        raise UserError("CONCEPT is missing: give at least one noun, for example vehicle")
     nouns = WordNet(find_wordnet(wordnet))
-    found = set().union(*map(nouns.under, concept))
-    listed = sorted({word.lower() for word in (*found, *map(nouns.plural, found))})
-    write_text(Path(out), "\n".join([f"# WordNet's kinds of {', '.join(concept)}, with plurals", *listed]) + "\n")
-    print(f"{len(listed):,} words: {out}")
+    singular = set().union(*map(nouns.under, concept))
+    word_list = sorted({word.lower() for word in (*singular, *map(nouns.plural, singular))})
+    write_text(Path(out), "\n".join([f"# WordNet's kinds of {', '.join(concept)}, with plurals", *word_list]) + "\n")
+    print(f"{len(word_list):,} words: {out}")
 
 
 def split(
@@ -48,45 +48,50 @@ def split(
     blip: str = "",
     dry_run: bool = False,
 ) -> None:
-    """Splits the captions of SOURCE by a concept into OUT/seen.txt and OUT/unseen.txt, as supplement J does.
+    """Splits the captions of SOURCE into OUT/seen.txt and OUT/unseen.txt by a concept, as in supplement J.
 
-    Up to three stages, each on what the ones before let pass; each goes on where it was killed, and a later call may
-    add one: a list of words; a language model; BLIP's captions of the images, judged by the same two.
-    OUT/captions.jsonl keeps every verdict beside its caption: unseen, by which stage, for which word.
+    There are up to three stages. Each stage checks only the captions that the stages before it found to be seen:
+    1. A list of words.
+    2. A language model, if LLM is given.
+    3. BLIP's captions of the images, checked by stages 1 and 2, if --blip is given.
+    OUT/captions.jsonl records the verdict for each caption: whether it is unseen, found by which stage and which word.
+    To resume a killed command, run it again. To add a stage later, run the command again with that stage's arguments.
 
-    LLM           asks a model: model=NAME url=... rpm=..., as in `randcond datafree visual --help`
-    --words FILE  one word a line (default: animals, 9,600 words; `randcond concepts words` makes others)
-    --concept, --plural  what the model is asked about (animal, animals)
-    --per-question N     captions asked about at once (20)
-    --cache FOLDER --teacher PATH --blip MODEL  a latent cache, the teacher whose VAE decodes it, a BLIP captioning
-                  model (a folder or hub id, Salesforce/blip-image-captioning-large); real images: a cache of them
-    --dry-run     what the language model's stage would cost
+    LLM                 language model, as model=NAME url=... rpm=...; see `randcond datafree visual --help`
+    --words FILE        list of words, one per line (default: 9,600 words for animals); see `randcond concepts words`
+    --concept NOUN      concept that the language model looks for (default: animal)
+    --plural NOUN       its plural (default: animals)
+    --per-question N    number of captions in one question to the language model (default: 20)
+    --blip MODEL        BLIP captioning model, a folder or hub id, e.g. Salesforce/blip-image-captioning-large
+    --cache FOLDER      latent cache with the images, drawn or real; required with --blip
+    --teacher PATH      teacher whose VAE decodes the cache; required with --blip
+    --dry-run           print the estimated cost of the language model's stage and stop
 
     examples    randcond concepts split runs/animals captions.parquet
                 randcond concepts split runs/animals captions.parquet model=gpt-3.5-turbo price_in=0.5 price_out=1.5
     """
     folder = Path(out)
     if bool(blip) != bool(cache) or bool(blip) != bool(teacher):
-        raise UserError("--blip, --cache and --teacher belong together")
+        raise UserError("--blip, --cache and --teacher must be given together")
     captions, dropped = read_unique(resolve_sources([source]))
-    listed = read_words(Path(words)) if words else read_words(ANIMALS)
+    word_list = read_words(Path(words)) if words else read_words(ANIMALS)
     judge = Judge(read_endpoint(llm), folder / "judge.jsonl", concept, plural, per_question) if llm else None
     verdicts: dict[str, dict[str, Any]] = {caption: {"unseen": False} for caption in captions}
-    _pass(verdicts, {caption: [caption] for caption in captions}, listed, judge, "", dry_run)
+    _mark_unseen(verdicts, {caption: [caption] for caption in captions}, word_list, judge, "", dry_run)
     if dry_run:
         return
     if blip:
         from randcond.data.concepts.blip import describe_images
 
         seen = {caption for caption, verdict in verdicts.items() if not verdict["unseen"]}
-        shown = describe_images(Path(cache), seen, resolve_path(teacher), blip, folder / "blip.jsonl")
-        for caption, texts in shown.items():
+        blip_captions = describe_images(Path(cache), seen, resolve_path(teacher), blip, folder / "blip.jsonl")
+        for caption, texts in blip_captions.items():
             verdicts[caption]["blip"] = texts
-        _pass(verdicts, shown, listed, judge, "blip, ", dry_run)
-    _write(folder, verdicts, {"source": source, "words": len(listed), "concept": concept, "dropped": dropped})
+        _mark_unseen(verdicts, blip_captions, word_list, judge, "blip, ", dry_run)
+    _write(folder, verdicts, {"source": source, "words": len(word_list), "concept": concept, "dropped": dropped})
 
 
-def _pass(
+def _mark_unseen(
     verdicts: dict[str, dict[str, Any]],
     texts: dict[str, list[str]],
     words: WordList,
@@ -94,23 +99,28 @@ def _pass(
     stage: str,
     dry_run: bool,
 ) -> None:
-    """Judges captions by texts about them, by words and then by the model, and notes what is unseen."""
-    left = {}
-    for caption, each in texts.items():
-        if word := next(filter(None, map(words.find, each)), None):
+    """Updates the verdicts of captions whose texts show the concept, by the words and then by the language model.
+
+    `texts`: caption -> the texts to check for it: the caption itself, or BLIP's captions of its images.
+    """
+    remaining = {}
+    for caption, caption_texts in texts.items():
+        if word := next(filter(None, map(words.find, caption_texts)), None):
             verdicts[caption] |= {"unseen": True, "by": f"{stage}words", "word": word}
         else:
-            left[caption] = each
+            remaining[caption] = caption_texts
     if judge is None:
         return
     opinions = judge.judge(
-        list(dict.fromkeys(text for each in left.values() for text in each)), f"{stage}judge", dry_run
+        list(dict.fromkeys(text for caption_texts in remaining.values() for text in caption_texts)),
+        f"{stage}judge",
+        dry_run,
     )
-    for caption, each in left.items():
-        said = [opinions[text] for text in each]
-        if yes := next((verdict for verdict in said if verdict and verdict.unseen), None):
+    for caption, caption_texts in remaining.items():
+        answers = [opinions[text] for text in caption_texts]
+        if yes := next((answer for answer in answers if answer and answer.unseen), None):
             verdicts[caption] |= {"unseen": True, "by": f"{stage}judge", "word": yes.word}
-        elif None in said:  # no image of it is drawn: seen is what surely is
+        elif None in answers:  # in doubt a caption is unseen, so that no image of the concept gets into the cache
             verdicts[caption] |= {"unseen": True, "by": f"{stage}unclear", "word": ""}
 
 
@@ -118,11 +128,11 @@ def _write(folder: Path, verdicts: dict[str, dict[str, Any]], facts: dict[str, A
     lines = (json.dumps({"caption": caption, **verdict}, ensure_ascii=False) for caption, verdict in verdicts.items())
     write_text(folder / "captions.jsonl", "\n".join(lines) + "\n")
     for name, unseen in (("seen", False), ("unseen", True)):
-        part = [caption for caption, verdict in verdicts.items() if verdict["unseen"] == unseen]
-        write_text(folder / f"{name}.txt", "".join(f"{caption}\n" for caption in part))
-    by = Counter(verdict.get("by", "seen") for verdict in verdicts.values())
-    write_json(folder / "split.json", {**facts, "captions": len(verdicts), **by})
-    for reason, number in by.most_common():
+        captions = [caption for caption, verdict in verdicts.items() if verdict["unseen"] == unseen]
+        write_text(folder / f"{name}.txt", "".join(f"{caption}\n" for caption in captions))
+    counts = Counter(verdict.get("by", "seen") for verdict in verdicts.values())
+    write_json(folder / "split.json", {**facts, "captions": len(verdicts), **counts})
+    for reason, number in counts.most_common():
         print(f"{number:>12,}  {number / len(verdicts):6.1%}  {'seen' if reason == 'seen' else f'unseen, by {reason}'}")
     print(f"cache.captions=[{folder / 'seen.txt'}] pool.sources=[{folder / 'unseen.txt'}]")
 
@@ -130,14 +140,16 @@ def _write(folder: Path, verdicts: dict[str, dict[str, Any]], facts: dict[str, A
 def coco(
     annotations: str, out: str, *, supercategory: str = "animal", prompts: str = "", dataset: str = "val2014"
 ) -> None:
-    """Splits COCO's captions by what their images show into OUT/seen.csv, unseen.csv and all.csv (Table 2).
+    """Splits COCO's captions into OUT/seen.csv and OUT/unseen.csv by the objects in their images (Table 2).
 
-    ANNOTATIONS is the folder of instances_val2014.json and captions_val2014.json (`randcond fetch coco-annotations`).
+    Also writes all captions to OUT/all.csv. ANNOTATIONS is the folder with instances_val2014.json and
+    captions_val2014.json. Download it with `randcond fetch coco-annotations`.
 
-    --supercategory NAME  of the objects that make an image unseen (default animal: 8,265 of 40,504 images)
-    --prompts FILE        captions to take where it names the image, a csv with file_name and caption (BK-SDM's 30K);
-                          else each image's first by annotation id
-    --dataset NAME        (default val2014)
+    --supercategory NAME  an image is unseen if it shows an object of this supercategory (default: animal, which is in
+                          8,265 of 40,504 images)
+    --prompts FILE        csv with file_name and caption (e.g. BK-SDM's 30K); an image that it does not list gets its
+                          first caption by annotation id
+    --dataset NAME        COCO split in the file names (default: val2014)
     """
     counts = split_coco(Path(annotations), Path(out), supercategory, Path(prompts) if prompts else None, dataset)
     print(f"{counts['all']:,} captions: {counts['seen']:,} seen, {counts['unseen']:,} unseen: {out}")

@@ -1,4 +1,4 @@
-"""Which captions have to do with a concept, in a language model's opinion (supplement J)."""
+"""Asks a language model which captions refer to a concept (supplement J)."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from randcond.data.texts.journal import Journal
 from randcond.data.texts.llm import Answer, Endpoint, Question, Unusable, ask
 from randcond.launch.errors import UserError
 
-# Supplement J, word by word but for the concept's name.
+# The prompts of supplement J, word for word except for the name of the concept.
 SYSTEM = (
     "You are an assistant that identifies if each sentence in the provided JSON contains references to {many}. "
     "Do not consider plants, objects, places, or any word that could be confused for {one}. "
@@ -24,36 +24,39 @@ USER = (
     "dictionaries, where each dictionary contains 'contains_{many}' with either 'yes' or 'no', and 'reason', which is "
     "the {name} name if 'yes', or an empty string if 'no'.\n\nInput: {sentences}"
 )
-_TOKENS = 22  # of one sentence's answer, about
+_TOKENS = 22  # approximate number of tokens in the answer for one sentence
 
 
 class Verdict(NamedTuple):
-    """A model's opinion of one caption."""
+    """The language model's verdict on one caption."""
 
     unseen: bool
-    word: str  # what led to it
+    word: str  # the word in the caption that led to the verdict
 
 
 class Judge:
-    """Asks a model about captions, some at once; those it gives no readable answer to, one by one."""
+    """Asks a language model about several captions per question. Captions without a usable answer are asked singly."""
 
-    def __init__(self, endpoint: Endpoint, journal: Path, concept: str, many: str, per_question: int) -> None:
-        """`concept`: one (animal), `many`: several of it (animals); `per_question`: captions asked about at once."""
+    def __init__(self, endpoint: Endpoint, journal: Path, concept: str, plural: str, per_question: int) -> None:
+        """`concept`: a noun (animal). `plural`: its plural (animals). `per_question`: number of captions per question.
+
+        Raises UserError if `per_question` is less than 1.
+        """
         if per_question < 1:
-            raise UserError(f"--per-question: at least 1, got {per_question}")
-        self.endpoint, self.journal, self.many, self.per_question = endpoint, journal, many, per_question
-        self.names = {"name": concept, "one": f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}", "many": many}
+            raise UserError(f"--per-question: is {per_question}, expected at least 1")
+        self.endpoint, self.journal, self.plural, self.per_question = endpoint, journal, plural, per_question
+        self.names = {"name": concept, "one": f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}", "many": plural}
 
     def judge(self, captions: Sequence[str], label: str, dry_run: bool = False) -> dict[str, Verdict | None]:
-        """Caption -> verdict, None where the model gave no readable one (with `dry_run`: where it was not asked).
+        """Returns caption -> verdict. None: the model gave no usable answer, or `dry_run` and no verdict yet.
 
-        A caption that was ever judged keeps its verdict, whichever captions it stood beside.
+        A caption that has a verdict in the journal keeps it, and is not asked about again.
         """
         for size in (self.per_question, 1):
             known, unusable = self._verdicts()
-            left = [caption for caption in captions if self._id(caption) not in known]
-            left = [caption for caption in left if self._question([caption]).id not in unusable]
-            batches = [left[start : start + size] for start in range(0, len(left), size)]
+            todo = [caption for caption in captions if self._id(caption) not in known]
+            todo = [caption for caption in todo if self._question([caption]).id not in unusable]
+            batches = [todo[start : start + size] for start in range(0, len(todo), size)]
             self._ask(batches, label if size > 1 else f"{label}, one by one", dry_run)
             if dry_run:
                 break
@@ -61,24 +64,28 @@ class Judge:
         return {caption: known.get(self._id(caption)) for caption in captions}
 
     def _id(self, caption: str) -> str:
-        return hashlib.sha256(f"{self.many}\0{caption}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.plural}\0{caption}".encode()).hexdigest()[:16]
 
     def _verdicts(self) -> tuple[dict[str, Verdict], set[str]]:
-        """All that the journal holds, by caption; and the questions without a readable answer."""
-        kept = Journal(self.journal, self.endpoint.model, read_only=True)
-        said = ((caption, Verdict(*said)) for answer in kept.answers.values() for caption, said in answer.items())
-        return dict(said), kept.unusable
+        """Reads the journal. Returns caption id -> verdict, and the ids of questions without a usable answer."""
+        journal = Journal(self.journal, self.endpoint.model, read_only=True)
+        verdicts = {
+            caption_id: Verdict(*verdict)
+            for answer in journal.answers.values()
+            for caption_id, verdict in answer.items()
+        }
+        return verdicts, journal.unusable
 
     def _ask(self, batches: list[list[str]], label: str, dry_run: bool) -> None:
-        asked = {(question := self._question(batch)).id: (question, batch) for batch in batches}
+        batch_of = {(question := self._question(batch)).id: (question, batch) for batch in batches}
 
         def read(question: Question, answer: Answer) -> dict[str, tuple[bool, str]]:
-            batch = asked[question.id][1]
-            verdicts = read_verdicts(answer.text, f"contains_{self.many}", len(batch))
+            batch = batch_of[question.id][1]
+            verdicts = read_verdicts(answer.text, f"contains_{self.plural}", len(batch))
             return dict(zip(map(self._id, batch), verdicts, strict=True))
 
         tokens = _TOKENS * sum(map(len, batches)) / max(1, len(batches))
-        questions = [question for question, _ in asked.values()]
+        questions = [question for question, _ in batch_of.values()]
         ask(self.endpoint, questions, self.journal, read, tokens, label, dry_run)
 
     def _question(self, batch: Sequence[str]) -> Question:
@@ -87,10 +94,13 @@ class Judge:
 
 
 def read_verdicts(answer: str, key: str, count: int) -> list[tuple[bool, str]]:
-    """(unseen, word) for each sentence; raises Unusable when an answer is no JSON list of that many yes or no."""
-    found = re.search(r"\[.*\]", answer, re.DOTALL)  # models like to put a fence or a sentence around it
+    """Parses an answer to (unseen, word) for each sentence. `key`: the JSON key with yes or no.
+
+    Raises Unusable if the answer is not a JSON list with `count` entries of yes or no.
+    """
+    json_list = re.search(r"\[.*\]", answer, re.DOTALL)  # models often put a code fence or a sentence around it
     try:
-        entries: list[dict[str, Any]] = json.loads(found[0]) if found else []
+        entries: list[dict[str, Any]] = json.loads(json_list[0]) if json_list else []
         verdicts = [({"yes": True, "no": False}[entry[key].lower()], str(entry.get("reason", ""))) for entry in entries]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise Unusable from None

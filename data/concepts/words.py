@@ -1,4 +1,4 @@
-"""Which captions name a concept, by a list of words."""
+"""Finds the words of a list in captions."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,10 @@ _PART = re.compile(r"[^\W_]+")
 
 
 class WordList:
-    """Finds the words of a list in captions, whatever their case; a word is letters and digits, "cat-like" has two."""
+    """A list of words and phrases to find in captions, ignoring case.
+
+    Everything except letters and digits separates words, so "cat-like" is two words.
+    """
 
     def __init__(self, words: Iterable[str]) -> None:
         self._words = {tuple(_PART.findall(word.lower())): word for word in words}
@@ -23,7 +26,7 @@ class WordList:
         return len(self._words)
 
     def find(self, caption: str) -> str | None:
-        """The first word of the list that a caption names, the longest one at its place."""
+        """Returns the first entry of the list that occurs in a caption, or None. At one position the longest wins."""
         parts = _PART.findall(caption.lower())
         for start in range(len(parts)):
             for length in range(min(self._longest, len(parts) - start), 0, -1):
@@ -33,12 +36,12 @@ class WordList:
 
 
 def read_words(path: Path) -> WordList:
-    """A list of one word a line, `#` comments; raises UserError naming a file that is missing or empty."""
+    """Reads a word list: one word per line, `#` starts a comment line. Raises UserError if it is missing or empty."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"word list {path}: {error}") from None
     words = WordList(line for line in lines if line and not line.startswith("#"))
     if not len(words):
-        raise UserError(f"word list {path}: holds no word")
+        raise UserError(f"word list {path}: contains no words")
     return words

@@ -1,1 +1,1 @@
-"""The embedded world: real handwriting in named colours, its captions, its judge and the training of its teacher."""
+"""The digits world: real handwriting in named colours, with captions, a judge, and the training of its teacher."""

@@ -1,7 +1,7 @@
-"""The judge of the digits world: a small classifier of digit, colour and background, and the features it sees by.
+"""The judge of the digits world: a small classifier of digit, colour and background, and a feature extractor.
 
 In: images [n, 3, 32, 32] in [-1, 1]. Out: class indices [n, 3] and features [n, 64] for a Frechet distance.
-It plays the part that CLIP score and Inception play at full scale; it is trained on real handwriting only.
+The judge replaces the CLIP score and Inception of the full-size evaluation. It is trained on real handwriting only.
 """
 
 import json
@@ -20,7 +20,7 @@ FEATURE_WIDTH = 64
 
 
 class Judge(nn.Module):
-    """Convolutional classifier with three heads over one feature vector."""
+    """Convolutional classifier with three heads on one feature vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +35,17 @@ class Judge(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(FEATURE_WIDTH, n) for n in (len(DIGITS), len(COLOURS), len(BACKGROUNDS)))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """images [n, 3, 32, 32] -> logits [n, 10], [n, 8], [n, 8] and features [n, 64]."""
+        """Returns logits [n, 10], [n, 8], [n, 8] and features [n, 64] of images [n, 3, 32, 32] in [-1, 1]."""
         features = self.features(self.trunk(images).flatten(1))  # [n, 64]
         hidden = F.relu(features)
         return [head(hidden) for head in self.heads], features
 
     @torch.no_grad()
     def classify(self, images: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
-        """images [n, 3, 32, 32] -> predicted (digit, colour, background) [n, 3] and features [n, 64]."""
+        """Returns the predicted labels [n, 3] and the features [n, 64] of images [n, 3, 32, 32] in [-1, 1].
+
+        Labels are the indices of digit, colour and background. `batch` images are classified at once.
+        """
         labels, features = [], []
         for part in images.split(batch):
             logits, feature = self(part)
@@ -51,7 +54,7 @@ class Judge(nn.Module):
         return torch.cat(labels), torch.cat(features)
 
     def save(self, folder: Path) -> None:
-        """Writes judge.safetensors and config.json into the folder."""
+        """Writes judge.safetensors and config.json into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "judge.safetensors")
         config = {"digits": DIGITS, "colours": list(COLOURS), "backgrounds": list(BACKGROUNDS)}
@@ -59,7 +62,7 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path = EMBEDDED_JUDGE) -> "Judge":
-        """The trained judge in eval mode; raises UserError naming the folder when it is not there."""
+        """Loads a trained judge, frozen and in eval mode. Raises UserError naming the file if it is missing."""
         path = folder / "judge.safetensors"
         if not path.is_file():
             raise UserError(f"no judge at {path}: train it with `make digits-teacher`")

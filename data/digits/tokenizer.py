@@ -1,6 +1,6 @@
-"""The digits teacher's tokenizer and text encoder: CLIP's own classes with a small vocabulary.
+"""The tokenizer and text encoder of the digits teacher: CLIP's classes with a small vocabulary.
 
-Out: a CLIPTokenizer (byte-level BPE, merges learned from the world's captions, 16 tokens) and a CLIPTextModel.
+The CLIPTokenizer is a byte-level BPE with merges learned from the world's captions. Captions have up to 16 tokens.
 """
 
 import json
@@ -15,7 +15,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Learns byte-pair merges until every word of the world is one token; other words fall into bytes, as in CLIP."""
+    """Learns byte-pair merges until every word of the world is one token. Other words split into bytes, as in CLIP."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -24,7 +24,7 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     bpe.train_from_iterator([caption.text for caption in all_captions()], trainer)
     model = json.loads(bpe.to_str())["model"]
-    # CLIP's own order: bytes, bytes that end a word, merges, the two special tokens.
+    # The order of CLIP's vocabulary: bytes, bytes that end a word, merges, the two special tokens.
     merged = ["".join(pair) for pair in model["merges"]]
     tokens = [*alphabet, *(byte + "</w>" for byte in alphabet), *merged, BEGIN, END]
     return CLIPTokenizer(
@@ -35,7 +35,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of width 64 with 2 layers and 4 heads, untrained."""
+    """Returns an untrained CLIP text encoder with width 64, 2 layers and 4 heads."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

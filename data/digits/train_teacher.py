@@ -1,8 +1,9 @@
-"""Trains the embedded world's judge and teacher from nothing: `python -m randcond.data.digits.train_teacher OUT`.
+"""Trains the judge and the teacher of the digits world: `python -m randcond.data.digits.train_teacher OUT`.
 
-In: the handwriting of `world`. Out: OUT/judge and OUT/teacher, the latter an ordinary diffusers Stable-Diffusion
-folder (AutoencoderKL, CLIPTokenizer, CLIPTextModel, UNet2DConditionModel, DDPM schedule) with a model card.
-One seed, one thread count, CPU. Each finished part is kept in OUT and not trained again, so an interrupted run goes on.
+In: the handwriting of `world`. Out: OUT/judge and OUT/teacher. OUT/teacher is an ordinary Stable Diffusion folder of
+diffusers (AutoencoderKL, CLIPTokenizer, CLIPTextModel, UNet2DConditionModel, DDIM scheduler) with a model card.
+Training starts from random weights and runs on the CPU, with a fixed seed and number of threads. Finished parts stay
+in OUT. An interrupted run resumes with the first unfinished part.
 """
 
 import json
@@ -33,35 +34,38 @@ VAE_STEPS = 1200
 TEXT_STEPS = 300
 UNET_STEPS = 3000
 BATCH = 64
-NULL_SHARE = 0.1  # captions replaced by "", so that the teacher can be guided
+NULL_SHARE = 0.1  # share of null captions (""), which guidance needs
 
 
 def batches(split: str, steps: int, size: int, seed: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fresh pictures of one split, with a progress bar: images [size, 3, 32, 32], labels [size, 3]."""
+    """Yields `steps` batches of new images of one split: images [size, 3, 32, 32] in [-1, 1], labels [size, 3].
+
+    Shows a progress bar with the title `what`.
+    """
     glyphs, digits = load_glyphs(split)
     for step in tqdm(range(steps), desc=what, mininterval=2):
         yield sample_images(glyphs, digits, size, seed=seed * 1_000_003 + step)
 
 
 def held_out(n: int = 2000) -> tuple[Tensor, Tensor]:
-    """n pictures of handwriting no network was trained on."""
+    """Returns n images [n, 3, 32, 32] in [-1, 1] of held-out handwriting, and their labels [n, 3]."""
     return sample_images(*load_glyphs("held_out"), n, seed=SEED)
 
 
 def judge_losses(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """Sum of the three heads' cross-entropies; labels [n, 3]."""
+    """Returns the sum [] of the cross-entropies of three heads. logits: [n, classes] per head, labels: [n, 3]."""
     losses = [F.cross_entropy(head, label) for head, label in zip(logits, labels.T, strict=True)]
     return torch.stack(losses).sum()
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of right digits, colours and backgrounds; both [n, 3]."""
+    """Returns the shares of correct digits, colours and backgrounds, given predicted and true labels [n, 3]."""
     shares = (predicted == labels).double().mean(0).tolist()
     return dict(zip(("digit", "colour", "background"), [round(share, 4) for share in shares], strict=True))
 
 
 def train_judge() -> Judge:
-    """Trains the classifier on noisy, shifted and plain pictures, so that it reads drawings as well as scans."""
+    """Trains the judge on noisy, warped images, so that it also classifies generated images correctly."""
     torch.manual_seed(SEED)
     judge = Judge().train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3)
@@ -76,7 +80,10 @@ def train_judge() -> Judge:
 
 
 def train_vae() -> AutoencoderKL:
-    """Trains the autoencoder, 32x32x3 to 8x8x4, and sets its scaling factor to one over the latents' deviation."""
+    """Trains the autoencoder from images [3, 32, 32] to latents [4, 8, 8].
+
+    Sets its scaling factor to one over the standard deviation of the latents.
+    """
     torch.manual_seed(SEED)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -106,9 +113,9 @@ def train_vae() -> AutoencoderKL:
 
 
 class WordReader(nn.Module):
-    """Reads digit, colour and background off the text encoder's last token: makes it tell its words apart.
+    """Predicts digit, colour and background from the pooled text embedding, so that the encoder separates its words.
 
-    Without it the U-Net learned to draw good digits and to ignore which digit the caption names.
+    Without this loss, the U-Net learned to draw good digits, but ignored which digit the caption names.
     """
 
     def __init__(self, width: int) -> None:
@@ -116,42 +123,45 @@ class WordReader(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, n) for n in (10, 8, 8))
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """pooled [n, width], labels [n, 3] -> the three cross-entropies' sum."""
+        """Returns the sum [] of the three cross-entropies, given pooled embeddings [n, width] and labels [n, 3]."""
         return judge_losses([head(pooled) for head in self.heads], labels)
 
 
 class CaptionBook:
-    """Captions of the world by what they show, tokenized once."""
+    """Token ids of all captions of the world, looked up by label."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         captions: list[Caption] = all_captions()
         encoded = tokenizer(
             [caption.text for caption in captions] + [""], padding="max_length", truncation=True, return_tensors="pt"
         )
-        self.tokens = encoded.input_ids  # [3201, 16], the last row is ""
+        self.tokens = encoded.input_ids  # [3201, 16]; the last row is the null caption
         self.templates = len(captions) // (10 * 8 * 8)
 
     def for_labels(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Token ids [n, 16] of a random template for labels [n, 3]."""
+        """Returns token ids [n, 16] of captions for labels [n, 3], each with a random template."""
         template = torch.randint(self.templates, (len(labels),), generator=generator)
         index = ((labels[:, 0] * 8 + labels[:, 1]) * 8 + labels[:, 2]) * self.templates + template
         return self.tokens[index]
 
 
 def middle_timesteps(n: int, generator: torch.Generator) -> Tensor:
-    """Timesteps [n] on 0..999, denser in the middle, where the picture's content is decided (triangular density)."""
+    """Draws timesteps [n] in 0 .. 999 with triangular density. The middle ones decide the content of the image."""
     return ((torch.rand(n, generator=generator) + torch.rand(n, generator=generator)) * 500).long()
 
 
 def train_text_and_unet(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Trains text encoder and U-Net on noised latents of the training handwriting (epsilon prediction)."""
+    """Trains the text encoder alone, then text encoder and U-Net on noised latents (epsilon prediction).
+
+    The latents are those of the training split. Returns the text encoder and the U-Net with its EMA weights.
+    """
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     book = CaptionBook(tokenizer)
     text_encoder = build_text_encoder(tokenizer)
     reader = WordReader(text_encoder.config.hidden_size)
-    language = [*text_encoder.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(language, lr=1e-3)
+    text_parameters = [*text_encoder.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(text_parameters, lr=1e-3)
     for _ in tqdm(range(TEXT_STEPS), desc="text encoder", mininterval=2):
         labels = torch.stack([torch.randint(n, (BATCH,), generator=generator) for n in (10, 8, 8)], dim=1)
         loss = reader(text_encoder(book.for_labels(labels, generator)).pooler_output, labels)
@@ -177,7 +187,7 @@ def train_text_and_unet(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> tuple[C
         unet, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.997), use_buffers=False
     )
     schedule = teacher_schedule()
-    trained = [*unet.parameters(), *language]
+    trained = [*unet.parameters(), *text_parameters]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.99))
     warm_up = 100
 
@@ -208,17 +218,20 @@ def train_text_and_unet(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> tuple[C
 
 
 def teacher_schedule() -> DDPMScheduler:
-    """Stable Diffusion's noise schedule: scaled_linear betas, 1,000 steps, epsilon."""
+    """Returns Stable Diffusion's noise schedule: scaled_linear betas, 1,000 timesteps, epsilon prediction."""
     return DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
 
 
 def score_teacher(pipe: StableDiffusionPipeline, judge: Judge, guidance: float, n: int = 500) -> dict[str, float]:
-    """Draws n captions with DDIM 25 and asks the judge: shares of right digits, colours and backgrounds."""
+    """Generates images of n captions with 25 DDIM steps, and returns the judge's shares of correct labels.
+
+    guidance: guidance scale.
+    """
     captions = all_captions()[:: len(all_captions()) // n][:n]
     images = []
-    for start in tqdm(range(0, n, 50), desc=f"drawing, guidance {guidance}", mininterval=2):
+    for start in tqdm(range(0, n, 50), desc=f"images, guidance {guidance}", mininterval=2):
         part = [caption.text for caption in captions[start : start + 50]]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
         drawn = pipe(part, num_inference_steps=25, guidance_scale=guidance, generator=generators, output_type="pt")
@@ -229,38 +242,39 @@ def score_teacher(pipe: StableDiffusionPipeline, judge: Judge, guidance: float, 
 
 @torch.no_grad()
 def rebuild(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Images [n, 3, 32, 32] through encoder and decoder."""
+    """Encodes and decodes images [n, 3, 32, 32] in [-1, 1]. Returns images of the same shape."""
     return vae.decode(vae.encode(images).latent_dist.mode()).sample
 
 
 class Parts:
-    """Trains each part once and remembers its seconds, so that an interrupted run goes on with the next part."""
+    """Trains each part once and records its training time, so that an interrupted run resumes with the next part."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "seconds.json"
         self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def make(self, name: str, train: Callable[[Path], None], folder: Path) -> None:
-        """Has `train` fill a folder aside and renames it into place, unless it is there already."""
+        """Calls `train` with a temporary folder, then renames it to `folder`. Does nothing if `folder` exists."""
         if folder.is_dir():
             return
-        begun = time.monotonic()
-        with atomic_write(folder) as aside:
-            train(aside)
-        self.seconds[name] = round(time.monotonic() - begun, 1)
+        start = time.monotonic()
+        with atomic_write(folder) as temporary:
+            train(temporary)
+        self.seconds[name] = round(time.monotonic() - start, 1)
         write_json(self.path, self.seconds)
 
 
 def main(out: str) -> None:
-    """Trains what OUT does not hold yet, assembles the diffusers folder, scores it and writes its model card."""
+    """Trains the parts that are missing in OUT, scores the teacher, and writes training.json and the model card."""
     folder = Path(out)
     torch.set_num_threads(THREADS)
-    print(f"training the digits judge and teacher into {folder}: about 20 minutes on two cores; Ctrl-C and go on later")
+    print(f"training the digits judge and teacher in {folder}: about 20 minutes on two cores")
+    print("stop with Ctrl-C; the same command resumes with the first unfinished part")
     parts = Parts(folder)
-    parts.make("judge", lambda aside: train_judge().save(aside), folder / "judge")
+    parts.make("judge", lambda temporary: train_judge().save(temporary), folder / "judge")
     judge = Judge.load(folder / "judge")
-    parts.make("autoencoder", lambda aside: train_vae().half().save_pretrained(aside), folder / "vae")
-    parts.make("text encoder and U-Net", lambda aside: train_teacher(folder / "vae", aside), folder / "teacher")
+    parts.make("autoencoder", lambda temporary: train_vae().half().save_pretrained(temporary), folder / "vae")
+    parts.make("text encoder and U-Net", lambda temporary: train_teacher(folder / "vae", temporary), folder / "teacher")
 
     pipe = StableDiffusionPipeline.from_pretrained(folder / "teacher", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -289,19 +303,22 @@ def main(out: str) -> None:
 
 
 def train_teacher(vae_folder: Path, folder: Path) -> None:
-    """Trains text encoder and U-Net and writes the whole Stable-Diffusion folder; the U-Net is stored in fp16."""
+    """Trains text encoder and U-Net, and writes the complete Stable Diffusion folder.
+
+    The U-Net and the VAE are stored in fp16.
+    """
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
-    vae.register_to_config(_name_or_path="")  # no path of this machine in what ships
+    vae.register_to_config(_name_or_path="")  # the shipped folder must not contain local paths
     tokenizer = build_tokenizer()
     text_encoder, unet = train_text_and_unet(vae, tokenizer)
-    scheduler = DDIMScheduler.from_config(teacher_schedule().config, set_alpha_to_one=False)  # as SD's own folder
+    scheduler = DDIMScheduler.from_config(teacher_schedule().config, set_alpha_to_one=False)  # as in SD's own folder
     StableDiffusionPipeline(
         vae.half(), text_encoder, tokenizer, unet.half(), scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(folder)
 
 
 def model_card(facts: dict[str, Any], pipe: StableDiffusionPipeline) -> str:
-    """The README.md of the teacher's folder."""
+    """Returns the text of README.md in the teacher's folder."""
     rows = "\n".join(
         f"| {name} | {shares['digit']:.1%} | {shares['colour']:.1%} | {shares['background']:.1%} |"
         for name, shares in facts["scores"].items()
@@ -324,18 +341,20 @@ colours on one of 8 backgrounds. It is the embedded teacher of randcond, for tes
 - **Data**: scikit-learn's `load_digits` (UCI optical recognition of handwritten digits, 1,797 scans of 8x8),
   upsampled, slightly warped and coloured; 20% of the scans are held out.
 - **Training**: from random weights, seed {facts["seed"]}, {facts["threads"]} CPU threads: judge {JUDGE_STEPS} steps,
-  autoencoder {VAE_STEPS}, text encoder alone {TEXT_STEPS} (it learns to tell its words apart), then text encoder and
-  U-Net {UNET_STEPS} steps of {BATCH}, AdamW, learning rate 1e-3 with cosine decay, EMA 0.997. Minutes: {minutes}.
+  autoencoder {VAE_STEPS} steps, text encoder alone {TEXT_STEPS} steps (it learns to separate its words), then text
+  encoder and U-Net {UNET_STEPS} steps with batches of {BATCH}, AdamW, learning rate 1e-3 with cosine decay, EMA 0.997.
+  Minutes: {minutes}.
 - **Schedule**: scaled_linear betas 0.00085 to 0.012, 1,000 steps, epsilon prediction.
-- **Made by** `make digits-teacher`, with {", ".join(f"{name} {number}" for name, number in facts["versions"].items())}.
+- **Made with** `make digits-teacher`, {", ".join(f"{name} {number}" for name, number in facts["versions"].items())}.
 
-Shares the judge reads right (2,000 held-out pictures; 500 captions drawn with DDIM 25):
+Shares that the judge classifies correctly (2,000 held-out images; 500 captions, generated with 25 DDIM steps):
 
 | | digit | colour | background |
 |---|---|---|---|
 {rows}
 
-The judge is a classifier trained on the same training scans, never on drawings. It is stored beside the teacher.
+The judge is a classifier trained on the same training scans, never on generated images. It is stored in the folder
+next to the teacher.
 """
 
 

@@ -1,9 +1,9 @@
-"""The embedded world "digits": handwritten digits drawn in a named colour on a named background, with captions.
+"""The digits world: handwritten digits in a named colour on a named background, with captions.
 
-In: scikit-learn's `load_digits` (1,797 real 8x8 scans; it ships inside the package, nothing is downloaded).
-Out: images [n, 3, 32, 32] in [-1, 1] with their (digit, colour, background) labels, and captions such as
-"a red three on a navy background". Twenty percent of the scans are held out: no network is trained on them (the scale
-of the autoencoder's latents, one number, was measured on pictures of them).
+In: scikit-learn's `load_digits` (1,797 real scans of 8x8 pixels). It ships with scikit-learn; nothing is downloaded.
+Out: images [n, 3, 32, 32] in [-1, 1], labels [n, 3] (digit, colour, background), and captions such as
+"a red three on a navy background". Twenty percent of the scans are held out: no network is trained on them. Only one
+number was measured on them, the scaling factor of the autoencoder's latents.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor
 from randcond.launch.errors import UserError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLOURS = {  # bright, so that every one stands out on every background
+COLOURS = {  # RGB; bright, so that each stands out on every background
     "red": (235, 45, 45),
     "orange": (250, 150, 30),
     "yellow": (250, 235, 70),
@@ -27,7 +27,7 @@ COLOURS = {  # bright, so that every one stands out on every background
     "pink": (255, 135, 200),
     "white": (250, 250, 250),
 }
-BACKGROUNDS = {
+BACKGROUNDS = {  # RGB; dark
     "black": (8, 8, 8),
     "navy": (20, 25, 95),
     "maroon": (95, 15, 35),
@@ -49,16 +49,16 @@ IMAGE_SIZE = 32
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption and what a picture of it must show."""
+    """One caption, and the label of the images that it describes."""
 
     text: str
     digit: int
-    colour: int
-    background: int
+    colour: int  # index in COLOURS
+    background: int  # index in BACKGROUNDS
 
 
 def all_captions() -> list[Caption]:
-    """Every caption of the world: 10 digits x 8 colours x 8 backgrounds x 5 templates = 3,200, in a fixed order."""
+    """Returns all 3,200 captions in a fixed order: 10 digits x 8 colours x 8 backgrounds x 5 templates."""
     captions = []
     for digit, colour, background, template in product(range(10), range(8), range(8), TEMPLATES):
         colour_name, background_name = list(COLOURS)[colour], list(BACKGROUNDS)[background]
@@ -69,17 +69,18 @@ def all_captions() -> list[Caption]:
 
 
 def read_label(text: str) -> Caption:
-    """What a caption asks for, read from its words; a word that names no digit, colour or background is ignored.
+    """Reads the digit, colour and background that a caption names. All other words are ignored.
 
-    Raises UserError when one of the three is missing, so that a foreign caption list fails before any scoring.
+    Raises UserError unless the caption names exactly one of each. Captions that are not of the digits world therefore
+    fail before any scoring.
     """
     words = text.lower().replace(",", " ").split()
 
     def find(names: list[str], what: str) -> int:
-        found = [names.index(word) for word in words if word in names]
-        if len(found) != 1:
-            raise UserError(f"caption {text!r} names {len(found)} {what}s of the digits world, it needs exactly one")
-        return found[0]
+        matches = [names.index(word) for word in words if word in names]
+        if len(matches) != 1:
+            raise UserError(f"caption {text!r} names {len(matches)} {what}s of the digits world, expected exactly one")
+        return matches[0]
 
     return Caption(
         text, find(list(DIGITS), "digit"), find(list(COLOURS), "colour"), find(list(BACKGROUNDS), "background")
@@ -87,7 +88,10 @@ def read_label(text: str) -> Caption:
 
 
 def load_glyphs(split: str) -> tuple[Tensor, Tensor]:
-    """Handwriting of one split ("train" 80%, "held_out" 20%): glyphs [n, 1, 24, 24] in [0, 1], digits [n]."""
+    """Returns the handwriting of one split: glyphs [n, 1, 24, 24] in [0, 1] (1 is ink) and digits [n].
+
+    split: "train" (80% of the scans) or "held_out" (20%).
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -96,14 +100,14 @@ def load_glyphs(split: str) -> tuple[Tensor, Tensor]:
     index = dict(zip(("train", "held_out"), parts, strict=True))[split]
     ink = torch.from_numpy(scans[index]).float().view(-1, 1, 8, 8) / 16
     glyphs = F.interpolate(ink, size=(24, 24), mode="bicubic", align_corners=False)
-    glyphs = ((glyphs - 0.35) * 3).clamp(0, 1)  # an upsampled scan is a blur: a steeper edge makes it a pen stroke
+    glyphs = ((glyphs - 0.35) * 3).clamp(0, 1)  # sharpens the blurred edges of an upsampled scan
     return glyphs, torch.from_numpy(digits[index]).long()
 
 
 def draw(glyphs: Tensor, colours: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws each glyph, slightly rotated, scaled, sheared and shifted, in its colour on its background.
+    """Draws each glyph in its colour on its background, with random rotation, scale, shear and shift.
 
-    glyphs [n, 1, 24, 24], colours [n] and backgrounds [n] as indices -> images [n, 3, 32, 32] in [-1, 1].
+    glyphs: [n, 1, 24, 24] in [0, 1]. colours, backgrounds: indices [n]. Returns images [n, 3, 32, 32] in [-1, 1].
     """
     n = len(glyphs)
 
@@ -127,7 +131,10 @@ def draw(glyphs: Tensor, colours: Tensor, backgrounds: Tensor, generator: torch.
 
 
 def sample_images(glyphs: Tensor, digits: Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n random pictures of the world -> images [n, 3, 32, 32], labels [n, 3] (digit, colour, background)."""
+    """Returns n random images [n, 3, 32, 32] in [-1, 1] and their labels [n, 3] (digit, colour, background).
+
+    glyphs: [m, 1, 24, 24] in [0, 1], digits: [m], as `load_glyphs` returns them.
+    """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(glyphs), (n,), generator=generator)
     colours = torch.randint(len(COLOURS), (n,), generator=generator)

@@ -1,7 +1,8 @@
-"""Writes the embedded world's real images: handwriting of the training split in colours, with captions, as one tar.
+"""Writes the real images of the digits world, with captions, into one tar file.
 
-`python -m randcond.data.digits.write_images data/digits/images.tar` makes what ships, byte by byte (WebDataset pairs
-KEY.png, KEY.txt), for the rows that train on real images (Table 1, rows 3 and 6).
+The images show coloured handwriting of the training split. The tar holds WebDataset pairs KEY.png, KEY.txt.
+`python -m randcond.data.digits.write_images data/digits/images.tar` reproduces the shipped file byte by byte. The
+experiments that train on real images use it (Table 1, rows 3 and 6).
 """
 
 import io
@@ -19,13 +20,13 @@ IMAGES, SEED = 1200, 0
 
 
 def write_images(path: Path, count: int = IMAGES, seed: int = SEED) -> None:
-    """Writes `count` images [3, 32, 32], each with a caption of the world that is true of it."""
+    """Writes `count` images [3, 32, 32], each with a random caption that describes it."""
     images, labels = sample_images(*load_glyphs("train"), count, seed)
     by_label: dict[tuple[int, int, int], list[str]] = {}
     for caption in all_captions():
         by_label.setdefault((caption.digit, caption.colour, caption.background), []).append(caption.text)
     templates = torch.randint(5, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    with atomic_write(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (image, label, template) in enumerate(zip(images, labels.tolist(), templates, strict=True)):
             png = io.BytesIO()
             to_pil_image(image / 2 + 0.5).save(png, format="PNG")
@@ -34,7 +35,7 @@ def write_images(path: Path, count: int = IMAGES, seed: int = SEED) -> None:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
+    member = tarfile.TarInfo(name)  # without time and owner, the bytes are always the same
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
 

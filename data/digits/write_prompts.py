@@ -1,8 +1,8 @@
-"""Writes the embedded world's second caption list: prompts about each digit, in other words than its captions.
+"""Writes the second caption list of the digits world: prompts for each digit, phrased differently from its captions.
 
-`python -m randcond.data.digits.write_prompts data/digits/prompts.txt` makes what ships. It plays the part of a language
-model's prompts (Table 3, supplement A): as many for each noun, strictly distinct, of another distribution than the
-captions that students are evaluated with.
+`python -m randcond.data.digits.write_prompts data/digits/prompts.txt` reproduces the shipped file. The list replaces
+the prompts of a language model (Table 3, supplement A). Each noun has the same number of prompts, all prompts are
+distinct, and their distribution differs from that of the evaluation captions.
 """
 
 import sys
@@ -28,16 +28,16 @@ FORMS = (
 
 
 def prompts(per_noun: int = PER_NOUN, seed: int = SEED) -> list[str]:
-    """`per_noun` distinct prompts about each of the ten digits, in their order."""
+    """Returns `per_noun` distinct random prompts for each of the ten digits, ordered by digit."""
     random = np.random.default_rng(seed)
-    found = []
+    chosen: list[str] = []
     for digit in DIGITS:
-        every = [
+        candidates = [
             form.format(digit=digit, colour=colour, background=background)
             for form, colour, background in product(FORMS, COLOURS, BACKGROUNDS)
         ]
-        found += [every[index] for index in sorted(random.permutation(len(every))[:per_noun].tolist())]
-    return found
+        chosen += [candidates[index] for index in sorted(random.permutation(len(candidates))[:per_noun].tolist())]
+    return chosen
 
 
 if __name__ == "__main__":

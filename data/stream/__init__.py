@@ -1,1 +1,1 @@
-"""The training stream: random conditioning, and every sample by its global position."""
+"""The training stream: random conditioning, and training samples addressed by their global position."""

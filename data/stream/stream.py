@@ -1,7 +1,16 @@
-"""The training stream: every sample a pure function of (seed, global position), so any rank, worker or restart agrees.
+"""The training stream. Each sample is a pure function of the seed and its global position.
 
-In: a latent cache, the extra texts, p(t). Out: batches {key, latents (fp16), token_ids (token_ids_2), timesteps,
-noise_seed, replaced, null, caption_id, unreplaced_in_batch}.
+So the samples do not depend on the number of ranks or loader processes, and a resumed run sees the same samples.
+
+In: a latent cache, the extra texts, p(t). Out: micro-batches of B samples, as dictionaries:
+  latents              fp16 [B, C, h, w], scaled as the U-Net takes them
+  token_ids            int64 [B, L], the tokenized captions; with a second text encoder also token_ids_2
+  key                  int64 [B], number of the latent's own caption
+  caption_id           int64 [B], number in the pool of the caption that the latent is shown with; -1: null caption
+  timesteps            int64 [B], 0 .. T-1
+  noise_seed           int64 [B], seed of the sample's noise
+  replaced, null       bool [B], whether the caption was replaced, and whether it is the null caption
+  unreplaced_in_batch  int, number of samples in the global batch that kept their caption; 0 if not counted
 """
 
 import traceback
@@ -17,11 +26,11 @@ from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.caption_file import Captions
 from randcond.model_zoo.tokenizers import Tokenizers
 
-NUMBERS = ("key", "caption_id", "timesteps", "noise_seed", "replaced", "null")  # of a sample
+NUMBERS = ("key", "caption_id", "timesteps", "noise_seed", "replaced", "null")  # integers stored for each sample
 
 
 class CaptionPool:
-    """The M captions a latent may be shown with: the N cached ones, then the extra texts."""
+    """The caption pool: the N cached captions, followed by the extra texts."""
 
     def __init__(self, cached: Captions, extra: Captions) -> None:
         self.cached, self.extra = cached, extra
@@ -34,51 +43,58 @@ class CaptionPool:
 
 
 class Draw(NamedTuple):
-    """What chance decides about one sample."""
+    """The random decisions for one sample."""
 
-    timestep: int
-    replaced: bool
-    other: int  # the caption it is shown with if replaced
-    null: bool
+    timestep: int  # 0 .. T-1
+    replaced: bool  # random conditioning replaces the caption
+    other: int  # number of the caption in the pool that replaces it
+    null: bool  # the null caption is used instead, replaced or not
     noise_seed: int
 
 
 class _Chance:
-    """A random generator for each position: Philox keyed by (seed, position), set anew instead of made anew."""
+    """Gives a random generator for each position: Philox with the key (seed, position).
+
+    Resets the state of a single generator, which is faster than making a new one.
+    """
 
     def __init__(self, seed: int) -> None:
         self._philox = np.random.Philox(key=(seed, 0))
-        self._fresh: Any = self._philox.state
+        self._initial_state: Any = self._philox.state
         self._random = np.random.Generator(self._philox)
 
     def at(self, position: int) -> np.random.Generator:
-        self._fresh["state"]["key"][1] = position
-        self._philox.state = self._fresh
+        self._initial_state["state"]["key"][1] = position
+        self._philox.state = self._initial_state
         return self._random
 
 
 class Failed(NamedTuple):
-    """What a sample raised in a loader process.
+    """An exception that a sample raised in a loader process, returned as a value.
 
-    As a value, an exception keeps its class, its errno and its one line; torch would wrap it into another text.
+    torch would wrap a raised exception. As a value it keeps its class, its errno and its one-line message.
     """
 
     error: Exception
 
 
 class Stream(Dataset[Any]):
-    """Samples by global position (0, 1, 2, ... over the whole run); an epoch is one pass over the cache."""
+    """Training samples by global position (0, 1, 2, ... over the whole run). An epoch is one pass over the cache."""
 
     def __init__(
         self,
         cache: LatentCache,
         pool: CaptionPool,
-        probability: list[float],  # p(t) for t = 0 .. T-1
+        probability: list[float],
         null: float,
         tokenizers: Tokenizers,
         seed: int,
-        count_batch: int = 0,  # the global batch whose unreplaced samples are counted (task loss); 0: not counted
+        count_batch: int = 0,
     ) -> None:
+        """`probability`: p(t) for t = 0 .. T-1. `null`: share of null captions, in [0, 1].
+
+        `count_batch`: size of the global batch, to count its unreplaced samples for the task loss; 0: don't count.
+        """
         self.cache, self.pool, self.tokenizers = cache, pool, tokenizers
         self.probability, self.null, self.seed, self.count_batch = probability, null, seed, count_batch
         self._chance = _Chance(seed)
@@ -93,8 +109,8 @@ class Stream(Dataset[Any]):
         return self.cache.order(np.random.default_rng((self.seed, 0, epoch)))
 
     def draw(self, position: int) -> Draw:
-        """What chance decides about the sample at a global position."""
-        # Every number is drawn whether it is used or not: runs that differ in p(t) alone see the same rest.
+        """Returns the random decisions for the sample at a global position."""
+        # Draws every number even if it is not used, so that runs with another p(t) are otherwise identical.
         random = self._chance.at(position)
         timestep = int(random.integers(len(self.probability)))
         return Draw(
@@ -110,7 +126,7 @@ class Stream(Dataset[Any]):
         return sum(not self.draw(position).replaced for position in positions)
 
     def read_ahead(self, positions: list[int]) -> None:
-        """Has the system read some samples' latents from the disk meanwhile."""
+        """Asks the operating system to read the latents of these samples from disk in the background."""
         self.cache.read_ahead(map(self._index, positions))
 
     def _index(self, position: int) -> int:
@@ -118,26 +134,26 @@ class Stream(Dataset[Any]):
         return int(self._order(epoch)[place])
 
     def __getitem__(self, position: int) -> "dict[str, Any] | Failed":
-        """The sample at a global position; in a loader process an error comes back as a value."""
+        """Returns the sample at a global position. In a loader process, an exception is returned as `Failed`."""
         if torch.utils.data.get_worker_info() is None:
             return self.sample(position)
         try:
             return self.sample(position)
         except Exception as error:
-            error.add_note(traceback.format_exc())  # an exception loses its traceback between processes
+            error.add_note(traceback.format_exc())  # pickling an exception drops its traceback
             return Failed(error)
 
     def sample(self, position: int) -> dict[str, Any]:
-        """The sample at a global position: its latent [C, h, w], its caption, and what chance decided about it."""
+        """Returns the sample at a global position: its latent, fp16 [C, h, w], its caption, its random decisions."""
         index = self._index(position)
-        if self.cache.ahead:
-            self.cache.expect(self._index(position + self.cache.ahead))
+        if self.cache.prefetch_distance:
+            self.cache.prefetch(self._index(position + self.cache.prefetch_distance))
         draw = self.draw(position)
-        values, own = self.cache.pair(index)
-        caption_id = draw.other if draw.replaced else own
+        latent, own_caption_id = self.cache.pair(index)
+        caption_id = draw.other if draw.replaced else own_caption_id
         return {
-            "key": own,
-            "latents": torch.from_numpy(values),
+            "key": own_caption_id,
+            "latents": torch.from_numpy(latent),
             "caption": "" if draw.null else self.pool[caption_id],
             "caption_id": -1 if draw.null else caption_id,
             "timesteps": draw.timestep,
@@ -148,27 +164,30 @@ class Stream(Dataset[Any]):
         }
 
     def pack(self, samples: "Sequence[dict[str, Any] | Failed]") -> "dict[str, Any] | Failed":
-        """Samples in as few tensors as can be: each costs a loader process, and who reads from it, a tenth of a ms.
+        """Tokenizes the captions and packs B samples into as few tensors as possible. `unpack` reverses this.
 
-        Captions are tokenized: token_ids [B, L] per text encoder. A sample that failed is returned in place of all.
+        Passing a tensor from a loader process costs a tenth of a millisecond on both sides. Returns latents
+        [B, C, h, w], token_ids [B, L] per text encoder, and numbers int64 [len(NUMBERS), B]. If a sample failed,
+        returns its `Failed` instead.
         """
-        sound = [sample for sample in samples if not isinstance(sample, Failed)]
-        if len(sound) < len(samples):
+        valid = [sample for sample in samples if not isinstance(sample, Failed)]
+        if len(valid) < len(samples):
             return next(sample for sample in samples if isinstance(sample, Failed))
         return {
-            "latents": torch.utils.data.default_collate([sample["latents"] for sample in sound]),
-            **self.tokenizers([sample["caption"] for sample in sound]),
-            "numbers": torch.tensor([[sample[name] for sample in sound] for name in NUMBERS]),
-            "unreplaced_in_batch": sound[0]["unreplaced_in_batch"],  # one number: a step is one global batch
+            "latents": torch.utils.data.default_collate([sample["latents"] for sample in valid]),
+            **self.tokenizers([sample["caption"] for sample in valid]),
+            "numbers": torch.tensor([[sample[name] for sample in valid] for name in NUMBERS]),
+            # Equal for all samples, because a micro-batch belongs to one global batch.
+            "unreplaced_in_batch": valid[0]["unreplaced_in_batch"],
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of samples."""
+        """Returns a micro-batch of samples, as described at the top of this module."""
         return unpack(self.pack(samples))
 
 
 def unpack(packed: dict[str, Any] | Failed) -> dict[str, Any]:
-    """The batch that `Stream.pack` packed; raises the error of a sample that failed in a loader process."""
+    """Returns the micro-batch that `Stream.pack` packed. Raises the exception of a sample that failed."""
     if isinstance(packed, Failed):
         raise packed.error
     numbers = dict(zip(NUMBERS, packed.pop("numbers"), strict=True))
@@ -177,11 +196,12 @@ def unpack(packed: dict[str, Any] | Failed) -> dict[str, Any]:
 
 
 class Positions(Sampler[list[int]]):
-    """Global positions of one rank's micro-batches from `first_step` on; one global batch is a run of positions."""
+    """The global positions of one rank's micro-batches. A global batch consists of consecutive positions."""
 
     def __init__(
         self, first_step: int, last_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int
     ) -> None:
+        """For the steps first_step .. last_step - 1. `ranks`: the world size."""
         self.steps = range(first_step, last_step)
         self.global_batch, self.micro_batch, self.rank, self.ranks = global_batch, micro_batch, rank, ranks
 
@@ -197,7 +217,10 @@ class Positions(Sampler[list[int]]):
 
 
 class _ReadAhead(Sampler[list[int]]):
-    """The same micro-batches; what a worker will be asked for next comes from the disk while it does the one before."""
+    """Yields the micro-batches of `positions`, and starts to read the latents of each one from disk.
+
+    The DataLoader takes micro-batches from here before a worker needs them, so the disk reads overlap with its work.
+    """
 
     def __init__(self, stream: Stream, positions: Positions) -> None:
         self.stream, self.positions = stream, positions
@@ -206,24 +229,25 @@ class _ReadAhead(Sampler[list[int]]):
         return len(self.positions)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for each in self.positions:
-            self.stream.read_ahead(each)
-            yield each
+        for micro_batch in self.positions:
+            self.stream.read_ahead(micro_batch)
+            yield micro_batch
 
 
 def batches(
-    stream: Stream, positions: Positions, workers: int, begin: Callable[[int], None] | None = None
+    stream: Stream, positions: Positions, workers: int, on_worker_start: Callable[[int], None] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Micro-batches in the order of the positions, whatever the number of loader processes.
+    """Returns an iterator over micro-batches in the order of `positions`, as described at the top of this module.
 
-    `begin`: called by each loader process when it starts.
+    `workers`: number of loader processes; the order does not depend on it. `on_worker_start`: called in each loader
+    process with its number when it starts.
     """
     loader: DataLoader[Any] = DataLoader(
         stream,
         batch_sampler=_ReadAhead(stream, positions) if workers else positions,
         collate_fn=stream.pack,
         num_workers=workers,
-        worker_init_fn=begin,
+        worker_init_fn=on_worker_start,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         multiprocessing_context="spawn" if workers else None,

@@ -1,8 +1,11 @@
-"""Captions out of nothing, for distillation without any data (Table 3, row 3; supplement A).
+"""Generates captions with a language model, for distillation without any data (Table 3, row 3; supplement A).
 
-Run the four commands in this order; OUT is one folder, a killed command goes on where it was:
-nouns of WordNet -> those that can be seen, by a language model -> 128 prompts for each -> a balanced sample to cache.
-Language models are given as `key=value` words, see `randcond datafree visual --help`.
+Run these commands in order, with the same folder OUT:
+1. nouns: list WordNet's nouns.
+2. visual: keep the nouns that an image can show, as a language model judges.
+3. prompts: generate 128 prompts for each noun with a language model.
+4. sample: draw a sample of the prompts, balanced over the nouns, for the latent cache.
+To resume a killed command, run it again. `randcond datafree visual --help` explains how to name a language model.
 """
 
 import json
@@ -18,7 +21,7 @@ from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, write_json, write_text
 
-# Supplement A, word by word.
+# The prompts of supplement A, word for word.
 SYSTEM = "You are a helpful assistant."
 VISUAL = (
     "Can a text-to-image model clearly visualize '{noun}'? It must be a noun. "
@@ -29,56 +32,65 @@ PROMPTS = (
     "and cannot overlap in style, setting, or composition. Please return only the prompts on separate lines with "
     "numbering.\n\nInput: '{noun}'"
 )
-_VERDICT_TOKENS, _PROMPT_TOKENS = 40, 28  # of one answer and of one prompt, about
+_VERDICT_TOKENS, _PROMPT_TOKENS = 40, 28  # approximate number of tokens of one yes/no answer, and of one prompt
 _ITEM = re.compile(r"^[\s*_]*\d+\s*[.):]+[*_]*\s+(.*\S)")
 
 
 def nouns(out: str, *, depth: int = 14, wordnet: str = "") -> None:
-    """Writes WordNet's nouns down to a depth below "entity" to OUT/nouns.txt; no proper names.
+    """Writes WordNet's nouns, without proper names, to OUT/nouns.txt.
 
-    --depth N         hypernyms up to "entity", on the shortest way (default 14, the paper's)
-    --wordnet FOLDER  WordNet's files (default: $WNSEARCHDIR, Debian's wordnet-base, nltk's corpora)
+    --depth N         maximum number of hyponym steps from "entity" to a noun (default: 14, as in the paper)
+    --wordnet FOLDER  folder of WordNet's files (default: $WNSEARCHDIR, inputs/wordnet, or where Debian or nltk put it)
     """
-    found = WordNet(find_wordnet(wordnet)).nouns(depth)
-    write_text(Path(out) / "nouns.txt", "\n".join(found) + "\n")
-    print(f"{len(found):,} nouns, at most {depth} deep: {out}/nouns.txt")
+    noun_list = WordNet(find_wordnet(wordnet)).nouns(depth)
+    write_text(Path(out) / "nouns.txt", "\n".join(noun_list) + "\n")
+    print(f"{len(noun_list):,} nouns of depth {depth} or less: {out}/nouns.txt")
 
 
 def visual(out: str, *llm: str, dry_run: bool = False) -> None:
-    """Asks which nouns a text-to-image model can show, and keeps them in OUT/visual.txt (the paper: about 17K).
+    """Asks a language model which nouns an image can show, and writes them to OUT/visual.txt (paper: about 17K).
 
-    LLM  model=NAME (required) url=http://host/v1 key=VARIABLE concurrency=16 rpm=0 tpm=0 retries=10 timeout=120
-         temperature= max_tokens= price_in= price_out= (US dollars per million tokens) max_cost=
-         any OpenAI-compatible endpoint; its key comes from the environment ($OPENAI_API_KEY)
-    --dry-run  prints how many questions are left and what they would cost
+    LLM        any OpenAI-compatible endpoint, as key=value arguments:
+               model=NAME          required
+               url=URL             base URL, e.g. http://localhost:8000/v1 (default: $OPENAI_BASE_URL, or OpenAI)
+               key=VARIABLE        environment variable with the API key (default: OPENAI_API_KEY)
+               concurrency=N       maximum number of open requests (default: 16)
+               rpm=N tpm=N         maximum requests and tokens per minute (default: 0, no limit)
+               retries=N           retries of a failed request (default: 10)
+               timeout=SECONDS     time limit of a request (default: 120)
+               temperature=X max_tokens=N   (default: the model's)
+               price_in=X price_out=X       US dollars per million tokens of questions and of answers
+               max_cost=X          stop before the first question if the estimate is above X US dollars
+    --dry-run  print the number of remaining questions and their estimated cost, and stop
 
     example    randcond datafree visual runs/datafree model=gpt-3.5-turbo rpm=3000 price_in=0.5 price_out=1.5
     """
-    wanted = _lines(Path(out) / "nouns.txt", "nouns")
-    questions = {noun: Question(SYSTEM, VISUAL.format(noun=noun)) for noun in wanted}
+    noun_list = _lines(Path(out) / "nouns.txt", "nouns")
+    questions = {noun: Question(SYSTEM, VISUAL.format(noun=noun)) for noun in noun_list}
     endpoint = read_endpoint(llm)
     journal = Path(out) / "visual.jsonl"
-    kept = ask(endpoint, questions.values(), journal, read_verdict, _VERDICT_TOKENS, "visual nouns", dry_run)
+    verdicts = ask(endpoint, questions.values(), journal, read_verdict, _VERDICT_TOKENS, "visual nouns", dry_run)
     if dry_run:
         return
-    shown = [noun for noun, question in questions.items() if kept.answers.get(question.id)]
-    write_text(Path(out) / "visual.txt", "\n".join(shown) + "\n")
-    unclear = sum(question.id in kept.unusable for question in questions.values())
-    print(f"{len(shown):,} of {len(wanted):,} nouns can be seen: {out}/visual.txt")
+    visual_nouns = [noun for noun, question in questions.items() if verdicts.answers.get(question.id)]
+    write_text(Path(out) / "visual.txt", "\n".join(visual_nouns) + "\n")
+    unclear = sum(question.id in verdicts.unusable for question in questions.values())
+    print(f"{len(visual_nouns):,} of {len(noun_list):,} nouns are visual: {out}/visual.txt")
     if unclear:
         print(
-            f"{unclear:,} unclear, left out; their answers are in {journal}, without their lines they are asked again"
+            f"{unclear:,} nouns got no clear answer and are left out; to ask again, remove their lines (unusable) from "
+            f"{journal}"
         )
 
 
 def prompts(out: str, *llm: str, per_noun: int = 128, dry_run: bool = False) -> None:
-    """Asks for prompts about each visual noun, and writes them to OUT/prompts.jsonl with their noun.
+    """Asks a language model for prompts about each visual noun, and writes them with their noun to OUT/prompts.jsonl.
 
-    LLM           as in `randcond datafree visual --help`
-    --per-noun N  how many are asked for (default 128, the paper's: 2.2M in all)
-    --dry-run     prints how many questions are left and what they would cost
+    LLM           language model, as model=NAME url=... rpm=...; see `randcond datafree visual --help`
+    --per-noun N  number of prompts per noun (default: 128, as in the paper, which gives 2.2M in total)
+    --dry-run     print the number of remaining questions and their estimated cost, and stop
 
-    OUT/prompts.jsonl is a caption source: the pool's, with `pool.sources=[OUT/prompts.jsonl]`.
+    OUT/prompts.jsonl is a caption source. To use it as extra texts, set pool.sources=[OUT/prompts.jsonl].
     """
     folder = Path(out)
     questions = {
@@ -88,22 +100,27 @@ def prompts(out: str, *llm: str, per_noun: int = 128, dry_run: bool = False) -> 
     answer_tokens = _PROMPT_TOKENS * per_noun
     endpoint = read_endpoint(llm)
     journal = folder / "answers.jsonl"
-    kept = ask(endpoint, questions.values(), journal, read_prompts, answer_tokens, "prompts", dry_run)
+    answers = ask(endpoint, questions.values(), journal, read_prompts, answer_tokens, "prompts", dry_run).answers
     if dry_run:
         return
     counts: Counter[str] = Counter()
-    with atomic_write(folder / "prompts.jsonl") as aside, aside.open("w") as file:
+    with atomic_write(folder / "prompts.jsonl") as temporary, temporary.open("w") as file:
         for noun, question in questions.items():
-            found = kept.answers.get(question.id, [])[:per_noun]
-            counts.update(nouns=bool(found), prompts=len(found), missing=per_noun - len(found))
-            for caption in found:
+            noun_prompts = answers.get(question.id, [])[:per_noun]
+            counts.update(nouns=bool(noun_prompts), prompts=len(noun_prompts), missing=per_noun - len(noun_prompts))
+            for caption in noun_prompts:
                 file.write(json.dumps({"caption": caption, "noun": noun}, ensure_ascii=False) + "\n")
     write_json(folder / "prompts.json", {"model": endpoint.model, "per_noun": per_noun, **counts})
-    print(f"{counts['prompts']:,} prompts for {counts['nouns']:,} nouns, {counts['missing']:,} fewer than asked for")
+    print(f"{counts['prompts']:,} prompts for {counts['nouns']:,} nouns, {counts['missing']:,} fewer than requested")
 
 
 def sample(out: str, *, n: int = 212_000, seed: int = 0) -> None:
-    """Draws N prompts, as evenly over the nouns as they have any, to OUT/sample-N.jsonl: the captions to cache.
+    """Draws a random sample of N prompts, balanced over the nouns, and writes it to OUT/sample-N.jsonl.
+
+    These are the captions for the latent cache.
+
+    --n N      number of prompts (default: 212000)
+    --seed N   random seed (default: 0)
 
     example    randcond datafree sample runs/datafree --n 212000
     """
@@ -114,27 +131,28 @@ def sample(out: str, *, n: int = 212_000, seed: int = 0) -> None:
     seen: set[str] = set()
     with (folder / "prompts.jsonl").open() as file:
         for entry in map(json.loads, file):
-            if entry["caption"] not in seen:  # two nouns may have been given the same prompt
+            if entry["caption"] not in seen:  # the model may give the same prompt for two nouns
                 seen.add(entry["caption"])
                 by_noun.setdefault(entry["noun"], []).append(entry["caption"])
     if n > len(seen):
-        raise UserError(f"--n: {n:,} asked for, {folder}/prompts.jsonl holds {len(seen):,} different prompts")
+        raise UserError(f"--n: is {n:,}, but {folder}/prompts.jsonl contains only {len(seen):,} distinct prompts")
     random = np.random.default_rng(seed)
-    shares = even_shares([len(found) for found in by_noun.values()], n, random)
+    shares = even_shares([len(captions) for captions in by_noun.values()], n, random)
     chosen = [
-        {"caption": found[index], "noun": noun}
-        for (noun, found), share in zip(by_noun.items(), shares, strict=True)
-        for index in sorted(random.permutation(len(found))[:share].tolist())
+        {"caption": captions[index], "noun": noun}
+        for (noun, captions), share in zip(by_noun.items(), shares, strict=True)
+        for index in sorted(random.permutation(len(captions))[:share].tolist())
     ]
     path = folder / f"sample-{n}.jsonl"
     write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in chosen))
-    print(f"{n:,} prompts, {min(shares)} to {max(shares)} of a noun: {path}")
+    print(f"{n:,} prompts, {min(shares)} to {max(shares)} per noun: {path}")
     print(f"cache.captions=[{path}] cache.size={n} pool.sources=[{folder / 'prompts.jsonl'}]")
 
 
 def even_shares(sizes: list[int], n: int, random: np.random.Generator) -> list[int]:
-    """How many to take out of each of several groups so that n come together, none giving more than it has and the
-    shares as equal as that allows; which ones give the odd one more is left to chance.
+    """Divides n as evenly as possible over groups of the given sizes. Returns how many to take from each group.
+
+    No group gives more than its size. Groups that give one more than others are chosen at random.
     """
     level = 0
     while sum(min(size, level + 1) for size in sizes) <= n:
@@ -142,14 +160,14 @@ def even_shares(sizes: list[int], n: int, random: np.random.Generator) -> list[i
         if level > max(sizes, default=0):
             break
     shares = [min(size, level) for size in sizes]
-    more = [group for group, size in enumerate(sizes) if size > level]
-    for group in random.permutation(more)[: n - sum(shares)].tolist():
+    larger = [group for group, size in enumerate(sizes) if size > level]
+    for group in random.permutation(larger)[: n - sum(shares)].tolist():
         shares[group] += 1
     return shares
 
 
 def read_verdict(question: Question, answer: Answer) -> bool:
-    """Whether an answer begins with yes; raises Unusable when it begins with neither yes nor no."""
+    """Returns True if the answer starts with yes, False if it starts with no. Raises Unusable otherwise."""
     word = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
     if word is None:
         raise Unusable
@@ -157,20 +175,20 @@ def read_verdict(question: Question, answer: Answer) -> bool:
 
 
 def read_prompts(question: Question, answer: Answer) -> list[str]:
-    """The numbered lines of an answer, cleaned as captions are, without numbers, quotes and repetitions.
+    """Returns the numbered lines of an answer as cleaned captions, without numbers, quotes and duplicates.
 
-    The last line of one that was cut is half a prompt. Raises Unusable when there are none.
+    If the answer was cut off, its incomplete last line is ignored. Raises Unusable if there are no numbered lines.
     """
     lines = answer.text.splitlines()[: -1 if answer.cut else None]
     items = [clean_text(match[1]).strip("\"'“”*_ ") for line in lines if (match := _ITEM.match(line))]
-    if not (found := list(dict.fromkeys(filter(None, items)))):
+    if not (captions := list(dict.fromkeys(filter(None, items)))):
         raise Unusable
-    return found
+    return captions
 
 
-def _lines(path: Path, before: str) -> list[str]:
+def _lines(path: Path, command: str) -> list[str]:
     if not path.is_file():
-        raise UserError(f"{path} is missing: run `randcond datafree {before} {path.parent}` first")
+        raise UserError(f"{path} is missing: run `randcond datafree {command} {path.parent}` first")
     return [line for line in path.read_text().splitlines() if line]
 
 

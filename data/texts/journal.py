@@ -1,4 +1,4 @@
-"""A journal of a language model's answers: one JSON line per question, kept over kills."""
+"""A journal of a language model's answers: a file with one JSON line per question, so that no answer is lost."""
 
 import json
 import os
@@ -9,12 +9,13 @@ from randcond.launch.errors import UserError
 
 
 class Journal:
-    """The answers so far: lines {id, answer, tokens: [in, out]}, and {id, unusable} where none could be read."""
+    """The answers so far. Each line is {id, answer, tokens: [in, out]}, or {id, unusable, tokens} if unusable."""
 
     def __init__(self, path: Path, model: str, read_only: bool = False) -> None:
-        """`model`: who answers. A line that was cut by a kill is dropped; `read_only`: only from what is read.
+        """`model`: the model that answers. `read_only`: don't create or repair the file.
 
-        Raises UserError naming a journal of another model, or a damaged line.
+        Ignores an incomplete last line, which a killed process can leave behind; removes it unless `read_only`.
+        Raises UserError if the journal belongs to another model or contains a damaged line.
         """
         self.path = path
         self.answers: dict[str, Any] = {}
@@ -22,14 +23,14 @@ class Journal:
         self.tokens = [0, 0]
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         if lines and not lines[-1].endswith(b"\n"):
-            cut = len(lines.pop())
-            if not read_only:  # of a writer that is gone: this one has the lock
-                os.truncate(path, path.stat().st_size - cut)
+            incomplete = len(lines.pop())
+            if not read_only:  # the caller holds the lock, so no other process is writing this line
+                os.truncate(path, path.stat().st_size - incomplete)
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
                 if number == 1:
-                    asked = entry["model"]
+                    journal_model = entry["model"]
                     continue
                 self.tokens = [sum(pair) for pair in zip(self.tokens, entry["tokens"], strict=True)]
                 if "unusable" in entry:
@@ -38,10 +39,12 @@ class Journal:
                     self.answers[entry["id"]] = entry["answer"]
             except (KeyError, TypeError, ValueError):
                 raise UserError(
-                    f"{path}, line {number}: no entry of a journal; remove the line, it is asked again"
+                    f"{path}, line {number}: not a journal entry; remove the line, then its question is asked again"
                 ) from None
-        if lines and asked != model:
-            raise UserError(f"{path}: was answered by {asked}, not by {model}; remove it, or ask {asked}")
+        if lines and journal_model != model:
+            raise UserError(
+                f"{path}: contains answers of {journal_model}, expected {model}; remove it, or use {journal_model}"
+            )
         if read_only:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,22 +56,22 @@ class Journal:
         return question in self.answers or question in self.unusable
 
     def add(self, question: str, answer: Any, tokens: tuple[int, int] = (0, 0)) -> None:
-        """Keeps an answer to a question, named by its id."""
+        """Writes the answer to a question. `question`: its id. `tokens`: (in, out)."""
         self.answers[question] = answer
         self.tokens = [self.tokens[0] + tokens[0], self.tokens[1] + tokens[1]]
         self._write({"id": question, "answer": answer, "tokens": tokens})
 
     def give_up(self, question: str, answer: str, tokens: tuple[int, int] = (0, 0)) -> None:
-        """Keeps that a question has no answer that can be read; its last one stays for whoever wants to see why."""
+        """Records that a question has no usable answer. `answer`: the last answer, for the user to look at."""
         self.unusable.add(question)
         self.tokens = [self.tokens[0] + tokens[0], self.tokens[1] + tokens[1]]
         self._write({"id": question, "unusable": answer, "tokens": tokens})
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()  # into the system's hands: a killed process loses nothing
+        self._file.flush()  # from here on the answer survives if the process is killed
 
     def close(self) -> None:
-        """Forces it to the disk."""
+        """Syncs the file to disk and closes it."""
         os.fsync(self._file.fileno())
         self._file.close()

@@ -1,4 +1,4 @@
-"""WordNet's nouns, out of its own database files (Debian's wordnet-base, nltk's corpora/wordnet, Princeton's dict).
+"""Reads nouns from WordNet's database files (Debian's wordnet-base, nltk's corpora/wordnet, Princeton's dict).
 
 In: a folder with index.noun, data.noun and noun.exc. Out: nouns by depth, and the words for a concept.
 """
@@ -12,36 +12,37 @@ from pathlib import Path
 from randcond.launch.errors import UserError
 
 ROOT = "entity"
-_PLACES = ("inputs/wordnet", "/usr/share/wordnet", "/usr/local/share/wordnet", "~/nltk_data/corpora/wordnet")
+_FOLDERS = ("inputs/wordnet", "/usr/share/wordnet", "/usr/local/share/wordnet", "~/nltk_data/corpora/wordnet")
 
 
 def find_wordnet(folder: str = "") -> Path:
-    """The folder of WordNet's files: in the one given, $WNSEARCHDIR, or where `fetch`, Debian and nltk keep it.
+    """Returns the folder that contains WordNet's files.
 
-    Raises UserError saying how to get it.
+    Searches below `folder` if it is given. Otherwise searches below $WNSEARCHDIR, inputs/wordnet (`randcond fetch`),
+    and the folders of Debian and nltk. Raises UserError if nothing is found.
     """
-    places = [
-        Path(place).expanduser()
-        for place in ([folder] if folder else [os.environ.get("WNSEARCHDIR"), *_PLACES])
-        if place
+    folders = [
+        Path(candidate).expanduser()
+        for candidate in ([folder] if folder else [os.environ.get("WNSEARCHDIR"), *_FOLDERS])
+        if candidate
     ]
-    for place in places:
-        if found := next(iter(sorted(place.rglob("data.noun"))), None):
-            return found.parent
+    for candidate in folders:
+        if data := next(iter(sorted(candidate.rglob("data.noun"))), None):
+            return data.parent
     raise UserError(
-        f"no data.noun in {', '.join(map(str, places))}: `randcond fetch wordnet`, `apt-get install wordnet-base`, "
-        f"or nltk.download('wordnet') and unpack it; --wordnet names the folder that holds it"
+        f"no data.noun in {', '.join(map(str, folders))}: get WordNet with `randcond fetch wordnet`, `apt-get install "
+        f"wordnet-base` or nltk.download('wordnet') and unzip, or give its folder with --wordnet"
     )
 
 
 class WordNet:
-    """Nouns of WordNet 3.x: synsets are named by their offset in data.noun."""
+    """The nouns of WordNet 3.x. A synset is identified by its offset in data.noun."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError naming a damaged file."""
+        """Raises UserError if a file is missing or damaged."""
         self.folder = folder
-        self.words: dict[str, list[str]] = {}  # synset -> its lemmas, as written, blanks for underscores
-        self.above: dict[str, list[str]] = {}  # synset -> its hypernyms; an instance (Paris) has none of these
+        self.words: dict[str, list[str]] = {}  # synset -> its lemmas, with spaces instead of underscores
+        self.above: dict[str, list[str]] = {}  # synset -> its hypernyms; none for an instance such as Paris
         for line in self._lines("data.noun"):
             try:
                 fields = line.split(" | ")[0].split()
@@ -50,23 +51,23 @@ class WordNet:
                 self.words[fields[0]] = [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
                 self.above[fields[0]] = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] == "@"]
             except (IndexError, ValueError):
-                raise UserError(f"{folder / 'data.noun'}: not a line of WordNet's: {line[:80]!r}") from None
+                raise UserError(f"{folder / 'data.noun'}: not in WordNet's format: {line[:80]!r}") from None
 
     def _lines(self, name: str) -> list[str]:
         try:
             lines = (self.folder / name).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.folder / name}: {error}; is this WordNet's folder?") from None
-        return [line for line in lines if line and not line.startswith(" ")]  # the licence is indented
+            raise UserError(f"{self.folder / name}: {error}; check that this is WordNet's folder") from None
+        return [line for line in lines if line and not line.startswith(" ")]  # skips the licence, which is indented
 
     @cached_property
     def senses(self) -> dict[str, list[str]]:
         """Lower-case noun -> its synsets, the most frequent sense first."""
-        found = {}
+        senses = {}
         for line in self._lines("index.noun"):
             fields = line.split()
-            found[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
-        return found
+            senses[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
+        return senses
 
     @cached_property
     def _below(self) -> dict[str, list[str]]:
@@ -78,25 +79,28 @@ class WordNet:
         return below
 
     def depths(self, top: str) -> dict[str, int]:
-        """The kinds of a synset, itself included -> steps on the shortest way up to it; instances are not in it."""
+        """Returns `top` and all its direct and indirect hyponyms -> their distance from `top` on the shortest path.
+
+        Instances are not included.
+        """
         level, steps = [top], 0
         depths = {top: 0}
         while level:
             steps += 1
-            level = [each for synset in level for each in self._below[synset] if each not in depths]
+            level = [hyponym for synset in level for hyponym in self._below[synset] if hyponym not in depths]
             depths.update(dict.fromkeys(level, steps))
         return depths
 
     def nouns(self, depth: int) -> list[str]:
-        """The nouns with a sense at most `depth` below "entity", in the order of the alphabet; no proper names."""
-        kinds = self.depths(self.senses[ROOT][0])
-        return sorted({word for synset, at in kinds.items() if at <= depth for word in self.words[synset]})
+        """Returns the nouns with a sense at most `depth` levels below "entity", sorted, without proper names."""
+        depths = self.depths(self.senses[ROOT][0])
+        return sorted({word for synset, steps in depths.items() if steps <= depth for word in self.words[synset]})
 
     def under(self, concept: str) -> set[str]:
-        """Nouns whose most frequent sense is a kind of `concept` (in its own most frequent sense), itself included.
+        """Returns the nouns whose most frequent sense is a kind of `concept`, including `concept` itself.
 
-        Words known for something else are left out: "jack" is a fish, but first a tool.
-        Raises UserError when WordNet has no such noun.
+        `concept` is taken in its most frequent sense. Words with another main sense are left out: "jack" is a fish, but
+        its most frequent sense is a tool. Raises UserError if WordNet has no such noun.
         """
         if concept.lower() not in self.senses:
             raise UserError(f"WordNet has no noun {concept!r}")
@@ -111,7 +115,7 @@ class WordNet:
         return {pair[1]: pair[0].replace("_", " ") for pair in reversed(pairs) if len(pair) > 1}
 
     def plural(self, noun: str) -> str:
-        """A noun's plural: WordNet's irregular one, or by the rules of spelling."""
+        """Returns the plural of a noun: WordNet's irregular form if there is one, else by the spelling rules."""
         first, blank, last = noun.rpartition(" ")
         if last in self._irregular:
             return first + blank + self._irregular[last]

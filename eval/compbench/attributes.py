@@ -1,10 +1,11 @@
-"""BLIP-VQA: how surely BLIP says yes to each noun phrase of a prompt (colour, shape, texture; part of complex).
+"""BLIP-VQA: the probability that BLIP answers "yes" to each noun phrase of a prompt (color, shape, texture, complex).
 
 In: images uint8 [n, 3, H, W] and the noun phrases of each. Out: scores [n], a product of probabilities.
 
-The probability as published: the text encoder reads the question after [ENC] (not [CLS]) and looks at the image; the
-decoder, given [DEC] and that, gives logits over the vocabulary for the answer's first token; after the softmax,
-p(yes) / (p(yes) + p(no)), which is sigmoid(logit of yes - logit of no). They round it to four digits, here it is not.
+The probability is the published one. The text encoder reads the question, which starts with [ENC] instead of [CLS], and
+attends to the image. The decoder starts with [DEC], attends to the encoded question, and gives the logits of the
+answer's first token. The softmax gives p(yes) / (p(yes) + p(no)) = sigmoid(logit of yes - logit of no). The published
+code rounds it to four digits; this code does not round.
 """
 
 import re
@@ -19,13 +20,13 @@ from torch import Tensor
 from randcond.eval.scores.network_weights import load_network
 from randcond.launch.errors import UserError
 
-IMAGE_SIZE = 480
-QUESTION_WORDS, QUESTION_TOKENS = 50, 35  # the rest is cut off
+IMAGE_SIZE = 480  # pixels
+QUESTION_WORDS, QUESTION_TOKENS = 50, 35  # longer questions are cut off
 
 
 @dataclass(frozen=True)
 class Blip:
-    """A BLIP for questions in eval mode, with its tokenizer, its image processor and the ids of its special tokens."""
+    """A BLIP for questions in eval mode, with its tokenizer, its image processor and the ids of the tokens it needs."""
 
     model: Any  # BlipForQuestionAnswering
     tokenizer: Any
@@ -37,9 +38,9 @@ class Blip:
 
     @property
     def trained_size(self) -> int:
-        """Pixels of an image's side that the position embeddings are made for.
+        """Image side in pixels that the position embeddings are made for.
 
-        The hub's weights have 384, resized from the 480 that are published; at 480 they are resized once more.
+        The weights on the hub have 384, resized from the published 480. At 480 pixels they are resized again.
         """
         return self.model.config.vision_config.image_size
 
@@ -47,7 +48,7 @@ class Blip:
 def load_blip(folder: Path, device: torch.device | str) -> Blip:
     """Loads BLIP from a transformers folder, in fp32 as published.
 
-    Raises UserError naming a folder that holds no BLIP for questions, or whose tokenizer lacks what is needed.
+    Raises UserError naming a folder that holds no BLIP for questions, or whose tokenizer lacks a token.
     """
     from transformers import BlipForQuestionAnswering, BlipProcessor
 
@@ -57,31 +58,34 @@ def load_blip(folder: Path, device: torch.device | str) -> Blip:
     if tokenizer.unk_token_id in (yes, no):
         raise UserError(f'{folder}: the tokenizer has no "yes" or no "no"')
     text = model.config.text_config
-    if text.bos_token_id + 1 >= text.vocab_size:  # BLIP adds [DEC] and [ENC], in this order, behind BERT's words
+    if text.bos_token_id + 1 >= text.vocab_size:  # BLIP adds [DEC] and [ENC], in this order, after BERT's vocabulary
         raise UserError(f"{folder}: config.json: vocab_size {text.vocab_size} leaves no [ENC] after bos_token_id")
     start = text.bos_token_id
     return Blip(model.to(device), tokenizer, processor.image_processor, start + 1, start, yes, no)
 
 
 def attribute_scores(blip: Blip, images: Tensor, phrases: Sequence[Sequence[str]], batch: int) -> Tensor:
-    """Product of p(yes) over each image's noun phrases, float64 [n]; an image without any has 1, as published.
+    """Returns the product of p(yes) over each image's noun phrases, float64 [n].
 
-    images uint8 [n, 3, H, W]; `batch` of them are seen at a time.
+    images uint8 [n, 3, H, W], encoded `batch` at a time. An image without noun phrases scores 1, as published.
     """
     scores = torch.ones(len(images), dtype=torch.float64)
     for start in range(0, len(images), batch):
-        chunk = phrases[start : start + batch]
-        owners = torch.tensor([number for number, own in enumerate(chunk) for _ in own], dtype=torch.long)
+        batch_phrases = phrases[start : start + batch]
+        owners = torch.tensor(
+            [index for index, image_phrases in enumerate(batch_phrases) for _ in image_phrases], dtype=torch.long
+        )
         if len(owners):
-            seen = see(blip, images[start : start + batch])
-            probabilities = yes_probability(blip, seen, [f"{phrase}?" for own in chunk for phrase in own], owners)
+            encoded = encode_images(blip, images[start : start + batch])
+            questions = [f"{phrase}?" for image_phrases in batch_phrases for phrase in image_phrases]
+            probabilities = yes_probability(blip, encoded, questions, owners)
             scores[start : start + batch].scatter_reduce_(0, owners, probabilities, "prod")
     return scores
 
 
 @torch.inference_mode()
-def see(blip: Blip, images: Tensor) -> Tensor:
-    """Images uint8 [n, 3, H, W] -> what BLIP's vision encoder sees of them [n, patches + 1, width]."""
+def encode_images(blip: Blip, images: Tensor) -> Tensor:
+    """Encodes images uint8 [n, 3, H, W] with BLIP's vision encoder -> [n, patches + 1, width]."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     pixels = blip.image_processor(images=list(images), size=size, return_tensors="pt")["pixel_values"]
     vision = blip.model.vision_model
@@ -89,29 +93,34 @@ def see(blip: Blip, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def yes_probability(blip: Blip, seen: Tensor, questions: Sequence[str], owners: Tensor) -> Tensor:
-    """p(yes) of each question, float64 [q], about the image in row `owners` [q] of `seen` [n, patches + 1, width]."""
-    asked = blip.tokenizer([plain(question) for question in questions], truncation=True, max_length=QUESTION_TOKENS)[
-        "input_ids"
-    ]
-    found = torch.zeros(len(asked), dtype=torch.float64)
-    # Together go questions of one length, so that none is padded: transformers 5 loses the mask of the decoder's
+def yes_probability(blip: Blip, encoded: Tensor, questions: Sequence[str], owners: Tensor) -> Tensor:
+    """Returns p(yes) of each question, float64 [q], in [0, 1].
+
+    `encoded` [n, patches + 1, width]: images from encode_images(). `owners` [q]: the image that each question is about,
+    as an index into `encoded`.
+    """
+    cleaned = [clean_question(question) for question in questions]
+    token_ids = blip.tokenizer(cleaned, truncation=True, max_length=QUESTION_TOKENS)["input_ids"]
+    probabilities = torch.zeros(len(token_ids), dtype=torch.float64)
+    # Questions of equal length are batched, so that none is padded: transformers 5 drops the mask of the decoder's
     # cross-attention, and padding would count as part of the question.
-    for length in sorted(set(map(len, asked))):
-        rows = torch.tensor([row for row, ids in enumerate(asked) if len(ids) == length])
-        ids = torch.tensor([asked[row] for row in rows], device=seen.device)  # [r, length]
+    for length in sorted(set(map(len, token_ids))):
+        rows = torch.tensor([row for row, ids in enumerate(token_ids) if len(ids) == length])
+        ids = torch.tensor([token_ids[row] for row in rows], device=encoded.device)  # [r, length]
         ids[:, 0] = blip.encoder_start
-        read = blip.model.text_encoder(input_ids=ids, encoder_hidden_states=seen[owners[rows].to(seen.device)])
-        answered = blip.model.text_decoder(
-            input_ids=torch.full((len(rows), 1), blip.decoder_start, device=seen.device),
-            encoder_hidden_states=read.last_hidden_state,
+        question = blip.model.text_encoder(
+            input_ids=ids, encoder_hidden_states=encoded[owners[rows].to(encoded.device)]
         )
-        logits = answered.logits[:, 0].double()  # [r, vocabulary]
-        found[rows] = torch.sigmoid(logits[:, blip.yes] - logits[:, blip.no]).cpu()
-    return found
+        answer = blip.model.text_decoder(
+            input_ids=torch.full((len(rows), 1), blip.decoder_start, device=encoded.device),
+            encoder_hidden_states=question.last_hidden_state,
+        )
+        logits = answer.logits[:, 0].double()  # [r, vocabulary]
+        probabilities[rows] = torch.sigmoid(logits[:, blip.yes] - logits[:, blip.no]).cpu()
+    return probabilities
 
 
-def plain(question: str) -> str:
-    """A question as BLIP was taught them: small letters, no punctuation but commas and the like, 50 words at most."""
+def clean_question(question: str) -> str:
+    """Returns a question as BLIP was trained on them: lower case, most punctuation removed, at most 50 words."""
     text = re.sub(r"[.!\"()*#:;~]", "", question.lower()).rstrip(" ")
     return " ".join(text.split(" ")[:QUESTION_WORDS])

@@ -1,10 +1,11 @@
-"""Finds the two objects of a spatial prompt in an image: an open-vocabulary detector, where T2I-CompBench has UniDet.
+"""Finds the two objects of a spatial prompt in an image, with an open-vocabulary detector instead of UniDet.
 
-In: images uint8 [n, 3, H, W] and the objects to look for in each. Out: each object's surest box, in pixels, or None.
+In: images uint8 [n, 3, H, W] and the names of the objects to find in each. Out: for each object the box with the
+highest confidence, in pixels, or None.
 
-UniDet's weights are a pickle and its code needs detectron2, so the default is OWLv2: it takes each object as a query of
-its own and says which one a box answers, where Grounding DINO matches boxes to spans of one joined sentence. Its
-published folder holds safetensors.
+T2I-CompBench uses UniDet, whose weights are a pickle and whose code needs detectron2. The default here is OWLv2: it
+takes each object as a separate query and tells which query a box answers. Grounding DINO would match boxes to spans of
+one joined sentence. OWLv2's published folder has safetensors.
 """
 
 from collections.abc import Sequence
@@ -18,26 +19,30 @@ from torch import Tensor
 from randcond.eval.compbench.spatial import Box
 from randcond.eval.scores.network_weights import load_network
 
+# Stored with the scores and part of their identity: another text makes existing scores invalid.
 NOTE = (
     "boxes from an open-vocabulary detector asked for the prompt's two nouns, not from UniDet with its fixed classes "
     "and confidences from 0.5: compare spatial and complex scores with each other, not with published ones"
 )
-# Least confidence of a box: a choice between the library's 0.1 and UniDet's 0.5, not calibrated on anything.
+# Lowest confidence of a box. It lies between the library's 0.1 and UniDet's 0.5 and is not calibrated.
 THRESHOLD = 0.2
-FAMILIES = ("owlv2", "owlvit")  # whose boxes say which query they answer
+FAMILIES = ("owlv2", "owlvit")  # model types whose boxes tell which query they answer
 
 
 class Detector(Protocol):
-    """What finds objects; another one may take the default's place."""
+    """A function that finds objects in images."""
 
     def __call__(self, images: Tensor, names: Sequence[Sequence[str]]) -> list[list[Box | None]]:
-        """For each image uint8 [3, H, W] the surest box of each of its names, in its pixels, None where not found."""
+        """Finds the named objects in images uint8 [n, 3, H, W]; names[i] belong to images[i].
+
+        Returns for each image and name the box with the highest confidence, in pixels of the image, or None.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class OpenVocabulary:
-    """OWLv2 (or OWL-ViT) of transformers in eval mode, as a Detector; `batch` images are looked at together."""
+    """OWLv2 or OWL-ViT of transformers in eval mode, as a Detector. It reads `batch` images at a time."""
 
     model: Any
     processor: Any
@@ -45,26 +50,29 @@ class OpenVocabulary:
     batch: int
 
     def __call__(self, images: Tensor, names: Sequence[Sequence[str]]) -> list[list[Box | None]]:
-        """As the protocol; a box belongs to the one name that fits it best."""
-        found: list[dict[str, Box]] = [{} for _ in names]
-        # The library pads to the longest list with blanks that could win a box: only lists of one length go together.
-        for length in sorted({len(own) for own in names} - {0}):
-            rows = [row for row, own in enumerate(names) if len(own) == length]
+        """Implements Detector. Each box belongs only to the name that it fits best."""
+        boxes_by_image: list[dict[str, Box]] = [{} for _ in names]
+        # The library pads name lists to equal length with blank queries, which could win a box. So only images with
+        # equally many names are batched.
+        for length in sorted({len(image_names) for image_names in names} - {0}):
+            rows = [row for row, image_names in enumerate(names) if len(image_names) == length]
             for start in range(0, len(rows), self.batch):
                 part = rows[start : start + self.batch]
                 for row, boxes in zip(part, self._find(images[part], [names[row] for row in part]), strict=True):
-                    found[row] = boxes
-        return [[boxes.get(name) for name in own] for own, boxes in zip(names, found, strict=True)]
+                    boxes_by_image[row] = boxes
+        return [
+            [boxes.get(name) for name in image_names] for image_names, boxes in zip(names, boxes_by_image, strict=True)
+        ]
 
     @torch.inference_mode()
     def _find(self, images: Tensor, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
-        queries = [[f"a photo of a {name}" for name in own] for own in names]
+        queries = [[f"a photo of a {name}" for name in image_names] for image_names in names]
         inputs = self.processor(text=queries, images=list(images), return_tensors="pt").to(self.model.device)
         sizes = torch.tensor([tuple(images.shape[-2:])] * len(images))
-        answers = self.processor.post_process_grounded_object_detection(
+        detections = self.processor.post_process_grounded_object_detection(
             self.model(**inputs), threshold=self.threshold, target_sizes=sizes, text_labels=names
         )
-        return [_surest(answer) for answer in answers]
+        return [_best_boxes(detection) for detection in detections]
 
 
 def load_detector(folder: Path, device: torch.device | str, batch: int, threshold: float = THRESHOLD) -> OpenVocabulary:
@@ -78,10 +86,11 @@ def load_detector(folder: Path, device: torch.device | str, batch: int, threshol
     return OpenVocabulary(model.to(device), processor, threshold, batch)
 
 
-def _surest(answer: dict[str, Any]) -> dict[str, Box]:
+def _best_boxes(detection: dict[str, Any]) -> dict[str, Box]:
+    """Returns the box with the highest confidence for each name that was detected in one image."""
     best: dict[str, Box] = {}
     for score, box, name in zip(
-        answer["scores"].tolist(), answer["boxes"].tolist(), answer["text_labels"], strict=True
+        detection["scores"].tolist(), detection["boxes"].tolist(), detection["text_labels"], strict=True
     ):
         if name not in best or score > best[name].confidence:
             best[name] = Box(score, *box)

@@ -1,6 +1,7 @@
-"""T2I-CompBench's validation prompts (Table D), as they are published: a text file for each category.
+"""T2I-CompBench's validation prompts (Table D) in their published format: one text file per category.
 
-In: the folder that `randcond fetch compbench` fills. Out: prompts in their order, and what a complex one is scored by.
+In: the folder that `randcond fetch compbench` fills. Out: prompts in the order of the files, and the kinds of the
+complex prompts.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from randcond.launch.errors import UserError
 ATTRIBUTES = ("color", "shape", "texture")
 CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
 
-# Kind of a complex prompt, as its list is called -> the scores whose mean it gets.
+# Kind of a complex prompt, as in the name of its list -> the scores that are averaged for it.
 COMPLEX_KINDS = {
     "spatial": ("attribute", "spatial"),
     "action": ("attribute", "action"),
@@ -21,11 +22,11 @@ COMPLEX_KINDS = {
 
 
 def read_prompts(folder: Path, category: str) -> list[str]:
-    """A category's prompts, 300 as published, in the order of `{category}_val.txt`.
+    """Reads the prompts of a category (300 in the published lists), in the order of `{category}_val.txt`.
 
-    A prompt is what stands before the first tab (labels may follow), without blanks around it; a final full stop is
-    part of it, because the published scores are of images drawn with it. Raises UserError naming an unknown category,
-    a file that is not there or is no UTF-8, and the line that is empty or repeats another.
+    A prompt is the text before the first tab, without surrounding blanks; labels may follow the tab. A final full stop
+    is kept, because the published scores come from images drawn with it. Raises UserError naming an unknown category, a
+    file that is missing or not UTF-8, or a line that is empty or repeats another one.
     """
     if category not in CATEGORIES:
         raise UserError(f"T2I-CompBench has no category {category!r}; known: {', '.join(CATEGORIES)}")
@@ -33,23 +34,24 @@ def read_prompts(folder: Path, category: str) -> list[str]:
 
 
 def read_complex_kinds(folder: Path, prompts: Sequence[str]) -> list[str]:
-    """The kind of each complex prompt (a key of COMPLEX_KINDS): which of the three published lists it stands in.
+    """Returns the kind of each complex prompt, a key of COMPLEX_KINDS: the published list that contains it.
 
-    Case and full stops don't count, as in the published scores; those put a prompt of no list with the third, which
-    would hide a typing error. Raises UserError naming the prompt that stands in none of the lists, or in two.
+    Case and final full stops are ignored, as in the published scores. The published code puts a prompt that is in no
+    list into the third kind, which would hide typing errors. Here it is an error: raises UserError naming a prompt that
+    is in no list, or in two lists.
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for kind in COMPLEX_KINDS:
         path = folder / f"complex_val_{kind}.txt"
         for prompt in _read_list(path):
-            other = found.setdefault(_key(prompt), kind)
+            other = kinds.setdefault(_key(prompt), kind)
             if other != kind:
-                raise UserError(f"{path}: {prompt!r} stands in complex_val_{other}.txt, too; keep it in one of them")
+                raise UserError(f"{path}: {prompt!r} is also in complex_val_{other}.txt; keep it in one of them")
     for prompt in prompts:
-        if _key(prompt) not in found:
+        if _key(prompt) not in kinds:
             lists = ", ".join(f"complex_val_{kind}.txt" for kind in COMPLEX_KINDS)
-            raise UserError(f"{folder}: the complex prompt {prompt!r} stands in none of {lists}; add it to one")
-    return [found[_key(prompt)] for prompt in prompts]
+            raise UserError(f"{folder}: the complex prompt {prompt!r} is in none of {lists}; add it to one of them")
+    return [kinds[_key(prompt)] for prompt in prompts]
 
 
 def _key(prompt: str) -> str:
@@ -58,21 +60,21 @@ def _key(prompt: str) -> str:
 
 def _read_list(path: Path) -> list[str]:
     if not path.is_file():
-        way_out = missing_input(str(path)) or "; `randcond fetch compbench` brings the published lists"
-        raise MissingInput(f"{path}: no such file{way_out}")
+        remedy = missing_input(str(path)) or "; `randcond fetch compbench` downloads the published lists"
+        raise MissingInput(f"{path}: no such file{remedy}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
-    lines: dict[str, int] = {}  # prompt -> the line it stands in
+        raise UserError(f"{path}: is not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    line_numbers: dict[str, int] = {}  # prompt -> the number of its line
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         prompt = line.split("\t")[0].strip()
         if not prompt:
-            raise UserError(f"{path}, line {number}: holds no prompt; remove the line")
-        if prompt in lines:  # a first version of color_val.txt has four of them
+            raise UserError(f"{path}, line {number}: has no prompt; remove the line")
+        if prompt in line_numbers:  # the first published version of color_val.txt repeats four prompts
             raise UserError(
-                f"{path}, line {number}: {prompt!r} stands in line {lines[prompt]} already, and a prompt counts once; "
-                f"remove the line, or get the current list by `randcond fetch compbench`"
+                f"{path}, line {number}: {prompt!r} is already in line {line_numbers[prompt]}, and a prompt counts "
+                f"once; remove the line, or download the current list with `randcond fetch compbench`"
             )
-        lines[prompt] = number
-    return list(lines)
+        line_numbers[prompt] = number
+    return list(line_numbers)

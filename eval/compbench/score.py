@@ -1,7 +1,7 @@
 """T2I-CompBench's score of each image (Table D), by the category of its prompt.
 
-In: images uint8 [n, 3, H, W] at the protocol's resolution, their prompts. Out: scores float64 [n], and which networks
-gave them. A category's figure is the mean over its images.
+In: images uint8 [n, 3, H, W] at the size they are drawn at, and their prompts. Out: scores float64 [n], and the
+networks that gave them. The score of a category is the mean over its images.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from randcond.eval.compbench.spatial import FRAME, Box, object_name, spatial_sco
 from randcond.eval.scores.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
 from randcond.launch.errors import UserError
 
-NEEDS = {  # category -> what scores it
+NEEDS = {  # category -> the networks that score it
     **{category: {"spacy", "blip"} for category in ATTRIBUTES},
     "spatial": {"spacy", "detector"},
     "non_spatial": {"clip"},
@@ -30,7 +30,7 @@ NEEDS = {  # category -> what scores it
 
 @dataclass
 class Scorer:
-    """The networks that the asked-for categories need; `facts` says which, for the protocol beside every score."""
+    """The networks that some categories need. `facts` describes them and is stored with the scores."""
 
     blip: Blip | None = None
     clip: Clip | None = None
@@ -51,9 +51,10 @@ class Scorer:
         device: torch.device | str = "cpu",
         batch: int = 16,
     ) -> "Scorer":
-        """Loads what the categories need, from folders or hub ids (`owner/name@revision`); spaCy's may be installed.
+        """Loads the networks that the categories need, from folders or hub ids (`owner/name@revision`).
 
-        Raises UserError naming an unknown category, or the model that is not there or does not load.
+        `spacy` may also be the name of an installed package. Raises UserError naming an unknown category, or a model
+        that is missing or can't be loaded.
         """
         needed: set[str] = set()
         for category in categories:
@@ -61,6 +62,7 @@ class Scorer:
                 raise UserError(f"T2I-CompBench has no category {category!r}; known: {', '.join(CATEGORIES)}")
             needed |= NEEDS[category]
         scorer = cls(batch=batch)
+        # The texts of `facts` are part of the identity of the scores: another text makes existing scores invalid.
         if "spacy" in needed:
             folder = nouns.pipeline_folder(spacy)
             scorer.nlp = nouns.load_pipeline(folder)
@@ -73,8 +75,8 @@ class Scorer:
             scorer.facts["blip"] = f"{blip}, {fingerprint(folder)}, {size}"
         if "detector" in needed:
             folder = model_folder(detector, TRANSFORMERS_FILES)
-            scorer.detector = found = load_detector(folder, device, batch)
-            scorer.facts["detector"] = f"{detector}, {fingerprint(folder)}, confidence from {found.threshold}"
+            scorer.detector = loaded = load_detector(folder, device, batch)
+            scorer.facts["detector"] = f"{detector}, {fingerprint(folder)}, confidence from {loaded.threshold}"
             scorer.facts["detector_note"] = NOTE
         if "clip" in needed:
             folder = model_folder(clip, CLIP_FILES)
@@ -85,15 +87,16 @@ class Scorer:
     def score(
         self, category: str, images: Tensor, prompts: Sequence[str], complex_kind: Sequence[str] | None = None
     ) -> Tensor:
-        """Scores float64 [n] of images uint8 [n, 3, H, W], each by its own prompt.
+        """Scores images uint8 [n, 3, H, W] by their n prompts -> float64 [n].
 
-        `complex_kind`: for "complex", what `prompts.read_complex_kinds` says of each prompt; its score is the mean of
-        the parts. Raises UserError for a category that was not loaded, and naming a prompt without a noun or kind.
+        `complex_kind`: for "complex" only, the kind of each prompt from prompts.read_complex_kinds(). A complex score
+        is the mean of the scores that COMPLEX_KINDS lists. Raises UserError for a category that was not loaded, and for
+        a prompt without a noun or kind.
         """
         assert images.dtype == torch.uint8 and images.ndim == 4 and len(images) == len(prompts), images.shape
-        lacking = sorted(NEEDS.get(category, set()) - self._loaded())
-        if category not in NEEDS or lacking:
-            raise UserError(f"the scorer was loaded without {category!r} ({', '.join(lacking) or 'unknown category'})")
+        missing = sorted(NEEDS.get(category, set()) - self._loaded())
+        if category not in NEEDS or missing:
+            raise UserError(f"the scorer was loaded without {category!r} ({', '.join(missing) or 'unknown category'})")
         if category in ATTRIBUTES:
             return self._attribute(images, prompts)
         if category == "spatial":
@@ -104,48 +107,50 @@ class Scorer:
             raise UserError(f"complex: each prompt needs a kind, one of {', '.join(COMPLEX_KINDS)}")
         parts = {"attribute": self._attribute, "spatial": self._spatial, "action": self._action}
         total = torch.zeros(len(images), dtype=torch.float64)
-        for part, scores in parts.items():
+        for part, score_part in parts.items():
             rows = [row for row, kind in enumerate(complex_kind) if part in COMPLEX_KINDS[kind]]
-            total[rows] += scores(images[rows], [prompts[row] for row in rows])
+            total[rows] += score_part(images[rows], [prompts[row] for row in rows])
         return total / torch.tensor([len(COMPLEX_KINDS[kind]) for kind in complex_kind], dtype=torch.float64)
 
     def _loaded(self) -> set[str]:
         parts = {"spacy": self.nlp, "blip": self.blip, "detector": self.detector, "clip": self.clip}
         return {name for name, part in parts.items() if part is not None}
 
-    def _read(self, prompts: Sequence[str]) -> list[Any]:
-        """spaCy's reading of each prompt; a prompt has several images and is read once."""
-        different = list(dict.fromkeys(prompts))
-        docs = dict(zip(different, self.nlp.pipe(different), strict=True))
+    def _parse(self, prompts: Sequence[str]) -> list[Any]:
+        """Returns spaCy's Doc of each prompt. Repeated prompts are parsed once, as every prompt has several images."""
+        unique = list(dict.fromkeys(prompts))
+        docs = dict(zip(unique, self.nlp.pipe(unique), strict=True))
         return [docs[prompt] for prompt in prompts]
 
     def _attribute(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         assert self.blip is not None
-        phrases = [nouns.noun_phrases(doc) for doc in self._read(prompts)]
+        phrases = [nouns.noun_phrases(doc) for doc in self._parse(prompts)]
         return attribute_scores(self.blip, images, phrases, self.batch)
 
     def _action(self, images: Tensor, prompts: Sequence[str], adjectives: bool = False) -> Tensor:
         assert self.clip is not None
-        texts = prompts if adjectives else [nouns.without_adjectives(doc) for doc in self._read(prompts)]
+        texts = prompts if adjectives else [nouns.without_adjectives(doc) for doc in self._parse(prompts)]
         return cosines(self.clip, images, texts, self.batch)
 
     def _spatial(self, images: Tensor, prompts: Sequence[str], nearest: bool = True) -> Tensor:
-        """`nearest`: the nouns around the preposition, as for complex prompts; else the first and the last."""
+        """`nearest`: takes the nouns around the preposition, for complex prompts; else the first and the last noun."""
         assert self.detector is not None
         names: list[list[str]] = []
-        for prompt, doc in zip(prompts, self._read(prompts), strict=True):
+        for prompt, doc in zip(prompts, self._parse(prompts), strict=True):
             pair = nouns.nouns_around(doc) if nearest else nouns.outer_nouns(doc)
             if pair is None and not nearest:
-                raise UserError(f"spaCy finds no noun in the spatial prompt {prompt!r}; en_core_web_sm does")
+                raise UserError(
+                    f"spaCy finds no noun in the spatial prompt {prompt!r}: use the pipeline en_core_web_sm, which does"
+                )
             names.append([object_name(noun) for noun in pair or ()])
         scale = FRAME / min(images.shape[-2:])
         scores = [
-            spatial_score(prompt, *(_scaled(box, scale) for box in boxes)) if own else 0.0
-            for prompt, own, boxes in zip(prompts, names, self.detector(images, names), strict=True)
+            spatial_score(prompt, *(_scaled(box, scale) for box in boxes)) if pair else 0.0
+            for prompt, pair, boxes in zip(prompts, names, self.detector(images, names), strict=True)
         ]
         return torch.tensor(scores, dtype=torch.float64)
 
 
 def _scaled(box: Box | None, scale: float) -> Box | None:
-    """A box of the image's pixels in those of the frame that the published distances are in."""
+    """Converts a box from pixels of the image to pixels of the frame that the published distances refer to."""
     return box and Box(box.confidence, *(scale * side for side in box[1:]))

@@ -1,7 +1,7 @@
-"""CLIP's image-text cosine (non-spatial; the action part of complex): OpenAI's ViT-B/32, the raw cosine in [-1, 1].
+"""CLIP's cosine between image and text, by OpenAI's ViT-B/32 (non_spatial, and the action part of complex).
 
-In: images uint8 [n, 3, H, W] and one text each. Out: cosines [n]; nothing is scaled by 100 or cut at 0.
-By open_clip: its folder of these weights on the hub has safetensors, where OpenAI's own are a script and pickles.
+In: images uint8 [n, 3, H, W] and one text each. Out: cosines [n] in [-1, 1], not scaled by 100 and not clipped at 0.
+The weights come from open_clip's folder on the hub, which has safetensors. OpenAI's own are TorchScript and pickles.
 """
 
 import io
@@ -24,7 +24,7 @@ CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP of open_clip in eval mode, with its own preprocessing and tokenizer."""
+    """A CLIP model of open_clip in eval mode, with its preprocessing and tokenizer."""
 
     model: Any
     preprocess: Any
@@ -33,10 +33,7 @@ class Clip:
 
 
 def load_clip(folder: Path, device: torch.device | str) -> Clip:
-    """Loads open_clip's folder, in fp32.
-
-    Raises UserError naming a folder that does not load.
-    """
+    """Loads a CLIP model from an open_clip folder, in fp32; raises UserError naming a folder that can't be loaded."""
     import open_clip
 
     name = f"local-dir:{folder}"
@@ -45,18 +42,19 @@ def load_clip(folder: Path, device: torch.device | str) -> Clip:
             model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32", device=device)
         tokenize = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: no CLIP that loads ({first_line(error)})") from None
+        raise UserError(f"{folder}: can't be loaded as a CLIP model of open_clip ({first_line(error)})") from None
     model.eval().requires_grad_(False)
     return Clip(model, preprocess, tokenize, device)
 
 
 @torch.inference_mode()
 def cosines(clip: Clip, images: Tensor, texts: Sequence[str], batch: int) -> Tensor:
-    """Cosine of each image uint8 [n, 3, H, W] and its text, float64 [n], `batch` at a time."""
+    """Returns the cosine between each image uint8 [n, 3, H, W] and its text, float64 [n], `batch` at a time."""
     parts = []
     for start in range(0, len(images), batch):
         pixels = torch.stack([clip.preprocess(to_picture(image)) for image in images[start : start + batch]])
-        seen = clip.model.encode_image(pixels.to(clip.device), normalize=True)  # [n, d]
-        said = clip.model.encode_text(clip.tokenize(list(texts[start : start + batch])).to(clip.device), normalize=True)
-        parts.append((seen.double() * said.double()).sum(dim=1).cpu())
+        tokens = clip.tokenize(list(texts[start : start + batch]))
+        image_features = clip.model.encode_image(pixels.to(clip.device), normalize=True)  # [n, d]
+        text_features = clip.model.encode_text(tokens.to(clip.device), normalize=True)  # [n, d]
+        parts.append((image_features.double() * text_features.double()).sum(dim=1).cpu())
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)

@@ -1,18 +1,18 @@
-"""How T2I-CompBench scores a spatial relation, from the boxes of the two objects: pure arithmetic.
+"""T2I-CompBench's score of a spatial relation, computed from the boxes of the two objects.
 
-In: a prompt and one box with a confidence for each of its two objects, or None. Out: a score in [0, 1].
-The rules are the published ones, with the branches that surprise: see each function.
+In: a prompt, and for each of its two objects a box with a confidence, or None. Out: a score in [0, 1].
+The rules are the published ones, including the surprising ones: see each function.
 """
 
 from typing import NamedTuple
 
-# The published boxes are in pixels of an image whose shorter side was resized to this, so the distance is, too.
+# Pixels. The published boxes belong to an image whose shorter side was resized to this, and so does the distance NEAR.
 FRAME = 479
 NEAR = 150.0
 IOU = 0.1
-FOUND = 0.5  # scores below count 0
+MIN_SCORE = 0.5  # lower scores count as 0
 
-# The first of them that a prompt contains is its relation, whatever stands first in the prompt.
+# A prompt's relation is the first one of this list that the prompt contains, at any position.
 RELATIONS = (
     "on side of",
     "next to",
@@ -27,7 +27,7 @@ PERSONS = {"man", "woman", "boy", "girl"}
 
 
 class Box(NamedTuple):
-    """Where an object was found, in pixels from the upper left corner, and how surely, in [0, 1]."""
+    """The box of a detected object in pixels from the upper left corner, and its confidence in [0, 1]."""
 
     confidence: float
     left: float
@@ -37,35 +37,39 @@ class Box(NamedTuple):
 
 
 def object_name(noun: str) -> str:
-    """What a detector is asked for: the noun, but a man, woman, boy or girl is a "person"."""
+    """Returns the name to give to the detector: "person" for man, woman, boy and girl, else the noun itself."""
     return "person" if noun in PERSONS else noun
 
 
 def relation(prompt: str) -> str | None:
-    """The relation that a prompt states, one of RELATIONS; None when it contains none of them ("above", "inside")."""
+    """Returns the relation in a prompt, one of RELATIONS; None if it contains none of them (e.g. "above", "inside")."""
     return next((words for words in RELATIONS if words in prompt), None)
 
 
 def spatial_score(prompt: str, first: Box | None, second: Box | None) -> float:
-    """0.25 (confidences of both) + 0.5 position; one object alone: 0.25 its confidence; below 0.5: 0.
+    """Returns 0.25 * (sum of both confidences) + 0.5 * position_score(), or 0 if that is below 0.5.
 
-    As 0.25 is below 0.5, one object alone always counts 0, and so do two in a wrong position. Boxes are in a frame
-    whose shorter side is FRAME pixels.
+    If only one object is found, the score is 0.25 * its confidence. As this is below 0.5, it always counts 0. Two
+    objects in a wrong position count 0 too, unless both confidences are 1. Boxes are in pixels of a frame whose shorter
+    side is FRAME.
     """
     if first is not None and second is not None:
         position = position_score(relation(prompt), first, second)
         score = 0.25 * (first.confidence + second.confidence) + 0.5 * position
     else:
         score = 0.25 * sum(box.confidence for box in (first, second) if box is not None)
-    return score if score >= FOUND else 0.0
+    return score if score >= MIN_SCORE else 0.0
 
 
 def position_score(words: str | None, first: Box, second: Box) -> float:
-    """How well two boxes stand in a relation of RELATIONS, in [0, 1]; (dx, dy) is second minus first box centre.
+    """Returns how well two boxes satisfy a relation of RELATIONS, in [0, 1].
 
-    Near: 1 when |dx| or |dy| is under 150 pixels, else 150 / max(|dx|, |dy|). The four directions: 1 under IoU 0.1,
-    else 0.1 / IoU, on the right side and nearer to it than to the other axis; y points down, so the first object is
-    on top where dy > 0. "on top of" (without "the") is a known relation that has no rule, so it scores 0, like None.
+    (dx, dy) is the centre of the second box minus that of the first; y points down.
+
+    Near: 1 if |dx| or |dy| is under 150 pixels, else 150 / max(|dx|, |dy|).
+    Four directions: 0 if the second object is on the wrong side, or not nearer to that axis than to the other one. Else
+    1 if the IoU of the boxes is under 0.1, else 0.1 / IoU. The first object is on top if dy > 0.
+    "on top of" (without "the") is a known relation without a rule: it scores 0, and so does None.
     """
     dx = (second.left + second.right - first.left - first.right) / 2
     dy = (second.top + second.bottom - first.top - first.bottom) / 2
@@ -84,7 +88,7 @@ def position_score(words: str | None, first: Box, second: Box) -> float:
 
 
 def intersection_over_union(first: Box, second: Box) -> float:
-    """Area that two boxes share over the area they cover; 0 where they cover none."""
+    """Returns the intersection area of two boxes divided by the area of their union; 0 if the union has no area."""
     width = max(0.0, min(first.right, second.right) - max(first.left, second.left))
     height = max(0.0, min(first.bottom, second.bottom) - max(first.top, second.top))
     shared = width * height

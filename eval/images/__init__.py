@@ -1,1 +1,1 @@
-"""The images of an evaluation: captions, drawing, what a protocol does to an image."""
+"""Images of an evaluation: their captions, drawing them, and the protocol's image processing."""

@@ -1,7 +1,8 @@
-"""Draws the evaluation's images by per-caption seeds and reads their features in the same pass, resumable by chunk.
+"""Draws the images of an evaluation and reads their features in the same pass; resumes chunk by chunk.
 
-In: prompts, a pipeline, a protocol, extractors. Out: OUT/chunk-*.safetensors, one per compute batch: rows of features
-by name, and the images that a contact sheet shows. Chunks are fixed by caption number, so ranks and restarts agree.
+In: captions, a pipeline, a protocol, extractors. Out: OUT/chunk-*.safetensors, one file per compute batch. A chunk
+holds the features by name and the images for the contact sheet. Caption numbers decide which captions a chunk holds,
+so the chunks are the same for any number of ranks and after a restart. Each image has its own seed.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from webdataset import TarWriter
 
-from randcond.eval.images.extractor import Extractor, Rows
+from randcond.eval.images.extractor import Extractor, Features
+from randcond.eval.images.identity import ABSENT
 from randcond.eval.images.prompts import Prompts
 from randcond.eval.images.protocol_images import scored_images
 from randcond.launch.config.protocols import Protocol
@@ -32,12 +34,12 @@ from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device, rank, world_size
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
-Draw = Callable[["Task", Path, str], dict[str, Any]]  # (task, folder, what) -> everything its images depend on
+Draw = Callable[["Task", Path, str], dict[str, Any]]  # (task, folder, label) -> identity of the images
 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that decides the images of an evaluation and what is read from them."""
+    """The captions to draw, how to draw them, and what to read from the images."""
 
     prompts: Prompts
     protocol: Protocol
@@ -46,12 +48,12 @@ class Task:
 
     @property
     def shown(self) -> set[int]:
-        """The captions whose images are kept."""
+        """Numbers of the captions whose images are kept for the contact sheet."""
         return {number for ids in self.prompts.shown(self.ev.shown).values() for number in ids}
 
 
 def chunk_paths(out: Path, count: int, batch: int) -> list[Path]:
-    """One file per compute batch, in order."""
+    """Returns the chunk files of `count` captions in order, one per compute batch of `batch` captions."""
     return [out / f"chunk-{number:05d}.safetensors" for number in range(-(-count // batch))]
 
 
@@ -59,39 +61,43 @@ def generate(
     task: Task,
     pipe: DiffusionPipeline,
     out: Path,
-    made_of: dict[str, Any],
-    what: str,
+    identity: dict[str, Any],
+    label: str,
     beat: Callable[[], object] = lambda: None,
 ) -> None:
-    """Draws the missing chunks this rank can claim; returns when all ranks' chunks are in place.
+    """Draws the missing chunks together with the other ranks; returns when all chunks exist.
 
-    `beat` is called after each of them. Raises UserError when `out` holds images made otherwise.
+    `identity`: the settings that the images depend on. `label`: text of the progress bar. `beat` is called after each
+    chunk that this rank draws. Raises UserError if `out` holds images with other settings.
     """
     batch, count = task.ev.batch, len(task.prompts.captions)
     chunks = chunk_paths(out, count, batch)
     done = sum(map(Path.is_file, chunks))
-    _hold_to_plan(out, made_of, task.ev.save, whole=done == len(chunks))
-    mine = 0
+    _check_plan(out, identity, task.ev.save, complete=done == len(chunks))
+    own_chunks = 0
     silent = rank() != 0 or done == len(chunks)
-    bar = Progress(total=len(chunks), initial=done, desc=what, unit="batch", disable=silent)
+    bar = Progress(total=len(chunks), initial=done, desc=label, unit="batch", disable=silent)
     reader = _Reader()
-    # What was claimed is let go of after the reader is done with it, also where drawing fails.
-    with closing(claim_each(chunks, reader.landed, behind=1)) as claimed, reader:
+    # The order of this `with` matters: a claimed chunk is released after the reader has finished, also on errors.
+    with closing(claim_each(chunks, reader.is_written, unfinished=1)) as claimed, reader:
         for number in claimed:
             ids = list(range(number * batch, min((number + 1) * batch, count)))
             drawn = _draw(task, pipe, ids)
-            reader.put(_read_and_write, task, drawn, ids, out, number, chunks[number])
-            mine += 1
+            reader.submit(_read_and_write, task, drawn, ids, out, number, chunks[number])
+            own_chunks += 1
             beat()
-            bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # every rank's chunks count
+            bar.update(sum(map(Path.is_file, chunks)) - bar.n)  # counts the chunks of all ranks
     bar.update(len(chunks) - bar.n)
     bar.close()
-    if mine and world_size() > 1:
-        log.info(f"{what}: rank {rank()} drew {mine} of {len(chunks)} batches")
+    if own_chunks and world_size() > 1:
+        log.info(f"{label}: rank {rank()} drew {own_chunks} of {len(chunks)} batches")
 
 
 class _Reader:
-    """Reads one compute batch in a thread while the next is drawn: JPEGs are made on the CPU, which waits meanwhile."""
+    """A thread that reads features from one compute batch while the next one is drawn.
+
+    It encodes JPEGs on the CPU, which would otherwise be idle while the device draws.
+    """
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(max_workers=1)
@@ -104,131 +110,139 @@ class _Reader:
     def __exit__(self, *raised: object) -> None:
         self.pool.shutdown()
 
-    def put(self, work: Callable[..., None], *inputs: Any) -> None:
-        """Begins the next piece of work when the last is done; raises what that one raised."""
+    def submit(self, work: Callable[..., None], *inputs: Any) -> None:
+        """Waits for the previous work and starts the next; raises the error of the previous work, if it failed."""
         if self.last:
             self.last.result()
-        self.last = self.pool.submit(self._beside, work, *inputs)
+        self.last = self.pool.submit(self._run_on_stream, work, *inputs)
 
-    def _beside(self, work: Callable[..., None], *inputs: Any) -> None:
+    def _run_on_stream(self, work: Callable[..., None], *inputs: Any) -> None:
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             work(*inputs)
 
-    def landed(self, path: Path) -> bool:
-        """Whether a file is there; raises what the last piece of work raised."""
+    def is_written(self, path: Path) -> bool:
+        """Returns True if the file exists; raises the error of the last work, if it failed."""
         if self.last and self.last.done():
             self.last.result()
         return path.is_file()
 
 
-def _hold_to_plan(out: Path, made_of: dict[str, Any], save: str, whole: bool) -> None:
-    """Writes the plan, or raises UserError when what is there was made otherwise, or without what is wanted now.
+def _check_plan(out: Path, identity: dict[str, Any], save: str, complete: bool) -> None:
+    """Writes OUT/plan.json, or raises UserError if an existing plan does not allow this evaluation.
 
-    Where nothing is missing any more (`whole`), less may be wanted than was read and kept; what is still to be drawn
-    would lack that.
+    A complete evaluation may have more extractors and more saved images than needed now. An incomplete one must have
+    exactly the same, because its missing chunks would lack them.
     """
     path, remedy = out / "plan.json", "Remove it and evaluate again, or give another folder."
     if not path.is_file():
-        write_json(path, {**made_of, "saved": save})
+        write_json(path, {**identity, "saved": save})
         return
-    found, what = read_json(path), f"the evaluation at {out}"
-    rest = {key: value for key, value in made_of.items() if key != "extractors"}
-    check_matches(found, rest, what, remedy)
-    check_matches(
-        found["extractors"], made_of["extractors"], f"{what} (eval.metrics)", remedy
-    )  # more may have been read
-    if save not in ("none", found["saved"]):
-        raise UserError(f"eval.save: {what} kept its images as {found['saved']!r}, wanted {save!r}. {remedy}")
-    if whole:
+    plan, what = read_json(path), f"the evaluation at {out}"
+    rest = {key: value for key, value in identity.items() if key != "extractors"}
+    check_matches(plan, rest, what, remedy, ABSENT)
+    check_matches(plan["extractors"], identity["extractors"], f"{what} (eval.metrics)", remedy)
+    if save not in ("none", plan["saved"]):
+        raise UserError(f"eval.save: {what} was run with {plan['saved']!r}, expected {save!r}. {remedy}")
+    if complete:
         return
-    begun = f"{what} was begun with"
-    if left := sorted(found["extractors"].keys() - made_of["extractors"].keys()):
-        raise UserError(f"eval.metrics: {begun} metrics that need {', '.join(left)}, too: end it with them. {remedy}")
-    if save != found["saved"]:
-        raise UserError(f"eval.save: {begun} {found['saved']!r}: end it so, wanted is {save!r}. {remedy}")
+    if extra := sorted(plan["extractors"].keys() - identity["extractors"].keys()):
+        raise UserError(
+            f"eval.metrics: {what} is incomplete and was started with metrics that also need {', '.join(extra)}: "
+            f"finish it with the same metrics. {remedy}"
+        )
+    if save != plan["saved"]:
+        raise UserError(
+            f"eval.save: {what} is incomplete and was started with {plan['saved']!r}, got {save!r}: finish it with "
+            f"eval.save={plan['saved']}. {remedy}"
+        )
 
 
 def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
-    """One compute batch -> images uint8 [n, 3, H, W], on the CPU."""
+    """Draws one compute batch of captions; returns images uint8 [n, 3, H, W], on the CPU."""
     ev, protocol = task.ev, task.protocol
-    captions = [task.prompts.captions[each] for each in ids]
-    seeds = [caption_seed(ev.seed, each) for each in ids]
+    captions = [task.prompts.captions[number] for number in ids]
+    seeds = [caption_seed(ev.seed, number) for number in ids]
     latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, ev.batch, ev.resolution)
     decoded = decode(pipe, latents)
-    sound = decoded.isfinite().flatten(1).all(dim=1)
-    if not sound.all():  # rounded to bytes they would be black, and scored
-        numbers = [each for each, fine in zip(ids, sound.tolist(), strict=True) if not fine]
+    finite = decoded.isfinite().flatten(1).all(dim=1)
+    if not finite.all():  # rounded to bytes, such images would be black and would be scored
+        failed = [number for number, is_finite in zip(ids, finite.tolist(), strict=True) if not is_finite]
         raise UserError(
-            f"images of captions {', '.join(map(str, numbers))} are not finite: the network diverged, or its "
+            f"images of captions {', '.join(map(str, failed))} are NaN or infinite: the network diverged, or its "
             f"autoencoder overflows in {pipe.vae.dtype}"
         )
     return to_bytes(decoded).cpu()
 
 
 def _read_and_write(task: Task, drawn: Tensor, ids: list[int], out: Path, number: int, chunk: Path) -> None:
-    """One compute batch put through the protocol, read by every extractor, written."""
+    """Processes one compute batch uint8 [n, 3, H, W], reads its features with every extractor, writes the chunk."""
     ev, protocol = task.ev, task.protocol
-    captions = [task.prompts.captions[each] for each in ids]
+    captions = [task.prompts.captions[i] for i in ids]
     images, files = scored_images(drawn, protocol)
-    rows: Rows = {}
+    features: Features = {}
     for extractor in task.extractors.values():
-        rows |= extractor.read(images, captions)
-    shown = [place for place, each in enumerate(ids) if each in task.shown]
+        features |= extractor.read(images, captions)
+    shown = [index for index, i in enumerate(ids) if i in task.shown]
     if shown:
-        rows["shown"] = images[shown]  # [k, 3, h, w]
-        rows["shown_ids"] = torch.tensor([ids[place] for place in shown])
+        features["shown"] = images[shown]  # [k, 3, h, w]
+        features["shown_ids"] = torch.tensor([ids[index] for index in shown])
     if ev.save != "none":
-        _save(ev, protocol, out, number, ids, captions, files)
-    with atomic_write(chunk) as aside:
-        save_file({name: values.contiguous() for name, values in rows.items()}, aside)
+        _save_images(ev, protocol, out, number, ids, captions, files)
+    with atomic_write(chunk) as temporary:
+        save_file({name: values.contiguous() for name, values in features.items()}, temporary)
 
 
-def _save(
+def _save_images(
     ev: Eval, protocol: Protocol, out: Path, number: int, ids: list[int], captions: list[str], files: list[bytes]
 ) -> None:
-    """The scored files of one chunk: a WebDataset tar, or a file each."""
+    """Saves the scored images of one chunk: as a WebDataset tar, or as separate files (`eval.save`)."""
     kind = "jpg" if protocol.jpeg else "png"
-    if ev.save == "files":  # an image and its caption, as `cache.images` and other tools read them
+    if ev.save == "files":  # image and caption under one name, as `cache.images` and other tools read them
         (out / "images").mkdir(parents=True, exist_ok=True)
-        for each, caption, data in zip(ids, captions, files, strict=True):
-            path = out / "images" / f"{each:06d}"
+        for i, caption, data in zip(ids, captions, files, strict=True):
+            path = out / "images" / f"{i:06d}"
             path.with_suffix(".txt").write_text(caption + "\n")
             path.with_suffix(".part").write_bytes(data)
             path.with_suffix(".part").rename(path.with_suffix(f".{kind}"))
         return
     with (
-        atomic_write(out / "images" / f"images-{number:05d}.tar") as aside,
-        TarWriter(str(aside), mtime=0, user="randcond", group="randcond") as tar,
+        atomic_write(out / "images" / f"images-{number:05d}.tar") as temporary,
+        TarWriter(str(temporary), mtime=0, user="randcond", group="randcond") as tar,
     ):
-        for each, caption, data in zip(ids, captions, files, strict=True):
-            tar.write({"__key__": f"{each:09d}", kind: data, "txt": caption})
+        for i, caption, data in zip(ids, captions, files, strict=True):
+            tar.write({"__key__": f"{i:09d}", kind: data, "txt": caption})
 
 
-def load_rows(out: Path, count: int, batch: int, name: str) -> Tensor:
-    """One row of features of all captions [n, ...], in their order."""
-    return torch.cat([_read(chunk, name) for chunk in chunk_paths(out, count, batch)])
+def load_features(out: Path, count: int, batch: int, name: str) -> Tensor:
+    """Loads one feature of all `count` captions [count, ...], in the order of the captions."""
+    return torch.cat([_read_feature(chunk, name) for chunk in chunk_paths(out, count, batch)])
 
 
 def load_shown(out: Path, count: int, batch: int) -> dict[int, Tensor]:
-    """The kept images, uint8 [3, h, w], by caption number; what was not drawn is not there."""
-    found: dict[int, Tensor] = {}
+    """Loads the images kept for the contact sheet: caption number -> uint8 [3, h, w], values 0 to 255.
+
+    Images of missing chunks are left out.
+    """
+    images: dict[int, Tensor] = {}
     for chunk in filter(Path.is_file, chunk_paths(out, count, batch)):
-        with _opened(chunk) as file:
+        with _open_chunk(chunk) as file:
             if "shown" in file.keys():  # noqa: SIM118 (not a dict)
                 ids = file.get_tensor("shown_ids").tolist()
-                found.update(zip(ids, file.get_tensor("shown"), strict=True))
-    return found
+                images.update(zip(ids, file.get_tensor("shown"), strict=True))
+    return images
 
 
-def _read(chunk: Path, name: str) -> Tensor:
-    with _opened(chunk) as file:
+def _read_feature(chunk: Path, name: str) -> Tensor:
+    with _open_chunk(chunk) as file:
         return file.get_tensor(name)
 
 
 @contextmanager
-def _opened(chunk: Path) -> Iterator[Any]:
+def _open_chunk(chunk: Path) -> Iterator[Any]:
     try:
         with safe_open(chunk, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise UserError(f"{chunk}: damaged ({error}); remove it, and evaluate again: it alone is drawn anew") from None
+        raise UserError(
+            f"{chunk}: is damaged ({error}); remove it and evaluate again: only this file is drawn again"
+        ) from None

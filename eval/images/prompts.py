@@ -1,6 +1,7 @@
-"""The captions an evaluation draws, by number, and which of them count as seen and unseen.
+"""The captions of an evaluation, numbered, and their seen and unseen splits.
 
-In: the sources of `eval.captions`. Out: a fixed list; a caption's number is all its seed depends on.
+In: the caption sources of `eval.captions`. Out: a fixed list of captions. The seed of an image depends only on
+`eval.seed` and the number of its caption.
 """
 
 import csv
@@ -20,16 +21,16 @@ from randcond.launch.config.paths import resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 
-ALL = "all"  # the split of every caption
+ALL = "all"  # the split that holds every caption
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Captions by number, the image each belongs to where the list says so, and the numbers of each split."""
+    """Numbered captions and their splits. A caption's number is its index in `captions`."""
 
     captions: list[str]
-    images: list[str]  # file names, "" where the list names none
-    splits: dict[str, list[int]]
+    images: list[str]  # file name of the image that each caption belongs to; "" if the list names none
+    splits: dict[str, list[int]]  # split -> caption numbers
 
     @property
     def sha256(self) -> str:
@@ -38,30 +39,34 @@ class Prompts:
 
     @property
     def splits_sha256(self) -> str:
-        """Hash of which numbers are in which split (16 hex digits)."""
+        """Hash of the caption numbers of each split (16 hex digits)."""
         return sha256(json.dumps(self.splits).encode()).hexdigest()[:16]
 
     def shown(self, count: int) -> dict[str, list[int]]:
-        """The first captions of each split, for a contact sheet; of "all" only where there is no other."""
+        """Returns the first `count` caption numbers of each split, for a contact sheet.
+
+        The split "all" is left out if there are other splits.
+        """
         parts = {split: ids for split, ids in self.splits.items() if split != ALL or len(self.splits) == 1}
         return {split: ids[:count] for split, ids in parts.items()}
 
 
 def choose_prompts(config: Config) -> Prompts:
-    """The experiment's captions: all of them as listed, or `eval.size` seen and as many unseen ones in a seeded order.
+    """Returns the experiment's captions.
 
-    Raises UserError naming the list and the row where a whole list has an empty caption or one twice, and when the
-    sources hold fewer than asked for.
+    Without `eval.size`: all captions, in the order of the lists. With it: `eval.size` seen captions and as many unseen
+    ones, in a seeded random order. Raises UserError if a list that is used whole has an empty or repeated caption
+    (naming the list and the row), or if the sources hold too few captions.
     """
     if not config.eval.captions:
         raise UserError("eval.captions: is missing")
-    is_unseen = _unseen(config)
+    is_unseen = _unseen_test(config)
     if config.eval.size is None:
-        rows = [row for source in resolve_sources(config.eval.captions) for row in _listed(source)]
+        rows = [row for source in resolve_sources(config.eval.captions) for row in _read_rows(source)]
         _check_unique(rows)
         flags = [is_unseen(*row) for row in rows]
     else:
-        rows, flags = _sampled(config, is_unseen)
+        rows, flags = _sample_rows(config, is_unseen)
     splits = {
         "seen": [number for number, flag in enumerate(flags) if not flag],
         "unseen": [number for number, flag in enumerate(flags) if flag],
@@ -73,58 +78,65 @@ def choose_prompts(config: Config) -> Prompts:
 
 
 def grid_prompts(config: Config) -> Prompts:
-    """The captions that are drawn for the report's grids only (`eval.grid`), in their order."""
-    rows = [row for source in resolve_sources(config.eval.grid) for row in _listed(source)]
+    """Returns the captions of `eval.grid`, in their order. They are drawn for the report only and not scored."""
+    rows = [row for source in resolve_sources(config.eval.grid) for row in _read_rows(source)]
     return Prompts([row[1] for row in rows], [row[0] for row in rows], {ALL: list(range(len(rows)))})
 
 
 def first_prompts(prompts: Prompts, count: int | None) -> Prompts:
-    """The first `count` captions of each of seen and unseen (or of all), numbered as in the whole list's order."""
+    """Returns the first `count` captions of each split (of "all" if it is the only one); all captions for None.
+
+    The order of the list is kept, and the captions are numbered anew from 0.
+    """
     if count is None:
         return prompts
     kept = sorted(number for ids in prompts.shown(count).values() for number in ids)
-    place = {number: index for index, number in enumerate(kept)}
-    splits = {split: [place[number] for number in ids if number in place] for split, ids in prompts.splits.items()}
+    new_numbers = {number: index for index, number in enumerate(kept)}
+    splits = {
+        split: [new_numbers[number] for number in ids if number in new_numbers] for split, ids in prompts.splits.items()
+    }
     return Prompts([prompts.captions[n] for n in kept], [prompts.images[n] for n in kept], splits)
 
 
-def _unseen(config: Config) -> Callable[[str, str], bool]:
-    """Whether a caption (with its image's file name) counts as unseen."""
+def _unseen_test(config: Config) -> Callable[[str, str], bool]:
+    """Returns a function (image file name, caption) -> True if the caption counts as unseen."""
     excluded = names_any(config.cache.exclude)
     listed: set[str] = set()
     if config.eval.unseen:
-        rows = [row for source in resolve_sources([config.eval.unseen]) for row in _listed(source)]
+        rows = [row for source in resolve_sources([config.eval.unseen]) for row in _read_rows(source)]
         listed = {image or caption for image, caption in rows}
     return lambda image, caption: bool(excluded.search(caption)) or (image or caption) in listed
 
 
-def _sampled(config: Config, is_unseen: Callable[[str, str], bool]) -> tuple[list[tuple[str, str]], list[bool]]:
-    """`eval.size` captions of each split out of sources of any size, in a seeded order."""
+def _sample_rows(config: Config, is_unseen: Callable[[str, str], bool]) -> tuple[list[tuple[str, str]], list[bool]]:
+    """Samples `eval.size` captions of each split in a seeded order; returns (image "", caption) and unseen flags."""
     captions, _ = read_unique(resolve_sources(config.eval.captions))
     flags = [is_unseen("", caption) for caption in captions]
-    wanted = config.eval.size
-    assert wanted is not None
+    size = config.eval.size
+    assert size is not None
     rows: list[tuple[str, str]] = []
-    chosen: list[bool] = []
-    asked = (False, True) if config.cache.exclude or config.eval.unseen else (False,)
-    for unseen in asked:
+    row_flags: list[bool] = []
+    has_unseen = bool(config.cache.exclude or config.eval.unseen)
+    for unseen in (False, True) if has_unseen else (False,):
         part = [caption for caption, flag in zip(captions, flags, strict=True) if flag == unseen]
-        if len(part) < wanted:
+        if len(part) < size:
             kind = "unseen" if unseen else "seen"
-            raise UserError(f"eval.size: {wanted} {kind} captions wanted, the sources hold {len(part)}")
-        order = np.random.default_rng(config.eval.seed).permutation(len(part))[:wanted]
+            raise UserError(
+                f"eval.size: is {size}, but the sources of eval.captions hold only {len(part)} {kind} captions"
+            )
+        order = np.random.default_rng(config.eval.seed).permutation(len(part))[:size]
         rows += [("", part[index]) for index in order]
-        chosen += [unseen] * wanted
-    return rows, chosen
+        row_flags += [unseen] * size
+    return rows, row_flags
 
 
-def _listed(source: str) -> list[tuple[str, str]]:
-    """(image's file name or "", caption) of every row of a published list; raises UserError naming an empty row."""
-    return [row for file in expand(source) for row in (_with_images(file) or _captions(file))]
+def _read_rows(source: str) -> list[tuple[str, str]]:
+    """Returns (image file name or "", caption) of every row of a source; raises UserError naming an empty row."""
+    return [row for file in expand(source) for row in (_rows_with_images(file) or _rows_without_images(file))]
 
 
-def _with_images(file: str) -> list[tuple[str, str]]:
-    """The rows of a csv that names images (BK-SDM's, `randcond concepts coco`), else none."""
+def _rows_with_images(file: str) -> list[tuple[str, str]]:
+    """Reads a csv file that names images (BK-SDM's, `randcond concepts coco`); returns [] for other files."""
     if not file.endswith(".csv") or "://" in file:
         return []
     with open(file, newline="", encoding="utf-8-sig") as opened:
@@ -140,26 +152,30 @@ def _with_images(file: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _captions(file: str) -> list[tuple[str, str]]:
+def _rows_without_images(file: str) -> list[tuple[str, str]]:
     rows = []
     for captions, dropped in read_batches(file):
         if dropped:
             number = sum(dropped.values())
             raise UserError(
-                f"eval.captions: {file}: {number} empty captions; a list that is scored whole must have one in every "
-                f"row: remove them, or draw some of its captions with eval.size=N"
+                f"eval.captions: {file}: {number} empty captions. Without eval.size every row is drawn and must have a "
+                f"caption: remove the empty rows, or sample captions with eval.size=N"
             )
         rows += [("", caption) for caption in captions.to_pylist()]
     return rows
 
 
 def _check_unique(rows: list[tuple[str, str]]) -> None:
-    """An image, or a caption without an image, must stand in the list once: its seed follows from its number."""
+    """Raises UserError if an image, or a caption without an image, is listed twice.
+
+    Both rows would be drawn, by different seeds, because a seed follows from the row's number.
+    """
     counts = Counter(image or caption for image, caption in rows)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        places = [number for number, (image, caption) in enumerate(rows, 1) if (image or caption) == twice[0]]
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        numbers = [number for number, (image, caption) in enumerate(rows, 1) if (image or caption) == repeated[0]]
         raise UserError(
-            f"eval.captions: {len(twice)} captions or images stand in the list more than once, the first "
-            f"{twice[0]!r}, rows {', '.join(map(str, places[:3]))}: remove them, name the images that equal captions "
-            f"belong to (a csv with file_name and caption), or draw distinct captions with eval.size=N"
+            f"eval.captions: {len(repeated)} captions or images are listed more than once, the first is "
+            f"{repeated[0]!r}, rows {', '.join(map(str, numbers[:3]))}: remove the repeated rows, list equal captions "
+            f"with their images (a csv file with the columns file_name and caption), or sample distinct captions with "
+            f"eval.size=N"
         )

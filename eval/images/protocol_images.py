@@ -1,6 +1,6 @@
-"""What a protocol does to a drawn image before it is scored: JPEG, resize, JPEG again, as files on a disk would go.
+"""The image processing of a protocol before scoring: JPEG, resize, JPEG, as if files were written and read.
 
-FID is sensitive to this round trip, so it is done, in memory, to the very bytes that files would hold.
+FID is sensitive to these steps. They run in memory and give the same bytes as files on disk.
 """
 
 import io
@@ -15,24 +15,24 @@ from randcond.launch.config.protocols import Protocol
 from randcond.launch.runtime.ranks import cpu_threads
 
 
-def as_file(image: Image.Image) -> bytes:
-    """A JPEG of Pillow's default quality."""
+def jpeg_bytes(image: Image.Image) -> bytes:
+    """Encodes an image as JPEG at Pillow's default quality."""
     out = io.BytesIO()
     image.save(out, format="JPEG")
     return out.getvalue()
 
 
 def round_trip(image: Image.Image, protocol: Protocol) -> tuple[bytes, Image.Image]:
-    """The file that a protocol scores, and the image that is read from it.
+    """Processes one drawn image; returns the file that the protocol scores, and the image read back from it.
 
-    As drawn -> JPEG -> resized by Pillow's default filter -> JPEG; without JPEG the file is a PNG.
+    Steps: JPEG, resize with Pillow's default filter, JPEG. Without JPEG the file is a PNG.
     """
     if protocol.jpeg and protocol.size:
-        image = Image.open(io.BytesIO(as_file(image))).convert("RGB")
+        image = Image.open(io.BytesIO(jpeg_bytes(image))).convert("RGB")
     if protocol.size:
         image = image.resize((protocol.size, protocol.size))
     if protocol.jpeg:
-        data = as_file(image)
+        data = jpeg_bytes(image)
         return data, Image.open(io.BytesIO(data)).convert("RGB")
     out = io.BytesIO()
     image.save(out, format="PNG")
@@ -40,22 +40,25 @@ def round_trip(image: Image.Image, protocol: Protocol) -> tuple[bytes, Image.Ima
 
 
 def scored_images(images: Tensor, protocol: Protocol) -> tuple[Tensor, list[bytes]]:
-    """Drawn images uint8 [n, 3, H, W] -> what scores read, uint8 [n, 3, h, w], and the files that would hold it."""
+    """Processes drawn images uint8 [n, 3, H, W], values 0 to 255, as the protocol says.
 
-    def scored(image: Tensor) -> tuple[bytes, Tensor]:
+    Returns the images to score, uint8 [n, 3, h, w], and the n files that hold them.
+    """
+
+    def process(image: Tensor) -> tuple[bytes, Tensor]:
         data, picture = round_trip(to_picture(image), protocol)
         return data, from_picture(picture)
 
-    with ThreadPoolExecutor(cpu_threads()) as pool:  # Pillow lets other threads run
-        files, pixels = zip(*pool.map(scored, images), strict=True)
+    with ThreadPoolExecutor(cpu_threads()) as pool:  # Pillow releases the GIL
+        files, pixels = zip(*pool.map(process, images), strict=True)
     return torch.stack(pixels), list(files)
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """uint8 [3, H, W] -> a Pillow image."""
+    """Converts an image uint8 [3, H, W], values 0 to 255, to a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def from_picture(picture: Image.Image) -> Tensor:
-    """A Pillow image, RGB -> uint8 [3, H, W]."""
+    """Converts an RGB Pillow image to uint8 [3, H, W], values 0 to 255."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

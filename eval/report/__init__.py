@@ -1,1 +1,1 @@
-"""Scores beside the paper's figures: tables, plots, pages."""
+"""The report: scores next to the paper's figures, as tables, plots and a page."""

@@ -1,4 +1,4 @@
-"""`python -m randcond.eval.report EXPERIMENT|TABLE`: what `randcond run report` starts."""
+"""`python -m randcond.eval.report EXPERIMENT|TABLE`, which `randcond run report` starts."""
 
 import sys
 
@@ -10,7 +10,7 @@ from randcond.launch.runtime.ranks import rank
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Reports a table or experiments; exits 2 with one line on the user's mistake."""
+    """Writes the report of a table or of experiments. A UserError is printed as one line, with exit code 2."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
     if not words or words[0].startswith("-"):
         print("usage: python -m randcond.eval.report EXPERIMENT|TABLE [section.key=value ...]")

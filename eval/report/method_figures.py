@@ -1,6 +1,7 @@
-"""Pictures of the method itself, out of experiments' configurations: p(t), images regenerated from x_t, overlap.
+"""Pictures of the method, drawn from experiments' configurations: p(t), images regenerated from x_t, overlap of x_t.
 
-In: configurations; a teacher where images are drawn. Out: a PNG (Figures A, 3 and 5 of the paper). One process.
+In: configurations; the teacher, for pictures with images. Out: a PNG file (Figures A, 3 and 5 of the paper). They are
+drawn by one process.
 """
 
 from collections.abc import Sequence
@@ -30,18 +31,18 @@ from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
-STEPS, GUIDANCE = 25, 7.5  # supplement K, where the experiment says nothing else
+STEPS, GUIDANCE = 25, 7.5  # supplement K; used if the experiment sets none
 
 
 def draw_picture(picture: Picture, configs: list[Config], path: Path) -> Path:
-    """Draws one; returns where it is."""
+    """Draws a picture into the PNG file `path`; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    DRAWN[picture.kind](picture, configs, path)
+    DRAW_FUNCTIONS[picture.kind](picture, configs, path)
     return path
 
 
 def probabilities(picture: Picture, configs: list[Config], path: Path) -> None:
-    """p(t) over t, a line per experiment (Figure A)."""
+    """Plots p(t) over the timestep t, with one line per experiment (Figure A)."""
     figure, axes = _axes(1)
     for config in configs:
         table = probability_table(config.conditioning.p, config.conditioning.p_args, 1000)
@@ -53,91 +54,97 @@ def probabilities(picture: Picture, configs: list[Config], path: Path) -> None:
 
 
 def regenerated(picture: Picture, configs: list[Config], path: Path) -> None:
-    """What x_t of one caption's image becomes under another caption, by t (Figure 3).
+    """Draws images of one caption, noised to several timesteps t and denoised under another caption (Figure 3).
 
-    On the digits: beside the sheet, the share of images that show either caption's digit, of `picture.read` pairs.
+    For the digits world, it also plots the share of images that show the digit of either caption, over
+    `picture.read` pairs of captions.
     """
     config = configs[0]
     pipe = load_frozen_pipeline(resolve_path(config.teacher.path), config.teacher.dtype, device(), "ddim")
     captions = choose_prompts(config).captions
     digits = "digits" in config.eval.metrics
     count = max(picture.captions, picture.read if digits else 0)
-    pairs = _pairs(captions, count, digits)
+    pairs = _caption_pairs(captions, count, digits)
     own, other = ([captions[number] for number in side] for side in zip(*pairs, strict=True))
     seeds = [caption_seed(config.eval.seed, number) for number, _ in pairs]
-    first = _drawn(config, pipe, own, seeds)
-    columns = {"x_0": first}
-    reached = [sampler_step(config, pipe, timestep)[1] for timestep in picture.timesteps]
-    for timestep in Progress(reached, desc="regenerating", unit="timestep"):
-        columns[f"from t = {timestep}"] = regenerate(config, pipe, first, other, seeds, timestep)
-    columns["the other caption"] = _drawn(config, pipe, other, seeds)
-    images = {name: _decoded(config, pipe, latents) for name, latents in columns.items()}
+    originals = _draw_batches(config, pipe, own, seeds)
+    columns = {"x_0": originals}
+    timesteps = [sampler_step(config, pipe, timestep)[1] for timestep in picture.timesteps]
+    for timestep in Progress(timesteps, desc="regenerating", unit="timestep"):
+        columns[f"from t = {timestep}"] = regenerate(config, pipe, originals, other, seeds, timestep)
+    columns["the other caption"] = _draw_batches(config, pipe, other, seeds)
+    images = {name: _decode_batches(config, pipe, latents) for name, latents in columns.items()}
     shown = range(picture.captions)
-    words = [f"{a}  ->  {b}" for a, b in zip(own, other, strict=True)]
+    labels = [f"{a}  ->  {b}" for a, b in zip(own, other, strict=True)]
     arms = {
-        name: {number: to_bytes(found[number : number + 1])[0] for number in shown} for name, found in images.items()
+        name: {number: to_bytes(column[number : number + 1])[0] for number in shown} for name, column in images.items()
     }
     if not digits or not picture.read:
-        draw_comparison(path, words, {"own -> other": list(shown)}, arms)
+        draw_comparison(path, labels, {"own -> other": list(shown)}, arms)
         return
     sheet = path.with_name(f"{path.stem}-sheet.png")
-    draw_comparison(sheet, words, {"own -> other": list(shown)}, arms)
-    _shares(reached, own, other, images, sheet, path)
+    draw_comparison(sheet, labels, {"own -> other": list(shown)}, arms)
+    _add_shares(timesteps, own, other, images, sheet, path)
 
 
 def sampler_step(config: Config, pipe: Any, timestep: int) -> tuple[int, int]:
-    """How many of the sampler's steps are at or below a timestep, and the uppermost of these: what x_t is noised to.
+    """Returns how many of the sampler's timesteps are at or below `timestep`, and the highest of these.
 
-    Raises UserError where there is none.
+    x_t is noised to that highest one. Raises UserError if all of the sampler's timesteps are above `timestep`.
     """
-    pipe.scheduler.set_timesteps(_settings(config)[0])
-    below = [each for each in pipe.scheduler.timesteps.tolist() if each <= timestep]
-    if not below:
-        raise UserError(f"pictures: timestep {timestep}: the sampler's last step is at {min(pipe.scheduler.timesteps)}")
-    return len(below), below[0]
+    pipe.scheduler.set_timesteps(_steps_and_guidance(config)[0])
+    at_or_below = [step for step in pipe.scheduler.timesteps.tolist() if step <= timestep]
+    if not at_or_below:
+        lowest = min(pipe.scheduler.timesteps)
+        raise UserError(f"pictures: timestep {timestep}: is below the sampler's last timestep {lowest}")
+    return len(at_or_below), at_or_below[0]
 
 
 def regenerate(
     config: Config, pipe: Any, latents: Tensor, captions: list[str], seeds: list[int], timestep: int
 ) -> Tensor:
-    """Latents x_0 [n, C, h, w], noised to a timestep of the sampler and denoised again under captions -> [n, C, h, w].
+    """Noises latents x_0 [n, C, h, w] to a timestep and denoises them under n captions; returns [n, C, h, w].
 
-    By diffusers' image-to-image pipeline: `strength` is the share of the sampler's steps that are taken.
+    Latents are scaled as the U-Net sees them. `timestep` is rounded down to one of the sampler's, see sampler_step().
+    Uses the image-to-image pipeline of diffusers, whose `strength` is the share of the sampler's steps to run.
     """
-    steps, guidance = _settings(config)
+    steps, guidance = _steps_and_guidance(config)
     count, _ = sampler_step(config, pipe, timestep)
-    again = AutoPipelineForImage2Image.from_pipe(pipe)
-    again.set_progress_bar_config(disable=True)
-    found = []
+    image_to_image = AutoPipelineForImage2Image.from_pipe(pipe)
+    image_to_image.set_progress_bar_config(disable=True)
+    parts = []
     for start in range(0, len(latents), config.eval.batch):
         part = slice(start, start + config.eval.batch)
-        drawn = again(
+        drawn = image_to_image(
             captions[part],
             image=latents[part].to(pipe.device, pipe.unet.dtype),
-            strength=min(1.0, (count + 0.5) / steps),  # which it multiplies and rounds down
+            strength=min(1.0, (count + 0.5) / steps),  # the pipeline runs int(steps * strength) steps
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed + 1) for seed in seeds[part]],
             output_type="latent",
         )
-        found.append(drawn.images)
-    return torch.cat(found)
+        parts.append(drawn.images)
+    return torch.cat(parts)
 
 
-def _pairs(captions: Sequence[str], count: int, digits: bool) -> list[tuple[int, int]]:
-    """Numbers of captions two by two; on the digits of different digits."""
+def _caption_pairs(captions: Sequence[str], count: int, digits: bool) -> list[tuple[int, int]]:
+    """Returns `count` pairs of caption numbers; for the digits world, the two captions name different digits."""
     half = len(captions) // 2
-    order = np.random.default_rng(0).permutation(len(captions)).tolist()  # a list may have seen captions first
+    order = np.random.default_rng(0).permutation(len(captions)).tolist()  # seen captions may come first in the list
     pairs = list(zip(order[:half], order[half : 2 * half], strict=True))
     if digits:
         pairs = [(a, b) for a, b in pairs if read_label(captions[a]).digit != read_label(captions[b]).digit]
     if len(pairs) < count:
-        raise UserError(f"pictures: {count} pairs of captions wanted, eval.captions and eval.size give {len(pairs)}")
+        raise UserError(
+            f"pictures: {count} pairs of captions are needed, but eval.captions and eval.size give only {len(pairs)}"
+        )
     return pairs[:count]
 
 
-def _drawn(config: Config, pipe: Any, captions: list[str], seeds: list[int]) -> Tensor:
-    batch, (steps, guidance) = config.eval.batch, _settings(config)
+def _draw_batches(config: Config, pipe: Any, captions: list[str], seeds: list[int]) -> Tensor:
+    """Draws n captions in compute batches; returns latents x_0 [n, C, h, w]."""
+    batch, (steps, guidance) = config.eval.batch, _steps_and_guidance(config)
     parts = []
     for start in range(0, len(captions), batch):
         part = slice(start, start + batch)
@@ -145,28 +152,31 @@ def _drawn(config: Config, pipe: Any, captions: list[str], seeds: list[int]) -> 
     return torch.cat(parts)
 
 
-def _settings(config: Config) -> tuple[int, float]:
-    """The experiment's steps and guidance, of DDIM, by which the paper draws; supplement K's where it says neither."""
-    named = protocol_of(config.eval)
-    return named.steps or STEPS, GUIDANCE if named.guidance is None else named.guidance
+def _steps_and_guidance(config: Config) -> tuple[int, float]:
+    """Returns the experiment's steps and guidance scale for DDIM, which the paper uses; defaults of supplement K."""
+    protocol = protocol_of(config.eval)
+    return protocol.steps or STEPS, GUIDANCE if protocol.guidance is None else protocol.guidance
 
 
-def _decoded(config: Config, pipe: Any, latents: Tensor) -> Tensor:
+def _decode_batches(config: Config, pipe: Any, latents: Tensor) -> Tensor:
     return torch.cat([decode(pipe, part).cpu() for part in latents.split(config.eval.batch)])
 
 
-def _shares(
+def _add_shares(
     timesteps: list[int], own: list[str], other: list[str], images: dict[str, Tensor], sheet: Path, path: Path
 ) -> None:
-    """The sheet above the shares of images that show the first or the other caption's digit, by timestep."""
+    """Writes `path`: the contact sheet `sheet`, and below it a plot of shares by timestep. Removes `sheet`.
+
+    The shares are those of images that show the digit of their own caption, and of the other caption.
+    """
     from PIL import Image
 
     judge = Judge.load()
-    said = [torch.tensor([read_label(text).digit for text in side]) for side in (own, other)]
+    expected_digits = [torch.tensor([read_label(text).digit for text in side]) for side in (own, other)]
     shares = []
     for timestep in timesteps:
         digits = judge.classify(images[f"from t = {timestep}"])[0][:, 0]
-        shares.append([(digits == wanted).float().mean().item() for wanted in said])
+        shares.append([(digits == expected).float().mean().item() for expected in expected_digits])
     above = Image.open(sheet)
     figure, axes = _axes(1, above.width / DPI)
     for name, values in zip(("x_0's own digit", "the other caption's digit"), zip(*shares, strict=True), strict=True):
@@ -178,24 +188,25 @@ def _shares(
     whole = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
     whole.paste(above, (0, 0))
     whole.paste(below, (0, above.height))
-    with atomic_write(path) as aside:
-        whole.save(aside, format="PNG")
+    with atomic_write(path) as temporary:
+        whole.save(temporary, format="PNG")
     sheet.unlink()
 
 
 def overlap(picture: Picture, configs: list[Config], path: Path) -> None:
-    """x_t of two captions' images by t, in the plane where they differ most, and how much the two overlap (Figure 5).
+    """Plots x_t of two captions' images at several timesteps, in the plane where they differ most (Figure 5).
 
-    The overlap is that of two normal distributions as far apart, in their own widths, as the projected x_t are.
+    The number in each title is the overlap of two normal distributions with the means and the common variance of the
+    two projected clouds.
     """
     config = configs[0]
     pipe = load_frozen_pipeline(resolve_path(config.teacher.path), config.teacher.dtype, device(), "ddim")
     captions = choose_prompts(config).captions
-    first, second = _pairs(captions, 1, "digits" in config.eval.metrics)[0]
+    first, second = _caption_pairs(captions, 1, "digits" in config.eval.metrics)[0]
     clouds = []
     for side, number in enumerate((first, second)):
-        seeds = [caption_seed(config.eval.seed + side, each) for each in range(2 * picture.captions)]
-        clouds.append(_drawn(config, pipe, [captions[number]] * len(seeds), seeds).float().cpu().flatten(1))
+        seeds = [caption_seed(config.eval.seed + side, image) for image in range(2 * picture.captions)]
+        clouds.append(_draw_batches(config, pipe, [captions[number]] * len(seeds), seeds).float().cpu().flatten(1))
     plane, clouds = _held_out(clouds)
     alphas = _alphas(pipe)
     figure, axes = _axes(len(picture.timesteps))
@@ -203,47 +214,52 @@ def overlap(picture: Picture, configs: list[Config], path: Path) -> None:
     for ax, timestep in zip(axes, picture.timesteps, strict=True):
         alpha = alphas[timestep]
         noised = [alpha**0.5 * x + (1 - alpha) ** 0.5 * torch.randn(x.shape, generator=generator) for x in clouds]
-        points = [each @ plane for each in noised]
+        points = [x_t @ plane for x_t in noised]
         for cloud, number in zip(points, (first, second), strict=True):
             ax.scatter(cloud[:, 0], cloud[:, 1], s=8, alpha=0.6, label=captions[number])
-        ax.set(title=f"t = {timestep}: overlap {_shared(points):.0%}", xticks=[], yticks=[])
+        ax.set(title=f"t = {timestep}: overlap {_normal_overlap(points):.0%}", xticks=[], yticks=[])
     axes[0].legend(frameon=False, fontsize=7, loc="lower left")
     save(figure, path)
 
 
 def _held_out(clouds: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The plane of the clouds' second halves, and their first halves, which it has not seen.
+    """Returns the plane [D, 2] of the clouds' second halves, and the first halves, which the plane is not fitted to.
 
-    In many dimensions some direction parts any two samples, also of one distribution.
+    In many dimensions some direction separates any two samples, even if they come from one distribution. So the overlap
+    must be measured on other points than those that the plane is fitted to.
     """
     half = len(clouds[0]) // 2
     return _plane([cloud[half:] for cloud in clouds]), [cloud[:half] for cloud in clouds]
 
 
-def _shared(points: list[Tensor]) -> float:
-    """The overlap of two clouds [n, 2] along the first axis, were they normal and equally wide."""
-    apart = (points[0][:, 0].mean() - points[1][:, 0].mean()).abs()
+def _normal_overlap(points: list[Tensor]) -> float:
+    """Returns the overlap in [0, 1] of two clouds [n, 2] along the first axis, taken as equally wide normals."""
+    distance = (points[0][:, 0].mean() - points[1][:, 0].mean()).abs()
     width = ((points[0][:, 0].var() + points[1][:, 0].var()) / 2).sqrt()
-    return torch.special.erfc(apart / width / 2 / 2**0.5).item()
+    return torch.special.erfc(distance / width / 2 / 2**0.5).item()
 
 
 def _plane(clouds: list[Tensor]) -> Tensor:
-    """Two orthonormal directions [D, 2]: between the clouds' middles, and of most spread beside that."""
-    apart = clouds[0].mean(0) - clouds[1].mean(0)
-    apart = apart / apart.norm()
-    rest = torch.cat([cloud - cloud.mean(0) for cloud in clouds])
-    rest = rest - (rest @ apart)[:, None] * apart
-    return torch.stack([apart, torch.linalg.svd(rest, full_matrices=False)[2][0]], dim=1)
+    """Returns two orthonormal directions [D, 2] for two clouds [n, D].
+
+    The first one connects the means of the clouds. The second one has the largest variance orthogonal to it.
+    """
+    direction = clouds[0].mean(0) - clouds[1].mean(0)
+    direction = direction / direction.norm()
+    centred = torch.cat([cloud - cloud.mean(0) for cloud in clouds])
+    rest = centred - (centred @ direction)[:, None] * direction
+    return torch.stack([direction, torch.linalg.svd(rest, full_matrices=False)[2][0]], dim=1)
 
 
 def _alphas(pipe: Any) -> np.ndarray:
+    """Returns the scheduler's cumulative products alpha_bar_t [timesteps], float64."""
     return pipe.scheduler.alphas_cumprod.cpu().double().numpy()
 
 
 def _axes(columns: int, width: float = 6.4) -> tuple[Figure, Any]:
-    """`width` in inches, at least."""
+    """Returns a figure with `columns` plots side by side, at least `width` inches wide."""
     figure = Figure(figsize=(max(width, 3.0 * columns), 3.6), layout="constrained", dpi=DPI)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-DRAWN = {"probabilities": probabilities, "regenerated": regenerated, "overlap": overlap}
+DRAW_FUNCTIONS = {"probabilities": probabilities, "regenerated": regenerated, "overlap": overlap}

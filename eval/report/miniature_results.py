@@ -1,6 +1,6 @@
-"""Keeps the reports of repeated tables, and puts their claims on one page: `make mini-results`.
+"""Copies the reports of the miniature tables and summarises their claims on one page: `make mini-results`.
 
-In: folders of reports, a folder to keep them in. Out: there, each report without its page, README.md and its pictures.
+In: folders of reports. Out: a folder with each report without its HTML page, README.md and its plots.
 """
 
 import json
@@ -18,14 +18,14 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_text
 
 KEPT = ("*.md", "*.json", "*.png")
-READING = "reading.md"  # written by hand beside them
+READING = "reading.md"  # written by hand, next to README.md
 
 
 def keep(reports: Path, out: Path) -> list[str]:
-    """Copies every table's finished report; returns the tables' names."""
+    """Copies the report of every table that has one from `reports` to `out`; returns the names of the tables."""
     names = [name for name in table_names() if (reports / name / "report.json").is_file()]
     for name in names:
-        shutil.rmtree(out / name, ignore_errors=True)  # of an older report, pictures that this one has no more
+        shutil.rmtree(out / name, ignore_errors=True)  # an older report may have pictures that the new one lacks
         (out / name).mkdir(parents=True, exist_ok=True)
         for path in (path for kind in KEPT for path in (reports / name).glob(kind)):
             shutil.copy(path, out / name / path.name)
@@ -33,35 +33,38 @@ def keep(reports: Path, out: Path) -> list[str]:
 
 
 def summarize(out: Path) -> None:
-    """Writes README.md and its pictures over the reports that are kept."""
-    facts = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
-    claims = {name: found["claims"] for name, found in facts.items() if found.get("claims")}
-    again = _mark_repeated(claims, {name: found.get("replicates", {}) for name, found in facts.items()})
+    """Writes README.md and its plots from the reports in `out`."""
+    reports = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
+    claims = {name: report["claims"] for name, report in reports.items() if report.get("claims")}
+    repeated = _mark_repeated(claims, {name: report.get("replicates", {}) for name, report in reports.items()})
     lines = [
         "# The paper in miniature: results",
         _tally(claims),
-        *([again] if again else []),
+        *([repeated] if repeated else []),
         f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
         "repetition; of shares, no narrower than their number of images allows), each claim by itself: of many, one in "
         f"{1 / (1 - CONFIDENCE):.0f} would seem to show or not by chance. Each table's folder has all scores, the "
         "protocol and pictures.",
-        *_limits(facts, any(claim["margin"] for each in claims.values() for claim in each)),
+        *_limits(reports, any(claim["margin"] for table_claims in claims.values() for claim in table_claims)),
         *([f"[What they say, and how the conditions were chosen]({READING})."] if (out / READING).is_file() else []),
         *(["![claims](claims.png)"] if claims else []),
     ]
-    for name, found in facts.items():
-        lines += [f"## [{found['title']}]({name}/report.md)", f"`make {name}`"]
-        if found.get("claims"):
-            lines.append(as_markdown(claim_lines(found["claims"])))
+    for name, report in reports.items():
+        lines += [f"## [{report['title']}]({name}/report.md)", f"`make {name}`"]
+        if report.get("claims"):
+            lines.append(as_markdown(claim_lines(report["claims"])))
     write_text(out / "README.md", "\n\n".join(lines) + "\n")
     if claims:
         plot_claims(out / "claims.png", claims)
-        plot_effects(out / "effects.png", claims, {name: facts[name]["repetitions"] for name in claims})
+        plot_effects(out / "effects.png", claims, {name: reports[name]["repetitions"] for name in claims})
 
 
-def _limits(facts: dict[str, Any], allowing: bool) -> list[str]:
-    """What the repetitions vary, and what they don't; `allowing`: whether a claim lets a row do a little worse."""
-    counts = {len(found["repetitions"]) for found in facts.values() if found.get("repetitions")}
+def _limits(reports: dict[str, Any], has_margins: bool) -> list[str]:
+    """Returns the paragraph about what the repetitions vary and what they don't.
+
+    `has_margins`: a claim has a margin ("no worse than").
+    """
+    counts = {len(report["repetitions"]) for report in reports.values() if report.get("repetitions")}
     if not counts:
         return []
     return [
@@ -69,60 +72,64 @@ def _limits(facts: dict[str, Any], allowing: bool) -> list[str]:
         "rests on their differences being spread normally; they vary the digits left out (some digits more than once) "
         "and the seeds of cache, student, training and evaluation, while teacher, judge and the world's captions are "
         "the same in all. A verdict whose interval ends next to its limit is a weak one."
-        + (" Points in brackets are what a claim allows: no worse by more than that." if allowing else "")
+        + (" Points in brackets are what a claim allows: no worse by more than that." if has_margins else "")
     ]
 
 
 def _tally(claims: dict[str, list[dict[str, Any]]]) -> str:
-    """How many claims came out how; those that were asked when the runs were known stand apart."""
-    said: dict[bool, list[str]] = {False: [], True: []}
-    for each in claims.values():
-        for claim in each:
+    """Counts the verdicts. Claims that were added after the results were known are counted separately."""
+    verdicts: dict[bool, list[str]] = {False: [], True: []}  # added afterwards -> verdicts
+    for table_claims in claims.values():
+        for claim in table_claims:
             if "as" not in claim:
-                said[claim["afterwards"]].append(claim["here"])
+                verdicts[claim["afterwards"]].append(claim["here"])
     before, after = (
-        f"{', '.join(f'{found.count(verdict)} {verdict}' for verdict in COLOURS)}, of {len(found)} claims"
-        for found in said.values()
+        f"{', '.join(f'{group.count(verdict)} {verdict}' for verdict in COLOURS)}, of {len(group)} claims"
+        for group in verdicts.values()
     )
-    more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if said[True] else ""
+    more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if verdicts[True] else ""
     return f"{before} asked beforehand.{more}"
 
 
 def _mark_repeated(claims: dict[str, list[dict[str, Any]]], replicates: dict[str, Any]) -> str:
-    """Says of a claim that another table has measured, by the same experiments' repetitions, which one: it counts once.
+    """Finds claims that several tables make; returns a paragraph about those with different repetitions.
 
-    Where the values differ a little, the same runs were made once more, on another machine. What it returns: how the
-    claims came out that were put to other repetitions again, which count each time.
+    If two tables make the same claim with the same experiments and repetitions, it counts once: the second one gets the
+    key "as", which names the first table. Its values may differ a little, if the runs were made again on another
+    machine. If the repetitions differ (other digits and seeds), each claim counts, and the returned paragraph compares
+    their verdicts. `replicates`: table -> its repetitions.
     """
-    seen: dict[Any, tuple[str, list[float]]] = {}
-    verdicts: dict[Any, dict[str, str]] = {}  # what is asked -> table -> how it came out there
+    first_seen: dict[Any, tuple[str, list[float]]] = {}  # claim and repetitions -> the first table, its values
+    verdicts: dict[Any, dict[str, str]] = {}  # claim -> table -> verdict
     texts: dict[Any, str] = {}
-    for name, each in claims.items():
+    for name, table_claims in claims.items():
         arms = load_table(name).arms
-        for claim in each:
-            if gone := set(claim["contrast"]) - set(arms):
-                raise UserError(f"{name}: its report has rows {sorted(gone)}, its table has none: make {name} again")
+        for claim in table_claims:
+            if unknown := set(claim["contrast"]) - set(arms):
+                raise UserError(
+                    f"{name}: its report has rows {sorted(unknown)}, which its table does not have: run `make {name}`"
+                )
             rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
-            asked = claim["score"], claim["split"], claim["margin"], rows
-            key = *asked, json.dumps(replicates[name], sort_keys=True)
-            first, values = seen.setdefault(key, (name, claim["values"]))
+            content = claim["score"], claim["split"], claim["margin"], rows
+            key = *content, json.dumps(replicates[name], sort_keys=True)
+            first, values = first_seen.setdefault(key, (name, claim["values"]))
             if first != name:
                 claim["as"] = first if claim["values"] == values else f"{first}, run once more"
             else:
-                verdicts.setdefault(asked, {})[name] = claim["here"]
-                texts[asked] = claim["text"]
-    twice = {asked: found for asked, found in verdicts.items() if len(found) > 1}
-    if not twice:
+                verdicts.setdefault(content, {})[name] = claim["here"]
+                texts[content] = claim["text"]
+    repeated = {content: by_table for content, by_table in verdicts.items() if len(by_table) > 1}
+    if not repeated:
         return ""
-    differ = [
-        f"{texts[asked]}: {', '.join(f'{here} in {name}' for name, here in found.items())}"
-        for asked, found in twice.items()
-        if len(set(found.values())) > 1
+    differing = [
+        f"{texts[content]}: {', '.join(f'{verdict} in {name}' for name, verdict in by_table.items())}"
+        for content, by_table in repeated.items()
+        if len(set(by_table.values())) > 1
     ]
-    told = f", {len(differ)} otherwise ({'; '.join(differ)})" if differ else ""
+    details = f", {len(differing)} otherwise ({'; '.join(differing)})" if differing else ""
     return (
-        f"{len(twice)} of them were put to further repetitions, of other digits and seeds, and count there again: "
-        f"{len(twice) - len(differ)} came out the same{told}."
+        f"{len(repeated)} of them were put to further repetitions, of other digits and seeds, and count there again: "
+        f"{len(repeated) - len(differing)} came out the same{details}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: nothing is loaded from anywhere."""
+"""The report as one self-contained HTML page, which loads nothing from other files or servers."""
 
 import base64
 import io
@@ -17,18 +17,22 @@ from randcond.launch.runtime.files import read_json
 
 Line = list[tuple[int, float]]  # (step, value)
 
-matplotlib.rcParams["svg.hashsalt"] = "randcond"  # the same curves give the same bytes
+matplotlib.rcParams["svg.hashsalt"] = "randcond"  # makes the SVG bytes reproducible
 
 
 def render_page(
     report: Report,
     lines: list[list[str]],
     claims: list[list[str]],
-    said: list[str],
+    remarks: list[str],
     pictures: dict[str, Path],
     notes: list[str],
 ) -> str:
-    """One self-contained HTML page: nothing is loaded from anywhere."""
+    """Returns the HTML page of a report.
+
+    `lines`, `claims`: tables of cells. `remarks`: a list below the tables. `pictures`: title -> PNG file.
+    `notes`: small print about scores and protocols.
+    """
     loader = PackageLoader("randcond.eval.report", "")
     environment = Environment(loader=loader, autoescape=select_autoescape(["html", "j2"]))
     plots = []
@@ -43,7 +47,7 @@ def render_page(
         claim=report.claim,
         lines=lines,
         claims=claims,
-        said=[line.replace("**", "") for line in said],
+        remarks=[line.replace("**", "") for line in remarks],
         pictures=[
             {"title": title, "data": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()
         ],
@@ -54,18 +58,18 @@ def render_page(
 
 
 def _score_curves(rows: list[Row]) -> list[str]:
-    """A plot for each score that was taken while training."""
+    """Returns one plot for each score that was computed during training."""
     logged: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
-        names = _evaluated(row)
+        names = _logged_scores(row)
         for name, line in curves(row, tuple(names)).items():
             weights, score = name.removeprefix("eval/").split("/", 1)
             logged.setdefault(score, {})[f"{row.name} ({weights})"] = line
-    return [draw_curves(f"{score} while training", lines) for score, lines in sorted(logged.items())]
+    return [draw_curves(f"{score} during training", lines) for score, lines in sorted(logged.items())]
 
 
-def _evaluated(row: Row) -> list[str]:
-    """The names under which a run logged scores."""
+def _logged_scores(row: Row) -> list[str]:
+    """Returns the names of the scores that a run logged: eval/WEIGHTS/SPLIT/SCORE."""
     path = row.run / "best.json" if row.run else None
     return read_json(path)["logged"] if path and path.is_file() else []
 
@@ -76,7 +80,7 @@ def _config_text(row: Row) -> str:
 
 
 def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False) -> str:
-    """An SVG element of one plot: a named line per run."""
+    """Returns one plot as an SVG element. `lines`: name of a run -> its (step, value) points; `log`: log scale."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
@@ -88,8 +92,8 @@ def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False) -> str
     axes.grid(alpha=0.3)
     if log:
         axes.set_yscale("log")
-        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatted(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.legend(fontsize=9, frameon=False)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})

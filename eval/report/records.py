@@ -1,4 +1,4 @@
-"""What a report is made of."""
+"""The content of a report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +11,15 @@ from randcond.launch.config.tables import Picture
 
 @dataclass(frozen=True)
 class Report:
-    """What is written: where, under which title, about which experiments."""
+    """Everything that write_report() writes."""
 
-    out: Path
+    out: Path  # the folder of the report
     title: str
     claim: str
     rows: list[Row]
-    configs: dict[str, Config]
-    following: list[str]  # commands to try next
-    verdicts: list[Verdict] = field(default_factory=list)  # on the table's claims
-    figures: list[tuple[Picture, list[Config]]] = field(default_factory=list)  # drawn here, and out of what
-    repetitions: dict[str, list[Row]] = field(default_factory=dict)  # the rows behind the rows
-    replicates: dict[str, list[str]] = field(default_factory=dict)  # what each repetition overrides in every row
+    configs: dict[str, Config]  # experiment -> its configuration, in the first repetition
+    next_commands: list[str]  # commands to try next
+    verdicts: list[Verdict] = field(default_factory=list)  # one per claim of the table
+    figures: list[tuple[Picture, list[Config]]] = field(default_factory=list)  # pictures drawn from configurations
+    repetitions: dict[str, list[Row]] = field(default_factory=dict)  # repetition -> its rows; `rows` holds their means
+    replicates: dict[str, list[str]] = field(default_factory=dict)  # repetition -> its overrides

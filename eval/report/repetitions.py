@@ -1,6 +1,6 @@
-"""Repetitions of a table: each row's mean and spread, and what they say of a claim.
+"""Repetitions of a table: mean and standard deviation of each row, and verdicts on the table's claims.
 
-In: rows of every repetition, in one order. Out: one row each with means and standard deviations; verdicts.
+In: the rows of every repetition. Out: one row per name, with means and standard deviations; verdicts.
 """
 
 from collections.abc import Sequence
@@ -20,97 +20,108 @@ CONFIDENCE = 0.95
 
 
 def merge(repetitions: dict[str, list[Row]]) -> list[Row]:
-    """One row per row of the table: means over the repetitions, with their standard deviations (n - 1).
+    """Merges the rows of all repetitions: means of the scores, with their standard deviations (n - 1).
 
-    What is not a number, the protocol, and folders of images and logs, are the first repetition's.
+    The training seconds are averaged, too. Other facts are kept if they are equal in all repetitions. Scores that are
+    no numbers, the protocol and the folders are those of the first repetition.
     """
-    rows = []
-    together = aligned(repetitions)
-    for each in together.values():
-        scores, spread = _over([row.scores for row in each])
-        notes = [f"{name}: {note}" for name, row in zip(repetitions, each, strict=True) for note in row.notes]
-        common = [note for note in each[0].notes if all(note in row.notes for row in each)]
+    merged = []
+    rows_by_name = aligned(repetitions)
+    for rows in rows_by_name.values():
+        scores, spread = _means_and_deviations([row.scores for row in rows])
+        notes = [
+            f"{repetition}: {note}" for repetition, row in zip(repetitions, rows, strict=True) for note in row.notes
+        ]
+        common = [note for note in rows[0].notes if all(note in row.notes for row in rows)]
         notes = common + [note for note in notes if note.split(": ", 1)[1] not in common]
-        seconds = [row.facts["seconds"] for row in each if row.facts.get("seconds") is not None]
-        facts = {key: value for key, value in each[0].facts.items() if all(row.facts.get(key) == value for row in each)}
+        seconds = [row.facts["seconds"] for row in rows if row.facts.get("seconds") is not None]
+        facts = {key: value for key, value in rows[0].facts.items() if all(row.facts.get(key) == value for row in rows)}
         facts |= {"seconds": mean(seconds)} if seconds else {}
-        rows.append(replace(each[0], scores=scores, spread=spread, notes=notes, facts=facts))
-    for name in dict.fromkeys(row.name for each in repetitions.values() for row in each if row.name not in together):
-        having = [repetition for repetition, each in repetitions.items() if name in {row.name for row in each}]
-        rows[0].notes.append(f"left out: {name}, which of the repetitions only {', '.join(having)} has")
-    return rows
+        merged.append(replace(rows[0], scores=scores, spread=spread, notes=notes, facts=facts))
+    all_names = dict.fromkeys(row.name for rows in repetitions.values() for row in rows)
+    for name in [name for name in all_names if name not in rows_by_name]:
+        having = [repetition for repetition, rows in repetitions.items() if name in {row.name for row in rows}]
+        merged[0].notes.append(f"left out: {name}: only in repetition {', '.join(having)}")
+    return merged
 
 
 def aligned(repetitions: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """The rows by name, those that every repetition has: one may lack another's best step (`train.eval_every`)."""
-    found = [{row.name: row for row in rows} for rows in repetitions.values()]
-    return {name: [each[name] for each in found] for name in found[0] if all(name in each for each in found)}
+    """Returns row name -> its row in each repetition, for the rows that all repetitions have.
+
+    A repetition may lack a row that others have: the best step (`train.eval_every`).
+    """
+    by_name = [{row.name: row for row in rows} for rows in repetitions.values()]
+    return {name: [rows[name] for rows in by_name] for name in by_name[0] if all(name in rows for rows in by_name)}
 
 
-def _over(found: Sequence[Scores]) -> tuple[Scores, Scores]:
+def _means_and_deviations(repeated: Sequence[Scores]) -> tuple[Scores, Scores]:
     scores: Scores = {}
     spread: Scores = {}
-    for split in found[0]:
-        for name, first in found[0][split].items():
-            values = [each[split][name] for each in found]
-            number = isinstance(first, int | float) and not isinstance(first, bool)
-            scores.setdefault(split, {})[name] = mean(values) if number else first
-            if number and len(values) > 1 and len(set(values)) > 1:
+    for split in repeated[0]:
+        for name, first in repeated[0][split].items():
+            values = [repetition[split][name] for repetition in repeated]
+            is_number = isinstance(first, int | float) and not isinstance(first, bool)
+            scores.setdefault(split, {})[name] = mean(values) if is_number else first
+            if is_number and len(values) > 1 and len(set(values)) > 1:
                 spread.setdefault(split, {})[name] = stdev(values)
     return scores, spread
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What repetitions say of a claim."""
+    """The verdict of a table's repetitions on one claim."""
 
     claim: Claim
     values: list[float]  # of the contrast, one per repetition
-    errors: list[float]  # each one's standard error by its number of images, of shares; else 0
+    errors: list[float]  # standard error of each value by its number of images, for shares; else 0
 
     @property
     def margin(self) -> float:
-        """Half the width of the mean's confidence interval.
+        """Half the width of the confidence interval of the mean.
 
-        Student's t, paired by repetition; of shares no less than what their images leave open (binomial, rows taken as
-        independent): three repetitions that happen to agree, near 0 or 1 above all, are no proof of a sharp mean.
+        Student's t, paired by repetition. For shares, the interval is at least as wide as the number of images allows
+        (binomial, rows taken as independent). Without this bound, three repetitions that agree by chance would give a
+        far too narrow interval, above all near 0 or 1.
         """
         n, upper = len(self.values), 0.5 + CONFIDENCE / 2
         spread = float(student_t.ppf(upper, n - 1)) * stdev(self.values) / n**0.5
         return max(spread, float(norm.ppf(upper)) * sum(error**2 for error in self.errors) ** 0.5 / n)
 
     @property
-    def said(self) -> str:
-        """reproduced, not reproduced (the contrary shows), or within noise."""
+    def outcome(self) -> str:
+        """reproduced, not reproduced (the repetitions show the opposite), or within noise."""
         least = -self.claim.margin
         low, high = mean(self.values) - self.margin, mean(self.values) + self.margin
         return "reproduced" if low > least else "not reproduced" if high < least else "within noise"
 
     def facts(self) -> dict[str, Any]:
-        """As plain data: the claim, `values`, the mean's `interval` to either side, `here`."""
-        return {**vars(self.claim), "values": self.values, "interval": self.margin, "here": self.said}
+        """Returns plain data for report.json: the keys of the claim, `values`, `interval` (the margin), `here`."""
+        return {**vars(self.claim), "values": self.values, "interval": self.margin, "here": self.outcome}
 
 
 def claim_lines(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A header and a line per claim, given as plain data; empty where there is none."""
+    """Returns a header and one line of cells per claim; [] if there are no claims.
+
+    `claims`: as returned by Verdict.facts().
+    """
     lines = []
     for claim in claims:
         column = COLUMNS[claim["score"]]
         difference = f"{column.difference(mean(claim['values']), '+')} ± {column.difference(claim['interval'])}"
         same = f", as in {claim['as']}" if "as" in claim else ""
         score = f"{column.label}, {claim['split']}{', points' if column.share else ''}"
-        lines.append([asked(claim), _contrast(claim["contrast"]), score, difference, claim["here"] + same])
-    head = ["the paper's claim", "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
-    return [head, *lines] if lines else []
+        lines.append([claim_text(claim), _contrast(claim["contrast"]), score, difference, claim["here"] + same])
+    header = ["the paper's claim", "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
+    return [header, *lines] if lines else []
 
 
-def asked(claim: dict[str, Any]) -> str:
-    """A claim's text, and whether it was put to the runs when these were known."""
+def claim_text(claim: dict[str, Any]) -> str:
+    """Returns the text of a claim, marked if it was added after the results of the runs were known."""
     return str(claim["text"]) + (" (asked afterwards)" if claim["afterwards"] else "")
 
 
 def _contrast(weights: dict[str, float]) -> str:
-    """`row - other row`."""
+    """Returns a contrast as text: `row - other row`."""
     parts = [
         f"{'-' if weight < 0 else '+'} {'' if abs(weight) == 1 else f'{abs(weight):g} '}{row}"
         for row, weight in weights.items()
@@ -119,29 +130,33 @@ def _contrast(weights: dict[str, float]) -> str:
 
 
 def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list[Verdict]:
-    """A verdict on each claim; raises UserError naming a score that no row has, or a table with one repetition."""
+    """Returns a verdict on each claim.
+
+    Raises UserError naming a score that a row does not have, or if a table with claims has a single repetition.
+    """
     if claims and len(repetitions) < 2:
-        raise UserError("claims: one repetition has no spread; give a table with claims several replicates")
-    found = []
+        raise UserError("claims: one repetition has no spread; give a table with claims at least two replicates")
+    results = []
     for claim in claims:
         if claim.score not in COLUMNS:
             raise UserError(f"claims: {claim.text!r}: unknown score {claim.score}; known: {', '.join(COLUMNS)}")
         values, errors = [], []
         for rows in repetitions.values():
-            by_name = {row.name: row.scores.get(claim.split, {}) for row in rows}
+            scores = {row.name: row.scores.get(claim.split, {}) for row in rows}
             for name in claim.contrast:
-                if claim.score not in by_name[name]:
+                if claim.score not in scores[name]:
                     raise UserError(f"claims: {claim.text!r}: row {name} has no {claim.score} of {claim.split}")
-            values.append(sum(weight * by_name[name][claim.score] for name, weight in claim.contrast.items()))
-            errors.append(_image_error(claim, by_name))
-        found.append(Verdict(claim, values, errors))
-    return found
+            values.append(sum(weight * scores[name][claim.score] for name, weight in claim.contrast.items()))
+            errors.append(_image_error(claim, scores))
+        results.append(Verdict(claim, values, errors))
+    return results
 
 
 def _image_error(claim: Claim, scores: Scores) -> float:
-    """A contrast's standard error by its number of images, n: the binomial one of each share.
+    """Returns the standard error of a contrast of shares by the number of images n: the binomial one of each share.
 
-    A share is taken for (n * share + 1) / (n + 2): 300 right of 300 don't say that the 301st will be.
+    `scores`: row -> score -> value. Returns 0 for scores that are no shares. A share is replaced by
+    (n * share + 1) / (n + 2), because 300 correct images of 300 do not prove that the next one will be correct.
     """
     if not COLUMNS[claim.score].share:
         return 0.0

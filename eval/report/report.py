@@ -1,7 +1,7 @@
-"""The report of experiments or a table: `randcond report NAME ... [key=value ...]`.
+"""Writes the report of experiments or of a table: `randcond report NAME ... [key=value ...]`.
 
 In: scores.json of every row and of the teacher. Out: report.json, report.md, report.html (self-contained) and
-contact_sheet.png: teacher and arms side by side, same captions, same seeds.
+contact_sheet.png, which shows the images of all rows side by side: same captions, same seeds.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json, write_text
 
 GRID_COLUMNS = 12
-LEFT_OUT_OF_PROTOCOL_LINE = ("network", "weights")  # of a protocol, in its one line
+LEFT_OUT_OF_PROTOCOL_LINE = ("network", "weights")  # they differ from row to row
 
 
-def drawn_instead(rows: list[Row], words: list[str]) -> list[str]:
-    """What each row of the digits world drew when it was asked for what had no image."""
+def digits_drawn_lines(rows: list[Row], words: list[str]) -> list[str]:
+    """Returns for each row of the digits world which digits it drew for the captions of the excluded words."""
     lines = []
     for row in rows:
         unseen = row.scores.get("unseen", {})
@@ -38,48 +38,48 @@ def drawn_instead(rows: list[Row], words: list[str]) -> list[str]:
 
 
 def protocol_line(row: Row) -> str:
-    """Everything a score depends on, in a line."""
-    said = {
+    """Returns the protocol of a row, everything that its scores depend on, as one line of text."""
+    settings = {
         key: value
         for key, value in row.protocol.items()
         if key not in LEFT_OUT_OF_PROTOCOL_LINE and value not in (None, {})
     }
-    return ", ".join(f"{key} {value}" for key, value in said.items())
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def write_report(report: Report) -> None:
-    """Writes the files into the report's folder and prints the table."""
+    """Writes the files of the report into its folder and prints the tables."""
     rows, out = report.rows, report.out
     lines = table(rows) if rows else []
-    pictures = {**_pictures(report), **_spread(report), **_figures(report)}
-    said = [] if report.repetitions else drawn_instead(rows, _excluded(report))
+    pictures = {**_contact_sheets(report), **_repetition_plots(report), **_method_figures(report)}
+    remarks = [] if report.repetitions else digits_drawn_lines(rows, _excluded(report))
     if report.repetitions:
         names = ", ".join(report.repetitions)
-        said.append(
+        remarks.append(
             f"Scores are the mean ± standard deviation of {len(report.repetitions)} repetitions ({names}); protocol, "
             f"pictures and curves are {next(iter(report.repetitions))}'s, report.json holds every one's. A claim's "
             f"interval is of the rows' difference, repetition by repetition (Student's t; of shares, no narrower than "
             f"their number of images allows)."
         )
-    said += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
+    remarks += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
-    shown = [f"![{title}]({path.name})" for title, path in pictures.items()]
+    images = [f"![{title}]({path.name})" for title, path in pictures.items()]
     claims = claim_lines(_claims(report))
-    tables = [as_markdown(each) for each in (lines, claims) if each]
-    body = [f"# {report.title}", report.claim, *tables, *said, *shown, *notes]
+    tables = [cells for cells in (lines, claims) if cells]
+    body = [f"# {report.title}", report.claim, *map(as_markdown, tables), *remarks, *images, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
-    write_text(out / "report.html", render_page(report, lines, claims, said, pictures, notes))
-    write_json(out / "report.json", _facts(report))
+    write_text(out / "report.html", render_page(report, lines, claims, remarks, pictures, notes))
+    write_json(out / "report.json", _report_facts(report))
     print(f"\n{report.title}\n")
-    for each in filter(None, (lines, claims)):
-        print(as_text(each) + "\n")
-    print("\n" + "\n".join(line.replace("**", "") for line in said))
+    for cells in tables:
+        print(as_text(cells) + "\n")
+    print("\n" + "\n".join(line.replace("**", "") for line in remarks))
     print("\n".join(notes))
     for path in pictures.values():
         print(f"\nthe picture   {path}", end="")
     print(f"\nthe report    {out / 'report.html'} (also report.md, report.json)")
-    if report.following:
-        print("try next      " + "\n              ".join(report.following))
+    if report.next_commands:
+        print("try next      " + "\n              ".join(report.next_commands))
 
 
 def _claims(report: Report) -> list[dict[str, Any]]:
@@ -90,10 +90,11 @@ def _excluded(report: Report) -> list[str]:
     return next(iter(report.configs.values())).cache.exclude if report.configs else []
 
 
-def _facts(report: Report) -> dict[str, Any]:
-    arms = {row.name: _as_json(row) for row in report.rows}
+def _report_facts(report: Report) -> dict[str, Any]:
+    """Returns the content of report.json."""
+    arms = {row.name: _row_facts(row) for row in report.rows}
     facts: dict[str, Any] = {"title": report.title, "arms": arms}
-    facts["configurations"] = {name: to_dict(config) for name, config in report.configs.items()}  # the first one's
+    facts["configurations"] = {name: to_dict(config) for name, config in report.configs.items()}
     if report.repetitions:
         facts["replicates"] = report.replicates
         facts["repetitions"] = {
@@ -104,39 +105,43 @@ def _facts(report: Report) -> dict[str, Any]:
     return facts
 
 
-def _as_json(row: Row) -> dict[str, Any]:
-    """Facts, then each score by split, the paper's figures and the protocol."""
+def _row_facts(row: Row) -> dict[str, Any]:
+    """Returns a row for report.json: its facts, score -> split -> value, the paper's figures, notes, protocol."""
     names = list(dict.fromkeys(name for scores in row.scores.values() for name in scores))
     by_score = {name: {split: scores[name] for split, scores in row.scores.items() if name in scores} for name in names}
     return {**row.facts, **by_score, "paper": row.paper, "notes": row.notes, "protocol": row.protocol}
 
 
-def _spread(report: Report) -> dict[str, Path]:
-    """Every repetition's scores, of those that the claims are about; title -> file."""
-    scores = list(dict.fromkeys((each.claim.score, each.claim.split) for each in report.verdicts))
+def _repetition_plots(report: Report) -> dict[str, Path]:
+    """Plots the scores of every repetition that the claims are about; returns title -> file."""
+    scores = list(dict.fromkeys((verdict.claim.score, verdict.claim.split) for verdict in report.verdicts))
     if not scores:
         return {}
     plot_repetitions(report.out / "repetitions.png", report.repetitions, scores)
     return {"every repetition, and their mean": report.out / "repetitions.png"}
 
 
-def _figures(report: Report) -> dict[str, Path]:
-    """The pictures that are drawn out of configurations alone; title -> file."""
+def _method_figures(report: Report) -> dict[str, Path]:
+    """Draws the pictures that need configurations only; returns title -> file."""
     return {
         picture.title: draw_picture(picture, configs, report.out / f"{number}-{picture.kind}.png")
         for number, (picture, configs) in enumerate(report.figures, 1)
     }
 
 
-def _pictures(report: Report) -> dict[str, Path]:
-    """The contact sheet, and the sheet of the report's own captions where there are some; title -> file."""
+def _contact_sheets(report: Report) -> dict[str, Path]:
+    """Draws the contact sheet, and a sheet of the captions of `eval.grid` if there are any; returns title -> file.
+
+    A sheet shows only rows that drew the same captions with the same seeds as the first row.
+    """
     if not report.configs:
         return {}
-    config = next((each for each in report.configs.values() if each.trains), next(iter(report.configs.values())))
+    configs = list(report.configs.values())
+    config = next((config for config in configs if config.trains), configs[0])
     first = next((row for row in report.rows if row.folder), None)
-    same = ("prompts_sha256", "seed")  # what makes it the same captions and seeds
-    drawn = [row for row in report.rows if row.folder and first and _of(row, same) == _of(first, same)]
-    found = {}
+    same = ("prompts_sha256", "seed")
+    drawn = [row for row in report.rows if row.folder and first and _settings(row, same) == _settings(first, same)]
+    pictures = {}
     prompts = choose_prompts(config)
     bands = dict(sorted(prompts.shown(config.eval.shown).items(), reverse=True))  # unseen first
     sheets = {"same captions, same seeds": ("contact_sheet.png", prompts, bands, "")}
@@ -146,22 +151,22 @@ def _pictures(report: Report) -> dict[str, Path]:
         parts = [numbers[start : start + GRID_COLUMNS] for start in range(0, len(numbers), GRID_COLUMNS)]
         bands = {f"{part[0] + 1} - {part[-1] + 1}": part for part in parts}
         sheets["the captions of eval.grid, same seeds"] = ("grid.png", grid, bands, "grid")
-    for title, (name, prompts, bands, below) in sheets.items():
-        arms = {row.name: _shown(row, prompts, below) for row in drawn if row.folder}
+    for title, (name, prompts, bands, subfolder) in sheets.items():
+        arms = {row.name: _shown(row, prompts, subfolder) for row in drawn if row.folder}
         arms = {name: images for name, images in arms.items() if images}
         if arms and any(bands.values()):
             draw_comparison(report.out / name, prompts.captions, bands, arms)
-            found[title] = report.out / name
-    return found
+            pictures[title] = report.out / name
+    return pictures
 
 
-def _of(row: Row, keys: tuple[str, ...]) -> list[Any]:
+def _settings(row: Row, keys: tuple[str, ...]) -> list[Any]:
     return [row.protocol.get(key) for key in keys]
 
 
-def _shown(row: Row, prompts: Prompts, below: str) -> Images:
+def _shown(row: Row, prompts: Prompts, subfolder: str) -> Images:
     assert row.folder is not None
-    return load_shown(row.folder / below, len(prompts.captions), row.protocol["batch"])
+    return load_shown(row.folder / subfolder, len(prompts.captions), row.protocol["batch"])
 
 
 def _notes(rows: list[Row]) -> list[str]:
@@ -173,51 +178,58 @@ def _notes(rows: list[Row]) -> list[str]:
             "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same "
             "digits."
         )
-    lines: dict[str, list[str]] = {}
+    names_by_line: dict[str, list[str]] = {}
     for row in measured:
-        lines.setdefault(protocol_line(row), []).append(row.name)
-    notes += [f"Protocol of {', '.join(names)}: {line}." for line, names in lines.items()]
+        names_by_line.setdefault(protocol_line(row), []).append(row.name)
+    notes += [f"Protocol of {', '.join(names)}: {line}." for line, names in names_by_line.items()]
     return notes
 
 
 def load_report(names: list[str], overrides: list[str], out: str = "") -> Report:
-    """A table's report, or one of experiments side by side; raises UserError naming what is not evaluated."""
+    """Collects the report of one table, or of experiments; raises UserError naming what is not evaluated.
+
+    `overrides`: `section.key=value`, applied to every experiment. `out`: the folder of the report; "": its default.
+    """
     if len(names) == 1 and names[0] in table_names():
-        return _of_table(names[0], overrides, out)
+        return _table_report(names[0], overrides, out)
     if tables := set(names) & set(table_names()):
         raise UserError(f"{sorted(tables)[0]} is a table: report it alone, or name experiments only")
     loaded = [load_config(name, overrides) for name in names]
     configs = {config.name: config for config in loaded}
     if len(configs) < len(names):
-        raise UserError("two of the experiments have the same name")
+        raise UserError(f"two of the experiments {', '.join(names)} have the same name; rename one of them")
     if len(names) > 1 and not out:
-        raise UserError("--out FOLDER: where the report of several experiments goes")
-    said = [
-        f"{each.name}: student {each.student.rule}, p(t) {each.conditioning.p}, {each.train.steps} steps."
-        if each.trains
-        else f"{each.name}: {each.teacher.path}, as it is."
-        for each in loaded
+        raise UserError("--out FOLDER: is missing; a report of several experiments needs a folder")
+    descriptions = [
+        f"{config.name}: student {config.student.rule}, p(t) {config.conditioning.p}, {config.train.steps} steps."
+        if config.trains
+        else f"{config.name}: {config.teacher.path}, evaluated without training."
+        for config in loaded
     ]
     title = ", ".join(configs)
-    return Report(Path(out or loaded[0].home), title, " ".join(said), collect(None, configs), configs, [])
+    return Report(Path(out or loaded[0].home), title, " ".join(descriptions), collect(None, configs), configs, [])
 
 
-def _of_table(name: str, overrides: list[str], out: str) -> Report:
-    wanted, runs = load_table(name), load_runs(name, overrides)
+def _table_report(name: str, overrides: list[str], out: str) -> Report:
+    spec, runs = load_table(name), load_runs(name, overrides)
     configs = {
-        replicate: {experiment: run.config for experiment, run in found.items()} for replicate, found in runs.items()
+        repetition: {experiment: run.config for experiment, run in its_runs.items()}
+        for repetition, its_runs in runs.items()
     }
-    rows = {replicate: collect(wanted, found) for replicate, found in configs.items()} if wanted.arms else {}
-    first = next(iter(configs.values()))
+    rows = {repetition: collect(spec, its_configs) for repetition, its_configs in configs.items()} if spec.arms else {}
+    figures = [
+        (picture, [load_config(experiment, overrides) for experiment in picture.experiments])
+        for picture in spec.pictures
+    ]
     return Report(
-        out=Path(out or wanted.report),
-        title=wanted.title,
-        claim=wanted.claim,
+        out=Path(out or spec.report),
+        title=spec.title,
+        claim=spec.claim,
         rows=merge(rows) if rows else [],
-        configs=first,
-        following=wanted.next,
-        verdicts=verdicts(wanted.claims, rows),
-        figures=[(each, [load_config(one, overrides) for one in each.experiments]) for each in wanted.pictures],
+        configs=next(iter(configs.values())),
+        next_commands=spec.next,
+        verdicts=verdicts(spec.claims, rows),
+        figures=figures,
         repetitions=rows if len(rows) > 1 else {},
-        replicates=wanted.replicates,
+        replicates=spec.replicates,
     )

@@ -1,19 +1,19 @@
-"""`randcond report NAME ... [key=value ...]`: experiments or a table beside the paper's figures."""
+"""`randcond report NAME ... [key=value ...]`: compares experiments, or the rows of a table, with the paper."""
 
 from randcond.eval.report.report import load_report, write_report
 from randcond.launch.errors import UserError
 
 
 def report(*names: str, out: str = "") -> None:
-    """Collects evaluated experiments into one table beside the paper's figures: Markdown, HTML, JSON, a contact sheet.
+    """Collects scores in one table, next to the paper's figures: Markdown, HTML, JSON, a contact sheet.
 
-    names        a table, or experiments (names or YAML files), and overrides they were run with (section.key=value)
-    --out FOLDER where it goes (default: the table's own folder, or the one experiment's)
+    names        a table, or experiments (names or YAML files), and the overrides they were run with (section.key=value)
+    --out FOLDER where to write the report (default: the table's folder, or the folder of the one experiment)
 
     examples     randcond report demo
                  randcond report demo-with demo-without --out runs/compared
     """
     words = [name for name in names if "=" not in name]
     if not words:
-        raise UserError("name a table or experiments, see `randcond --help`")
+        raise UserError("no name given: name a table or experiments, see `randcond --help`")
     write_report(load_report(words, [name for name in names if "=" in name], out))

@@ -1,6 +1,6 @@
-"""The table of a report: each score of each split beside the paper's figure and the difference.
+"""The table of a report: each score of each split, next to the paper's figure and the difference.
 
-In: rows. Out: a header and cells, as Markdown, for the console and for the page.
+In: rows. Out: a header and lines of cells, and their text in Markdown and for the console.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ class Column(NamedTuple):
     """How a score is written."""
 
     label: str
-    form: str
-    unit: float = 1.0
+    form: str  # Python format specification
+    unit: float = 1.0  # values are divided by it
 
     @property
     def share(self) -> bool:
-        """Whether it is a part of the images: a difference is in points."""
+        """True if the score is a share of the images, in [0, 1]. Differences are then in percentage points."""
         return self.form.endswith("%")
 
     def write(self, value: float, sign: str = "") -> str:
-        """A score, or with sign "+" a difference, as text."""
+        """Formats a score. `sign="+"` always writes the sign, for differences."""
         return format(value / self.unit, sign + self.form)
 
     def difference(self, value: float, sign: str = "") -> str:
-        """A difference as text, of shares in points."""
+        """Formats a difference; the difference of shares in percentage points, without %."""
         return self.write(value, sign).rstrip("%")
 
 
@@ -53,41 +53,46 @@ COLUMNS = {
     "unet": Column("U-Net, M", ".0f", 1e6),
     "macs": Column("MACs, G", ".0f", 1e9),
 }
-SIZES = ("parameters", "unet", "macs")  # shown where the paper's table has them
-OF_PARTS_ONLY = ("digit_accuracy", "colour_accuracy", "frechet_judge")  # mean little over seen and unseen together
+SIZES = ("parameters", "unet", "macs")  # shown only if the paper's table has them
+# Shown for seen and unseen captions, but not for "all" next to them: there they mean little.
+OF_PARTS_ONLY = ("digit_accuracy", "colour_accuracy", "frechet_judge")
 FACTS = {"conditioning": "p(t)", "weights": "weights", "steps": "steps", "seconds": "seconds"}
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The header and a line per row; a score has columns for the paper and the difference where the paper gives one."""
+    """Returns a header and one line of cells per row.
+
+    A score has further columns, for the paper's figure and the difference, if the paper gives the score for any row.
+    """
     facts = [fact for fact in FACTS if any(row.facts.get(fact) is not None for row in rows)]
-    places = _places(rows)
+    columns = _score_columns(rows)
     header = ["", *(FACTS[fact] for fact in facts)]
-    for split, score, quoted in places:
-        alone = len({each for each, *_ in places}) == 1
-        header.append(COLUMNS[score].label + ("" if alone else f", {split}"))
+    one_split = len({split for split, *_ in columns}) == 1
+    for split, score, quoted in columns:
+        header.append(COLUMNS[score].label + ("" if one_split else f", {split}"))
         header += ["paper", "Δ"] if quoted else []
     lines = [header]
     for row in rows:
         line = [row.name, *(_plain(row.facts.get(fact)) for fact in facts)]
-        for split, score, quoted in places:
-            ours, column = row.scores.get(split, {}).get(score), COLUMNS[score]
-            theirs = _figures(row.paper.get(split, {}).get(score))
+        for split, score, quoted in columns:
+            measured, column = row.scores.get(split, {}).get(score), COLUMNS[score]
+            figures = _figures(row.paper.get(split, {}).get(score))
             spread = row.spread.get(split, {}).get(score)
-            around = "" if spread is None else f" ± {column.write(spread)}"
-            line.append("" if ours is None else column.write(ours) + around)
+            plus_minus = "" if spread is None else f" ± {column.write(spread)}"
+            line.append("" if measured is None else column.write(measured) + plus_minus)
             if quoted:
-                line.append(" / ".join(map(column.write, theirs)))
-                line.append("" if ours is None else " / ".join(column.write(ours - each, "+") for each in theirs))
+                line.append(" / ".join(map(column.write, figures)))
+                differences = [] if measured is None else [measured - figure for figure in figures]
+                line.append(" / ".join(column.write(difference, "+") for difference in differences))
         lines.append(line)
     return lines
 
 
-def _places(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
-    """(split, score, whether the paper gives it) of every pair of columns, split by split."""
+def _score_columns(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """Returns (split, score, True if the paper gives it) of the columns, split by split."""
     splits = list(dict.fromkeys(split for row in rows for split in (*row.scores, *row.paper)))
     splits.sort(key=lambda split: split == ALL)
-    found = []
+    columns = []
     for split in splits:
         for score in COLUMNS:
             measured = any(score in row.scores.get(split, {}) for row in rows)
@@ -95,18 +100,18 @@ def _places(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
             if split == ALL and len(splits) > 1 and score in OF_PARTS_ONLY:
                 continue
             if quoted or (measured and score not in SIZES):
-                found.append((split, score, quoted))
-    # Digits first for all splits, then colours, as one compares them.
-    if all(score in OF_PARTS_ONLY for _, score, _ in found):
-        found.sort(key=lambda place: OF_PARTS_ONLY.index(place[1]))
-    return found
+                columns.append((split, score, quoted))
+    # Puts the splits of one score side by side, because readers compare them.
+    if all(score in OF_PARTS_ONLY for _, score, _ in columns):
+        columns.sort(key=lambda column: OF_PARTS_ONLY.index(column[1]))
+    return columns
 
 
 def _figures(value: object) -> list[float]:
-    """The paper's figure, or the two it gives for one configuration."""
+    """Returns the paper's figures for one score. The paper gives two figures for some configurations."""
     if value is None:
         return []
-    return [float(each) for each in value] if isinstance(value, list) else [float(value)]  # type: ignore[arg-type]
+    return [float(figure) for figure in value] if isinstance(value, list) else [float(value)]  # type: ignore[arg-type]
 
 
 def _plain(value: object) -> str:
@@ -114,12 +119,12 @@ def _plain(value: object) -> str:
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The table as Markdown."""
+    """Returns the table as Markdown."""
     rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:
-    """The table with its columns aligned, for a console."""
+    """Returns the table as text with aligned columns, for the console."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,1 +1,1 @@
-"""Features read from images, statistics of real images, and the scores."""
+"""Features of images, statistics of real images, and the scores."""

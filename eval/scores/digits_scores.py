@@ -1,7 +1,7 @@
-"""Scores of the digits world: shares of right digits, colours and backgrounds, and a Frechet distance, by the judge.
+"""Scores of the digits world: shares of correct digits, colours and backgrounds, and a Fréchet distance.
 
-The distance is taken between the judge's features of the drawn images and of held-out handwriting of the same
-digits. It is not FID: another network's features, on small images.
+The judge, a small classifier, reads the images. The distance is between the judge's features of the drawn images and
+those of held-out handwriting of the same digits. It is not FID: the network is another one, and the images are small.
 """
 
 from collections import Counter
@@ -19,24 +19,27 @@ from randcond.model_zoo.sampler import to_bytes
 REFERENCE_IMAGES = 2000
 
 
-def score_digits(captions: list[str], read: Tensor, features: Tensor) -> dict[str, Any]:
-    """Scores of what the judge read [n, 3] and its features [n, 64] for these captions."""
-    wanted = torch.tensor([[c.digit, c.colour, c.background] for c in map(read_label, captions)])
-    right = (read == wanted).double().mean(dim=0)
-    digits = tuple(sorted(set(wanted[:, 0].tolist())))
-    drawn = Counter(DIGITS[int(digit)] for digit in read[:, 0].tolist())
+def score_digits(captions: list[str], predicted: Tensor, features: Tensor) -> dict[str, Any]:
+    """Scores n images by the judge's predicted classes [n, 3] and features [n, 64].
+
+    The classes are indices of digit, colour and background. Accuracies are shares in [0, 1].
+    """
+    expected = torch.tensor([[c.digit, c.colour, c.background] for c in map(read_label, captions)])
+    accuracy = (predicted == expected).double().mean(dim=0)  # [3]
+    digits = tuple(sorted(set(expected[:, 0].tolist())))
+    drawn = Counter(DIGITS[int(digit)] for digit in predicted[:, 0].tolist())
     return {
-        "digit_accuracy": right[0].item(),
-        "colour_accuracy": right[1].item(),
-        "background_accuracy": right[2].item(),
-        "frechet_judge": frechet_distance(Moments.of(features), _reference(digits)),
+        "digit_accuracy": accuracy[0].item(),
+        "colour_accuracy": accuracy[1].item(),
+        "background_accuracy": accuracy[2].item(),
+        "frechet_judge": frechet_distance(Moments.of(features), _real_moments(digits)),
         "digits_drawn": dict(drawn.most_common()),
     }
 
 
 @cache
-def _reference(digits: tuple[int, ...]) -> Moments:
-    """The judge's features [2000, 64] of held-out handwriting of these digits."""
+def _real_moments(digits: tuple[int, ...]) -> Moments:
+    """Moments of the judge's features [2000, 64] of held-out handwriting of these digits."""
     glyphs, labels = load_glyphs("held_out")
     keep = torch.isin(labels, torch.tensor(digits))
     images, _ = sample_images(glyphs[keep], labels[keep], REFERENCE_IMAGES, seed=0)

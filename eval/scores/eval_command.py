@@ -1,4 +1,4 @@
-"""randcond eval: what evaluations are compared with. The evaluation itself is `randcond run eval EXPERIMENT`."""
+"""`randcond eval stats`: statistics of real images. The evaluation itself is `randcond run eval EXPERIMENT`."""
 
 from pathlib import Path
 
@@ -8,18 +8,19 @@ from randcond.launch.config.sections import Eval
 
 
 def stats(images: str, out: str, *settings: str, splits: str = "", png: bool = False, size: int = 256) -> None:
-    """Makes the statistics of a folder of real images that FID, KID and FD-DINOv2 compare with, whole and by split.
+    """Computes the statistics of a folder of real images that FID, KID and FD-DINOv2 compare with, for each split.
 
-    images          a folder of images, whatever is below it
-    out             the folder of the statistics: SPLIT.npz (mu, sigma), for eval.statistics
+    images          a folder of images, with its subfolders
+    out             folder for the statistics: SPLIT.npz (mu, sigma); set eval.statistics to it
     settings        of the `eval:` section: metrics=[fid,fd-dinov2] fid=pytorch-fid inception=FILE dino=FOLDER batch=32
 
-    --splits FOLDER lists of file names by split (seen.csv, unseen.csv, as `randcond concepts coco` writes them);
-                    all.npz is of all images of the folder, or of all.csv where there is one
-    --size N        pixels of the side that each image is resized to, aspect not kept (default 256; 0: as it is)
-    --png           no JPEG after the resize (default: JPEG of Pillow's default quality, as the paper's protocol)
+    --splits FOLDER lists of file names, one per split: seen.csv, unseen.csv (`randcond concepts coco` writes them).
+                    all.npz covers all images of the folder, or those of all.csv if there is one
+    --size N        resize every image to N x N pixels, aspect ratio not kept (default 256; 0: do not resize)
+    --png           no JPEG after the resize (default: JPEG at Pillow's default quality, as in the paper's protocol)
 
-    Stop it and go on whenever; several of the same command at once, on any hosts that share the folder, share the work.
+    You can stop the command and start it again: it resumes. You can run it several times at once, on any hosts that
+    share the folder: the processes share the work.
 
     examples        randcond eval stats inputs/coco-images/val2014 runs/coco
                     randcond eval stats inputs/coco-images/val2014 runs/coco-split --splits inputs/coco-animals

@@ -1,7 +1,7 @@
-"""What is read from an image in the one pass over it: Inception and DINOv2 features, CLIP cosines, the digits' judge.
+"""The extractors: Inception and DINOv2 features, CLIP cosines, and the judge of the digits world.
 
-In: images uint8 [n, 3, H, W] as the protocol gives them, and their captions. Out: rows by name, fp32 [n, ...].
-Every extractor is a library's own network, in eval mode and fp32.
+In: images uint8 [n, 3, H, W] as the protocol gives them, and their captions. Out: features by name, fp32 [n, ...].
+Every network comes from a published library and runs in eval mode and fp32. The judge is the exception: it is ours.
 """
 
 import io
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from randcond.data.digits.judge import EMBEDDED_JUDGE, Judge
-from randcond.eval.images.extractor import Extractor, Rows
+from randcond.eval.images.extractor import Extractor, Features
 from randcond.eval.images.protocol_images import to_picture
 from randcond.eval.scores.network_weights import (
     TRANSFORMERS_FILES,
@@ -35,65 +35,69 @@ from randcond.model_zoo.fingerprint import folder_fingerprint
 
 
 def load_extractors(names: Iterable[str], ev: Eval, device: torch.device | str) -> dict[str, Extractor]:
-    """The named extractors (inception, clip, dino, judge) with the weights that the experiment names.
+    """Loads the named extractors (inception, clip, dino, judge) with the weights of the `eval:` section.
 
-    Raises UserError naming the key and the file whose weights are not there or don't load.
+    Raises UserError naming the key and the file if weights are missing or can't be loaded.
     """
-    makers = {"inception": _inception, "clip": _clip, "dino": _dino, "judge": _judge}
-    return {name: makers[name](ev, device) for name in names}
+    loaders = {"inception": _inception, "clip": _clip, "dino": _dino, "judge": _judge}
+    return {name: loaders[name](ev, device) for name in names}
 
 
 def _inception(ev: Eval, device: torch.device | str) -> Extractor:
-    """TensorFlow's Inception v3: rows inception [n, 2048], logits [n, 1008] (no bias).
+    """TensorFlow's Inception v3: features inception [n, 2048] and logits [n, 1008] (without bias).
 
-    Both by torch-fidelity's port; with `eval.fid: pytorch-fid` the features are that tool's, which scales and resizes
-    images otherwise (the paper's published statistics are its).
+    Both come from torch-fidelity's port of the network. With `eval.fid: pytorch-fid`, inception comes from
+    pytorch-fid's port, which scales and resizes images in another way. The published statistics that the paper uses
+    were made with pytorch-fid.
     """
     path = Path(ev.inception)
     tensors = read_tensors(path, "eval.inception")
     try:
         network = _fidelity_port(tensors).to(device)
-        other = _pytorch_fid_port(tensors).to(device) if ev.fid == "pytorch-fid" else None
+        pytorch_fid = _pytorch_fid_port(tensors).to(device) if ev.fid == "pytorch-fid" else None
     except RuntimeError as error:
-        raise UserError(f"eval.inception: {path}: not TF Inception v3's weights ({first_line(error)})") from None
+        raise UserError(
+            f"eval.inception: {path}: does not hold the weights of TF Inception v3 ({first_line(error)})"
+        ) from None
 
     @torch.no_grad()
-    def read(images: Tensor, captions: list[str]) -> Rows:
+    def read(images: Tensor, captions: list[str]) -> Features:
         pixels = images.to(device)
         features, logits = network(pixels)
-        if other is not None:
-            features = other(pixels.float() / 255)[0].flatten(1)
+        if pytorch_fid is not None:
+            features = pytorch_fid(pixels.float() / 255)[0].flatten(1)
         return {"inception": features.float().cpu(), "logits": logits.float().cpu()}
 
     return Extractor(inception_identity(ev), 2048, read)
 
 
 def inception_identity(ev: Eval) -> str:
-    """Which port with which weights reads Inception's features: known without loading them."""
+    """Returns the identity of the Inception extractor (port and hash of the weights) without loading it."""
     port = "inception-v3-compat" + (", features by pytorch-fid" if ev.fid == "pytorch-fid" else "")
     return f"{port} {sha256(Path(ev.inception))[:16]}"
 
 
 def _fidelity_port(tensors: dict[str, Tensor]) -> nn.Module:
-    """torch-fidelity's network; raises RuntimeError when the weights are of another one."""
+    """torch-fidelity's network; raises RuntimeError if the weights belong to another network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    held = io.BytesIO()  # its constructor unpickles a file: it gets tensors that were read as nothing but tensors
-    torch.save(tensors, held)
-    held.seek(0)
+    # Its constructor unpickles a file, which could run code. It gets a copy of tensors that were loaded safely.
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    file.seek(0)
     features = ["2048", "logits_unbiased"]
-    return FeatureExtractorInceptionV3("inception-v3-compat", features, feature_extractor_weights_path=held)
+    return FeatureExtractorInceptionV3("inception-v3-compat", features, feature_extractor_weights_path=file)
 
 
 def _pytorch_fid_port(tensors: dict[str, Tensor]) -> nn.Module:
-    """pytorch-fid's network, which takes images in [0, 1]; raises RuntimeError when the weights are of another one."""
+    """pytorch-fid's network, for images in [0, 1]; raises RuntimeError if the weights belong to another network."""
     from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 
     before = os.environ.get("TORCH_HOME")
-    with TemporaryDirectory() as folder:  # it knows weights by their address only, and where torch.hub keeps them
-        kept = Path(folder) / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
-        kept.parent.mkdir(parents=True)
-        torch.save(tensors, kept)
+    with TemporaryDirectory() as folder:  # it loads weights by their URL only, so they are put into torch.hub's cache
+        cached = Path(folder) / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
+        cached.parent.mkdir(parents=True)
+        torch.save(tensors, cached)
         os.environ["TORCH_HOME"] = folder
         try:
             return InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
@@ -104,7 +108,7 @@ def _pytorch_fid_port(tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def _clip(ev: Eval, device: torch.device | str) -> Extractor:
-    """open_clip's image-text cosine: row clip [n]."""
+    """open_clip's cosine between image and caption: feature clip [n]."""
     import open_clip
 
     local = ev.clip.startswith("local-dir:")
@@ -116,24 +120,24 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
         tokenize = open_clip.get_tokenizer(ev.clip)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         where = ev.clip if local else f"{ev.clip}, eval.clip_weights: {ev.clip_weights}"
-        raise UserError(f"eval.clip: {where}: does not load ({first_line(error)})") from None
+        raise UserError(f"eval.clip: {where}: can't be loaded ({first_line(error)})") from None
     model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def read(images: Tensor, captions: list[str]) -> Rows:
+    def read(images: Tensor, captions: list[str]) -> Features:
         pixels = torch.stack([preprocess(to_picture(image)) for image in images])
-        seen = model.encode_image(pixels.to(device), normalize=True)  # [n, d]
-        said = model.encode_text(tokenize(captions).to(device), normalize=True)
-        return {"clip": (seen * said).sum(dim=1).float().cpu()}
+        image_features = model.encode_image(pixels.to(device), normalize=True)  # [n, d]
+        text_features = model.encode_text(tokenize(captions).to(device), normalize=True)  # [n, d]
+        return {"clip": (image_features * text_features).sum(dim=1).float().cpu()}
 
     settings = [settings_fingerprint(Path(ev.clip.removeprefix("local-dir:")))] if local else [ev.clip]
-    if not local and not Path(ev.clip_weights).is_file():  # a published name: it says how images are prepared, too
+    if not local and not Path(ev.clip_weights).is_file():  # the tag of published weights also decides the preprocessing
         settings.append(ev.clip_weights)
     return Extractor(" ".join(["open_clip", *settings, tensors_fingerprint(model)]), 0, read)
 
 
 def _dino(ev: Eval, device: torch.device | str) -> Extractor:
-    """DINOv2's normalised class token of the image at 224 (Pillow, bicubic): row dino [n, d]."""
+    """DINOv2's normalised class token, of the image resized to 224 (Pillow, bicubic): feature dino [n, d]."""
     from transformers import AutoModel
 
     try:
@@ -142,10 +146,10 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
     except UserError as error:
         raise UserError(f"eval.dino: {error}") from None
     model.to(device).eval().requires_grad_(False)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
 
     @torch.no_grad()
-    def read(images: Tensor, captions: list[str]) -> Rows:
+    def read(images: Tensor, captions: list[str]) -> Features:
         resized = [np.array(to_picture(image).resize((224, 224))) for image in images]
         pixels = (torch.from_numpy(np.stack(resized)) / 255 - mean) / std  # [n, 224, 224, 3]
         return {"dino": model(pixels.permute(0, 3, 1, 2).to(device)).pooler_output.float().cpu()}
@@ -156,10 +160,13 @@ def _dino(ev: Eval, device: torch.device | str) -> Extractor:
 
 
 def _judge(ev: Eval, device: torch.device | str) -> Extractor:
-    """The digits world's classifier: rows judge_read [n, 3] (digit, colour, background), judge_features [n, 64]."""
+    """The digits world's classifier: features judge_read [n, 3] and judge_features [n, 64].
+
+    judge_read holds the predicted class indices of digit, colour and background.
+    """
     judge = Judge.load()
 
-    def read(images: Tensor, captions: list[str]) -> Rows:
+    def read(images: Tensor, captions: list[str]) -> Features:
         labels, features = judge.classify(images.float() / 127.5 - 1)
         return {"judge_read": labels.float(), "judge_features": features}
 

@@ -1,6 +1,6 @@
-"""The scores by name: which rows of features each needs, what it is compared with, which way is better.
+"""The metrics of `eval.metrics`: the features each one needs, and how it computes its scores.
 
-In: rows of a split (in the order of the captions) and the statistics of real images. Out: numbers by name.
+In: the features of a split, in the order of its captions, and statistics of real images. Out: scores by name.
 FID, IS, KID, precision and recall are torch-fidelity's.
 """
 
@@ -22,61 +22,66 @@ KID_SUBSET = 1000  # torch-fidelity's default
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of `eval.metrics`."""
+    """One entry of `eval.metrics`.
 
-    needs: dict[str, str]  # row -> the extractor that gives it
+    `score` takes the features of a split by name [n, ...], its n captions, and statistics of real images.
+    """
+
+    needs: dict[str, str]  # feature -> the extractor that reads it
     score: Callable[[dict[str, Tensor], list[str], Reference | None], Scores]
-    best: str  # the score by which evaluations are compared
-    compares: str | None = None  # the row whose statistics of real images it needs
-    samples: bool = False  # whether it needs their features, too
-    lower: bool = False  # whether less of it is better
-    least: int = 1  # images of a split
+    best: str  # the score that decides which evaluation is the best
+    compares: str | None = None  # the feature whose statistics of real images it needs
+    samples: bool = False  # it also needs that feature of the single real images
+    lower: bool = False  # lower is better
+    least: int = 1  # least number of images in a split
 
 
-def _fid(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _fid(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
     assert real is not None
-    return {"fid": frechet_distance(Moments.of(rows["inception"]), real.moments)}
+    return {"fid": frechet_distance(Moments.of(features["inception"]), real.moments)}
 
 
-def _fd_dinov2(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _fd_dinov2(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
     assert real is not None
-    return {"fd_dinov2": frechet_distance(Moments.of(rows["dino"]), real.moments)}
+    return {"fd_dinov2": frechet_distance(Moments.of(features["dino"]), real.moments)}
 
 
-def _is(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _is(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-    found = isc_features_to_metric(rows["logits"])  # 10 splits, shuffled by a fixed seed
-    return {"is": found[KEY_METRIC_ISC_MEAN], "is_std": found[KEY_METRIC_ISC_STD]}
+    result = isc_features_to_metric(features["logits"])  # 10 splits, shuffled with a fixed seed
+    return {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}
 
 
-def _kid(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _kid(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     assert real is not None
-    theirs = real.features()
-    size = min(KID_SUBSET, len(theirs), len(rows["inception"]))
-    found = kid_features_to_metric(rows["inception"], theirs, kid_subset_size=size, verbose=False)
-    return {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD], "kid_subset": size}
+    drawn_features, real_features = features["inception"], real.features()
+    size = min(KID_SUBSET, len(real_features), len(drawn_features))
+    result = kid_features_to_metric(drawn_features, real_features, kid_subset_size=size, verbose=False)
+    return {"kid": result[KEY_METRIC_KID_MEAN], "kid_std": result[KEY_METRIC_KID_STD], "kid_subset": size}
 
 
-def _precision_recall(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _precision_recall(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     assert real is not None
-    both = rows["inception"], real.features()
-    size = min(map(len, both))  # as many of each, the larger set's by a fixed seed
-    ours, theirs = (each[np.sort(np.random.default_rng(0).permutation(len(each))[:size])] for each in both)
-    found = prc_features_to_metric(ours, theirs, save_cpu_ram=True, verbose=False)
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL], "prc_images": size}
+    both = features["inception"], real.features()
+    size = min(map(len, both))  # equally many of both; the larger set is sampled with a fixed seed
+    drawn_features, real_features = (
+        values[np.sort(np.random.default_rng(0).permutation(len(values))[:size])] for values in both
+    )
+    result = prc_features_to_metric(drawn_features, real_features, save_cpu_ram=True, verbose=False)
+    return {"precision": result[KEY_METRIC_PRECISION], "recall": result[KEY_METRIC_RECALL], "prc_images": size}
 
 
-def _clip(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
-    return {"clip": float(np.mean(rows["clip"].double().numpy()))}
+def _clip(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+    return {"clip": float(np.mean(features["clip"].double().numpy()))}
 
 
-def _digits(rows: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
-    return score_digits(captions, rows["judge_read"], rows["judge_features"])
+def _digits(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+    return score_digits(captions, features["judge_read"], features["judge_features"])
 
 
 INCEPTION = {"inception": "inception"}
@@ -94,7 +99,7 @@ METRICS = {
 
 
 def find_metrics(names: list[str]) -> dict[str, Metric]:
-    """The named metrics; raises UserError naming an unknown one."""
+    """Returns the named metrics; raises UserError naming an unknown one."""
     if unknown := [name for name in names if name not in METRICS]:
         raise UserError(f"eval.metrics: unknown {unknown[0]!r}; known: {', '.join(METRICS)}")
     if not names:
@@ -103,19 +108,22 @@ def find_metrics(names: list[str]) -> dict[str, Metric]:
 
 
 def warnings(names: list[str], images: int, real: Mapping[str, Reference]) -> list[str]:
-    """What must be known of a split's scores to read them right; `real`: row -> statistics they are compared with."""
+    """Returns warnings about the scores of a split that has `images` images.
+
+    `names`: the metrics; `real`: feature -> the statistics of real images that the split is compared with.
+    """
     notes = []
-    for row, reference in real.items():
+    for feature, reference in real.items():
         if images <= reference.moments.mean.size:
             notes.append(
                 f"{images} images for {reference.moments.mean.size} features: the covariance is singular, and the "
-                f"Fréchet distance of so few is biased upwards; compare it only with one of the same number of images"
+                f"Fréchet distance is biased upwards; compare it only with distances of the same number of images"
             )
-        if row == "inception" and not reference.facts and "fid" in names:
+        if feature == "inception" and not reference.facts and "fid" in names:
             notes.append(
-                f"{reference.path.name} says nothing of how it was made: pytorch-fid and torch-fidelity scale and "
-                f"resize images in different ways, which shifts FID; eval.fid says which of them reads the drawn images"
+                f"{reference.path.name} does not say how it was made: pytorch-fid and torch-fidelity scale and resize "
+                f"images in different ways, which shifts FID; set eval.fid to the tool that made the file"
             )
     if "is" in names and images < 5000:
-        notes.append(f"IS over 10 splits of {images // 10} images: biased downwards; it is made for 50,000")
+        notes.append(f"IS over 10 splits of {images // 10} images is biased downwards; it is meant for 50,000 images")
     return notes

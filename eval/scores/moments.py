@@ -1,4 +1,4 @@
-"""Mean and covariance of features in float64, summed block by block in a fixed order."""
+"""Mean and covariance of features in float64, and the Fréchet distance. Sums run block by block in a fixed order."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1024  # rows turned to float64 at once
+BLOCK = 1024  # rows that are converted to float64 at once
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a Frechet distance needs of a set of features."""
+    """Number, mean and covariance of feature vectors: the input of the Fréchet distance."""
 
     count: int
     mean: np.ndarray  # [d], float64
@@ -19,7 +19,10 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Of features [n, d], n > 1; in two passes, so that nothing large is subtracted from something large."""
+        """Computes the moments of features [n, d], n > 1.
+
+        It takes two passes, because E[x^2] - E[x]^2 would subtract two large, almost equal numbers.
+        """
         count, width = features.shape
         assert count > 1
         mean = torch.zeros(width, dtype=torch.float64)
@@ -34,8 +37,8 @@ class Moments:
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """Frechet distance of the two Gaussians, by torch-fidelity."""
+    """Returns the Fréchet distance between two Gaussians with these moments, by torch-fidelity."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-    both = [{"mu": each.mean, "sigma": each.covariance} for each in (one, other)]
+    both = [{"mu": moments.mean, "sigma": moments.covariance} for moments in (one, other)]
     return float(np.real(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID]))

@@ -1,4 +1,4 @@
-"""Weights of scoring networks: read as nothing but tensors, told apart by a fingerprint, refused with a reason."""
+"""Weights of scoring networks: loads them without running code from the file, and computes their fingerprints."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ TRANSFORMERS_FILES = ("config.json", "model.safetensors")
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file and nothing else of it.
+    """Loads the tensors of a .safetensors or .pth file by name, in the shapes and dtypes of the file, on the CPU.
 
-    Raises UserError naming the key of the configuration when the file is not there or holds anything but tensors.
+    Raises UserError naming the configuration `key` if the file is missing or holds anything but tensors.
     """
     if not path.is_file():
         raise UserError(f"{key}: no weights at {path}{missing_input(str(path))}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)  # refuses whatever would run code
-    except Exception as error:  # whatever a damaged file makes of either reader
-        raise UserError(f"{key}: {path}: weights that don't load ({first_line(error)})") from None
+        return torch.load(path, map_location="cpu", weights_only=True)  # refuses pickles that would run code
+    except Exception as error:  # a damaged file can make either loader raise any error
+        raise UserError(f"{key}: {path}: weights can't be loaded ({first_line(error)})") from None
 
 
 def fingerprint(folder: Path, whole: bool = False, suffixes: Sequence[str] = SUFFIXES) -> str:
-    """sha256 over names and contents of a folder's configurations and weights (16 hex digits).
+    """Returns a sha256 over names and contents of a folder's configuration and weight files (16 hex digits).
 
-    `whole`: of all its files, at any depth, as a spaCy pipeline needs it.
+    `whole`: hashes all files of the folder and its subfolders, as a spaCy pipeline needs.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*") if whole else folder.glob("*")):
@@ -48,19 +48,22 @@ def fingerprint(folder: Path, whole: bool = False, suffixes: Sequence[str] = SUF
 
 
 def settings_fingerprint(folder: Path) -> str:
-    """The same over its configurations alone, where the weights have another one: what is done with them."""
+    """Returns a sha256 over names and contents of a folder's configuration files (16 hex digits).
+
+    For models whose weights have a fingerprint of their own, see tensors_fingerprint().
+    """
     return fingerprint(folder, suffixes=(".json", ".txt"))
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough to stand inside one of ours."""
+    """Returns the first line of a library's error message, at most 300 characters, to quote it in our messages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def model_folder(source: str, files: Sequence[str]) -> Path:
-    """The folder of a model that holds `files`; of a hub id, only what is no pickle and no code is fetched.
+    """Returns the folder of a model that holds `files`: `source` itself, or a download if it is a hub id.
 
-    Raises UserError naming what is missing, or the hub id that could not be had.
+    Downloads no pickles and no code. Raises UserError naming the missing files, or the hub id if the download fails.
     """
     name, _, revision = source.partition("@")
     folder = Path(source)
@@ -70,39 +73,40 @@ def model_folder(source: str, files: Sequence[str]) -> Path:
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{source}: there is no such folder, and the hub did not give it ({first_line(error)}); "
-                f"where the hub is out of reach, name a folder that holds {', '.join(files)}"
+                f"{source}: is not a folder, and the download from the hub failed ({first_line(error)}); "
+                f"without access to the hub, give a folder that holds {', '.join(files)}"
             ) from None
     if missing := [file for file in files if not (folder / file).is_file()]:
-        raise UserError(f"{source}: no {', '.join(missing)} there; weights are read from safetensors only")
+        raise UserError(f"{source}: has no {', '.join(missing)}; weights are read from safetensors files only")
     return folder
 
 
 def load_network(network: Any, processor: Any | None, folder: Path, families: Sequence[str]) -> tuple[Any, Any]:
-    """A class of transformers (or one of its Auto classes) in eval mode and fp32, on the CPU, and its processor if any.
+    """Loads a transformers model in eval mode and fp32, on the CPU, and its processor (None without a class for it).
 
-    Raises UserError naming a folder that does not load, is of another family, or lacks weights: transformers itself
-    would fill those up with random ones.
+    `network`, `processor`: classes of transformers, also Auto classes. `families`: the model types that are allowed.
+    Raises UserError naming a folder that can't be loaded, is of another model type, or lacks weights. transformers
+    itself would fill missing weights with random numbers.
     """
     from transformers import AutoConfig
 
     try:
         family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if family not in families:
-            raise ValueError(f"it is a {family}; known: {', '.join(families)}")
+            raise ValueError(f"its model type is {family}, expected {' or '.join(families)}")
         model, report = network.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         if report["missing_keys"]:
-            raise ValueError(f"made for another task: it has no {min(report['missing_keys'])}")
-        found = processor.from_pretrained(folder) if processor else None
-        return model.eval().requires_grad_(False), found
+            raise ValueError(f"it is made for another task and has no {min(report['missing_keys'])}")
+        loaded_processor = processor.from_pretrained(folder) if processor else None
+        return model.eval().requires_grad_(False), loaded_processor
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: does not load as {network.__name__} ({first_line(error)})") from None
+        raise UserError(f"{folder}: can't be loaded as {network.__name__} ({first_line(error)})") from None
 
 
 def tensors_fingerprint(network: nn.Module) -> str:
-    """sha256 over names and contents of a network's tensors as they were loaded (16 hex digits)."""
+    """Returns a sha256 over names and contents of a loaded network's tensors (16 hex digits)."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())

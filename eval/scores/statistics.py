@@ -1,7 +1,7 @@
-"""Statistics of real images, which drawn ones are compared with: one .npz per split, mu and sigma as pytorch-fid's.
+"""Statistics of real images: one .npz file per split with mu and sigma, in pytorch-fid's format.
 
-In: a folder of images, lists of file names by split. Out: SPLIT.npz (mu [d], sigma [d, d], facts as JSON text) and
-SPLIT.safetensors (features of up to 10,000 of them, for KID, precision and recall); SPLIT-dino.* for DINOv2.
+In: features of real images by split. Out: SPLIT.npz (mu [d], sigma [d, d], facts as JSON text) and SPLIT.safetensors
+(features of up to 10,000 images, for KID, precision and recall). Files of DINOv2 features are named SPLIT-dino.*.
 """
 
 import json
@@ -21,109 +21,113 @@ from randcond.eval.scores.moments import Moments
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, sha256
 
-KEPT = 10_000  # features of a split that are kept
+KEPT = 10_000  # most images of a split whose features are kept
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The statistics of one split of real images."""
+    """The statistics of one split of real images, for one feature."""
 
     path: Path
     moments: Moments
-    facts: dict[str, Any]  # {extractor, size, images, ...}; empty where the file says nothing (other tools' files)
+    facts: dict[str, Any]  # {extractor, size, images, ...}; empty for files of other tools, which hold no facts
 
     @property
     def identity(self) -> str:
-        """What tells these statistics from others, for the protocol."""
+        """Name and hash of the file, stored with the scores."""
         return identity_of(self.path)
 
     def features(self) -> Tensor:
-        """Features [up to 10,000, d] of the real images; raises UserError where the statistics came without."""
-        kept = find_features(self.path)
-        if self.facts and sha256(kept)[:16] != self.facts.get("features_sha256"):
-            raise UserError(f"eval.statistics: {kept} is not what {self.path.name} was made with; make both again")
-        return load_file(kept)["features"]
+        """Loads the features of the real images, fp32 [up to 10,000, d].
+
+        Raises UserError if their file is missing or does not belong to the statistics.
+        """
+        path = find_features(self.path)
+        if self.facts and sha256(path)[:16] != self.facts.get("features_sha256"):
+            raise UserError(f"eval.statistics: {path} does not belong to {self.path.name}; make both again")
+        return load_file(path)["features"]
 
 
 def identity_of(path: Path) -> str:
-    """What tells statistics from others, for the protocol; their facts hold the checksum of their features."""
+    """Returns name and hash of a statistics file. The file holds the hash of its features, so both are covered."""
     return f"{path.name} {sha256(path)[:16]}"
 
 
-def file_name(split: str, row: str) -> str:
-    """The file of a split's statistics of a row of features."""
-    return f"{split}.npz" if row == "inception" else f"{split}-{row}.npz"
+def file_name(split: str, feature: str) -> str:
+    """Returns the name of the statistics file of a split, for a feature (inception or dino)."""
+    return f"{split}.npz" if feature == "inception" else f"{split}-{feature}.npz"
 
 
-def write_statistics(folder: Path, split: str, row: str, features: Tensor, facts: dict[str, Any]) -> Path:
-    """Writes the statistics of features [n, d]; raises UserError for fewer than two."""
+def write_statistics(folder: Path, split: str, feature: str, features: Tensor, facts: dict[str, Any]) -> Path:
+    """Writes the statistics of features [n, d] and returns their path; raises UserError for fewer than two images."""
     if len(features) < 2:
-        raise UserError(f"split {split}: {len(features)} images; statistics need more than one")
+        raise UserError(f"split {split}: {len(features)} images; statistics need at least 2")
     moments = Moments.of(features)
-    path = folder / file_name(split, row)
+    path = folder / file_name(split, feature)
     kept = torch.from_numpy(np.random.default_rng(0).permutation(len(features))[:KEPT].copy()).sort().values
-    with atomic_write(path.with_suffix(".safetensors")) as aside:
-        save_file({"features": features[kept].contiguous()}, aside)
-    with atomic_write(path) as aside, aside.open("wb") as file:
+    with atomic_write(path.with_suffix(".safetensors")) as temporary:
+        save_file({"features": features[kept].contiguous()}, temporary)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         known = {**facts, "images": len(features), "features_sha256": sha256(path.with_suffix(".safetensors"))[:16]}
         text = np.array(json.dumps(known))
         np.savez(file, mu=moments.mean, sigma=moments.covariance, facts=text)
     return path
 
 
-def find_statistics(where: str, split: str, row: str) -> Path:
-    """The file of a split: SPLIT.npz of a folder; one file that was given is of "all", and of Inception.
+def find_statistics(where: str, split: str, feature: str) -> Path:
+    """Returns the statistics file of a split. `where` is `eval.statistics`: a folder, or a single .npz file.
 
-    Raises UserError naming what is not there, or what the one file can't serve.
+    A single file serves the split "all" and Inception features only. Raises UserError if the file is missing, or if
+    a single file was given for another split or feature.
     """
     path = Path(where)
     if path.suffix == ".npz" and not path.is_dir():
-        if (split, row) != (ALL, "inception"):
+        if (split, feature) != (ALL, "inception"):
             raise UserError(
-                f"eval.statistics: {path} is one file, and {split} ({row}) needs its own: give a folder with "
-                f"{file_name(split, row)}; `randcond eval stats --splits` makes it"
+                f"eval.statistics: {path} is a single file, but split {split} ({feature}) needs its own: give a folder "
+                f"with {file_name(split, feature)}; make it with `randcond eval stats --splits`"
             )
     else:
-        path = path / file_name(split, row)
+        path = path / file_name(split, feature)
     if not path.is_file():
-        hint = missing_input(where) or "; `randcond eval stats` makes them of a folder of images"
+        hint = missing_input(where) or "; make it from a folder of images with `randcond eval stats`"
         raise MissingInput(f"eval.statistics: no {path}{hint}")
     return path
 
 
 def find_features(statistics: Path) -> Path:
-    """The file of real images' features beside their statistics; raises UserError where these came without."""
+    """Returns the features file next to a statistics file; raises UserError if it is missing."""
     path = statistics.with_suffix(".safetensors")
     if not path.is_file():
         raise UserError(
-            f"eval.statistics: {statistics} has no features beside it ({path.name}), which KID, precision and recall "
-            f"need; `randcond eval stats` writes them"
+            f"eval.statistics: {statistics} has no features file {path.name} next to it, which KID, precision and "
+            f"recall need; make both with `randcond eval stats`"
         )
     return path
 
 
-def read_statistics(where: str, split: str, row: str, wanted: dict[str, Any], width: int) -> Reference:
-    """The statistics of a split, found as `find_statistics` does.
+def read_statistics(where: str, split: str, feature: str, expected: dict[str, Any], width: int) -> Reference:
+    """Reads the statistics file of a split, see find_statistics().
 
-    Raises UserError naming the file when it is not statistics of `width` features, or its own facts say otherwise
-    than `wanted` (extractor, jpeg).
+    Raises UserError naming the file if it does not hold statistics of `width` features, or if its facts differ from
+    `expected` (extractor, jpeg).
     """
-    path = find_statistics(where, split, row)
+    path = find_statistics(where, split, feature)
     try:
-        with np.load(path, allow_pickle=False) as held:
-            mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
-            facts = json.loads(str(held["facts"])) if "facts" in held else {}
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+            facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {}
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"eval.statistics: {path}: not FID statistics with mu and sigma ({error})") from None
+        raise UserError(f"eval.statistics: {path}: does not hold FID statistics mu and sigma ({error})") from None
     if mean.shape != (width,) or covariance.shape != (width, width):
         raise UserError(
-            f"eval.statistics: {path}: mu {mean.shape} and sigma {covariance.shape}, wanted are those of {width} "
+            f"eval.statistics: {path}: mu is {mean.shape} and sigma is {covariance.shape}, expected those of {width} "
             f"features"
         )
-    for name, value in wanted.items():
+    for name, value in expected.items():
         if facts and facts.get(name) != value:
             raise UserError(
-                f"eval.statistics: {path}: made with {name} {facts.get(name)}, the evaluation uses {value}; make them "
-                f"with the same (`randcond eval stats`), or give others"
+                f"eval.statistics: {path}: was made with {name} {facts.get(name)}, but the evaluation uses {value}; "
+                f"make the statistics again with the same settings (`randcond eval stats`), or give other ones"
             )
     return Reference(path, Moments(int(facts.get("images", 0)), mean, covariance), facts)

@@ -1,1 +1,1 @@
-"""What starts a stage's processes: on this machine, over ssh, under torchrun or Slurm; restarts and preemption."""
+"""Starts the processes of a stage on this machine, over ssh, under torchrun or Slurm; restarts and preemption."""

@@ -1,6 +1,6 @@
-"""What a stage's command line is: on this machine, on the hosts of a host file, under torchrun or Slurm.
+"""Builds the command line of each stage for this machine, the hosts of a host file, torchrun or Slurm.
 
-In: stage, experiment, overrides, where to run. Out: steps (argument lists, and the files they need) in their order.
+In: stage, experiment, overrides, where to run. Out: steps in their order (argument lists, and the files they need).
 """
 
 import os
@@ -25,57 +25,60 @@ _DISTRIBUTED = {"cache", "train", "eval"}
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a run and the file that tells it has done its work."""
+    """One command of a plan, and the file that exists once its work is done."""
 
     label: str
     command: list[str]
-    artefact: Path | None = None
-    trusted: bool = False  # ends with 0 only when all is done: torchrun; the deepspeed launcher does when it is killed
+    artefact: Path | None = None  # the file that the command writes last
+    zero_means_done: bool = False  # exit code 0 proves success: torchrun. A killed deepspeed launcher ends with 0, too
     distributed: bool = False
-    folder: Path | None = None  # of a training: where it looks out for the wish to end
-    hosts: list[str] = field(default_factory=list)  # that must answer before it starts
-    files: dict[Path, str] = field(default_factory=dict)  # written before it starts
-    environment_file: Path | None = None  # for the deepspeed launcher on several hosts
-    alone: bool = False  # by the deepspeed launcher on this machine, at a port that is free when it starts
+    folder: Path | None = None  # a training's run folder: its stop file, which requests the end, is created there
+    hosts: list[str] = field(default_factory=list)  # they must answer before the command starts
+    files: dict[Path, str] = field(default_factory=dict)  # path -> text, written before the command starts
+    environment_file: Path | None = None  # deepspeed launcher on several hosts: environment of the ranks
+    needs_port: bool = False  # deepspeed launcher on this machine: gets a port that is free when it starts
 
 
 def launch_folder(config: Config) -> Path:
-    """Where what a run was launched with is kept."""
+    """Returns the folder for the files that a run is launched with, such as its resolved configuration."""
     return Path(config.home) / "launch"
 
 
 def stage_step(stage: str, run: Run, place: Place) -> Step:
-    """One stage of one run, as a step."""
+    """Returns the step that runs one stage of one run."""
     config = run.config
     module = _MODULES[stage]
-    words = [run.experiment, *run.overrides]
+    arguments = [run.experiment, *run.overrides]
     files: dict[Path, str] = {}
     if place.hostfile or place.launcher == "slurm":
-        # pdsh would take arguments apart at spaces, quotes and brackets; a job may wait while YAML files change.
+        # pdsh would split arguments at spaces, quotes and brackets. YAML files may change while a job is queued.
         resolved = launch_folder(config) / f"{stage}.yaml"
         files[resolved] = to_yaml(config)
-        words = [str(resolved)]
-    if module == "randcond.data":  # a package of two stages
-        words.insert(0, stage)
+        arguments = [str(resolved)]
+    if module == "randcond.data":  # this package has two stages, so the command names one
+        arguments.insert(0, stage)
     distributed = stage in _DISTRIBUTED
     several_hosts = distributed and bool(place.hostfile)
     launcher = _launcher(config, place) if distributed else []
     return Step(
         label=" ".join(filter(None, [stage, run.experiment, config.replicate])),
-        command=[*(launcher or [sys.executable, "-m"]), module, *words],
+        command=[*(launcher or [sys.executable, "-m"]), module, *arguments],
         artefact=_artefact(stage, config),
         distributed=distributed,
         folder=Path(config.paths.run) if stage == "train" else None,
         hosts=place.hosts if distributed else [],
         files=files,
         environment_file=launch_folder(config) / "environment" if several_hosts else None,
-        trusted=bool(launcher) and place.launcher == "torchrun",
-        alone=bool(launcher) and place.launcher == "deepspeed" and not place.hostfile,
+        zero_means_done=bool(launcher) and place.launcher == "torchrun",
+        needs_port=bool(launcher) and place.launcher == "deepspeed" and not place.hostfile,
     )
 
 
 def _launcher(config: Config, place: Place) -> list[str]:
-    """The words before the module's name that start its ranks; none where one process is enough, or srun does it."""
+    """Returns the part of the command before the module's name, which starts the ranks.
+
+    It is empty if one process is enough, or if srun starts the ranks.
+    """
     ranks = place.gpus or config.engine.processes
     tools = Path(sys.executable).parent
     if place.launcher == "torchrun":
@@ -99,12 +102,15 @@ def _launcher(config: Config, place: Place) -> list[str]:
 
 
 def on_gpus() -> bool:
-    """Whether ranks on this machine run on its NVIDIA GPUs."""
+    """Returns True if ranks on this machine run on its NVIDIA GPUs."""
     return nvidia_here() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
 def _accelerators(ranks: int) -> list[str]:
-    """How many, or which where CUDA_VISIBLE_DEVICES says it: told a number, the launcher takes GPU 0 and on."""
+    """Returns the deepspeed launcher's flags that select this machine's GPUs.
+
+    Given only a number, the launcher uses GPUs from 0 on. So the GPUs of CUDA_VISIBLE_DEVICES are listed explicitly.
+    """
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     if not visible or not on_gpus():
         return ["--num_accelerators", str(ranks)]
@@ -112,32 +118,34 @@ def _accelerators(ranks: int) -> list[str]:
         raise UserError(f"CUDA_VISIBLE_DEVICES: the deepspeed launcher takes indices (4,5), got {','.join(visible)}")
     if len(visible) < ranks:
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES={','.join(visible)} names {len(visible)} GPUs, {ranks} ranks are asked for"
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)} lists {len(visible)} GPUs, but {ranks} ranks need one each"
         )
     return ["--include", f"localhost:{','.join(visible[:ranks])}"]
 
 
 def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step]:
-    """The commands of a stage (or "all") of an experiment or a table, shared pools and caches once.
+    """Returns the steps of a stage (or "all") of an experiment or a table. Shared pools and caches appear once.
 
-    Raises UserError when the stage, the experiment or one of its keys is unknown.
+    Raises UserError if the stage, the experiment or one of its keys is unknown.
     """
     if stage not in (*STAGES, "all"):
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}, all")
-    wanted = STAGES[:-1] if stage == "all" else (stage,)
+    stages = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
-    shared, own = [s for s in wanted if s in ("pool", "cache")], [s for s in wanted if s in ("train", "eval")]
+    shared, own = [s for s in stages if s in ("pool", "cache")], [s for s in stages if s in ("train", "eval")]
     runs = runs_of(name, overrides)
     if stage == "cache" and any(is_url(run.config.paths.cache) for run in runs):
-        raise UserError("paths.cache: a URL is read from; draw the cache into a folder and copy that to the server")
+        raise UserError(
+            "paths.cache: a cache at a URL is read-only; write the cache to a folder and copy that to the server"
+        )
     order = [(s, run) for s in shared for run in runs] + [(s, run) for run in runs for s in own]
     for each, run in order:
         if each != "eval" and not run.config.trains:
             if stage == each and len(runs) == 1:
-                raise UserError(f"{run.experiment}: evaluates {run.config.teacher.path} as it is; stage eval")
+                raise UserError(f"{run.experiment}: only evaluates {run.config.teacher.path}; run stage eval")
             continue
         if each == "cache" and is_url(run.config.paths.cache):
-            continue  # it is there, on a server
+            continue  # it already exists on a server
         step = stage_step(each, run, place)
         assert step.artefact is not None
         steps.setdefault((each, step.artefact), step)
@@ -149,18 +157,20 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
                 _report(run.experiment, run.overrides, Path(run.config.home), run.config.replicate) for run in runs
             ]
         steps |= {("report", out): step for out, step in reports}
-    first = [run for run in runs if run.overrides == runs[0].overrides]  # repetitions differ in what can't be wrong
+    # Checking one repetition is enough: repetitions differ in seeds and excluded words only.
+    first = [run for run in runs if run.overrides == runs[0].overrides]
     checks = [_check(first, place)] if stage == "all" and first else []
     return [*checks, *steps.values()]
 
 
 def _report(name: str, overrides: list[str], out: Path, replicate: str = "") -> tuple[Path, Step]:
+    """Returns the report's folder, and the step that writes the report."""
     command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
     return out, Step(" ".join(filter(None, ["report", name, replicate])), command, out / "report.json")
 
 
 def _check(runs: list[Run], place: Place) -> Step:
-    """What any of the stages would refuse, before the first of them starts."""
+    """Returns the step that checks all runs before the first stage starts."""
     words = [*(run.experiment for run in runs), *runs[0].overrides]
     if place.hostfile or place.nodes or place.gpus:
         words.append(f"engine.processes={place.ranks(max(run.config.engine.processes for run in runs))}")
@@ -168,7 +178,7 @@ def _check(runs: list[Run], place: Place) -> Step:
 
 
 def _artefact(stage: str, config: Config) -> Path:
-    """The file a stage writes last."""
+    """Returns the file that a stage writes last."""
     return {
         "pool": Path(config.paths.pool) / "manifest.json",
         "cache": Path(config.paths.cache) / "manifest.json",
@@ -178,12 +188,12 @@ def _artefact(stage: str, config: Config) -> Path:
 
 
 def show(step: Step) -> str:
-    """A step as one would type it."""
+    """Returns a step's command as text for a shell."""
     return shlex.join(step.command)
 
 
 def with_free_port(command: list[str]) -> list[str]:
-    """The deepspeed launcher's words with a port of this machine that nobody listens at now."""
+    """Adds a port that is free on this machine now to a command of the deepspeed launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

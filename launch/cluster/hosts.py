@@ -1,4 +1,4 @@
-"""The hosts of a DeepSpeed host file: who they are, whether they answer, and what of the environment goes to them."""
+"""The hosts of a DeepSpeed host file: reads the file, checks that they answer, selects the environment they get."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.logs import log
 
 _LINE = re.compile(r"^(\S+)\s+slots=(\d+)\s*(#.*)?$")
-# What a rank needs to know that another host can't: the user's own settings. No tokens, no keys, no proxies (they may
-# hold a password). All names that begin so.
+# Environment variables that ranks on other hosts get: settings of the user that those hosts don't have. Each entry is a
+# prefix. Tokens, keys and proxies (which may hold a password) are left out.
 EXPORTED = (
     "CUDA_DEVICE_",
     "CUDA_HOME",
@@ -39,14 +39,14 @@ EXPORTED = (
     "TRITON_",
     "UCX_",
 )
-# ssh gives a silent host up after this many seconds: pdsh alone would wait for minutes.
+# With these, ssh gives up on a silent host after 15 seconds. pdsh alone would wait for minutes.
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o ConnectTimeout=10 -o BatchMode=yes"
-SSH_TIMEOUT = 30.0  # seconds that a host has to answer in
-PATIENCE = 1800.0  # seconds that a run which has begun waits for hosts to come back: a GPU server boots long
+SSH_TIMEOUT = 30.0  # seconds within which a host must answer
+PATIENCE = 1800.0  # seconds that a started run waits for lost hosts to come back; a GPU server boots slowly
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Host -> slots, in the order of the file; raises UserError naming file and line."""
+    """Returns host -> slots in the order of the file. Raises UserError that names file and line."""
     if not path.is_file():
         raise UserError(f"--hostfile: no such file: {path}")
     hosts: dict[str, int] = {}
@@ -57,88 +57,97 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if not match:
             raise UserError(f"{path}, line {number}: expected `name slots=8`, found {line.strip()!r}")
         if match[1] in hosts:
-            raise UserError(f"{path}, line {number}: {match[1]} is named twice")
+            raise UserError(f"{path}, line {number}: host {match[1]} is listed twice")
         hosts[match[1]] = int(match[2])
     if not hosts:
-        raise UserError(f"{path}: names no host; one a line: `name slots=8`")
+        raise UserError(f"{path}: lists no host; expected one per line: `name slots=8`")
     return hosts
 
 
 def check_tools() -> None:
-    """Raises UserError where DeepSpeed's way to other hosts is not installed."""
+    """Raises UserError if pdsh or ssh, by which DeepSpeed reaches other hosts, is not installed."""
     if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
         raise UserError(f"--hostfile: {' and '.join(missing)} not found here: install pdsh and openssh-client")
 
 
 def unreachable(hosts: list[str]) -> dict[str, str]:
-    """Those that don't answer `ssh HOST true` without a password, and what ssh said."""
+    """Returns the hosts that don't answer `ssh HOST true` without a password, each with ssh's error."""
 
-    def failure(host: str) -> str:
+    def ssh_error(host: str) -> str:
         command = ["ssh", *SSH_OPTIONS.split(), host, "true"]
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SSH_TIMEOUT
             )
-        except subprocess.TimeoutExpired:  # its sshd lives, its shell hangs: a home folder that is gone, say
-            return f"nothing within {SSH_TIMEOUT:g} s"
-        said = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
-        return said[-1].strip() if done.returncode else ""
+        except (
+            subprocess.TimeoutExpired
+        ):  # sshd answers, but the shell hangs: for example, the home folder is unavailable
+            return f"no answer within {SSH_TIMEOUT:g} s"
+        lines = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
+        return lines[-1].strip() if done.returncode else ""
 
     with ThreadPoolExecutor(32) as threads:
-        return {host: why for host, why in zip(hosts, threads.map(failure, hosts), strict=True) if why}
+        return {host: error for host, error in zip(hosts, threads.map(ssh_error, hosts), strict=True) if error}
 
 
-def wait_for_hosts(hosts: list[str], patience: float, enough: Callable[[], bool] = lambda: False) -> None:
-    """Returns once all answer; raises UserError naming those that don't after about `patience` seconds.
+def wait_for_hosts(hosts: list[str], patience: float, stop_waiting: Callable[[], bool] = lambda: False) -> None:
+    """Waits until all hosts answer. Raises UserError that names those that don't after about `patience` seconds.
 
-    `enough`: asked now and then, whether to return without them.
+    `stop_waiting`: checked before each try. If it returns True, this function returns at once.
     """
     deadline = time.monotonic() + patience
-    while not enough() and (missing := unreachable(hosts)):
+    while not stop_waiting() and (missing := unreachable(hosts)):
         if time.monotonic() > deadline:
-            reasons = "; ".join(f"{host} ({why})" for host, why in missing.items())
+            reasons = "; ".join(f"{host} ({error})" for host, error in missing.items())
             raise UserError(f"no answer to `ssh HOST true` from {reasons}; each must answer without a password")
-        log.info(f"waiting for {', '.join(missing)}")
+        log.info(f"waiting for {', '.join(missing)} to answer")
         time.sleep(5)
 
 
 def environment_lines(environment: dict[str, str]) -> str:
-    """A `.deepspeed_env` (lines NAME=value, later ones win): what of this shell ranks need, then the user's own one.
+    """Returns the text of a `.deepspeed_env` file for the ranks: lines NAME=value, of which later ones win.
 
-    Raises UserError naming a line of the user's that is none.
+    First come the variables of `environment` that ranks need (EXPORTED), then the user's own `.deepspeed_env` lines.
+    Raises UserError that names file and line if a line of the user's is malformed.
     """
     lines = []
     for name, value in sorted(environment.items()):
         if name.startswith(EXPORTED) and "\n" not in value:
-            lines.append(f"{name}={_inside_quotes(value)}")
+            lines.append(f"{name}={_escape(value)}")
     return "\n".join(lines + own_environment()) + "\n"
 
 
 def own_environment() -> list[str]:
-    """The lines of ~/.deepspeed_env and of the working folder's."""
+    """Returns the lines of ~/.deepspeed_env and of .deepspeed_env in the working folder.
+
+    Raises UserError that names file and line if a line is malformed.
+    """
     lines = []
     for file in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
         for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed puts `export ` before it, in a remote shell
+            if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed itself adds `export ` before it
                 raise UserError(f"{file}, line {number}: expected `NAME=value`, found {line.split('=')[0].strip()!r}")
-            lines.append(re.sub(r'="(.*)"\s*$', r"=\1", line))  # DeepSpeed puts quotes of its own where they are needed
+            lines.append(re.sub(r'="(.*)"\s*$', r"=\1", line))  # DeepSpeed adds its own quotes where needed
     return lines
 
 
-def _inside_quotes(value: str) -> str:
-    """DeepSpeed puts a value with special characters between double quotes, and leaves it as it is otherwise."""
+def _escape(value: str) -> str:
+    """Escapes a value for the double quotes that DeepSpeed puts around values with special characters."""
     return re.sub(r'([\\"$`])', r"\\\1", value)
 
 
 def check_folder_name(folder: str) -> None:
-    """Refuses a working directory that DeepSpeed would not get through pdsh in one piece."""
+    """Raises UserError if the working directory has characters that DeepSpeed can't pass through pdsh."""
     if re.search(r"[^\w@%+=:,./-]", folder):
-        raise UserError(f"--hostfile: the working directory {folder!r} has characters that pdsh would not keep; move")
+        raise UserError(
+            f"--hostfile: the working directory {folder!r} has characters that pdsh does not pass on; "
+            "use a folder whose path has only letters, digits and @%+=:,./-_"
+        )
 
 
-def host_environment(name_of_file: Path) -> dict[str, str]:
-    """What the deepspeed launcher itself needs in its environment for several hosts."""
+def host_environment(environment_file: Path) -> dict[str, str]:
+    """Returns the environment variables that the deepspeed launcher itself needs for several hosts."""
     ssh = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
-    return {"DS_ENV_FILE": str(name_of_file.resolve()), "PDSH_SSH_ARGS_APPEND": f"{ssh} {SSH_OPTIONS}".strip()}
+    return {"DS_ENV_FILE": str(environment_file.resolve()), "PDSH_SSH_ARGS_APPEND": f"{ssh} {SSH_OPTIONS}".strip()}

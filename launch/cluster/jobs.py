@@ -1,4 +1,7 @@
-"""A plan as a Slurm job: one job that runs its steps in turn, or an array with a task for every arm of a table."""
+"""Turns a plan into a Slurm job.
+
+The job runs the steps one after the other, or it is an array with a task for each row of a table.
+"""
 
 from pathlib import Path
 
@@ -20,24 +23,25 @@ def job_script(
     max_restarts: int,
     grace: int,
 ) -> tuple[Path, str]:
-    """Where the sbatch script of a stage (or "all") goes, and its text.
+    """Returns the path and the text of the sbatch script for a stage (or "all").
 
-    A table's train or eval becomes a job array: its arms don't wait for each other.
+    Stages train and eval of a table become a job array, because the rows don't wait for each other.
+    Raises UserError if the stage has nothing to run on a cluster.
     """
     runs = runs_of(name, overrides)
     out = out_folder(name, runs) / "launch"
-    spread = stage in ("train", "eval") and len(runs) > 1
+    is_array = stage in ("train", "eval") and len(runs) > 1
     if not steps:
-        raise UserError(f"{name}: its {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
-    groups = [[step] for step in steps] if spread else [steps]
-    alone = not any(step.distributed for step in steps)  # a pool: one process, which no GPU should wait for
+        raise UserError(f"{name}: stage {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
+    groups = [[step] for step in steps] if is_array else [steps]
+    one_process = not any(step.distributed for step in steps)  # a pool: needs no GPU
     text = script(
         name=f"{stage}-{name}",
         tasks=[[(step.command, step.distributed) for step in group] for group in groups],
         out=out,
-        nodes=1 if alone else place.nodes or 1,
-        ranks=1 if alone else place.gpus or max((run.config.engine.processes for run in runs), default=1),
-        gpus=bool(place.gpus) and not alone,
+        nodes=1 if one_process else place.nodes or 1,
+        ranks=1 if one_process else place.gpus or max((run.config.engine.processes for run in runs), default=1),
+        gpus=bool(place.gpus) and not one_process,
         cpus=2 + max((run.config.train.workers for run in runs), default=0),
         options=options,
         environment=QUIET,

@@ -1,6 +1,6 @@
-"""An sbatch script for stages of experiments: srun starts the ranks, pre-emption saves and requeues.
+"""Writes the sbatch script for stages of experiments. srun starts the ranks. A preempted job saves and is requeued.
 
-In: the steps of a plan. Out: the script's text; `submit` hands it to sbatch.
+In: the steps of a plan. Out: the script's text. `submit` passes it to sbatch.
 """
 
 import shlex
@@ -28,46 +28,49 @@ def script(
     max_restarts: int,
     grace: int,
 ) -> str:
-    """The text of an sbatch script; `tasks`: one list of (command, distributed) per task, several make a job array.
+    """Returns the text of an sbatch script.
 
-    `ranks`: per host; `gpus`: each takes one, and `cpus` where the options don't say how many; `options`: further
-    sbatch options of the site, as on its command line; `grace`: seconds before the time limit at which a training is
-    asked to save.
+    tasks: a list of (command, distributed) for each task; several tasks become a job array
+    ranks: ranks per host
+    gpus: each rank gets one GPU, and `cpus` CPUs unless `options` sets their number
+    options: further sbatch options of the site, as on sbatch's command line
+    max_restarts: how often the job is requeued because a rank was lost
+    grace: seconds before the time limit at which Slurm tells a training to save
     """
     array = len(tasks) > 1
-    asked = shlex.split(options)
-    own_cpus = any(option.startswith(("--cpus-per-", "-c")) for option in asked)
-    head = {
+    site_options = shlex.split(options)
+    sets_cpus = any(option.startswith(("--cpus-per-", "-c")) for option in site_options)
+    directives = {
         "job-name": f"randcond-{name}",
         "output": str(out / ("slurm-%A_%a.out" if array else "slurm-%j.out")),
         "open-mode": "append",
         "nodes": nodes,
         "ntasks-per-node": ranks,
         **({"gpus-per-node": ranks} if gpus else {}),
-        **({"cpus-per-task": cpus} if gpus and not own_cpus else {}),
+        **({"cpus-per-task": cpus} if gpus and not sets_cpus else {}),
         **({"array": f"0-{len(tasks) - 1}"} if array else {}),
         "signal": f"USR1@{grace}",
     }
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in head.items()),
+        *(f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in directives.items()),
         "#SBATCH --requeue",
     ]
-    lines += [f"#SBATCH {shlex.quote(option)}" for option in asked]
+    lines += [f"#SBATCH {shlex.quote(option)}" for option in site_options]
     lines += [
         "",
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_ADDR=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
-        # below the ports that the system gives to who asks for any; another one when the job is queued again
+        # below the ports that the system assigns by itself; a requeued job gets another port
         "export MASTER_PORT=$((10000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 20000))",
         f"export {RANKS_FROM}=slurm",
-        # srun does not take it from the job by itself
+        # srun does not inherit this from the job
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         "[ -e /dev/nvidiactl ] || export DS_ACCELERATOR=cpu",
         *(f"export {key}={shlex.quote(value)}" for key, value in environment.items()),
         f"cd {shlex.quote(str(Path.cwd()))}",
         "",
-        "# The steps one after the other; what is done is kept, and the same script goes on from it.",
+        "# Runs the steps one after the other. Finished work is kept, so the same script continues from it.",
         "steps() {",
     ]
     for number, steps in enumerate(tasks):
@@ -83,19 +86,19 @@ def script(
     lines += [
         "}",
         "",
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # a task's own may be the array's",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # for one task of an array, SLURM_JOB_ID names the whole array",
         "job=${job:-$SLURM_JOB_ID}",
-        f"lost={shlex.quote(str(out))}/lost-$job  # a line for each time that a rank was lost",
+        f"lost={shlex.quote(str(out))}/lost-$job  # one line for each lost rank",
         f"export {FIRST_EXIT}={shlex.quote(str(out))}/first-end-$job",
         f'rm -f "${FIRST_EXIT}"',
         "steps",
         "code=$?",
-        "# srun asks the other ranks to end and says the largest code; why the first one ended is what counts.",
+        "# srun ends the other ranks and returns the largest code. The code of the first rank that failed is what counts.",
         f'[ $code = 0 ] || [ ! -s "${FIRST_EXIT}" ] || code=$(cat "${FIRST_EXIT}")',
-        f"# {PREEMPTED}: asked to end, all is saved. Another code but the user's mistake: a rank was lost.",
+        f"# {PREEMPTED}: preempted, everything is saved. {USER_ERROR}: the user's mistake. Another code: a rank was lost.",
         f"if [ $code = {PREEMPTED} ] || {{ [ $code != 0 ] && [ $code != {USER_ERROR} ] && "
         f'echo "$code" >> "$lost" && [ "$(wc -l < "$lost")" -le {max_restarts} ]; }}; then',
-        '  scontrol requeue "$job" && sleep 60  # Slurm ends this script once the job is queued again',
+        '  scontrol requeue "$job" && sleep 60  # Slurm ends this script once the job is requeued',
         "fi",
         '[ $code != 0 ] || rm -f "$lost"',
         "exit $code",
@@ -104,9 +107,9 @@ def script(
 
 
 def submit(path: Path) -> None:
-    """Hands a script to sbatch; raises UserError when there is none, SystemExit when it refuses."""
+    """Passes a script to sbatch. Raises UserError if sbatch is not installed, SystemExit if it refuses the script."""
     if not shutil.which("sbatch"):
-        raise UserError(f"no sbatch here: submit on a login node with `sbatch {path}`")
+        raise UserError(f"sbatch is not installed here; run `sbatch {path}` on a login node")
     done = subprocess.run(["sbatch", str(path)])
     if done.returncode:
         print(f"error: sbatch refused {path}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Runs a plan's commands, leaves no process behind, passes on a scheduler's wish to end, starts again what broke."""
+"""Runs the commands of a plan, passes preemption on to them, restarts failed steps, and leaves no process behind."""
 
 import contextlib
 import ctypes
@@ -28,24 +28,24 @@ from randcond.launch.runtime.processes import QUIET, STOP_FILE
 
 
 def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) -> None:
-    """Runs the commands one after the other; one that lost a rank or a host starts again, `max_restarts` times.
+    """Runs the commands one after the other. Restarts a step that lost a rank or a host, at most `max_restarts` times.
 
-    `grace`: seconds that a training has to save once it has been asked to end.
-    Raises SystemExit with the failed command's code, or PREEMPTED where it was asked to end before the last one was
-    done: what is done stays done, and the same command goes on from it.
+    `grace`: seconds that a training has to save when it is preempted.
+    Raises SystemExit with the exit code of a failed command, or with PREEMPTED if a preemption request came before the
+    last command was done. Finished work is kept, and the same command continues from it.
     """
     check_hosts(steps)
-    with _wishes() as asked:
+    with _preemption_requests() as requests:
         for number, step in enumerate(steps, 1):
-            if asked:
-                log.info("\nasked to end; the same command goes on with the next step")
+            if requests:
+                log.info("\npreempted; run the same command to continue with the next step")
                 raise SystemExit(PREEMPTED)
             log.info(f"\n[{number}/{len(steps)}] {step.label}")
-            _run_until_done(step, max_restarts, grace, asked)
+            _run_with_restarts(step, max_restarts, grace, requests)
 
 
 def check_hosts(steps: list[Step]) -> None:
-    """What the hosts of any step would refuse, before the first begins; raises UserError."""
+    """Checks the hosts and tools of all steps before the first one starts. Raises UserError."""
     if any(step.environment_file for step in steps):
         check_tools()
         own_environment()
@@ -54,91 +54,94 @@ def check_hosts(steps: list[Step]) -> None:
 
 
 @contextlib.contextmanager
-def _wishes() -> Iterator[list[float]]:
-    """When the end was asked for by SIGTERM or SIGUSR1, as long as the context lasts."""
-    asked: list[float] = []
-    wishes = (signal.SIGTERM, signal.SIGUSR1)
-    handlers = {number: signal.signal(number, lambda *_: asked.append(time.monotonic())) for number in wishes}
+def _preemption_requests() -> Iterator[list[float]]:
+    """Yields a list that gets the time of each SIGTERM and SIGUSR1 until the context ends."""
+    requests: list[float] = []
+    signals = (signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, lambda *_: requests.append(time.monotonic())) for number in signals}
     try:
-        yield asked
+        yield requests
     finally:
-        for number, handler in handlers.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _run_until_done(step: Step, max_restarts: int, grace: float, asked: list[float]) -> None:
-    """Runs one step, again where a rank was lost; raises SystemExit when that does not help."""
+def _run_with_restarts(step: Step, max_restarts: int, grace: float, requests: list[float]) -> None:
+    """Runs one step, and restarts it if it failed. Raises SystemExit if it still fails, or was preempted."""
     restarts = 0
     while True:
         try:
-            wait_for_hosts(step.hosts, PATIENCE, lambda: bool(asked))
-        except UserError as error:  # they were there when the plan began: no mistake of the command's
+            wait_for_hosts(step.hosts, PATIENCE, lambda: bool(requests))
+        except UserError as error:  # the hosts answered before the first step, so this is not the user's mistake
             log.error(f"error: {error}")
             code = LOST_RANK
             break
-        code = PREEMPTED if asked else _run_step(step, grace, asked)
+        code = PREEMPTED if requests else _run_step(step, grace, requests)
         if code in (0, USER_ERROR, PREEMPTED, INTERRUPTED) or not step.distributed or restarts == max_restarts:
             break
         restarts += 1
         log.info(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}")
     if code:
-        once = "once the error above is mended, " if code == USER_ERROR else ""
-        log.info(f"\n{step.label} ended with code {code}. What is done is kept; {once}the same command goes on.")
+        remedy = "Fix the error above, then run" if code == USER_ERROR else "Run"
+        log.info(
+            f"\n{step.label} ended with code {code}. Finished work is kept. {remedy} the same command to continue."
+        )
         raise SystemExit(code)
 
 
-def _run_step(step: Step, grace: float, asked: list[float]) -> int:
-    """Runs one step; a code other than 0 unless its artefact is there."""
+def _run_step(step: Step, grace: float, requests: list[float]) -> int:
+    """Runs one step and returns its exit code. The code is not 0 if the step's artefact is missing."""
     write_files(step.files)
-    command = with_free_port(step.command) if step.alone else step.command
+    command = with_free_port(step.command) if step.needs_port else step.command
     stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
-    code = _run_command(command, stop, step.environment_file, grace, asked)
-    if code == 0 and not step.trusted and step.artefact and not step.artefact.is_file():
-        # The deepspeed launcher ends with 0 when its node process was killed by a signal.
-        log.error(f"error: {step.label} ended without {step.artefact}: was it killed?")
+    code = _run_command(command, stop, step.environment_file, grace, requests)
+    if code == 0 and not step.zero_means_done and step.artefact and not step.artefact.is_file():
+        # The deepspeed launcher ends with 0 if a signal killed its process on a host.
+        log.error(f"error: {step.label} ended with code 0, but {step.artefact} is missing: was a process killed?")
         return 1
     return code
 
 
 def write_files(files: dict[Path, str]) -> None:
-    """Writes text files, and the folders they are in."""
+    """Writes text files, and creates their folders."""
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
 def _write_private(path: Path, text: str) -> None:
-    """A file that its owner alone may read: the user's .deepspeed_env may hold keys."""
+    """Writes a file that only its owner can read: the user's .deepspeed_env may hold keys."""
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 
 
 def _run_command(
-    command: list[str], stop: Path | None, environment_file: Path | None, grace: float, asked: list[float]
+    command: list[str], stop: Path | None, environment_file: Path | None, grace: float, requests: list[float]
 ) -> int:
-    """Runs one command in a session of its own and returns its exit code; nothing it started outlives it.
+    """Runs one command in its own session and returns its exit code. No process that it started outlives it.
 
-    Asked to end (pre-emption), it does so with PREEMPTED: by itself where it looks out for the file `stop`, at once
-    otherwise. Raises SystemExit when it has not saved after `grace` seconds.
-    `environment_file`: what the deepspeed launcher gives to other hosts.
+    A preempted command returns PREEMPTED. With `stop`, the command may first save: it ends by itself when the file
+    `stop` appears. Without, it is killed at once. Raises SystemExit if it has not saved after `grace` seconds.
+
+    `environment_file`: where the deepspeed launcher reads the environment for the ranks on other hosts.
     """
     environment = {**QUIET, **os.environ, "RANDCOND_SUPERVISOR": str(os.getpid())}
     environment["RANDCOND_HOST"] = platform.node()
     if stop:
         environment[STOP_FILE] = str(stop.absolute())
-        stop.unlink(missing_ok=True)  # of a killed command, in a container that had the same process number
+        stop.unlink(missing_ok=True)  # left by a killed command whose container used the same process number
     if environment_file:
         _write_private(environment_file, environment_lines(environment))
         environment |= host_environment(environment_file)
     elif not nvidia_here():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    if "--include" in command:  # CUDA_VISIBLE_DEVICES' GPUs: the launcher would say that it ignores that one
+    if "--include" in command:  # it lists the GPUs; the launcher would warn that it ignores CUDA_VISIBLE_DEVICES
         environment.pop("CUDA_VISIBLE_DEVICES", None)
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
-    interrupt = signal.signal(signal.SIGINT, _raise_interrupt)
+    previous = signal.signal(signal.SIGINT, _raise_interrupt)
     try:
-        return _wait(process, asked, stop, grace)
+        return _wait(process, requests, stop, grace)
     except KeyboardInterrupt:
         log.info("\ninterrupted: ending the processes")
         _signal_group(process.pid, signal.SIGINT)
@@ -147,7 +150,7 @@ def _run_command(
         return INTERRUPTED
     finally:
         if environment_file and process.poll() is None:
-            process.terminate()  # the deepspeed launcher then ends its ranks on the other hosts, which we can't
+            process.terminate()  # the deepspeed launcher then ends its ranks on the other hosts, which this process can't
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=15)
         _signal_group(process.pid, signal.SIGKILL)
@@ -156,40 +159,45 @@ def _run_command(
             environment_file.unlink(missing_ok=True)
         if stop:
             stop.unlink(missing_ok=True)
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _wait(process: subprocess.Popen[bytes], asked: list[float], stop: Path | None, grace: float) -> int:
-    """Until the command has ended, or has had its time to after it was asked to."""
-    said = False
+def _wait(process: subprocess.Popen[bytes], requests: list[float], stop: Path | None, grace: float) -> int:
+    """Waits until the command has ended and returns its exit code.
+
+    After a preemption request, returns PREEMPTED: at once without `stop`, otherwise when the command has saved.
+    Raises SystemExit if it has not saved after `grace` seconds.
+    """
+    logged = False
     while True:
         try:
             code = process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             code = None
-        if not asked:
+        if not requests:
             if code is not None:
                 return code
             continue
-        if not said:
-            said = True
-            log.info("\nasked to end" + (": saving" if stop else ""))
+        if not logged:
+            logged = True
+            log.info("\npreempted" + (": saving" if stop else ""))
             if stop:
                 stop.parent.mkdir(parents=True, exist_ok=True)
                 stop.touch()
-        # Who was signalled with us (a whole container, say) may have left its ranks behind, saving.
+        # If the signal went to a whole container, the launcher may have ended while its ranks still save.
         if code == 0 or (code is not None and not _group_lives(process.pid)):
             return code if code in (0, USER_ERROR) else PREEMPTED
         if not stop:
             return PREEMPTED
-        if time.monotonic() - asked[0] > grace:
-            log.error(f"error: not saved within {grace:g} s (--grace): it goes on from the checkpoint before")
-            raise SystemExit(LOST_RANK)  # nothing starts again: the end was asked for
+        if time.monotonic() - requests[0] > grace:
+            log.error(f"error: not saved within {grace:g} s (--grace): it will resume from the previous checkpoint")
+            raise SystemExit(LOST_RANK)  # no restart after a preemption request
         if code is not None:
             time.sleep(0.5)
 
 
 def _group_lives(pid: int) -> bool:
+    """Returns True if a process group has a process."""
     try:
         os.killpg(pid, 0)
     except ProcessLookupError:
@@ -204,6 +212,7 @@ def _raise_interrupt(number: int, frame: object) -> None:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to a process group, if it still exists."""
     try:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -211,5 +220,6 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def _die_with_parent() -> None:
+    """Makes the kernel kill this process when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

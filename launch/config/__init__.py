@@ -1,1 +1,1 @@
-"""The configuration: sections of an experiment's YAML, tables, protocols, GPUs. Imports no torch."""
+"""The configuration: sections of an experiment's YAML, tables, evaluation protocols, GPUs. Imports no torch."""

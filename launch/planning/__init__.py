@@ -1,1 +1,1 @@
-"""What an experiment will take before it runs: memory, time, GPU-hours, disk."""
+"""Predicts the memory, time, GPU-hours and disk space of an experiment before it runs."""

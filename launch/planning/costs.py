@@ -1,4 +1,4 @@
-"""What a plan starts from: the cluster, and what the experiment's networks cost on it, counted without weights."""
+"""The inputs of a plan: the cluster, and the costs of an experiment's networks, counted without loading weights."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -20,25 +20,29 @@ from randcond.model_zoo.students.registry import find_rule, student_config
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal hosts of equal GPUs."""
+    """Equal hosts with equal GPUs."""
 
     gpu: Gpu
-    nodes: int
-    per_node: int
+    nodes: int  # number of hosts
+    per_node: int  # GPUs per host
 
     @property
     def ranks(self) -> int:
-        """GPUs in all."""
+        """Number of GPUs on all hosts."""
         return self.nodes * self.per_node
 
 
 class Sizes:
-    """What a teacher and a student of it cost; the engine and the batch change nothing of it."""
+    """The costs of a teacher and its student. They don't depend on the engine or the batch."""
 
     def __init__(self, path: str, rule: str, pixels: int | None = None) -> None:
-        """`pixels`: the side of the images, where it is not the teacher's own.
+        """Counts the costs.
 
-        Raises UserError when there is no such teacher, or the student's rule does not apply to it.
+        path: the teacher
+        rule: the student rule
+        pixels: side of the images, if it is not the teacher's own
+
+        Raises UserError if there is no such teacher, or if the student rule does not apply to it.
         """
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
         if pixels:
@@ -56,19 +60,22 @@ class Sizes:
 
     @cached_property
     def trained(self) -> int:
-        """Numbers that are trained: the student's and its projectors'."""
+        """Number of trained parameters: the student's and its projectors'."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
     def activations(self, precision: str, checkpointing: bool, compared: float) -> int:
-        """Bytes kept per sample of a micro-batch; `compared`: per number of a feature that the losses compare."""
+        """Returns the bytes that a micro-batch keeps per sample for the backward pass.
+
+        `compared`: bytes kept for the feature losses, per element of a feature map (see compared()).
+        """
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         return activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing, compared)
 
 
 def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
-    """The sizes of an experiment's networks on the images of a stage.
+    """Returns the costs of an experiment's networks at the image size of a stage.
 
-    Counting takes seconds, and most of a table's rows have the same.
+    Counting takes seconds. Results are cached, because most rows of a table share them.
     """
     trained_on = config.cache.resolution if config.cache.images else None
     return _counted(
@@ -77,7 +84,7 @@ def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
 
 
 def compared(config: Config) -> float:
-    """Bytes that the feature losses keep per number of a feature for the backward pass."""
+    """Returns the bytes that the feature losses keep for the backward pass, per element of a feature map."""
     losses = asdict(config.train.losses)
     return sum(size for name, size in COMPARED_BYTES.items() if losses[name])
 
@@ -86,11 +93,11 @@ _counted = cache(Sizes)
 
 
 def sharding(config: Config, cluster: Cluster) -> Sharding:
-    """How the experiment's engine spreads the state over the cluster."""
+    """Returns how the experiment's engine shards the training state over the cluster."""
     engine = config.engine
     kind = f"zero-{engine.zero_stage}" if engine.kind == "deepspeed" else f"fsdp-{engine.sharding}"
     _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     low = 2 if engine.precision == "bf16" else 4
-    spread = engine.sharding if engine.kind == "fsdp" else ""  # a key of FSDP alone
-    group = shard_group(spread, engine.shard_group, cluster.ranks, cluster.per_node)
+    fsdp_sharding = engine.sharding if engine.kind == "fsdp" else ""  # the key applies to FSDP only
+    group = shard_group(fsdp_sharding, engine.shard_group, cluster.ranks, cluster.per_node)
     return Sharding(kind, cluster.ranks, group, low, accumulation > 1)

@@ -1,7 +1,7 @@
-"""What an experiment will take, before it is run: memory per GPU by part, time and GPU-hours per stage, traffic.
+"""Plans an experiment before it runs: memory per GPU by part, time and GPU-hours per stage, traffic.
 
-In: a configuration, a cluster, an efficiency (the share of the GPUs' peak that the arithmetic reaches). Out: plain
-numbers. The costs come from model_zoo's counts at the experiment's own configurations; no weight is loaded.
+In: a configuration, a cluster, an efficiency (share of the GPUs' peak that the arithmetic reaches). Out: plain numbers.
+model_zoo counts the costs from the configurations of the networks. No weights are loaded.
 """
 
 from dataclasses import asdict, replace
@@ -16,22 +16,24 @@ from randcond.launch.planning.costs import Cluster, Sizes, compared, counted, sh
 from randcond.launch.planning.step_time import FULL, filled, step_seconds, step_traffic
 from randcond.model_zoo.cost.memory import state_memory
 
-RUNTIME = 2.0e9  # bytes a process takes on a GPU beside its tensors: CUDA, NCCL, cuDNN's and the allocator's slack
-USABLE = 0.95  # of a GPU's memory
-WHOLE_LIST = 30_000  # images of an evaluation that names no size: the captions of the paper's protocol
-WHOLE_SPLIT = 40_504  # with unseen ones apart: all of val2014 (Table 2)
-BENCH_PROMPTS = 300  # of a category of T2I-CompBench
-LIBRARY_STEPS = 50  # of a sampler where nothing says how many: most pipelines' own
+RUNTIME = 2.0e9  # bytes of a process on a GPU besides its tensors: CUDA, NCCL, cuDNN, slack of the allocator
+USABLE = 0.95  # share of a GPU's memory
+WHOLE_LIST = 30_000  # images of an evaluation without eval.size: the captions of the paper's protocol
+WHOLE_SPLIT = 40_504  # the same if unseen captions are scored separately: all of val2014 (Table 2)
+BENCH_PROMPTS = 300  # per category of T2I-CompBench
+LIBRARY_STEPS = 50  # sampling steps if nothing sets their number: the default of most pipelines
 
 
 def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str, int]:
-    """Bytes per GPU while training, by part."""
+    """Returns the bytes per GPU during training, by part."""
     engine, low = config.engine, 2 if config.teacher.dtype == "bf16" else 4
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
     unet = low * sizes.teacher.parameters
     if engine.teacher == "sharded":
-        unet = unet // cluster.ranks + low * sum(sorted(sizes.teacher_blocks)[-2:])  # gathered, one ahead
+        unet = unet // cluster.ranks + low * sum(
+            sorted(sizes.teacher_blocks)[-2:]
+        )  # the two largest blocks: one in use, the next one prefetched
     upcast = sizes.networks.vae.get("force_upcast", True)
     return {
         "teacher U-Net": unet,
@@ -49,27 +51,28 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
 def stage_hours(
     config: Config, sizes: Sizes, cluster: Cluster, efficiency: float, step: float
 ) -> dict[str, dict[str, float]]:
-    """Stage -> {hours, gpu_hours, samples}; caching and evaluation share out whole shards and chunks.
+    """Returns stage -> {hours, gpu_hours, samples}.
 
+    In caching and evaluation, each GPU works on whole shards or compute batches.
     `step`: seconds of a training step.
     """
     rate = 1e12 * cluster.gpu.tflops * efficiency  # FLOP/s of one GPU
     cache, ev = config.cache, config.eval
-    # Guidance: two calls per step. A real image goes through the VAE's encoder, which takes less than its decoder.
+    # Guidance takes two teacher calls per step. A real image needs the VAE's encoder, which costs less than the decoder.
     drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
-    apart = 2 if ev.unseen or cache.exclude else 1  # splits, of each of which eval.size are drawn
-    images = ev.size * apart if ev.size else WHOLE_SPLIT if ev.unseen else WHOLE_LIST
+    splits = 2 if ev.unseen or cache.exclude else 1  # eval.size captions are drawn from each
+    images = ev.size * splits if ev.size else WHOLE_SPLIT if ev.unseen else WHOLE_LIST
     chunks = -(-images // ev.batch)
     bench = BENCH_PROMPTS * len(ev.compbench.categories) * ev.compbench.images if ev.compbench.lists else 0
     bench_chunks = -(-bench // ev.batch)
-    drawn_at = counted(config, "eval")
-    drawing = {"teacher": drawn_at.teacher.flop, "student": drawn_at.student.flop}
+    eval_sizes = counted(config, "eval")
+    drawing = {"teacher": eval_sizes.teacher.flop, "student": eval_sizes.student.flop}
     steps = protocol_of(ev).steps or LIBRARY_STEPS
-    image = sum(2 * steps * drawing[who] + drawn_at.decode for who in ev.of) / rate
+    image = sum(2 * steps * drawing[who] + eval_sizes.decode for who in ev.of) / rate
     train = config.train
-    share = min(1.0, train.eval_size * apart / images) if train.eval_size else 1.0
-    student = (2 * steps * drawn_at.student.flop + drawn_at.decode) / rate
+    share = min(1.0, train.eval_size * splits / images) if train.eval_size else 1.0
+    student = (2 * steps * eval_sizes.student.flop + eval_sizes.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
         "train": train.steps * step + train.evaluations * share * -(-chunks // cluster.ranks) * ev.batch * student,
@@ -87,12 +90,15 @@ def stage_hours(
 
 
 def fits(memory: dict[str, int], cluster: Cluster) -> bool:
-    """Whether a GPU has room for all of it."""
+    """Returns True if a GPU has enough memory."""
     return sum(memory.values()) <= USABLE * 1e9 * cluster.gpu.memory_gb
 
 
 def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, float]]:
-    """(overrides, GB) that make it fit: single changes where one is enough, else all together; empty: nothing does."""
+    """Returns changes that make the training fit, as (overrides, GB per GPU).
+
+    Each change is enough by itself. If no single one is, returns all of them together. Empty if that does not fit.
+    """
     engine = config.engine
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     single: list[dict[str, Any]] = [
@@ -103,7 +109,7 @@ def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, flo
         {"kind": "fsdp", "sharding": "full"}
     ]
     single += [change for change in stages if cluster.ranks > 1]
-    # Which is neither one CUDA graph nor in fp8.
+    # A sharded teacher can't use a CUDA graph or fp8.
     sharded: dict[str, Any] = {"teacher": "sharded"} | {
         key: False for key in ("teacher_graph", "teacher_fp8") if getattr(engine, key)
     }
@@ -119,19 +125,19 @@ def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, flo
     found = [(change, gb) for change in single if (gb := needed(change)) is not None]
     if not found and (gb := needed(together)) is not None:
         found = [(together, gb)]
-    largest_micro = [change for change, _ in found if "micro_batch" in change][1:]  # one size is enough
-    return [(overrides(change), gb) for change, gb in found if change not in largest_micro]
+    smaller_micros = [change for change, _ in found if "micro_batch" in change][1:]  # the largest that fits is enough
+    return [(overrides(change), gb) for change, gb in found if change not in smaller_micros]
 
 
 def overrides(change: dict[str, Any]) -> str:
-    """An engine's changes as one types them."""
+    """Returns changes of the engine's settings as command-line overrides."""
     return " ".join(f"engine.{key}={str(value).lower()}" for key, value in change.items())
 
 
 def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> dict[str, Any]:
-    """Everything of one experiment on one cluster, as plain data.
+    """Returns the plan of one experiment on one cluster, as plain data.
 
-    Raises UserError with the arithmetic when the global batch does not divide over the cluster.
+    Raises UserError if the global batch does not divide over the cluster.
     """
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     memory = training_memory(config, sizes, cluster)
@@ -176,15 +182,15 @@ SWEEP_ENGINES: list[dict[str, Any]] = [
 
 
 def _dividing(config: Config, cluster: Cluster) -> list[dict[str, Any]]:
-    """The engines that are tried, without a hybrid whose groups don't divide the GPUs."""
+    """Returns the engines to try. Leaves out hybrid sharding if its groups don't divide the GPUs."""
     divides = cluster.ranks % (config.engine.shard_group or cluster.per_node) == 0
     return [engine for engine in SWEEP_ENGINES if divides or engine.get("sharding") != "hybrid"]
 
 
 def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
-    """A plan per engine, micro-batch and number of hosts up to 1,024 GPUs, where the global batch divides.
+    """Returns a plan for each engine, micro-batch and number of hosts over which the global batch divides.
 
-    Raises UserError where it divides over none.
+    Goes up to 1,024 GPUs. Raises UserError if the global batch divides over none of them.
     """
     rows = []
     for nodes in (2**power for power in range(11) if 2**power * per_node <= SWEEP_GPUS):
@@ -197,14 +203,18 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
                 changed = replace(config, engine=replace(config.engine, micro_batch=micro, **engine))
                 rows.append(plan(changed, sizes, cluster, efficiency))
     if not rows:
-        raise UserError(f"train.global_batch: {config.train.global_batch} divides over no hosts of {per_node} GPUs")
+        raise UserError(
+            f"train.global_batch: {config.train.global_batch} does not divide over any number of hosts "
+            f"with {per_node} GPUs"
+        )
     return rows
 
 
 def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
-    """The fastest plan that fits, of every engine and micro-batch, on 1, 2, 4, ... GPUs of a host and hosts of them.
+    """Returns the fastest plan that fits, over all engines and micro-batches, for each number of GPUs.
 
-    Raises UserError where the global batch divides over none of them, or nothing fits.
+    The numbers are 1, 2, 4, ... GPUs of one host, then 1, 2, 4, ... whole hosts, up to 1,024 GPUs.
+    Raises UserError if nothing fits, or the global batch divides over none of them.
     """
     rows = []
     clusters = [Cluster(gpu, 1, 2**power) for power in range(11) if 2**power < per_node]
@@ -222,9 +232,11 @@ def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
             if (config.train.global_batch // gpus) % micro == 0
         ]
         fitting = [row for row in found if row["fits"]]
-        if fitting:  # of those that are as good as the fastest, the simplest: engines are listed so
+        if fitting:  # the simplest engine within 3 % of the fastest; SWEEP_ENGINES starts with the simplest
             enough = 0.97 * max(row["samples_per_second"] for row in fitting)
             rows.append(next(row for row in fitting if row["samples_per_second"] >= enough))
     if not rows:
-        raise UserError(f"train.global_batch: {config.train.global_batch} fits on no number of these GPUs")
+        raise UserError(
+            f"train.global_batch: no number of these GPUs divides {config.train.global_batch} and has enough memory"
+        )
     return rows

@@ -1,6 +1,6 @@
-"""What many experiments take together: each cache, pool, teacher's evaluation and run once, however many share it.
+"""GPU-hours and disk space of many experiments together. A shared cache, pool, run or teacher evaluation counts once.
 
-In: configurations, a cluster, an efficiency. Out: artefacts by folder with GPU-hours and GB, as plain data.
+In: configurations, a cluster, an efficiency. Out: artefacts by folder, with GPU-hours and GB.
 """
 
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ from randcond.launch.planning.costs import Cluster, Sizes, counted
 from randcond.launch.planning.planner import plan, stage_hours
 from randcond.model_zoo.networks import layout_of
 
-CAPTION = 63  # bytes of a caption in a pool: LAION's, measured over 20M
-WHOLE = 50_000_000  # captions of the pool that parts are taken from: 4 of LAION-400M's 32 files, about
-SAMPLE = 3072  # bytes of a cached sample beside its latent: tar headers, caption, metadata
-CHECKPOINT, EXPORT = 16, 8  # bytes per parameter: fp32 weights, two moments, EMA; two students in fp32
-ROWS = 30_000 * 4 * (2048 + 1008 + 1)  # bytes of what is read from an evaluation's images: Inception's, CLIP's
+CAPTION = 63  # bytes per caption in a pool, measured over 20M LAION captions
+WHOLE = 50_000_000  # captions of the full pool (pool.whole): about 4 of the 32 files of LAION-400M
+SAMPLE = 3072  # bytes of a cached sample besides its latent: tar headers, caption, metadata
+CHECKPOINT, EXPORT = 16, 8  # bytes per parameter: fp32 weights, two moments and EMA; two students in fp32
+ROWS = 30_000 * 4 * (2048 + 1008 + 1)  # bytes of the features of an evaluation's images: Inception and CLIP
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A folder that experiments make, and what it takes."""
+    """A folder that experiments write, with its cost."""
 
     kind: str  # cache, pool, reference, run
     folder: str
@@ -30,13 +30,16 @@ class Artefact:
 
 
 class Prices:
-    """Prices experiments on one cluster."""
+    """Computes what experiments cost on one cluster."""
 
     def __init__(self, cluster: Cluster, efficiency: float) -> None:
         self.cluster, self.efficiency = cluster, efficiency
 
     def of(self, config: Config) -> tuple[list[Artefact], bool]:
-        """What an experiment makes, and whether it fits the GPUs; nothing where its network's costs are not known."""
+        """Returns the artefacts of an experiment, and True if its training fits the GPUs' memory.
+
+        The list is empty if the costs of the experiment's networks are unknown.
+        """
         if not layout_of(config.teacher.path):
             return [], True
         sizes = counted(config)
@@ -59,13 +62,17 @@ class Prices:
         ], planned["fits"]
 
     def _evaluating(self, config: Config, sizes: Sizes, who: Literal["teacher", "student"]) -> float:
+        """Returns the GPU-hours of evaluating the teacher or the student alone."""
         one = replace(config, eval=replace(config.eval, of=[who]))
         return stage_hours(one, sizes, self.cluster, self.efficiency, 0.0)["eval"]["gpu_hours"]
 
     def _run_bytes(self, config: Config, sizes: Sizes) -> float:
-        """The most that a run's folder holds: every evaluation's U-Net and rows stay, and each that was the best."""
+        """Returns the largest size that a run's folder can reach, in bytes.
+
+        Each evaluation during training keeps its U-Net and its features, and may add a new best student.
+        """
         train = config.train
-        kept = train.keep_checkpoints + train.kept_for_good + 1  # the next one is written beside them
+        kept = train.keep_checkpoints + train.kept_for_good + 1  # one more while the next one is written
         best = 4 * (sizes.trained + sizes.text + sizes.vae)
         return (
             sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + ROWS + best) + ROWS
@@ -73,7 +80,7 @@ class Prices:
 
 
 def together(artefacts: Iterable[Artefact]) -> tuple[float, float]:
-    """GPU-hours and GB of artefacts, each folder once: the most that is asked of it."""
+    """Returns the GPU-hours and GB of artefacts. Each folder counts once, with the highest GPU-hours listed for it."""
     found: dict[tuple[str, str], Artefact] = {}
     for each in artefacts:
         key = each.kind, each.folder

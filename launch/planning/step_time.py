@@ -1,6 +1,6 @@
-"""A training step's time on a cluster: arithmetic, what a small batch leaves idle, and the engine's traffic.
+"""The time of a training step on a cluster: arithmetic, idle cores of small batches, and the engine's traffic.
 
-In: an experiment, its costs, a cluster, an efficiency (the share of the peak that a full GPU reaches). Out: seconds.
+In: an experiment, its costs, a cluster, an efficiency (share of the peak that a full GPU reaches). Out: seconds.
 """
 
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from randcond.launch.planning.costs import Cluster, Sizes, sharding
 from randcond.model_zoo.cost.gpu_occupancy import Work, occupancy
 from randcond.model_zoo.cost.memory import LIVE, persistent
 
-FULL = 64  # samples at once that fill a GPU: an efficiency is of such a micro-batch
-SHORTEST_KERNEL = 5e-6  # seconds; assumed: with it MLPerf's curve is met to 1, 4 and 15 % (64, 512, 1,024 GPUs)
+FULL = 64  # micro-batch that fills a GPU; efficiencies refer to a micro-batch of this size
+SHORTEST_KERNEL = 5e-6  # seconds, assumed; predicts MLPerf's curve to 1, 4 and 15 % (64, 512, 1,024 GPUs)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a GPU sends in one step (in rings, as much as it receives)."""
+    """What one GPU sends in a step. In a ring it receives the same amount."""
 
     sent: float  # bytes
     seconds: float  # at the links' full speed
 
 
 def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
-    """What the engine's collectives send for the student, and for a sharded teacher.
+    """Returns the traffic of the engine's collectives for the student, and for a sharded teacher.
 
-    A ring over several hosts enters and leaves each of them once, and NCCL lays one over every GPU's network card: of
-    what a GPU sends to its neighbour, 1 / (GPUs of a host) goes over its card.
+    A ring over several hosts enters and leaves each host once. NCCL builds one ring per network card, and each GPU has
+    a card. So of the bytes that a GPU sends to its neighbour, the share 1 / (GPUs per host) goes over its card.
     """
     gpu = cluster.gpu
     how = sharding(config, cluster)
@@ -36,11 +36,12 @@ def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
     low, total = how.compute_bytes, sizes.trained
 
     def ring(number: int) -> float:
-        return (number - 1) / number  # of a reduce-scatter or an all-gather; an all-reduce is both
+        return (number - 1) / number  # factor of a reduce-scatter or an all-gather; an all-reduce is both
 
-    whole = persistent(sizes.shapes)  # ZeRO-3 gathers these once a step
-    again = max(0, total - LIVE // 2)  # and these a second time for the backward: too far from their forward to keep
-    size = {  # gradients in fp32; DeepSpeed's stages 0 to 2 all-reduce them, which is sending them twice
+    whole = persistent(sizes.shapes)  # ZeRO-3 gathers these parameters once per step
+    # ZeRO-3 gathers these again for the backward pass, because it can't keep them from the forward pass until then.
+    again = max(0, total - LIVE // 2)
+    size = {  # bytes. Gradients are fp32. DeepSpeed's stages 0 to 2 all-reduce them, which sends them twice
         "zero-0": 2 * 4 * total,
         "zero-1": (2 * 4 + low) * total,
         "zero-2": (accumulation * 2 * 4 + low) * total,
@@ -51,7 +52,7 @@ def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
     }[how.kind]
     group = how.group if how.kind == "fsdp-hybrid" and how.group else how.ranks
     parts = [ring_traffic(group, size * ring(group), cluster)]
-    if group < how.ranks:  # the groups' gradients are brought together, each GPU's share over its own card
+    if group < how.ranks:  # gradients are summed over the groups; each GPU sends its share over its own card
         across = accumulation * 2 * 4 * total / group * ring(how.ranks // group)
         parts.append(Traffic(across, across / (1e9 * gpu.across_gb_s)))
     if config.engine.teacher == "sharded":
@@ -61,7 +62,7 @@ def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
 
 
 def ring_traffic(ranks: int, size: float, cluster: Cluster) -> Traffic:
-    """What it takes each GPU to send so many bytes to its neighbour in a ring over `ranks`."""
+    """Returns the traffic of a GPU that sends `size` bytes to its neighbour in a ring over `ranks` GPUs."""
     seconds = size / (1e9 * cluster.gpu.within_gb_s)
     if ranks > cluster.per_node:
         seconds = max(seconds, size / cluster.per_node / (1e9 * cluster.gpu.across_gb_s))
@@ -70,22 +71,22 @@ def ring_traffic(ranks: int, size: float, cluster: Cluster) -> Traffic:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step by part."""
+    """Seconds of one step, by part."""
 
     arithmetic: float  # at the efficiency of a full GPU
-    idle: float  # more than that where the micro-batch is small: cores without a tile, kernels at their shortest
+    idle: float  # extra time of a small micro-batch: idle cores, and kernels that can't get shorter
     traffic: float
-    beneath: float  # share of the computing that traffic can run beneath
+    overlap: float  # share of the computing time in which traffic can run, too
 
     @property
     def whole(self) -> float:
-        """The step."""
+        """Seconds of the whole step."""
         computing = self.arithmetic + self.idle
-        return computing + max(0.0, self.traffic - self.beneath * computing)
+        return computing + max(0.0, self.traffic - self.overlap * computing)
 
 
 def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> StepTime:
-    """A training step's time. `efficiency`: the share of the peak that a micro-batch of 64 reaches."""
+    """Returns the time of a training step. `efficiency`: share of the peak that a micro-batch of 64 reaches."""
     passes = student_passes(config)
     flop = sizes.teacher.flop + passes * sizes.student.flop
     kernels = sizes.teacher_work.kernels + passes * sizes.student_work.kernels
@@ -97,15 +98,18 @@ def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: flo
 
 
 def student_passes(config: Config) -> int:
-    """A step's arithmetic of the student, in forwards: its own, two for its backward, one more where it is redone."""
+    """Returns the student's arithmetic in a step, in units of its forward pass.
+
+    The forward pass counts 1 and the backward pass 2. Activation checkpointing repeats the forward pass.
+    """
     return 4 if config.engine.activation_checkpointing else 3
 
 
 def hiding_share(config: Config, sizes: Sizes) -> float:
-    """The share of a step's computing that runs beside the engine's traffic.
+    """Returns the share of a step's computing time that can overlap with the engine's traffic.
 
-    None for stages 0 to 2, which reduce after the backward pass. FSDP2 and stage 3 gather and reduce beside the
-    student's passes, while the teacher's forward has nothing to hide, except where the teacher is sharded too.
+    It is 0 for ZeRO stages 0 to 2, which reduce after the backward pass. FSDP2 and stage 3 gather and reduce during the
+    student's passes. The teacher's forward pass has no traffic to overlap with, unless the teacher is sharded, too.
     """
     engine = config.engine
     if engine.kind != "fsdp" and engine.zero_stage != 3:
@@ -117,16 +121,20 @@ def hiding_share(config: Config, sizes: Sizes) -> float:
 
 
 def idle_seconds(arithmetic: float, share: float, kernels: int, micro: int) -> float:
-    """What a micro-batch adds to a full GPU's arithmetic: `share` of its cores busy, kernels that can't be shorter."""
+    """Returns the time that a small micro-batch adds to the arithmetic of a full GPU.
+
+    share: share of the cores that it keeps busy (see filled())
+    kernels: number of kernels, which can't be shorter than SHORTEST_KERNEL
+    """
     return arithmetic * (1 / share - 1) + SHORTEST_KERNEL * kernels * max(0.0, 1 - micro / FULL)
 
 
 def filled(sizes: Sizes, gpu: Gpu, micro: int) -> float:
-    """How many of a GPU's cores a micro-batch keeps busy, by what a full one does; 1 from there on."""
+    """Returns how many cores a micro-batch keeps busy, as a share of those that a full one does; at most 1."""
     return full_share(sizes.teacher_work, sizes.student_work, micro, gpu)
 
 
 def full_share(teacher: Work | None, student: Work, micro: int, gpu: Gpu) -> float:
-    """The same of any two networks, the second of which is trained."""
+    """Returns what filled() returns, for any teacher (None: no teacher) and a student, which is trained."""
     small, full = (occupancy(teacher, student, batch, gpu.cores) for batch in (min(micro, FULL), FULL))
     return min(1.0, small / full)

@@ -1,1 +1,1 @@
-"""The ground floor of every process: entry point, exit codes, logs, ranks, files, locks."""
+"""What every process uses: entry point, exit codes, logs, ranks, files, locks."""

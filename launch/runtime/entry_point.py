@@ -1,6 +1,7 @@
-"""The entry every stage shares: `python -m randcond.PACKAGE [STAGE] EXPERIMENT [key=value ...] [--dry-run]`.
+"""The entry point of every stage: `python -m randcond.PACKAGE [STAGE] EXPERIMENT [key=value ...] [--dry-run]`.
 
-Reads the experiment, checks it, pins the threads, and turns the user's mistakes into one line instead of a traceback.
+Reads and checks the experiment, and sets the number of CPU threads. Reports a user's mistake as one line without a
+traceback.
 """
 
 import atexit
@@ -31,19 +32,19 @@ Stage = Callable[[Config], None]
 
 
 def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = None) -> None:
-    """Runs one of a package's stages; `stages` maps a name to (check, run), both given the resolved configuration.
+    """Runs one of a package's stages, then ends this process with 0 or a code of `runtime/exit_codes.py`.
 
-    `--dry-run` prints the resolved configuration and checks it against what is on disk, and does nothing else.
-    `--local_rank=N`, which launchers append, is accepted and ignored. Of several ranks, each writes a log of its own.
-    Ends this process with 0, or a code of `runtime/exit_codes.py`.
+    `stages` maps a stage's name to two functions: (check, run). Both get the resolved configuration.
+    `--dry-run` prints the resolved configuration, checks it against the files on disk, and does nothing else.
+    `--local_rank=N`, which launchers append, is ignored. If there are several ranks, each writes its own log file.
     """
     start_console()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    before: dict[int, Any] = {}
+    previous_handlers: dict[int, Any] = {}
     names = " | ".join(stages)
     usage = f"usage: [{names}] EXPERIMENT [section.key=value ...] [--dry-run]"
     arguments = [word for word in arguments if not word.startswith("--local_rank")]
-    leave: Callable[[int], Any] = _end_early
+    end: Callable[[int], Any] = _end_early
     if not arguments or {"--help", "-h"} & set(arguments):
         print(usage)
         return
@@ -63,7 +64,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         name_interface()
         name_accelerator()
         end_with_parent()
-        before = exit_when_preempted()
+        previous_handlers = exit_when_preempted()
         limit_threads(config)
         check(config)
         if "--dry-run" in flags:
@@ -72,35 +73,37 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         if "RANK" in os.environ:
             rank = int(os.environ["RANK"])
             log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", rank)
-        leave = _end
+        end = _end
         try:
             run(config)
-        except SystemExit as asked:
-            leave(int(asked.code or 0))
-        leave(0)
+        except SystemExit as exit_request:
+            end(int(exit_request.code or 0))
+        end(0)
     except (Exception, KeyboardInterrupt) as error:
-        leave(report_error(error))
+        end(report_error(error))
     finally:
         flush()
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
 def _end_early(code: int) -> NoReturn:
+    """Ends this process before its stage has started."""
     record_first_exit(code)
     sys.exit(code)
 
 
 def _end(code: int) -> NoReturn:
-    """Ends this process without taking its libraries apart.
+    """Ends this process without running the destructors of its libraries.
 
-    C++ threads that outlive their owners (gloo's, the rendezvous store's) now and then abort there, and the launcher
-    would take a finished run for a lost rank, or a mistake for something that passes.
+    C++ threads that outlive their owners (those of gloo and of the rendezvous store) sometimes abort in a destructor.
+    The launcher would then take a finished run for a lost rank, or a user's mistake for a temporary fault.
     """
     record_first_exit(code)
-    for child in multiprocessing.active_children():  # loaders that an error left: they heed no signal, and atexit joins
+    # After an error, loader processes may still run. They ignore signals, and atexit would wait for them.
+    for child in multiprocessing.active_children():
         child.kill()
-    threading._shutdown()  # type: ignore[attr-defined]  # what is being written is written
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that write files
     atexit._run_exitfuncs()
     flush()
     os._exit(code)

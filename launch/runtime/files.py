@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all, and what tells two of them apart.
+"""Atomic writes of files and folders, JSON files, and content hashes.
 
-Everything is written aside, fsynced and renamed, so that a kill at any moment leaves the old file or the new one.
+Every file is written under a temporary name, fsynced and renamed. A kill at any moment leaves the old file or the new
+one.
 """
 
 import glob
@@ -20,32 +21,36 @@ from randcond.launch.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write a file or fill a folder at; renames it into place on success.
+    """Yields a temporary path for a new file or folder, and renames it to `path` if the block succeeds.
 
-    What a killed process left aside is removed first by the next writer of the same path.
+    The temporary path is in the folder of `path`. Temporary files that killed processes of this host left for the same
+    `path` are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = f".{path.name}.{platform.node()}.{_pid_namespace()}."
-    aside = path.parent / f"{mine}{os.getpid()}.part"
-    for other in path.parent.glob(glob.escape(mine) + "*.part"):  # of this host: only its processes can be asked for
-        pid = other.name.removeprefix(mine).removesuffix(".part")
+    prefix = f".{path.name}.{platform.node()}.{_pid_namespace()}."
+    temporary = path.parent / f"{prefix}{os.getpid()}.part"
+    for other in path.parent.glob(glob.escape(prefix) + "*.part"):  # only processes of this host can be checked
+        pid = other.name.removeprefix(prefix).removesuffix(".part")
         if pid.isdecimal() and not _alive(int(pid)):
             remove(other)
-    remove(aside)
+    remove(temporary)
     try:
-        yield aside
-        sync(aside)
+        yield temporary
+        sync(temporary)
         if path.is_dir():
             remove(path)
-        os.replace(aside, path)
+        os.replace(temporary, path)
         sync(path.parent, deep=False)
     except BaseException:
-        remove(aside)
+        remove(temporary)
         raise
 
 
 def _pid_namespace() -> int:
-    """Tells two containers of one host name from each other, whose processes may have the same numbers."""
+    """Returns the number of this process's PID namespace, 0 if unknown.
+
+    Two containers with the same host name may use the same process numbers. Their namespaces differ.
+    """
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -53,6 +58,7 @@ def _pid_namespace() -> int:
 
 
 def _alive(pid: int) -> bool:
+    """Returns True if this host has a process with this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -63,7 +69,7 @@ def _alive(pid: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -71,7 +77,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path, deep: bool = True) -> None:
-    """Forces a file, or a folder and (deep) all it holds, to the disk."""
+    """Flushes a file or folder to the disk; with `deep`, also everything in the folder."""
     if deep and path.is_dir():
         for part in path.iterdir():
             sync(part)
@@ -83,18 +89,18 @@ def sync(path: Path, deep: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole."""
-    with atomic_write(path) as aside:
-        aside.write_text(text)
+    """Writes a text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file whole, keys in the order given."""
+    """Writes a JSON file atomically. Keys keep their order."""
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; raises UserError naming it when it is damaged."""
+    """Reads a JSON file. Raises UserError that names the file if it is damaged."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -102,15 +108,15 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's content."""
+    """Returns the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files, where it may, to have room for so many and some more."""
+    """Raises this process's limit of open files to `count` plus 512, as far as the hard limit permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    needed = count + 512
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

@@ -1,4 +1,4 @@
-"""Files of JSON lines: read up to a line that a kill cut off, cut back where a resumed run goes on."""
+"""JSON Lines files. A kill may cut off the last line. A resumed run removes the lines that it will write again."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,10 @@ from randcond.launch.runtime.files import write_text
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a file of JSON lines, as text and as data, up to one that a kill cut off; none without a file."""
+    """Yields the lines of a JSON Lines file, as text and as data, up to a line that is cut off.
+
+    Yields nothing if there is no file.
+    """
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             yield line, json.loads(line)
@@ -19,7 +22,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def lines_up_to(path: Path, step: int) -> Path:
-    """Drops the lines after a step, which a resumed run writes again, and a last line that was cut off."""
+    """Removes the lines after `step`, and a last line that is cut off. Returns `path`."""
     before = takewhile(lambda line: line[1]["step"] <= step, whole_lines(path))
     write_text(path, "".join(f"{text}\n" for text, _ in before))
     return path

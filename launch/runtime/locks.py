@@ -1,4 +1,7 @@
-"""Locks that the system lets go of when their holder dies: one writer per run folder, one worker per piece of work."""
+"""File locks: one writer per run folder, one worker per piece of work.
+
+The system releases a lock when the process that holds it dies.
+"""
 
 import errno
 import fcntl
@@ -12,11 +15,14 @@ from pathlib import Path
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.logs import log
 
-_held: list[int] = []  # file descriptors kept open for the life of the process
+_held: list[int] = []  # open file descriptors: they hold their locks until this process ends
 
 
 def _try_lock(path: Path) -> int | None:
-    """An open, locked file descriptor, or None when another process holds the lock, or removed the file just now."""
+    """Locks a file and returns its open file descriptor.
+
+    Returns None if another process holds the lock or has just removed the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -26,53 +32,61 @@ def _try_lock(path: Path) -> int | None:
         return None
     except OSError as error:
         os.close(handle)
-        if error.errno == errno.ESTALE:  # NFS: removed by its holder on another host since it was opened
+        if error.errno == errno.ESTALE:  # NFS: the holder on another host removed the file after it was opened here
             return None
         if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise UserError(
-                f"{path.parent}: its file system knows no flock ({error.strerror}); mount it with flock, or use another"
+                f"{path.parent}: this file system does not support flock ({error.strerror}); mount it with flock, "
+                "or use another file system"
             ) from None
         raise
     return handle
 
 
 def hold_lock(folder: Path, patience: float = 30.0) -> None:
-    """Takes a run folder for the life of this process.
+    """Locks a run folder until this process ends.
 
-    Raises UserError when another process still holds it after `patience` seconds.
+    Raises UserError if another process still holds the lock after `patience` seconds.
     """
-    _held.append(_take(folder, patience))
+    _held.append(_wait_for_lock(folder, patience))
 
 
 @contextmanager
-def locked(folder: Path, patience: float = 30.0, waiting: str = "") -> Iterator[None]:
-    """The same for as long as the context lasts; `waiting` is printed where another holds it."""
-    handle = _take(folder, patience, waiting)
+def locked(folder: Path, patience: float = 30.0, message: str = "") -> Iterator[None]:
+    """Locks a folder until the context ends.
+
+    `message`: logged once if another process holds the lock.
+    Raises UserError if another process still holds the lock after `patience` seconds.
+    """
+    handle = _wait_for_lock(folder, patience, message)
     try:
         yield
     finally:
         os.close(handle)
 
 
-def _take(folder: Path, patience: float, waiting: str = "") -> int:
+def _wait_for_lock(folder: Path, patience: float, message: str = "") -> int:
     deadline = time.monotonic() + patience
-    said = not waiting
+    logged = not message
     while (handle := _try_lock(folder / ".lock")) is None:
         if time.monotonic() > deadline:
-            raise UserError(f"{folder} is being written by another run; wait for it or end it")
-        if not said:
-            log.info(waiting)
-            said = True
+            raise UserError(f"{folder} is being written by another run; wait for that run or stop it")
+        if not logged:
+            log.info(message)
+            logged = True
         time.sleep(0.1)
     return handle
 
 
-def claim_each(pieces: list[Path], done: Callable[[Path], bool], behind: int = 0) -> Generator[int, None, None]:
-    """Numbers of the pieces that are not done and that no other process works at, each claimed while it is used.
+def claim_each(pieces: list[Path], done: Callable[[Path], bool], unfinished: int = 0) -> Generator[int, None, None]:
+    """Yields the numbers of the pieces of work that are not done. Each piece is locked while the caller works on it.
 
-    Any number of processes on any hosts that share the folder may iterate at once: every piece is given to one of
-    them, and a killed one's goes to another. Ends when all are done: it waits for those that others work at, and for
-    the last `behind` of its own, which may be finished in a thread while the next one is begun.
+    Several processes, on any hosts that share the folder, may iterate at the same time. Each piece goes to one of them.
+    If that process is killed, its piece goes to another one. The iteration ends when all pieces are done, so it also
+    waits for the pieces of other processes.
+
+    `done`: returns True if a piece is done.
+    `unfinished`: how many pieces may still be in work, in a thread of the caller, when the next one is yielded.
     """
     claimed: deque[tuple[Path, int]] = deque()
 
@@ -81,24 +95,24 @@ def claim_each(pieces: list[Path], done: Callable[[Path], bool], behind: int = 0
         lock.unlink(missing_ok=True)
         os.close(handle)
 
-    left = list(range(len(pieces)))
+    remaining = list(range(len(pieces)))
     try:
-        while left := [number for number in left if not done(pieces[number])]:
-            busy = True
-            for number in left:
+        while remaining := [number for number in remaining if not done(pieces[number])]:
+            all_taken = True
+            for number in remaining:
                 lock = pieces[number].parent / f".{pieces[number].name}.claim"
                 handle = _try_lock(lock)
                 if handle is None:
                     continue
                 claimed.append((lock, handle))
-                if done(pieces[number]):  # by another, between our looking and our claiming
+                if done(pieces[number]):  # another process finished it before we locked it
                     release(claimed.pop())
                     continue
-                busy = False
+                all_taken = False
                 yield number
-                while len(claimed) > behind:
+                while len(claimed) > unfinished:
                     release(claimed.popleft())
-            if busy:
+            if all_taken:
                 time.sleep(0.5)
     finally:
         while claimed:

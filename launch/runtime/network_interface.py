@@ -1,4 +1,4 @@
-"""Over which network gloo's ranks of several hosts talk, where nobody has said it."""
+"""Chooses the network interface that gloo uses between hosts, unless the user has chosen one."""
 
 import ipaddress
 import os
@@ -10,8 +10,8 @@ import psutil
 def name_interface() -> None:
     """Sets GLOO_SOCKET_IFNAME to the interface that leads to the first rank's host, unless it is set.
 
-    Left alone, gloo listens at the address to which this host's own name resolves: on Debian 127.0.1.1, where no other
-    host finds it. NCCL looks for an interface itself.
+    By default gloo listens at the address to which this host's own name resolves. On Debian that is 127.0.1.1, which
+    no other host can reach. NCCL chooses an interface itself.
     """
     first = os.environ.get("MASTER_ADDR")
     if first and "GLOO_SOCKET_IFNAME" not in os.environ and (found := interface_to(first)):
@@ -19,11 +19,11 @@ def name_interface() -> None:
 
 
 def interface_to(host: str) -> str | None:
-    """The interface whose address this machine has towards a host; None over loopback, or where it can't be told."""
+    """Returns the network interface that leads to a host; None if it is loopback or unknown."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)  # of a datagram's: routed, nothing sent
+            probe.connect(address)  # a datagram socket: finds the route, sends nothing
             here = probe.getsockname()[0]
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""A process among its launcher, its scheduler and its parent: ranks, threads, signals."""
+"""Sets up a process for its launcher and scheduler: ranks, CPU threads, signals, and its end with its parent."""
 
 import ctypes
 import os
@@ -14,9 +14,9 @@ from randcond.launch.config.gpus import nvidia_here
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.exit_codes import PREEMPTED, record_first_exit
 
-STOP_FILE = "RANDCOND_STOP_FILE"  # environment: a file whose appearance asks a training to save and end
-RANKS_FROM = "RANDCOND_RANKS"  # environment: "slurm" where srun, not a launcher, says which rank this is
-QUIET = {  # the libraries' start-up chatter; their errors still come through
+STOP_FILE = "RANDCOND_STOP_FILE"  # environment: path of a file; a training saves and ends when it appears
+RANKS_FROM = "RANDCOND_RANKS"  # environment: "slurm" if srun starts the ranks, without a launcher
+QUIET = {  # environment that silences start-up messages of libraries; their errors are still shown
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -26,50 +26,54 @@ QUIET = {  # the libraries' start-up chatter; their errors still come through
 
 
 def name_accelerator() -> None:
-    """Tells DeepSpeed of a machine without a GPU, before it looks for one and warns."""
+    """On a machine without a GPU: tells DeepSpeed so, which would otherwise search for one and warn."""
     if not nvidia_here():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def exit_when_preempted() -> dict[int, Any]:
-    """Makes SIGTERM and SIGUSR1 end this process at once with PREEMPTED; the handlers before, by signal.
+    """Makes SIGTERM and SIGUSR1 end this process at once with PREEMPTED. Returns the previous handlers by signal.
 
-    For what has nothing to save but finished shards and batches of images. A training listens itself, from its first
-    step on. Slurm ends a job's other ranks by SIGTERM as soon as the first one has ended, so both mean the same.
+    This suits stages that have nothing to save but finished shards and batches of images. A training installs its own
+    handlers before its first step. Slurm sends SIGTERM to a job's other ranks as soon as the first one has ended, so
+    both signals mean the same.
     """
     return {number: signal.signal(number, _end_at_once) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
 def _end_at_once(number: int, frame: object) -> None:
-    if number == signal.SIGUSR1:  # the notice. SIGTERM may be srun's, since another rank was killed: its code counts
+    # SIGUSR1 is Slurm's notice before the time limit. SIGTERM may come from srun because another rank was killed. Then
+    # the code of that rank counts.
+    if number == signal.SIGUSR1:
         record_first_exit(PREEMPTED)
-    os.write(2, b"asked to end; what is finished is kept\n")
+    os.write(2, b"preempted; finished work is kept\n")
     os._exit(PREEMPTED)
 
 
 def read_slurm_ranks() -> None:
-    """Takes rank and world size from srun, where the job's script says that srun starts the ranks."""
+    """Takes rank and world size from srun's environment if the job's script says that srun starts the ranks."""
     if os.environ.get(RANKS_FROM) == "slurm":
         for name, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
             os.environ[name] = os.environ[f"SLURM_{theirs}"]
-        # "8(x2),4" for two hosts of 8 and one of 4; a script of ours starts as many on each.
+        # srun writes "8(x2),4" for two hosts with 8 tasks and one with 4. Our job scripts start the same number on each.
         os.environ["LOCAL_SIZE"] = re.split(r"[(,]", os.environ["SLURM_STEP_TASKS_PER_NODE"])[0]
 
 
 def end_with_parent() -> None:
-    """Makes a rank end when its launcher or the `randcond run` above it dies: no rank trains on alone.
+    """Makes a rank end when its launcher or the `randcond run` above it dies, so that no rank goes on alone.
 
-    The launcher's own processes do not see to that: a killed one leaves its ranks running.
+    Launchers don't do this: the ranks of a killed launcher go on.
     """
     if sys.platform == "linux" and "RANK" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     supervisor = os.environ.get("RANDCOND_SUPERVISOR")
     if supervisor and os.environ.get("RANDCOND_HOST", platform.node()) == platform.node():
-        threading.Thread(target=_watch, args=(int(supervisor),), daemon=True).start()
+        threading.Thread(target=_die_with, args=(int(supervisor),), daemon=True).start()
 
 
-def _watch(pid: int) -> None:
+def _die_with(pid: int) -> None:
+    """Kills this process when process `pid` is gone. Checks once per second."""
     while True:
         try:
             os.kill(pid, 0)
@@ -81,7 +85,10 @@ def _watch(pid: int) -> None:
 
 
 def limit_threads(config: Config) -> None:
-    """Pins the CPU threads of this rank before torch is imported: results depend on their number in the last bits."""
+    """Sets the number of CPU threads of this rank. Call it before torch is imported.
+
+    The last bits of results depend on this number.
+    """
     if config.engine.threads is not None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(config.engine.threads)

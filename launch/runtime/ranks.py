@@ -1,4 +1,4 @@
-"""Which process this is among how many, and its device, as torchrun and the deepspeed launcher say it."""
+"""Rank, world size and device of this process, from the environment that the launcher sets."""
 
 import os
 
@@ -6,29 +6,32 @@ import torch
 
 
 def rank() -> int:
-    """Global rank of this process, 0 when it runs alone."""
+    """Returns the global rank of this process; 0 if it runs alone."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes on all hosts, 1 when this one runs alone."""
+    """Returns the number of processes on all hosts; 1 if this one runs alone."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_ranks() -> int:
-    """Number of processes on this host, as torchrun, the deepspeed launcher or our job's script says it."""
+    """Returns the number of processes on this host, as set by torchrun, the deepspeed launcher or our job's script."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
 
 
 def device() -> torch.device:
-    """This process's GPU (by its number on its own host), made the current one, or the CPU where there is none."""
+    """Returns this process's GPU, chosen by its local rank, and makes it the current one.
+
+    Returns the CPU if there is no GPU.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     mine = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(mine)  # synchronising, and libraries that name no device, mean this one
+    torch.cuda.set_device(mine)  # for synchronize(), and for libraries that name no device
     return mine
 
 
 def cpu_threads() -> int | None:
-    """Threads of a CPU computation, which decide its last bits; None on a GPU, where they don't."""
+    """Returns the number of CPU threads, on which the last bits of results depend; None on a GPU."""
     return None if torch.cuda.is_available() else torch.get_num_threads()

@@ -1,1 +1,1 @@
-"""What networks cost, counted from their configurations: parameters, MACs, memory, GPU occupancy."""
+"""Parameters, MACs, memory and GPU occupancy of networks, computed from their configurations."""

@@ -1,7 +1,7 @@
-"""What a U-Net costs: parameters, MACs, training FLOP; from its configuration alone, on no device, in seconds.
+"""Counts the parameters, MACs and training FLOP of a network from its configuration, in seconds and without a device.
 
-MACs are of one call at batch 1 and 77 caption tokens; convolutions and linear layers (the paper's convention) and the
-attention's two matrix products are counted apart, by torch's own FLOP counter on meta tensors.
+MACs are those of one call with batch 1 and 77 caption tokens. Convolutions and linear layers (the paper's convention)
+are counted separately from the two matrix products of attention. torch's FLOP counter counts them on meta tensors.
 """
 
 from collections.abc import Mapping
@@ -18,29 +18,29 @@ from randcond.model_zoo.denoiser.condition import blank_forward
 from randcond.model_zoo.denoiser.configuration import once_per_configuration
 
 TOKENS = 77
-_ATTENTION_OPS = {"aten.bmm"}  # scaled dot products, as they appear on meta tensors
+_ATTENTION_OPS = {"aten.bmm"}  # the products of scaled dot-product attention on meta tensors
 _LAYER_OPS = {"aten.convolution", "aten.addmm", "aten.mm"}
 
 
 @dataclass(frozen=True)
 class UNetCost:
-    """One U-Net: numbers, not millions."""
+    """Size and cost of one U-Net, as plain counts (not in millions)."""
 
     parameters: int
-    macs: int  # convolution and linear layers
-    attention_macs: int
+    macs: int  # of convolutions and linear layers, in one call
+    attention_macs: int  # of attention products, in one call
 
     @property
     def flop(self) -> int:
-        """Floating-point operations of one call, attention included: two per MAC."""
+        """Floating-point operations of one call, two per MAC, including attention."""
         return 2 * (self.macs + self.attention_macs)
 
 
 @once_per_configuration
 def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int = TOKENS) -> UNetCost:
-    """Parameters and MACs of a U-Net class at a configuration.
+    """Returns the parameters and MACs of a U-Net class with a configuration.
 
-    Raises UserError naming an operation that would be counted in neither column.
+    tokens: length of the captions. Raises UserError naming the operations that are neither layers nor attention.
     """
     with torch.device("meta"), torch.no_grad():
         unet = model.from_config(config)
@@ -48,18 +48,21 @@ def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], toke
             blank_forward(unet, tokens=tokens)
     flop = {str(op): number for op, number in counter.get_flop_counts()["Global"].items()}
     if unknown := flop.keys() - _ATTENTION_OPS - _LAYER_OPS:
-        raise UserError(f"cost: operations {sorted(unknown)} are counted in no column")
+        raise UserError(f"cost: unknown operations {sorted(unknown)}; add them to _LAYER_OPS or _ATTENTION_OPS")
     macs, attention = (sum(flop.get(op, 0) for op in ops) // 2 for ops in (_LAYER_OPS, _ATTENTION_OPS))
     return UNetCost(sum(p.numel() for p in unet.parameters()), macs, attention)
 
 
 def training_flop(teacher: UNetCost, student: UNetCost) -> int:
-    """Floating-point operations of distilling one sample: teacher forward, student forward and backward."""
+    """Returns the FLOP of distilling one sample: teacher forward pass, student forward and backward passes."""
     return teacher.flop + 3 * student.flop
 
 
 def decoder_cost(vae: dict[str, Any], side: int) -> tuple[int, int]:
-    """(parameters of a VAE, floating-point operations of decoding one latent of `side` x `side`)."""
+    """Returns the number of parameters of a VAE, and the FLOP of decoding one latent [1, C, side, side].
+
+    vae: arguments of AutoencoderKL.
+    """
     with torch.device("meta"), torch.no_grad():
         network: Any = AutoencoderKL.from_config(vae)
         with FlopCounterMode(display=False) as counter:
@@ -68,6 +71,9 @@ def decoder_cost(vae: dict[str, Any], side: int) -> tuple[int, int]:
 
 
 def text_parameters(config: dict[str, Any]) -> int:
-    """Parameters of a CLIP text encoder, its projection left out."""
+    """Returns the number of parameters of a CLIP text encoder without its projection.
+
+    config: arguments of CLIPTextConfig.
+    """
     with torch.device("meta"):
         return sum(p.numel() for p in CLIPTextModel(CLIPTextConfig(**config)).parameters())

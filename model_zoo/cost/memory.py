@@ -1,7 +1,7 @@
-"""What a GPU holds while a student trains: the state's share under each engine, and what a forward keeps.
+"""Predicts the GPU memory of training a student: the training state under each engine, and the activations.
 
-From configurations and parameter shapes alone. The engines' shares are what DeepSpeed 0.19 and FSDP2 were measured to
-allocate (tests/unit/launch/test_planner.py holds them to it).
+The predictions need only configurations and parameter shapes. The formulas for the training state reproduce what
+DeepSpeed 0.19 and FSDP2 were measured to allocate (checked by tests/unit/launch/test_planner.py).
 """
 
 import math
@@ -22,98 +22,100 @@ from randcond.model_zoo.denoiser.configuration import UNetConfig, once_per_confi
 from randcond.model_zoo.students.features import feature_shapes, projectors
 from randcond.model_zoo.students.registry import find_rule, student_config
 
-# Bytes per number of a compared feature, by loss: the teacher's and the student's in fp32, of SLIM's frequency loss the
-# half of a complex spectrum and its weights beside (measured; tests/unit/launch/test_planner.py holds them to it).
+# Bytes that a loss keeps per element of a tapped feature. Every loss keeps the teacher's and the student's features in
+# fp32. SLIM's frequency loss also keeps half of a complex spectrum and its weights. The numbers are measured
+# (checked by tests/unit/launch/test_planner.py).
 COMPARED_BYTES = {"feature": 8, "spatial": 8, "frequency": 12.5}
-BUCKET = 500_000_000  # DeepSpeed: gradients that are reduced at once
-PERSISTENT = 100_000  # DeepSpeed ZeRO-3: parameters up to this size stay whole on every rank
-LIVE = 1_000_000_000  # DeepSpeed ZeRO-3: gathered parameters that it keeps at once
+BUCKET = 500_000_000  # DeepSpeed: elements of gradients that are reduced at once
+PERSISTENT = 100_000  # DeepSpeed ZeRO-3: tensors with up to this many elements are not sharded
+LIVE = 1_000_000_000  # DeepSpeed ZeRO-3: gathered parameters that a rank keeps at once
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a training state lies over the ranks."""
+    """How the training state is sharded over the ranks."""
 
     kind: str  # zero-0 ... zero-3, fsdp-full, fsdp-grad_op, fsdp-hybrid
-    ranks: int = 1
-    group: int | None = None  # fsdp-hybrid: ranks that hold one copy together
-    compute_bytes: int = 2  # of a computing parameter: 2 bf16, 4 fp32
-    accumulates: bool = False  # several micro-batches per step
+    ranks: int = 1  # world size
+    group: int | None = None  # fsdp-hybrid: number of ranks that share one replica
+    compute_bytes: int = 2  # bytes per parameter in the compute dtype: 2 for bf16, 4 for fp32
+    accumulates: bool = False  # True with gradient accumulation
 
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes per GPU of the training state, largest between a step's last backward and its update."""
+    """Bytes per GPU of the training state at its peak, between a step's last backward pass and its update."""
 
-    weights: int  # the student's, as they compute, and what is kept whole of them
+    weights: int  # the student's weights in the compute dtype, including those that are not sharded
     gradients: int
-    optimizer: int  # fp32 master weights where they are apart, AdamW's two moments, EMA
-    buffers: int  # allocated at the start for good
-    transient: int  # gathered weights and reduction buckets, there for a part of a step
+    optimizer: int  # AdamW's two moments, EMA weights, and separate fp32 master weights if there are any
+    buffers: int  # allocated once, at the start
+    transient: int  # gathered weights and reduction buckets, allocated during a part of the step
 
     @property
     def resident(self) -> int:
-        """All but the transient ones."""
+        """Sum of all parts except the transient ones."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
 
-def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], how: Sharding) -> StateMemory:
-    """The state's share of the first rank (no rank has more).
+def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], sharding: Sharding) -> StateMemory:
+    """Returns the memory of the training state on the first rank. No rank has more.
 
-    shapes: of the trained parameters; blocks: numbers of parameters that FSDP gathers at once.
+    shapes: shapes of the trained parameters.
+    blocks: numbers of parameters in the blocks that FSDP gathers one at a time.
     """
     numels = [math.prod(shape) for shape in shapes]
-    total, low = sum(numels), how.compute_bytes
-    bucket = 4 * min(BUCKET, total)  # sums over the ranks are in fp32
-    if how.kind.startswith("fsdp"):
-        shards = (how.group or how.ranks) if how.kind == "fsdp-hybrid" else how.ranks
-        mine = sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)  # whole rows
-        gathered = sum(blocks) if how.kind == "fsdp-grad_op" else sum(sorted(blocks)[-2:])  # one ahead
-        # a group of one gathers all the same: the computing copies are made then
-        return StateMemory(0, 4 * mine, 16 * mine, 0, (low + 4) * gathered)
-    if how.kind == "zero-3":
-        mine = sum(-(-numel // how.ranks) for numel in numels)
-        whole = persistent(shapes)
-        return StateMemory(low * (mine + whole), 4 * mine, 16 * mine, bucket, low * min(LIVE, total))
-    mine = -(-total // how.ranks)
-    if how.kind == "zero-2":
-        return StateMemory(low * total, 4 * mine, 16 * mine, 0, 2 * bucket)
-    if how.kind == "zero-1":
-        if low == 2:  # the gradients as they come, and their fp32 accumulators, which are reduced in place
-            return StateMemory(low * total, (low + 4) * total, 16 * mine, 0, 0)
-        return StateMemory(low * total, 4 * (total if how.accumulates else mine), 16 * mine, 0, bucket)
-    assert how.kind == "zero-0" and low == 4, how
+    total, width = sum(numels), sharding.compute_bytes
+    bucket = 4 * min(BUCKET, total)  # reductions over the ranks are in fp32
+    if sharding.kind.startswith("fsdp"):
+        shards = (sharding.group or sharding.ranks) if sharding.kind == "fsdp-hybrid" else sharding.ranks
+        own = sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)  # FSDP shards whole rows
+        # FSDP gathers one block ahead. A group of one gathers too, because that creates the compute-dtype copies.
+        gathered = sum(blocks) if sharding.kind == "fsdp-grad_op" else sum(sorted(blocks)[-2:])
+        return StateMemory(0, 4 * own, 16 * own, 0, (width + 4) * gathered)
+    if sharding.kind == "zero-3":
+        own = sum(-(-numel // sharding.ranks) for numel in numels)
+        return StateMemory(width * (own + persistent(shapes)), 4 * own, 16 * own, bucket, width * min(LIVE, total))
+    own = -(-total // sharding.ranks)
+    if sharding.kind == "zero-2":
+        return StateMemory(width * total, 4 * own, 16 * own, 0, 2 * bucket)
+    if sharding.kind == "zero-1":
+        if width == 2:  # bf16 gradients, and their fp32 accumulators, which are reduced in place
+            return StateMemory(width * total, (width + 4) * total, 16 * own, 0, 0)
+        return StateMemory(width * total, 4 * (total if sharding.accumulates else own), 16 * own, 0, bucket)
+    assert sharding.kind == "zero-0" and width == 4, sharding
     return StateMemory(4 * total, 4 * total, 12 * total, 0, bucket)
 
 
 def persistent(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Numbers that ZeRO-3 keeps whole on every rank."""
+    """Returns the number of parameters that ZeRO-3 does not shard."""
     return sum(numel for numel in map(math.prod, shapes) if numel <= PERSISTENT)
 
 
 def trained_shapes(rule_name: str, teacher: UNetConfig) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Shapes of a student's and its projectors' parameters, and the sizes of the blocks that FSDP gathers at once.
+    """Returns the parameter shapes of a student and its projectors, and the sizes of the blocks that FSDP gathers.
 
-    Raises UserError when the rule does not apply to the teacher.
+    A block's size is its number of parameters. The last block holds all parameters outside the U-Net's blocks.
+    Raises UserError if the rule does not apply to the teacher.
     """
     rule, config = find_rule(rule_name), student_config(rule_name, teacher)
     with torch.device("meta"):
         unet: Any = rule.model.from_config(config)
-        extra = projectors((rule.model, config), teacher, rule)
-    shapes = [tuple(p.shape) for network in (unet, *extra) for p in network.parameters()]
+        modules = (unet, *projectors((rule.model, config), teacher, rule))
+    shapes = [tuple(p.shape) for network in modules for p in network.parameters()]
     blocks = block_sizes(unet)
     rest = sum(math.prod(shape) for shape in shapes) - sum(blocks)
     return shapes, [*blocks, rest]
 
 
 def unet_blocks(config: UNetConfig) -> list[int]:
-    """The same of a configuration."""
+    """Returns the number of parameters of each down, mid and up block, given a U-Net's configuration."""
     with torch.device("meta"):
         return block_sizes(UNet2DConditionModel.from_config(config))
 
 
 def block_sizes(unet: Any) -> list[int]:
-    """Numbers of parameters of a U-Net's down, mid and up blocks."""
+    """Returns the number of parameters of each down, mid and up block of a U-Net."""
     parts = [part for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if part is not None]
     return [sum(p.numel() for p in part.parameters()) for part in parts]
 
@@ -125,16 +127,17 @@ def activations_per_sample(
     checkpointing: bool = False,
     compared: float = COMPARED_BYTES["feature"],
 ) -> int:
-    """Bytes per sample of a micro-batch that the student's forward and the feature losses keep for the backward.
+    """Returns the bytes per sample that the student's forward pass and the feature losses keep for the backward pass.
 
-    `compared`: of the losses, per number of a tapped feature.
+    dtype: compute dtype of the student. checkpointing: True with activation checkpointing.
+    compared: bytes that the losses keep per element of a tapped feature, see COMPARED_BYTES.
     """
     rule = find_rule(rule_name)
-    kept = saved_activations(
+    activations = saved_activations(
         rule.model, student_config(rule_name, teacher), 1, dtype=dtype, checkpointing=checkpointing
     )
-    tapped = feature_shapes(UNet2DConditionModel, teacher, [theirs for theirs, _ in rule.pairs(teacher)])
-    return kept + round(compared * sum(math.prod(shape) for shape in tapped))
+    tapped = feature_shapes(UNet2DConditionModel, teacher, [teacher_name for teacher_name, _ in rule.pairs(teacher)])
+    return activations + round(compared * sum(math.prod(shape) for shape in tapped))
 
 
 @once_per_configuration
@@ -146,18 +149,19 @@ def saved_activations(
     dtype: torch.dtype = torch.bfloat16,
     checkpointing: bool = False,
 ) -> int:
-    """Bytes that a forward keeps for its backward, parameters excluded, with a fused attention.
+    """Returns the bytes that a forward pass keeps for its backward pass, without the parameters.
 
-    With checkpointing: the inputs of the parts that are run again, and the largest of these parts when it is.
+    Attention is assumed to be fused. batch: samples. tokens: length of the captions.
+    With checkpointing, these are the inputs of all parts that run again, and the activations of the largest part.
     """
-    everything, largest = _saved(model, config, batch, tokens, dtype, checkpointing=False)
+    total, largest_part = _saved_bytes(model, config, batch, tokens, dtype, checkpointing=False)
     if not checkpointing:
-        return everything
-    inputs, _ = _saved(model, config, batch, tokens, dtype, checkpointing=True)
-    return inputs + largest
+        return total
+    inputs, _ = _saved_bytes(model, config, batch, tokens, dtype, checkpointing=True)
+    return inputs + largest_part
 
 
-def _saved(
+def _saved_bytes(
     model: type[UNet2DConditionModel],
     config: Mapping[str, Any],
     batch: int,
@@ -165,10 +169,13 @@ def _saved(
     dtype: torch.dtype,
     checkpointing: bool,
 ) -> tuple[int, int]:
-    """Bytes that one forward saves, and the most that one of the parts that checkpointing runs again does."""
-    saved: dict[int, Any] = {}  # storage -> itself: held, so that no number is given twice
-    before: list[int] = []  # how many were saved when the part that is running began
-    parts = [0]
+    """Returns the bytes that one forward pass saves, and those that its largest part saves.
+
+    The parts are the ones that activation checkpointing runs again.
+    """
+    saved: dict[int, Any] = {}  # id -> storage; storages are kept alive so that ids are not reused
+    saved_before: list[int] = []  # number of saved storages at the start of each running part
+    part_bytes = [0]
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -176,11 +183,11 @@ def _saved(
         return tensor
 
     def begin(module: nn.Module, inputs: object) -> None:
-        before.append(len(saved))
+        saved_before.append(len(saved))
 
     def end(module: nn.Module, inputs: object, output: object) -> None:
-        new = list(saved.items())[before.pop() :]
-        parts.append(sum(storage.nbytes() for key, storage in new if key not in own))
+        new = list(saved.items())[saved_before.pop() :]
+        part_bytes.append(sum(storage.nbytes() for key, storage in new if key not in parameters))
 
     with FakeTensorMode():
         torch.set_default_dtype(dtype)  # fake parameters cannot be cast later
@@ -190,13 +197,13 @@ def _saved(
             torch.set_default_dtype(torch.float32)
         if checkpointing:
             unet.train().enable_gradient_checkpointing()
-        own = {p.untyped_storage()._cdata for p in unet.parameters()}
+        parameters = {p.untyped_storage()._cdata for p in unet.parameters()}
         for part in unet.modules():
             if isinstance(part, ResnetBlock2D | BasicTransformerBlock):
                 part.register_forward_pre_hook(begin)
                 part.register_forward_hook(end)
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             out = blank_forward(unet, batch, tokens, dtype)
-        total = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
-    assert out.shape[0] == batch  # the graph, and with it every saved tensor, has lived until here
-    return total, max(parts)
+        total = sum(storage.nbytes() for key, storage in saved.items() if key not in parameters)
+    assert out.shape[0] == batch  # using `out` here keeps the graph and its saved tensors alive until now
+    return total, max(part_bytes)

@@ -1,4 +1,4 @@
-"""The rows of `randcond students`: size, cost and memory of a student rule, as plain data."""
+"""Rows of `randcond students`: size, cost and memory of a student rule, as plain data."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +12,10 @@ from randcond.model_zoo.students.registry import find_rule, student_config
 def student_row(
     name: str, teacher: UNetConfig, teacher_cost: UNetCost, micro_batch: int, zero_stage: int, ranks: int
 ) -> dict[str, Any]:
-    """One line of `randcond students` as plain data; raises UserError when the rule does not apply to this teacher."""
+    """Returns one row of `randcond students`. Raises UserError if the rule does not apply to this teacher.
+
+    micro_batch: samples per GPU. zero_stage and ranks: how the training state is sharded.
+    """
     rule, config = find_rule(name), student_config(name, teacher)
     cost = unet_cost(rule.model, config)
     state = state_memory(*trained_shapes(name, teacher), Sharding(f"zero-{zero_stage}", ranks))
@@ -32,7 +35,7 @@ def student_row(
 
 
 def shape_columns(config: UNetConfig) -> dict[str, Any]:
-    """What a configuration looks like in Table A."""
+    """Returns the columns that describe a configuration in Table A."""
     plain = plain_config(config)
     return {
         "block_out_channels": list(plain["block_out_channels"]),
@@ -43,7 +46,7 @@ def shape_columns(config: UNetConfig) -> dict[str, Any]:
 
 
 def cost_columns(cost: UNetCost) -> dict[str, Any]:
-    """Parameters and MACs, exact and in the paper's units."""
+    """Returns the numbers of parameters and MACs, exact and in the paper's units (millions and billions)."""
     return {
         "parameters": cost.parameters,
         "parameters_m": round(cost.parameters / 1e6, 1),

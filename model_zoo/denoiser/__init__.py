@@ -1,1 +1,1 @@
-"""The denoising network: its configuration, and what it is shown beside x_t and t."""
+"""The denoising network: its configuration and its condition."""

@@ -1,4 +1,4 @@
-"""A U-Net's configuration as plain data, and measurements remembered by configuration."""
+"""A U-Net's configuration as plain data, and a cache for measurements of configurations."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,9 +12,9 @@ UNetConfig = dict[str, Any]
 
 
 def plain_config(unet: Any) -> UNetConfig:
-    """A U-Net's configuration without diffusers' own bookkeeping.
+    """Returns a U-Net's configuration without diffusers' private keys.
 
-    `_use_default_values` would turn what a rule changed back into defaults, `_name_or_path` names this machine.
+    `_use_default_values` would reset values that a rule changed. `_name_or_path` holds a local path.
     """
     return {key: value for key, value in dict(unet).items() if not key.startswith("_")}
 
@@ -25,20 +25,23 @@ Measure = Callable[Concatenate[type[UNet2DConditionModel], Mapping[str, Any], P]
 
 
 def once_per_configuration(measure: Measure[P, T]) -> Measure[P, T]:
-    """Remembers what a U-Net class at a configuration came to: a forward takes seconds, and rules share many."""
-    known: dict[tuple[object, ...], T] = {}
+    """Caches a measurement of a U-Net class by class, configuration and arguments.
+
+    A measurement runs a forward pass, which takes seconds, and many rules share configurations.
+    """
+    cache: dict[tuple[object, ...], T] = {}
 
     @wraps(measure)
-    def remembered(model: type[UNet2DConditionModel], config: Mapping[str, Any], *a: P.args, **more: P.kwargs) -> T:
-        key = (model, json.dumps(plain_config(config), sort_keys=True), repr((a, more)))
-        if key not in known:
-            known[key] = measure(model, config, *a, **more)
-        return known[key]
+    def cached(model: type[UNet2DConditionModel], config: Mapping[str, Any], *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (model, json.dumps(plain_config(config), sort_keys=True), repr((args, kwargs)))
+        if key not in cache:
+            cache[key] = measure(model, config, *args, **kwargs)
+        return cache[key]
 
-    return remembered
+    return cached
 
 
 def complete_config(stored: Any) -> UNetConfig:
-    """A published unet/config.json with the keys it leaves out, as diffusers fills them."""
+    """Returns the contents of a unet/config.json, with missing keys set to diffusers' defaults."""
     with torch.device("meta"):
         return plain_config(UNet2DConditionModel.from_config(stored).config)

@@ -1,1 +1,1 @@
-"""How networks are computed: attention backends, compilation, fp8."""
+"""Attention backends, compilation and fp8."""

@@ -1,8 +1,9 @@
-"""Chooses each attention's backend once: by a self-test, and for "auto" by a race of all that pass it.
+"""Chooses an attention backend for each attention shape of a U-Net.
 
-Backends: SDPA with torch's own choice of kernel, SDPA held to one of its kernels (flash, cudnn, efficient), xformers.
-xformers has no operator for head dims that 8 does not divide (C-Small: 28, C-Micro: 20), none on a CPU, and none at
-all where its kernels were built for another torch: such modules keep SDPA, and the log says so.
+A backend must pass a self-test. "auto" measures all backends that pass and takes the fastest.
+Backends: SDPA with torch's own choice of kernel, SDPA restricted to one kernel (flash, cudnn, efficient), xformers.
+xformers does not run on CPUs, with head dims that are not divisible by 8 (C-Small: 28, C-Micro: 20), or if it was
+built for another version of torch. Such modules keep SDPA, and the log gives the reason.
 """
 
 import time
@@ -23,18 +24,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from randcond.model_zoo.denoiser.condition import blank_forward
 from randcond.model_zoo.denoiser.configuration import plain_config
 
-ROUNDS = 5  # of the race
-OF_SOFTMAX = {f"its gradient by {name}" for name in ("hidden states", "to_q.weight", "to_k.weight")}
+ROUNDS = 5  # timed calls per backend; the fastest one counts
+REQUESTED = "requested"  # the reason for a backend that the configuration names
+GRADIENT = "the gradient with respect to"
+SOFTMAX_GRADIENTS = {f"{GRADIENT} {name}" for name in ("hidden states", "to_q.weight", "to_k.weight")}
 
 
 class KernelProcessor(AttnProcessor2_0):
-    """Attention by one of SDPA's kernels and no other."""
+    """diffusers' SDPA attention processor, restricted to one kernel."""
 
     def __init__(self, kernel: SDPBackend) -> None:
         super().__init__()
         self.kernel = kernel
 
-    def __call__(self, *inputs: Any, **options: Any) -> Tensor:  # noqa: D102 (diffusers' own says it)
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:  # noqa: D102 (documented by diffusers)
         with sdpa_kernel(self.kernel):
             return super().__call__(*inputs, **options)
 
@@ -49,41 +52,44 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
 
 
 class AttentionShape(NamedTuple):
-    """What decides which kernel can run, and which is faster."""
+    """The sizes that decide which backends can run and which one is fastest."""
 
     heads: int
     head_dim: int
-    queries: int  # tokens
-    keys: int  # tokens; the caption's in cross-attention
+    queries: int  # number of query tokens
+    keys: int  # number of key tokens; in cross-attention, the caption's
 
 
 class Use(NamedTuple):
-    """Under what a network's attentions run."""
+    """The conditions under which a network runs its attention modules."""
 
     dtype: torch.dtype
     device: torch.device
     batch: int
-    trains: bool  # the backward pass is tested and raced too
-    one_graph: bool = False  # the network is compiled whole
+    trains: bool  # the backward pass is tested and timed too
+    one_graph: bool = False  # the network is compiled as one graph
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend of all attentions of one shape, and why."""
+    """The backend of all attention modules of one shape."""
 
     shape: AttentionShape
-    modules: int
-    backend: str
-    why: str
+    modules: int  # number of modules of this shape
+    backend: str  # a key of PROCESSORS
+    why: str  # REQUESTED, or the reason for this backend
 
 
 def choice_from(stored: dict[str, Any]) -> Choice:
-    """A choice as it was written to JSON."""
+    """Rebuilds a choice from its JSON form."""
     return Choice(**{**stored, "shape": AttentionShape(*stored["shape"])})
 
 
 def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, AttentionShape]:
-    """Shape of every attention module by name, from a forward of shapes only (meta device)."""
+    """Returns the shape of every attention module by name, from a forward pass on the meta device.
+
+    tokens: length of the captions.
+    """
     shapes: dict[str, AttentionShape] = {}
 
     def record(name: str) -> Any:
@@ -96,75 +102,81 @@ def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, Atten
         return hook
 
     with torch.device("meta"), torch.no_grad():
-        shadow = type(unet).from_config(plain_config(unet.config))
-        for name, module in shadow.named_modules():
+        meta_unet = type(unet).from_config(plain_config(unet.config))
+        for name, module in meta_unet.named_modules():
             if isinstance(module, Attention):
                 module.register_forward_pre_hook(record(name), with_kwargs=True)
-        blank_forward(shadow, tokens=tokens)
+        blank_forward(meta_unet, tokens=tokens)
     return shapes
 
 
-def choose_attention(unet: UNet2DConditionModel, wanted: str, use: Use, tokens: int = 77) -> list[Choice]:
-    """Chooses a backend per attention shape and sets nothing: one rank chooses for all.
+def choose_attention(unet: UNet2DConditionModel, requested: str, use: Use, tokens: int = 77) -> list[Choice]:
+    """Chooses a backend for each attention shape. Does not set it, because one rank chooses for all ranks.
 
-    wanted: a name in PROCESSORS (where its self-test passes) or "auto" (the fastest; no race on a CPU). "auto" leaves
-    xformers out of one graph: torch.compile can't follow its own choice of an operator.
+    requested: a name in PROCESSORS, or "auto". A named backend that fails its self-test is replaced by "sdpa".
+        "auto" takes the fastest backend, or "sdpa" on a CPU. It leaves out xformers if the network is compiled as one
+        graph, because torch.compile cannot trace how xformers chooses an operator.
+    tokens: length of the captions.
     """
     by_shape: dict[AttentionShape, int] = defaultdict(int)
     for shape in attention_shapes(unet, tokens).values():
         by_shape[shape] += 1
-    return [Choice(shape, modules, *_choose(shape, wanted, use)) for shape, modules in by_shape.items()]
+    return [Choice(shape, modules, *_choose(shape, requested, use)) for shape, modules in by_shape.items()]
 
 
 def set_attention(unet: UNet2DConditionModel, choices: list[Choice], tokens: int = 77) -> None:
-    """Sets every attention's processor to what was chosen for its shape."""
+    """Sets the processor of every attention module to the backend chosen for its shape."""
     modules = dict(unet.named_modules())
     backends = {choice.shape: choice.backend for choice in choices}
     for name, shape in attention_shapes(unet, tokens).items():
         modules[name].set_processor(PROCESSORS[backends[shape]]())
 
 
-def _choose(shape: AttentionShape, wanted: str, use: Use) -> tuple[str, str]:
-    if wanted == "sdpa":
-        return "sdpa", "asked for"
-    if wanted == "auto" and use.device.type == "cpu":
+def _choose(shape: AttentionShape, requested: str, use: Use) -> tuple[str, str]:
+    """Returns the backend for one shape, and the reason for it."""
+    if requested == "sdpa":
+        return "sdpa", REQUESTED
+    if requested == "auto" and use.device.type == "cpu":
         return "sdpa", "no xformers operator runs on a CPU"
-    raced = [name for name in PROCESSORS if name != "xformers" or not use.one_graph] if wanted == "auto" else [wanted]
-    seconds, refused = _test(raced, shape, use)
-    if wanted != "auto":
-        return (wanted, "asked for") if wanted in seconds else ("sdpa", refused[wanted])
+    if requested != "auto":
+        seconds, failures = _time_backends([requested], shape, use)
+        return (requested, REQUESTED) if requested in seconds else ("sdpa", failures[requested])
+    candidates = [name for name in PROCESSORS if name != "xformers" or not use.one_graph]
+    seconds, failures = _time_backends(candidates, shape, use)
     ranking = sorted(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1e3 * seconds[name]:.2f} ms" for name in ranking)
-    refused |= {"xformers": "xformers can't be part of one graph"} if use.one_graph else {}
-    return ranking[0], times + "".join(f"; {why}" for name, why in refused.items() if name == "xformers")
+    if use.one_graph:
+        failures["xformers"] = "xformers can't be part of one graph"
+    return ranking[0], times + (f"; {failures['xformers']}" if "xformers" in failures else "")
 
 
-def _test(names: Iterable[str], shape: AttentionShape, use: Use) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of the backends that pass their self-test, and why the others don't run."""
+def _time_backends(names: Iterable[str], shape: AttentionShape, use: Use) -> tuple[dict[str, float], dict[str, str]]:
+    """Returns the seconds of each backend that passes its self-test, and the reason for each that fails."""
     seconds: dict[str, float] = {}
-    refused: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for name in names:
         if name == "xformers" and not is_xformers_available():
-            refused[name] = "xformers is not installed: pip install 'randcond[xformers]'"
+            failures[name] = "xformers is not installed: pip install 'randcond[xformers]'"
             continue
         if name == "xformers" and shape.head_dim % 8:
-            refused[name] = f"xformers needs head dims divisible by 8, this one is {shape.head_dim}"
+            failures[name] = f"xformers needs head dims divisible by 8, this one is {shape.head_dim}"
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch tells at length why each kernel it did not take can't run
+                warnings.simplefilter("ignore")  # torch warns about every kernel that it did not take
                 seconds[name] = self_test(name, shape, use)
-        except Exception as error:  # whatever a foreign kernel may raise: SDPA always works
-            said = (str(error).strip().splitlines() or [""])[0]
-            refused[name] = f"{name} failed its self-test: {type(error).__name__}: {said}"
-    return seconds, refused
+        except Exception as error:  # a third-party kernel can raise anything; SDPA always works
+            reason = (str(error).strip().splitlines() or [""])[0]
+            failures[name] = f"{name} failed its self-test: {type(error).__name__}: {reason}"
+    return seconds, failures
 
 
 def self_test(backend: str, shape: AttentionShape, use: Use) -> float:
-    """Seconds of one call (and its backward) at this shape, in diffusers' own attention layer.
+    """Returns the seconds of one call of diffusers' attention layer with a backend, after comparing it with SDPA.
 
-    Raises whatever the kernel raises, and RuntimeError when its output, or where it trains a gradient, disagrees with
-    SDPA's by more than rounding.
+    If `use.trains`, the backward pass is timed and compared too.
+    Raises RuntimeError if the output or a gradient differs from SDPA's by more than rounding. Errors of the kernel are
+    not caught.
     """
     dtype, device, batch, trains, _ = use
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -174,63 +186,63 @@ def self_test(backend: str, shape: AttentionShape, use: Use) -> float:
         hidden = torch.randn(batch, shape.queries, width, device=device, dtype=dtype)
         text = torch.randn(batch, shape.keys, width, device=device, dtype=dtype)
     layer.set_processor(PROCESSORS[backend]())
-    seconds = _race(layer, hidden, text, trains)
-    drawn = _outputs(layer, hidden[:2], text[:2], trains)
+    seconds = _seconds_per_call(layer, hidden, text, trains)
+    by_backend = _output_and_gradients(layer, hidden[:2], text[:2], trains)
     layer.set_processor(AttnProcessor2_0())
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-3
-    by_sdpa = _outputs(layer, hidden[:2], text[:2], trains)
+    by_sdpa = _output_and_gradients(layer, hidden[:2], text[:2], trains)
     largest = {what: expected.abs().max() for what, expected in by_sdpa.items()}
-    if shape.keys == 1:  # a softmax over one key is 1 whatever the key: these gradients are 0, or rounding
-        largest |= dict.fromkeys(largest.keys() & OF_SOFTMAX, max(largest.values()))
+    if shape.keys == 1:  # the softmax over one key is always 1, so these gradients are 0 up to rounding
+        largest |= dict.fromkeys(largest.keys() & SOFTMAX_GRADIENTS, max(largest.values()))
     for what, expected in by_sdpa.items():
-        worst = (drawn[what] - expected).abs().max() / largest[what]
-        if not worst < tolerance:  # nor where it is not a number
+        worst = (by_backend[what] - expected).abs().max() / largest[what]
+        if not worst < tolerance:  # also catches NaN
             raise RuntimeError(f"{what} differs from SDPA's by {worst:.1e} of the largest value")
     return seconds
 
 
-def _outputs(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bool) -> dict[str, Tensor]:
-    """What a call gives, in fp32, and the gradients of its squares' sum by what it is given and by its weights."""
-    given = [each.detach().clone().requires_grad_(trains) for each in (hidden, text)]
+def _output_and_gradients(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bool) -> dict[str, Tensor]:
+    """Returns the layer's output and, if `trains`, gradients of the sum of its squares; all in fp32.
+
+    The gradients are those with respect to the inputs and the layer's weights.
+    """
+    inputs = [tensor.detach().clone().requires_grad_(trains) for tensor in (hidden, text)]
     with torch.set_grad_enabled(trains):
-        out = layer(*given)
-    found = {"its output": out.detach().float()}
+        out = layer(*inputs)
+    tensors = {"the output": out.detach().float()}
     if trains:
         names = ["hidden states", "text", *(name for name, _ in layer.named_parameters())]
-        found |= {
-            f"its gradient by {name}": gradient.float()
-            for name, gradient in zip(
-                names, torch.autograd.grad(out.float().square().sum(), [*given, *layer.parameters()]), strict=True
-            )
-        }
-    return found
+        gradients = torch.autograd.grad(out.float().square().sum(), [*inputs, *layer.parameters()])
+        tensors |= {f"{GRADIENT} {name}": grad.float() for name, grad in zip(names, gradients, strict=True)}
+    return tensors
 
 
-def _race(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bool) -> float:
+def _seconds_per_call(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bool) -> float:
+    """Returns the seconds of the fastest of ROUNDS calls, with the backward pass if `trains`."""
     times = []
     for _ in range(ROUNDS):
         if hidden.is_cuda:
             torch.cuda.synchronize(hidden.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         with torch.set_grad_enabled(trains):
             out = layer(hidden, text)
             if trains:
                 out.sum().backward()
         if hidden.is_cuda:
             torch.cuda.synchronize(hidden.device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
 def summary(choices: list[Choice]) -> str:
-    """One line for the log: "sdpa 20, xformers 12 modules", and why where it was not asked for."""
+    """Returns a log line such as "sdpa 20, xformers 12 modules", with reasons for backends that were not requested."""
     counts: dict[str, int] = defaultdict(int)
     reasons: dict[str, None] = {}
     for choice in choices:
         counts[choice.backend] += choice.modules
-        if choice.why != "asked for":
+        if choice.why != REQUESTED:
             reasons[f"head dim {choice.shape.head_dim}, {choice.shape.queries} tokens: {choice.why}"] = None
     if len({choice.why for choice in choices}) == 1:
-        reasons = {} if choices[0].why == "asked for" else {choices[0].why: None}
+        reasons = {} if choices[0].why == REQUESTED else {choices[0].why: None}
     line = ", ".join(f"{backend} {count}" for backend, count in sorted(counts.items())) + " modules"
     return line + (f" ({'; '.join(reasons)})" if reasons else "")

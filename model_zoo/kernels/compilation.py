@@ -1,7 +1,7 @@
-"""torch.compile of what trains (U-Nets, text encoders) and of pipelines that draw, with static shapes.
+"""Compiles U-Nets, text encoders and sampling pipelines with torch.compile, for static shapes.
 
-Compiled are the repeated blocks (one compilation for all of a kind) or the whole as one graph; after feature taps are
-on: hooks that come later would be ignored.
+Either the repeated blocks are compiled, once per kind of block, or the whole network is compiled as one graph.
+Attach feature taps before compiling. torch.compile ignores hooks that are added later.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,17 @@ from randcond.model_zoo.kernels.truncated_libraries import remove_truncated_libr
 
 
 def compile_network(network: Any, how: str, graphs: bool = False) -> None:
-    """how: "none", "blocks" (the transformer blocks; minutes less to wait) or "whole" (one graph, nothing around it).
+    """Compiles a network in place.
 
-    `graphs`: the whole is replayed as one CUDA graph; what it returned is overwritten by its next call.
+    how: "none", "blocks" (the transformer blocks only, which compiles minutes faster) or "whole" (one graph).
+    graphs: with "whole", replay the network as one CUDA graph. Each call then overwrites the output of the last one.
     """
-    # All modules share the code that is compiled, Module._call_impl, and each of them and of their shapes counts.
+    # All modules share the compiled code of Module._call_impl, and every module and shape counts as a recompilation.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    # A block with a feature tap inside shares its code with those without: torch leaves that unguarded unless told.
+    # Blocks with and without a feature tap share code. By default, torch does not check for hooks before reusing it.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     if how != "none":
-        _mend_inductors_cache()
+        _clean_inductor_cache()
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":
@@ -31,18 +32,21 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
 
 
 @cache
-def _mend_inductors_cache() -> None:
-    remove_truncated_libraries()  # once per process: a start may compile several networks
+def _clean_inductor_cache() -> None:
+    remove_truncated_libraries()  # cached, because a process may compile several networks
 
 
 def compile_text(encoders: Iterable[Any]) -> None:
-    """Text encoders as one graph where they are one: what is left between graphs runs as it is."""
+    """Compiles text encoders in place. Code that causes graph breaks runs uncompiled."""
     for encoder in encoders:
         encoder.compile(dynamic=False)
 
 
 def compile_drawing(pipe: Any, how: str) -> None:
-    """The same of a pipeline's denoiser; "whole": of its decoder too."""
+    """Compiles a pipeline's denoiser in place, and with "whole" the VAE's decoder too.
+
+    how: "none", "blocks" or "whole", as in `compile_network`.
+    """
     compile_network(getattr(pipe, "unet", None) or pipe.transformer, how)
     if how == "whole":
         pipe.vae.decoder.compile(dynamic=False)

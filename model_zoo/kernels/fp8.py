@@ -1,7 +1,8 @@
-"""The frozen teacher's linear layers in fp8: half the bytes and up to twice the rate, at an error that is measured.
+"""Runs the frozen teacher's linear layers in fp8: half the bytes and up to twice the speed, with a measured error.
 
-Numbers are e4m3 with one scale per tensor: a weight's is taken once, an input's at every call. Convolutions, norms and
-attention's own products stay as they are. Only in training (its sample grids too): nothing that is kept is drawn so.
+Values are e4m3 with one scale per tensor. The scale of a weight is computed once, that of an input at every call.
+Convolutions, norms and attention products stay as they are. fp8 is used only during training, including its sample
+grids. Caches and evaluations never use it.
 """
 
 import torch
@@ -14,11 +15,11 @@ from randcond.model_zoo.teacher import Teacher
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
-MULTIPLE = 16  # of the widths that fp8's kernels take
+MULTIPLE = 16  # fp8 kernels need widths that are multiples of this
 
 
 class Fp8Linear(nn.Module):
-    """y = x W^T + b, the product taken in fp8."""
+    """Linear layer y = x W^T + b whose matrix product runs in fp8."""
 
     weight: Tensor
     scale: Tensor
@@ -31,33 +32,36 @@ class Fp8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out], in the type of x."""
+        """Maps x [..., in] to [..., out], in the dtype of x."""
         rows, scale = quantize(x.reshape(-1, x.shape[-1]))
-        # torch.nn.functional.scaled_mm has no kernel on a CPU; this, which it calls, has one everywhere.
+        # torch.nn.functional.scaled_mm has no CPU kernel. The private function that it calls has one.
         out = torch._scaled_mm(rows, self.weight.t(), scale, self.scale, out_dtype=torch.bfloat16)
         out = out if self.bias is None else out + self.bias
         return out.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values as e4m3, and the scale [] (fp32) that brings them back."""
+    """Converts a tensor of any shape to e4m3. Returns it with the scale [] (fp32): values = quantized * scale."""
     scale = values.abs().amax().float().clamp(min=1e-12) / LARGEST
     return (values.float() / scale).to(E4M3), scale
 
 
 def to_fp8(unet: UNet2DConditionModel) -> int:
-    """Replaces the linear layers of the transformer blocks; how many. The others' widths fp8's kernels don't take."""
+    """Replaces linear layers of the transformer blocks by fp8 layers, in place, and returns how many.
+
+    Layers whose widths are not multiples of MULTIPLE stay as they are.
+    """
     count = 0
     for name, module in list(unet.named_modules()):
         if takes_fp8(name, module):
-            parent, _, own = name.rpartition(".")
-            setattr(unet.get_submodule(parent), own, Fp8Linear(module))
+            parent, _, attribute = name.rpartition(".")
+            setattr(unet.get_submodule(parent), attribute, Fp8Linear(module))
             count += 1
     return count
 
 
 def takes_fp8(name: str, module: nn.Module) -> bool:
-    """Whether a module of a U-Net is one that multiplies in fp8."""
+    """Returns True if `to_fp8` replaces this module of a U-Net."""
     if not isinstance(module, nn.Linear) or "transformer_blocks" not in name:
         return False
     return module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
@@ -65,20 +69,22 @@ def takes_fp8(name: str, module: nn.Module) -> bool:
 
 @torch.no_grad()
 def fp8_teacher(teacher: Teacher) -> str:
-    """Puts a teacher's linear layers into fp8; says how many, and how far off its predictions are for it.
+    """Converts a teacher's linear layers to fp8 and returns a log line with their number and the resulting error.
 
-    Measured on noise and the empty caption at three timesteps: the difference's norm by the prediction's.
+    The error is the norm of the difference between the predictions before and after, divided by the norm of the
+    predictions before. It is measured on noise with the null caption at three timesteps.
     Raises UserError on a GPU without fp8.
     """
     if teacher.device.type == "cuda" and torch.cuda.get_device_capability(teacher.device) < (8, 9):
         raise UserError(
-            f"engine.teacher_fp8: {torch.cuda.get_device_name(teacher.device)} has no fp8 (Ada, Hopper and later do)"
+            f"engine.teacher_fp8: {torch.cuda.get_device_name(teacher.device)} does not support fp8 "
+            f"(Ada, Hopper and later GPUs do); set it to false"
         )
     steps = torch.tensor([teacher.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=teacher.device)
     noised = torch.randn(len(steps), *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    asked = noised.to(teacher.device, teacher.dtype), steps, teacher.encode(teacher.tokenizers([""] * len(steps)))
-    before = denoise(teacher.unet, *asked).float()
+    inputs = noised.to(teacher.device, teacher.dtype), steps, teacher.encode(teacher.tokenizers([""] * len(steps)))
+    before = denoise(teacher.unet, *inputs).float()
     linear = sum(isinstance(module, nn.Linear) for module in teacher.unet.modules())
     count = to_fp8(teacher.unet)
-    error = (denoise(teacher.unet, *asked).float() - before).norm() / before.norm()
-    return f"teacher in fp8: {count} of {linear} linear layers, its predictions differ by {error:.2%}"
+    error = (denoise(teacher.unet, *inputs).float() - before).norm() / before.norm()
+    return f"teacher in fp8: {count} of {linear} linear layers, which changes its predictions by {error:.2%}"

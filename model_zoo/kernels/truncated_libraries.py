@@ -1,7 +1,8 @@
-"""Libraries of Inductor's cache that a killed compilation left half written.
+"""Removes truncated libraries that a killed compilation left in Inductor's cache.
 
-A linker writes where the file is to be, and Inductor takes a file that is there for whole: every later start on that
-machine fails, on loading a kernel or, where it was the probe of the CPU's vector units, on compiling without them.
+The linker writes to the final path, and Inductor assumes that an existing file is complete. Without this clean-up,
+every later run on the machine fails: a truncated kernel does not load. If the truncated library is Inductor's probe of
+the CPU's vector units, Inductor compiles without vector units, which fails too.
 """
 
 import fcntl
@@ -9,14 +10,19 @@ from pathlib import Path
 
 
 def remove_truncated_libraries() -> list[Path]:
-    """Removes them, for Inductor to build again, and says which; what another process builds just now is left alone."""
-    from torch._inductor.codecache import cache_dir, get_lock_dir  # 2 s, which only a start that compiles waits for
+    """Removes truncated libraries and returns their paths. Inductor then builds them again.
+
+    Skips libraries that another process is building.
+    """
+    from torch._inductor.codecache import cache_dir, get_lock_dir  # takes 2 s, so only runs that compile import it
 
     removed = []
     for library in Path(cache_dir()).glob("*/*.so"):
         if not is_truncated(library):
             continue
-        with open(Path(get_lock_dir()) / f"{library.name.split('.')[0]}.lock", "a") as lock:  # held while it is built
+        with open(
+            Path(get_lock_dir()) / f"{library.name.split('.')[0]}.lock", "a"
+        ) as lock:  # Inductor holds it while building
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -28,10 +34,11 @@ def remove_truncated_libraries() -> list[Path]:
 
 
 def is_truncated(library: Path) -> bool:
-    """Whether a shared library ends before its last part does; of other formats than 64-bit ELF: whether it is empty.
+    """Returns True if a shared library is truncated: empty, without a header, or shorter than its header says.
 
-    A linker writes the table of sections last, at the end of the file; where it lies, a header says that until then
-    is all zeros (System V ABI, ELF header: e_shoff, e_shentsize, e_shnum).
+    The linker writes the section table last, at the end of the file. The header holds the table's position and is all
+    zeros until then (System V ABI, ELF header: e_shoff, e_shentsize, e_shnum). The length is checked only for 64-bit
+    ELF files. Returns False if the file does not exist.
     """
     try:
         with library.open("rb") as file:

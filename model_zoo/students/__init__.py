@@ -1,1 +1,1 @@
-"""Student rules: a teacher's configuration in, a smaller one out, with weight map and feature pairs."""
+"""Student rules: derive a student's configuration, weight map and feature pairs from its teacher's configuration."""

@@ -1,4 +1,4 @@
-"""BK-SDM's block rules (B-Base, B-Small, B-Tiny): fewer layers per block, the teacher's widths."""
+"""BK-SDM's block rules (B-Base, B-Small, B-Tiny): fewer layers per block, with the teacher's widths."""
 
 from collections.abc import Callable
 
@@ -8,25 +8,33 @@ from randcond.model_zoo.students.rule import FeaturePair, StudentRule
 
 
 def one_layer_less(teacher: UNetConfig, drop_mid: bool) -> UNetConfig:
-    """One resnet (and attention) per down block, two per up block; optionally no mid block."""
+    """Returns a configuration with one resnet (and attention) per down block, two per up block.
+
+    `drop_mid` removes the mid block. Raises UserError if the teacher's layers_per_block is not 2.
+    """
     if teacher["layers_per_block"] != 2:
-        raise UserError(f"block rules need a teacher with layers_per_block 2, not {teacher['layers_per_block']}")
+        raise UserError(
+            f"the teacher's layers_per_block is {teacher['layers_per_block']}, expected 2; use a channel rule"
+        )
     return {**teacher, "layers_per_block": 1} | ({"mid_block_type": None} if drop_mid else {})
 
 
 def _block_config(drop_mid: bool = False, drop_innermost: bool = False) -> Callable[[UNetConfig], UNetConfig]:
-    """BK-SDM: one layer less per block; optionally no mid block, no innermost stage."""
+    """Returns a function from the teacher's configuration to that of a BK-SDM student: one layer less per block.
+
+    `drop_mid` removes the mid block. `drop_innermost` removes the mid block and the innermost stage.
+    """
 
     def derive(teacher: UNetConfig) -> UNetConfig:
         student = one_layer_less(teacher, drop_mid or drop_innermost)
         if drop_innermost:
             if len(teacher["block_out_channels"]) < 4:
                 raise UserError(
-                    f"this rule removes the innermost of four stages; "
-                    f"this teacher has {len(teacher['block_out_channels'])}: take block-small, or a koala rule"
+                    f"the rule removes the innermost of four stages, "
+                    f"but this teacher has {len(teacher['block_out_channels'])}; use block-small or a koala rule"
                 )
             stages = len(teacher["block_out_channels"])
-            for key, value in teacher.items():  # every setting that is given per stage loses the innermost one's
+            for key, value in teacher.items():  # settings with one value per stage lose the innermost
                 if isinstance(value, (list, tuple)) and len(value) == stages:
                     student[key] = value[1:] if key == "up_block_types" else value[:-1]
         return student
@@ -35,7 +43,11 @@ def _block_config(drop_mid: bool = False, drop_innermost: bool = False) -> Calla
 
 
 def block_name(drop_innermost: bool = False) -> Callable[[str], str]:
-    """Student -> teacher names: in up blocks layer 1 <- layer 2; B-Tiny's up blocks sit one further in."""
+    """Returns the map from student tensor names to teacher tensor names.
+
+    In up blocks, the student's layer 1 takes the weights of the teacher's layer 2.
+    With `drop_innermost` (B-Tiny), the student's up block i takes the weights of the teacher's up block i + 1.
+    """
 
     def teacher_name(name: str) -> str:
         parts = name.split(".")
@@ -50,19 +62,19 @@ def block_name(drop_innermost: bool = False) -> Callable[[str], str]:
 
 
 def _block_pairs(teacher: UNetConfig) -> list[FeaturePair]:
-    """The outputs of every down and up block, same names on both sides (paper Sec. 4.2)."""
+    """Returns the outputs of all down and up blocks. Teacher and student use the same names (paper Sec. 4.2)."""
     stages = len(teacher["block_out_channels"])
     names = [f"{side}_blocks.{stage}" for side in ("down", "up") for stage in range(stages)]
     return [(name, name) for name in names]
 
 
 def _tiny_pairs(teacher: UNetConfig) -> list[FeaturePair]:
-    """B-Tiny's taps: the student's up blocks answer to the teacher's next outer ones."""
+    """Returns the feature pairs of B-Tiny. The student's up block i is compared with the teacher's up block i + 1."""
     last = len(teacher["block_out_channels"]) - 2  # the student's innermost stage has no downsampler
     downs = [(f"down_blocks.{stage}", f"down_blocks.{stage}") for stage in range(last)]
-    inner = (f"down_blocks.{last}.attentions.1.proj_out", f"down_blocks.{last}.attentions.0.proj_out")
+    innermost = (f"down_blocks.{last}.attentions.1.proj_out", f"down_blocks.{last}.attentions.0.proj_out")
     ups = [(f"up_blocks.{stage + 1}", f"up_blocks.{stage}") for stage in range(last + 1)]
-    return [*downs, inner, *ups]
+    return [*downs, innermost, *ups]
 
 
 BLOCK_RULES = {

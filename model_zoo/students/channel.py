@@ -1,4 +1,4 @@
-"""The paper's channel rules (C-Base ... C-Micro): all layers, narrower."""
+"""The paper's channel rules (C-Base ... C-Micro): all layers, fewer channels."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,13 @@ from randcond.model_zoo.students.rule import FeaturePair, StudentRule
 
 
 def _channel_config(multiplier: float) -> Callable[[UNetConfig], UNetConfig]:
-    """Every width times the multiplier, rounded to what group norms and heads divide.
+    """Returns a function from the teacher's configuration to that of a narrower student.
 
-    A teacher with one number of heads (SD 1.x) keeps it; one with a number per stage (SD 2.x, SDXL: heads of 64
-    channels) gets the number nearest to its share.
+    Every width is multiplied by `multiplier` and rounded so that group norms and attention heads divide it.
+
+    If the teacher has one number of heads for all stages (SD 1.x), the student keeps it.
+    If the teacher has one number per stage (SD 2.x and SDXL, with heads of 64 channels), each number is multiplied
+    too, and then rounded to the nearest divisor of the stage's new width.
     """
 
     def derive(teacher: UNetConfig) -> UNetConfig:
@@ -28,23 +31,31 @@ def _channel_config(multiplier: float) -> Callable[[UNetConfig], UNetConfig]:
     return derive
 
 
-def _nearest_divisor(number: int, wanted: float) -> int:
-    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
+def _nearest_divisor(number: int, target: float) -> int:
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - target))
 
 
 def _channel_pairs(teacher: UNetConfig) -> list[FeaturePair]:
-    """The channel students' taps: samplers, the innermost resnet, the mid attention, the last projection."""
+    """Returns the feature pairs of channel students. Teacher and student use the same names.
+
+    The taps are the down- and upsamplers, the innermost resnet, the mid attention and the last layer.
+    """
     last = len(teacher["block_out_channels"]) - 1
     names = [f"down_blocks.{stage}.downsamplers.0.conv" for stage in range(last)]
     layers = teacher["layers_per_block"]
     names += [f"down_blocks.{last}.resnets.{layers - 1}.conv2"]
     names += ["mid_block.attentions.0.proj_out"] if teacher["mid_block_type"] else []
     names += [f"up_blocks.{stage}.upsamplers.0.conv" for stage in range(last)]
-    plain = teacher["up_block_types"][-1] == "UpBlock2D"
-    names += [f"up_blocks.{last}." + (f"resnets.{layers}.conv2" if plain else f"attentions.{layers}.proj_out")]
+    without_attention = teacher["up_block_types"][-1] == "UpBlock2D"
+    names += [
+        f"up_blocks.{last}." + (f"resnets.{layers}.conv2" if without_attention else f"attentions.{layers}.proj_out")
+    ]
     return [(name, name) for name in names]
 
 
 def channel_rule(multiplier: float, summary: str) -> StudentRule:
-    """A student with `multiplier` times the teacher's widths, from random weights, with projected features."""
+    """Returns the rule for students with `multiplier` times the teacher's widths.
+
+    They start from random weights, and their features are projected to the teacher's widths.
+    """
     return StudentRule(summary, _channel_config(multiplier), _channel_pairs, None, projected=True)

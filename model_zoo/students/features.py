@@ -1,7 +1,7 @@
-"""Feature taps and the tapped student: what Eq. 2 compares, captured by forward hooks on unwrapped module names.
+"""Feature taps, projectors and the tapped student: they produce the features that Eq. 2 compares.
 
-The projectors live inside the module whose forward the engine runs, so that their gradients are reduced with the
-student's; export leaves them behind.
+Taps are forward hooks on modules of the unwrapped network. The projectors are part of the module that the engine
+trains, so that their gradients are reduced together with the student's. Export leaves them out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,29 +19,32 @@ from randcond.model_zoo.students.rule import StudentRule
 
 
 class Tap:
-    """One module's forward hook: keeps its latest output.
+    """Forward hook of one module that keeps the module's latest output.
 
-    An object that writes to itself, whenever it is called: torch.compile then finds the hooks of all repeated blocks
-    alike and compiles one block, not one per name, and a block that activation checkpointing runs again traces as it
-    did the first time.
+    The hook stores the output in its own attribute at every call. The hooks of all repeated blocks therefore look the
+    same to torch.compile, which compiles one block instead of one per name. A block that activation checkpointing
+    runs again also traces as it did the first time.
     """
 
     def __init__(self) -> None:
         self.feature: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        """Called by torch after the module's forward; a block that returns (hidden state, skips) gives the former."""
+        """Stores the output of the module's forward pass.
+
+        Blocks that return (hidden state [B, C, h, w], skips) give only the hidden state.
+        """
         self.feature = output[0] if isinstance(output, tuple) else output
 
 
 class FeatureTaps:
-    """Captures the outputs of named submodules: `forget`, forward, `collect`.
+    """Captures the outputs of named submodules. Usage: `forget()`, run the forward pass, `collect()`.
 
-    Put the taps on before `torch.compile`, which ignores later hooks.
+    Create the taps before calling `torch.compile`, which ignores hooks that are added later.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        """Raises UserError naming the module that the network does not have."""
+        """Adds a tap to each named submodule. Raises UserError if the network has no such module."""
         self.taps: dict[str, Tap] = {}
         self.handles: list[RemovableHandle] = []
         modules = dict(network.named_modules())
@@ -52,14 +55,14 @@ class FeatureTaps:
             self.handles.append(modules[name].register_forward_hook(self.taps[name]))
 
     def forget(self) -> None:
-        """Lets go of everything captured so far: the next `collect` is of the next forward."""
+        """Discards all captured features, so that the next `collect` returns those of the next forward pass only."""
         for tap in self.taps.values():
             tap.feature = None
 
     def collect(self) -> list[Tensor]:
-        """The features of the forward since `forget`, in the order of the names; forgets them.
+        """Returns and discards the features captured since `forget`, in the order of the names.
 
-        Raises RuntimeError naming a tap that captured nothing.
+        Features are [B, C, h, w] or [B, tokens, C]. Raises RuntimeError naming the taps that captured nothing.
         """
         features = {name: tap.feature for name, tap in self.taps.items() if tap.feature is not None}
         self.forget()
@@ -68,36 +71,42 @@ class FeatureTaps:
         return list(features.values())
 
     def remove(self) -> None:
-        """Takes the hooks off."""
+        """Removes the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 class TappedStudent(nn.Module):
-    """Student U-Net, its taps and the projectors to the teacher's widths: the module the engine trains."""
+    """The module that the engine trains: the student's U-Net, its taps, and projectors to the teacher's widths."""
 
     def __init__(
         self, unet: UNet2DConditionModel, teacher: UNet2DConditionModel, rule: StudentRule, seed: int = 0
     ) -> None:
-        """Raises UserError naming the first pair of features that do not meet."""
+        """`seed` initialises the projectors. Raises UserError naming the first feature pair that cannot be compared."""
         super().__init__()
         self.unet = unet
         config = plain_config(teacher.config)
         pairs = rule.pairs(config)
-        self.teacher_names = [theirs for theirs, _ in pairs]  # what to tap of the teacher
-        self.taps = FeatureTaps(unet, [student for _, student in pairs])
+        self.teacher_names = [teacher_name for teacher_name, _ in pairs]  # modules of the teacher to tap
+        self.taps = FeatureTaps(unet, [student_name for _, student_name in pairs])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projectors = nn.ModuleList(projectors((type(unet), plain_config(unet.config)), config, rule))
         unet.conv_in.register_forward_hook(self._forget_after_backward)
 
     def _forget_after_backward(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        """Drops what checkpointed blocks gave when they ran again: conv_in's gradient is the backward's last."""
+        """Discards the features that checkpointed blocks capture when they run again in the backward pass.
+
+        The gradient of conv_in's output comes last in the backward pass, so its hook runs after all blocks.
+        """
         if output.requires_grad and not torch.compiler.is_compiling():
             output.register_hook(lambda _: self.taps.forget())
 
     def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
-        """noised [B, C, h, w], timesteps [B], condition -> prediction [B, C, h, w], features in teacher's widths."""
+        """Returns the prediction [B, C, h, w] and the features, projected to the teacher's widths.
+
+        noised: x_t [B, C, h, w]. timesteps: [B]. condition: see `denoiser/condition.py`.
+        """
         self.taps.forget()
         prediction = denoise(self.unet, noised, timesteps, condition)
         features = self.taps.collect()
@@ -107,26 +116,30 @@ class TappedStudent(nn.Module):
 def projectors(
     student: tuple[type[UNet2DConditionModel], UNetConfig], teacher: UNetConfig, rule: StudentRule
 ) -> list[nn.Module]:
-    """A trainable 1x1 convolution per pair where the rule is projected, nothing to do where it is not.
+    """Returns one projector per feature pair, from the student's width to the teacher's.
 
-    student: class and configuration. Raises UserError naming the pair whose features cannot be compared.
+    A projector is a trainable 1x1 convolution if the rule is projected, else the identity.
+    student: class and configuration of the U-Net. Raises UserError naming a pair whose features cannot be compared.
     """
     pairs = rule.pairs(teacher)
-    ours = feature_shapes(*student, [name for _, name in pairs])
-    theirs = feature_shapes(UNet2DConditionModel, teacher, [name for name, _ in pairs])
-    found: list[nn.Module] = []
-    for pair, mine, its in zip(pairs, ours, theirs, strict=True):
-        facing = f"feature pair {pair[0]} : {pair[1]}: the teacher gives {its[1:]}, the student {mine[1:]}"
-        if len(mine) == len(its) == 4 and mine[2:] == its[2:]:  # [B, C, h, w]
-            projector: nn.Module = nn.Conv2d(mine[1], its[1], kernel_size=1)
-        elif len(mine) == len(its) == 3 and mine[1] == its[1]:  # [B, tokens, C]: the same map, written as a layer
-            projector = nn.Linear(mine[2], its[2])
+    student_shapes = feature_shapes(*student, [student_name for _, student_name in pairs])
+    teacher_shapes = feature_shapes(UNet2DConditionModel, teacher, [teacher_name for teacher_name, _ in pairs])
+    modules: list[nn.Module] = []
+    for (teacher_name, student_name), target, source in zip(pairs, teacher_shapes, student_shapes, strict=True):
+        problem = (
+            f"feature pair {teacher_name} : {student_name}: the teacher's feature has shape {target[1:]}, "
+            f"the student's has {source[1:]}"
+        )
+        if len(source) == len(target) == 4 and source[2:] == target[2:]:  # [B, C, h, w]
+            projector: nn.Module = nn.Conv2d(source[1], target[1], kernel_size=1)
+        elif len(source) == len(target) == 3 and source[1] == target[1]:  # [B, tokens, C]: a linear layer is the same
+            projector = nn.Linear(source[2], target[2])
         else:
-            raise UserError(f"{facing}; no 1x1 convolution can bring them together: pair other modules")
-        if not rule.projected and mine != its:
-            raise UserError(f"{facing}; set projected=True in the student's rule, or pair modules of one width")
-        found.append(projector if rule.projected else nn.Identity())
-    return found
+            raise UserError(f"{problem}; a 1x1 convolution cannot convert between them: pair other modules")
+        if not rule.projected and source != target:
+            raise UserError(f"{problem}; set projected=True in the student's rule, or pair modules of the same width")
+        modules.append(projector if rule.projected else nn.Identity())
+    return modules
 
 
 @once_per_configuration
@@ -134,9 +147,12 @@ def projectors(
 def feature_shapes(
     model: type[UNet2DConditionModel], config: Mapping[str, Any], names: list[str]
 ) -> list[tuple[int, ...]]:
-    """Shape of each tapped feature at batch 1, by a forward of shapes only (meta device: costs no arithmetic)."""
+    """Returns the shape of each tapped feature at batch 1, from a forward pass on the meta device.
+
+    Shapes are (1, C, h, w) or (1, tokens, C).
+    """
     with torch.device("meta"):
-        shadow = model.from_config(plain_config(config))
-        taps = FeatureTaps(shadow, names)
-        blank_forward(shadow, tokens=1)
+        unet = model.from_config(plain_config(config))
+        taps = FeatureTaps(unet, names)
+        blank_forward(unet, tokens=1)
     return [tuple(feature.shape) for feature in taps.collect()]

@@ -1,4 +1,4 @@
-"""The student rules by name, and the students they give. A new student is one entry in STUDENTS."""
+"""Student rules by name, and the students that they define. To add a student, add an entry to STUDENTS."""
 
 import re
 from collections.abc import Mapping
@@ -29,17 +29,20 @@ STUDENTS: dict[str, StudentRule] = {
 
 
 def find_rule(name: str) -> StudentRule:
-    """The rule of that name, or `channel-M` for any multiplier M; raises UserError listing the known ones."""
+    """Returns the named rule. `channel-M` works for any multiplier M.
+
+    Raises UserError listing the known names if there is no such rule.
+    """
     if name in STUDENTS:
         return STUDENTS[name]
-    if (given := re.fullmatch(r"channel-(\d*\.?\d+)", name)) and (multiplier := float(given[1])) > 0:
+    if (match := re.fullmatch(r"channel-(\d*\.?\d+)", name)) and (multiplier := float(match[1])) > 0:
         return channel_rule(multiplier, f"all layers, {multiplier:g} of the width")
     known = f"{', '.join(STUDENTS)}, or channel-M for any multiplier M, such as channel-0.65"
     raise UserError(f"student.rule: unknown student {name!r}; known: {known}")
 
 
 def student_config(name: str, teacher: UNetConfig) -> UNetConfig:
-    """The student's U-Net configuration; raises UserError when the rule does not apply to this teacher."""
+    """Returns the student's U-Net configuration. Raises UserError if the rule does not apply to this teacher."""
     rule = find_rule(name)
     try:
         return rule.config(plain_config(teacher))
@@ -50,9 +53,10 @@ def student_config(name: str, teacher: UNetConfig) -> UNetConfig:
 def build_student(
     name: str, teacher: UNetConfig, seed: int, weights: Mapping[str, Tensor] | None = None
 ) -> UNet2DConditionModel:
-    """The student U-Net of a rule, in fp32: randomly initialised by its seed, then holding the teacher's `weights`.
+    """Builds the student U-Net of a rule, in fp32, initialised randomly with `seed`.
 
-    Raises UserError when the rule does not apply to this teacher, or cannot copy from it.
+    weights: the teacher's U-Net tensors by name. If given, they are copied into the student by the rule's weight map.
+    Raises UserError if the rule does not apply to this teacher, or if its weights cannot be copied.
     """
     rule = find_rule(name)
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What a student rule is: how a student's U-Net follows from its teacher's."""
+"""The type of a student rule, which derives a student's U-Net from its teacher's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,17 +7,18 @@ from diffusers import UNet2DConditionModel
 
 from randcond.model_zoo.denoiser.configuration import UNetConfig
 
-FeaturePair = tuple[str, str]  # (teacher module, student module), unwrapped names
+FeaturePair = tuple[str, str]  # (teacher module, student module), names in the unwrapped networks
 
 
 @dataclass(frozen=True)
 class StudentRule:
-    """How a student is derived from its teacher; every function takes the teacher's U-Net configuration or names."""
+    """Derives a student from its teacher."""
 
-    summary: str
-    config: Callable[[UNetConfig], UNetConfig]  # raises UserError where the rule does not apply
-    pairs: Callable[[UNetConfig], list[FeaturePair]]  # the taps of Eq. 2
-    # Student tensor -> teacher tensor, None for one that starts random; None for the whole map: sizes differ, no copy.
+    summary: str  # one line for tables and model cards
+    config: Callable[[UNetConfig], UNetConfig]  # teacher -> student; raises UserError if the rule does not apply
+    pairs: Callable[[UNetConfig], list[FeaturePair]]  # teacher -> the feature pairs of Eq. 2
+    # Maps a student tensor name to the teacher tensor to copy, or to None if the tensor starts random.
+    # The map itself is None if the widths differ, so that no tensor can be copied.
     teacher_name: Callable[[str], str | None] | None
-    projected: bool = False  # features go through trainable 1x1 convolutions to the teacher's widths
+    projected: bool = False  # trainable 1x1 convolutions project the student's features to the teacher's widths
     model: type[UNet2DConditionModel] = UNet2DConditionModel

@@ -1,4 +1,4 @@
-"""Copies the teacher's weights into a student, tensor by tensor, by the rule's name map."""
+"""Copies the teacher's weights into a student, tensor by tensor, using the rule's name map."""
 
 from collections.abc import Mapping
 
@@ -10,24 +10,25 @@ from randcond.model_zoo.students.rule import StudentRule
 
 
 def copy_teacher_weights(rule: StudentRule, student: nn.Module, weights: Mapping[str, Tensor]) -> int:
-    """Fills the student's tensors with their teacher tensors and returns how many.
+    """Copies the teacher's tensors into the student in place and returns how many were copied.
 
-    Raises UserError if a tensor that the rule maps has none of its shape.
+    weights: the teacher's tensors by name. Raises UserError if the rule has no map, or if a mapped teacher tensor is
+    missing or has another shape than the student's.
     """
     if rule.teacher_name is None:
         raise UserError("student.init: this student's widths differ from the teacher's; use init: random")
     copied = 0
     with torch.no_grad():
         for name, tensor in student.state_dict().items():
-            wanted = rule.teacher_name(name)
-            if wanted is None:
+            teacher_name = rule.teacher_name(name)
+            if teacher_name is None:
                 continue
-            source = weights.get(wanted)
+            source = weights.get(teacher_name)
             if source is None or source.shape != tensor.shape:
-                found = "is not there" if source is None else f"has shape {tuple(source.shape)}"
+                problem = "is missing" if source is None else f"has shape {tuple(source.shape)}"
                 raise UserError(
-                    f"student.init: {name} {tuple(tensor.shape)} takes the teacher's {wanted}, which {found}; "
-                    f"use init: random, or another student.rule"
+                    f"student.init: {name} {tuple(tensor.shape)} is copied from the teacher's {teacher_name}, "
+                    f"which {problem}; use init: random, or another student.rule"
                 )
             tensor.copy_(source)
             copied += 1

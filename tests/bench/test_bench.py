@@ -127,7 +127,7 @@ def test_sizes_double_until_speed_or_memory_ends() -> None:
     assert [size.batch for size in doubling(run, 512)] == [1, 2, 4] and tried[-1] == 8
     sizes = [Measured(batch, speed, 1.0) for batch, speed in ((1, 10.0), (2, 19.0), (4, 29.3), (8, 30.0))]
     assert proposed(sizes) == 4  # within 3 % of the best
-    with pytest.raises(UserError, match="not even a batch of 1"):
+    with pytest.raises(UserError, match="out of memory: a batch of 1"):
         next(doubling(lambda batch: run(8), 512))
 
 

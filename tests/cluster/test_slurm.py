@@ -75,7 +75,7 @@ def test_a_requeued_job_goes_on(slurm: Slurm, folder: Path, capsys: pytest.Captu
     slurm.sh("scontrol", "requeue", job)
     wait_for(slurm, job, folder, "COMPLETED", seconds=400)
     said = output(folder, "runs/requeued", job)
-    assert "going on from step" in said, said
+    assert "resuming from step" in said, said
     assert apart(folder, "runs/requeued") < 1e-5
     with capsys.disabled():
         lines = [line for line in said.splitlines() if "step" in line and line.startswith("training: ")]
@@ -89,7 +89,7 @@ def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folde
     slurm.sh("scancel", "--signal=USR1", job)
     wait_for(slurm, job, folder, "COMPLETED", seconds=400)
     said = output(folder, "runs/noticed", job)
-    assert "asked to end, saved at step" in said and "going on from step" in said
+    assert "preempted, saved at step" in said and "resuming from step" in said
     assert apart(folder, "runs/noticed") < 1e-5
 
 
@@ -111,7 +111,7 @@ def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> N
     subprocess.run(["pkill", "-9", "-n", "-f", "randcond.train runs/lost"], check=True)
     wait_for(slurm, job, folder, "COMPLETED", seconds=400)
     said = output(folder, "runs/lost", job)
-    assert "error: training ended: rank" in said and "going on from step" in said
+    assert "error: training ended: rank" in said and "resuming from step" in said
     assert apart(folder, "runs/lost") < 1e-5
 
 

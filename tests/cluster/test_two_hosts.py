@@ -140,7 +140,7 @@ def test_a_lost_rank_ends_both_hosts_and_a_restart_finishes(
     finally:
         hosts.mend()
     assert again.process.returncode == 0, again.said()
-    assert "restart 1 of 1" in again.said() and "going on from step" in again.said()
+    assert "restart 1 of 1" in again.said() and "resuming from step" in again.said()
     assert same_student(folder, run) < 1e-5
     with capsys.disabled():
         print(f"{blow}, restarted: largest difference from one host {same_student(folder, run):.1e}")

@@ -90,7 +90,7 @@ def test_kill_9_of_random_ranks_at_random_moments(world: Path, capsys: pytest.Ca
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert "restart 1 of 1" in said
-        gone_on = said.rsplit("going on from step ", 1)[1].split()[0] if "going on from step " in said else "0"
+        gone_on = said.rsplit("resuming from step ", 1)[1].split()[0] if "resuming from step " in said else "0"
         with capsys.disabled():
             print(
                 f"\nseed {seed}: rank {victim} killed {delay:.2f} s after step {after}, went on from {gone_on}", end=""
@@ -119,7 +119,7 @@ def test_moving_between_world_sizes_and_engines_costs_no_more_than_another_world
         for (processes, engine), steps in zip(stages, (33, 66, 100), strict=True):
             words = ["train.checkpoint_every=100", f"train.steps={steps}", *engine]
             said = train(world, run, *words, ranks=processes)
-        assert "going on from step 66" in said
+        assert "resuming from step 66" in said
         apart = difference(run, two)
         with capsys.disabled():
             print(f"\n{what}: {apart:.2e} from two ranks; one and two ranks are {spread:.2e} apart")
@@ -132,7 +132,7 @@ def test_the_ema_of_two_ranks_is_that_of_one_process(world: Path, capsys: pytest
     words = ["student.rule=channel-micro", "train.checkpoint_every=1", "train.keep_checkpoints=201"]
     train(world, "runs/ema", *words, "train.steps=100")
     said = train(world, "runs/ema", *words, "train.steps=200")
-    assert "going on from step 100" in said
+    assert "resuming from step 100" in said
     config = load_config("demo-with", [*TINY, *words])
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype)
     module, _ = build_step(config, teacher)

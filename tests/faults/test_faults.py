@@ -94,12 +94,12 @@ def test_asked_to_end_it_saves_that_step_and_goes_on(
     run = f"runs/asked-{strike.__name__}-{len(more)}"
     code, said = struck(whole, run, strike, *more)
     assert code == 75, said
-    step = int(said.split("asked to end, saved at step ")[1].split(";")[0])
+    step = int(said.split("preempted, saved at step ")[1].split(";")[0])
     assert 0 < step < STEPS
     newest = sorted((whole / run / "checkpoints").glob("step-*"))[-1]
     assert newest.name == f"step-{step:08d}"
     assert not list((whole / run).glob(".stop*"))
-    assert f"going on from step {step}" in train(whole, run, *more)
+    assert f"resuming from step {step}" in train(whole, run, *more)
     assert_same(whole, run)
 
 
@@ -137,12 +137,12 @@ def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Call
 def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_path: Path) -> None:
     check_folder(tmp_path, parameters=1000, keep=2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"paths.run: .* can't be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"paths.run: .* is not writable \(Not a directory\)"):
         check_folder(tmp_path / "file" / "run", parameters=1000, keep=2)
     disk = shutil.disk_usage(tmp_path)
-    with pytest.raises(UserError, match=r"GB free, this run writes .* 2 kept checkpoints and the next one of"):
+    with pytest.raises(UserError, match=r"GB free, but this run needs .* 2 kept checkpoints and one being written"):
         check_folder(tmp_path, parameters=disk.free // 16, keep=2)
-    with pytest.raises(UserError, match=r"the students, and those of 40 evaluations. Free some"):
+    with pytest.raises(UserError, match=r"the exported students, the U-Nets of 40 evaluations. Free disk space"):
         check_folder(tmp_path, parameters=disk.free // 110, keep=1, evaluations=40)  # 2 * 16 + 8 + 40 * 2 + 4 bytes
     check_folder(tmp_path, parameters=disk.free // 110, keep=1, evaluations=20)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
@@ -210,8 +210,8 @@ rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
 engine = Engine.__new__(Engine)
 engine.rank, engine.ranks, engine._control = rank, 2, None
-with Heartbeat(engine, silence=1.0, stall=60.0) as alive:
-    alive.at(1, "between steps")
+with Heartbeat(engine, silence=1.0, stall=60.0) as heartbeat:
+    heartbeat.report(1, "between steps")
     time.sleep(0 if rank else 4)  # the first rank still writes when the other has done
 dist.destroy_process_group()  # as the engine does; left alone, gloo's threads may outlive what they use and abort
 print("both are done")
@@ -279,12 +279,12 @@ def test_asked_to_end_as_one_step_ends_the_next_is_not_begun(
         supervise.run_steps(steps)
     assert ended.value.code == PREEMPTED
     said = capsys.readouterr().out
-    assert "asked to end: saving" in said and "[2/2]" not in said
+    assert "preempted: saving" in said and "[2/2]" not in said
     supervise.run_steps(steps[:1])  # of which nothing is left to do
 
 
 def test_a_verdict_ends_the_process_though_the_log_has_no_room() -> None:
-    program = "from randcond.train.faults.heartbeat import leave; leave('rank 1 died', {console})"
+    program = "from randcond.train.faults.heartbeat import end_process; end_process('rank 1 died', {console})"
     for console in (False, True):
         with open("/dev/full", "w") as full:
             words = [sys.executable, "-c", program.format(console=console)]

@@ -26,7 +26,7 @@ from tests.support.demo import randcond
         (["rum", "train", "demo-with"], "unknown command 'rum'; did you mean 'run'"),
         (["pool", "bild", "out"], "unknown command pool 'bild'; did you mean 'build'"),
         (["pool", "build", "out", "x.txt", "--sorce", "y"], "unknown flag --sorce"),
-        (["pool", "info", "out", "more"], "1 words too many"),
+        (["pool", "info", "out", "more"], "1 unexpected argument;"),
         (["run", "train", "demo-with", "--hostfile", "hots"], "--hostfile: no such file: hots"),
         (["run", "train", "demo-with", "--nodes", "2"], "--nodes needs a --hostfile"),
         (["run", "train", "demo-with", "--gpus", "0"], "must be at least 1"),
@@ -90,10 +90,10 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
 def test_a_port_is_chosen_when_a_step_starts() -> None:
     """Hours may lie between a table's plan and a step of it; another program may have taken the port by then."""
     steps = plan("all", "demo", [], Place(gpus=2))
-    assert [step.label for step in steps if step.alone] == [step.label for step in steps if step.distributed] != []
+    assert [step.label for step in steps if step.needs_port] == [step.label for step in steps if step.distributed] != []
     for step in steps:
         assert "--master_port" not in step.command
-        if step.alone:
+        if step.needs_port:
             words = with_free_port(step.command)
             at = words.index("--master_port")
             assert words[at + 2] == "--module" and words[:at] + words[at + 2 :] == step.command
@@ -106,16 +106,16 @@ def test_a_port_is_chosen_when_a_step_starts() -> None:
     [
         (["--hostfile", "none"], "--hostfile: no such file: none"),
         (["--hostfile", "wrong"], "wrong, line 2: expected `name slots=8`, found 'two slots'"),
-        (["--hostfile", "twice"], "twice, line 2: one is named twice"),
-        (["--hostfile", "hosts", "--nodes", "3"], "--nodes: 3 asked for, hosts names 2"),
-        (["--hostfile", "hosts", "--launcher", "slurm"], "--hostfile is the deepspeed launcher's"),
+        (["--hostfile", "twice"], "twice, line 2: host one is listed twice"),
+        (["--hostfile", "hosts", "--nodes", "3"], "--nodes: is 3, but hosts lists only 2 hosts"),
+        (["--hostfile", "hosts", "--launcher", "slurm"], "--hostfile is for the deepspeed launcher"),
         (["--nodes", "2"], "--nodes needs a --hostfile"),
         (["--nodes", "2", "--launcher", "torchrun"], "needs --rdzv HOST:PORT"),
         (["--launcher", "torchrun", "--rdzv", "one:1"], "--rdzv goes with --launcher torchrun and --nodes"),
         (["--rdzv", "one:1"], "--rdzv goes with --launcher torchrun and --nodes"),
         (["--master-addr", "one"], "--master-addr and --master-port go with a --hostfile"),
-        (["--hostfile", "hosts", "--gpus", "9"], "--gpus: 9 asked for, one has slots=8 in hosts"),
-        (["--launcher", "mpi"], "--launcher: one of deepspeed, torchrun, slurm, got 'mpi'"),
+        (["--hostfile", "hosts", "--gpus", "9"], "--gpus: is 9, but one has slots=8 in hosts"),
+        (["--launcher", "mpi"], "--launcher: expected one of deepspeed, torchrun, slurm, got 'mpi'"),
         (["--sbatch", "--time=1"], "--sbatch is for --launcher slurm"),
         (["--gpus", "0"], "--nodes and --gpus must be at least 1"),
     ],
@@ -154,7 +154,10 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     pool = randcond(tmp_path, "launch", "pool", *words[2:], "demo").stdout  # one process: no GPU waits for it
     assert "#SBATCH --nodes=1\n" in pool and "#SBATCH --ntasks-per-node=1\n" in pool and "gpus" not in pool
     without = [*words[:6], *words[8:]]
-    assert "--gpus" not in without and "asks for no GPU: train on CPUs" in randcond(tmp_path, *without, "demo").stderr
+    assert (
+        "--gpus" not in without
+        and "without --gpus the job requests no GPU; train runs on CPUs" in randcond(tmp_path, *without, "demo").stderr
+    )
     said = randcond(tmp_path, *words, "demo", "--sbatch", '--comment="two words"').stdout
     assert "#SBATCH '--comment=two words'\n" in said
     nothing = randcond(tmp_path, "launch", "train", "figureA", "--launcher", "slurm", "--dry-run", code=2)
@@ -197,7 +200,7 @@ def test_pool_tools(tmp_path: Path) -> None:
 def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     for source, said in (
-        ("empty.txt", "pool.sources: empty.txt holds no caption"),
+        ("empty.txt", "pool.sources: empty.txt contains no captions"),
         ("gone.txt", "gone.txt: no such file"),
     ):
         done = randcond(tmp_path, "run", "pool", "demo-with", f"pool.sources=[{source}]", code=2)
@@ -208,9 +211,9 @@ def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("eval.size=400", "eval.size: 400 unseen captions wanted, the sources hold 320"),
-        ("cache.size=99999", "cache.size: 99999 captions wanted, the sources hold 2880 (320 more"),
-        ("cache.exclude=[tree]", "cache.exclude: no caption of the sources names 'tree'"),
+        ("eval.size=400", "eval.size: is 400, but the sources of eval.captions hold only 320 unseen captions"),
+        ("cache.size=99999", "cache.size: is 99999, but the sources contain only 2880 captions (320 more"),
+        ("cache.exclude=[tree]", "cache.exclude: no caption contains 'tree'"),
         ("train.global_batch=63", "63 does not divide over 2 ranks"),
         ("teacher.path=/nowhere", "no teacher at /nowhere"),
     ],
@@ -228,4 +231,4 @@ def test_what_is_checked_before_anything_is_made(
 
 def test_all_is_checked_before_anything_is_made(tmp_path: Path) -> None:
     done = randcond(tmp_path, "run", "all", "demo-with", "cache.size=99999", code=2)
-    assert "cache.size: 99999 captions wanted" in done.stderr and not (tmp_path / "runs").exists()
+    assert "cache.size: is 99999, but" in done.stderr and not (tmp_path / "runs").exists()

@@ -120,7 +120,7 @@ def test_bf16_resumes_bit_by_bit(world: Path) -> None:
     words = ["demo-with", *TINY, *BF16, "paths.run=runs/bf16-cut"]
     randcond(world, "run", "train", *words, "train.steps=4")
     said = randcond(world, "run", "train", *words).stdout
-    assert "going on from step 4" in said
+    assert "resuming from step 4" in said
     assert same_bits(world / "runs/bf16", world / "runs/bf16-cut")
 
 
@@ -131,9 +131,9 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
     said = randcond(
         world, "run", "train", "demo-with", *words, "train.steps=8", "engine.kind=fsdp", "--gpus", "1"
     ).stdout
-    assert "going on from step 4" in said
+    assert "resuming from step 4" in said
     said = randcond(world, "run", "train", "demo-with", *words, "engine.zero_stage=3").stdout
-    assert "going on from step 8" in said
+    assert "resuming from step 8" in said
     for name in ("student", "student_ema"):
         assert difference(world / "runs/demo/with", world / "runs/moving", name) < 1e-4
     lines = metrics(world / "runs/moving")
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
     config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
     with torch.device("meta"):
         other = UNet2DConditionModel.from_config(student_config("channel-base", config))
-    with pytest.raises(UserError, match=r"another architecture than student.rule gives .* missing, the first .*shape"):
+    with pytest.raises(UserError, match=r"does not match the architecture that student.rule .* missing, first .*shape"):
         student_unet(other, stored, torch.float32)
 
 
@@ -236,8 +236,8 @@ def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
     refused = randcond(world, *words, code=2).stderr
     assert "half exists already" in refused
     for wrong, said in (
-        (["--out", "x", "--weights", "best"], "--weights: raw or ema, got 'best'"),
-        (["--out", "x", "--push", "me/student"], "no HF_TOKEN in the environment"),
+        (["--out", "x", "--weights", "best"], "--weights: must be raw or ema, got 'best'"),
+        (["--out", "x", "--push", "me/student"], "HF_TOKEN is not set"),
         (["--out", "x", "paths.run=runs/none"], "no trained student at runs/none/student_ema"),
     ):
         assert said in randcond(world, "export", "demo-with", *TINY, *wrong, code=2).stderr
@@ -384,7 +384,7 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
             each.kill()
             each.communicate()
     assert ranks[1].returncode == 2
-    assert "error: rank 1: what it trains on was made otherwise: cached is 64, wanted 96" in said
+    assert "error: the training data of rank 1 was made otherwise: cached is 64, wanted 96" in said
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
         (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
         (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "was made otherwise: student"),
         # With a loader, which must not keep the process from its end.
-        (["paths.run=runs/nan", "train.lr=1e30", "train.workers=1"], "training stopped: not finite at step 2: loss/"),
+        (["paths.run=runs/nan", "train.lr=1e30", "train.workers=1"], "stopped: NaN or infinite at step 2: loss/"),
     ],
 )
 def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[str], said: str) -> None:
@@ -444,7 +444,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 STEP_ORDER = """
 import sys
 from randcond.launch.config.experiments import load_config
-from randcond.train import prefetch as ahead, loop
+from randcond.train import loop, prefetch
 
 order, set_up = [], loop.set_up
 
@@ -461,7 +461,7 @@ def noting(*given):
         noted(training.engine, name)
     return training
 
-noted(ahead.Ahead, "fetch")
+noted(prefetch.Prefetcher, "fetch")
 loop.set_up = noting
 loop.run(load_config("demo-with", sys.argv[1:]))
 print("order:", *order)

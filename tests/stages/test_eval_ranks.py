@@ -14,7 +14,7 @@ import pytest
 from randcond.launch.config.experiments import load_config
 from randcond.launch.runtime.files import write_json
 from randcond.launch.runtime.processes import RANKS_FROM
-from randcond.train.evaluation import _stays
+from randcond.train.evaluation import _best_remains
 from randcond.train.setup import prepare_folder
 from tests.support.demo import TINY, randcond
 from tests.support.interruptions import ranks, wait_for
@@ -118,15 +118,15 @@ def test_evaluation_during_training(world: Path) -> None:
     randcond(world, "run", "eval", "demo-with", *words, "eval.of=[student]")
     randcond(world, "report", "demo-with", *words, "eval.of=[student]")
     page = (run / "report.html").read_text()
-    assert "all/digit_accuracy while training" in page and "demo-with (ema)" in page
-    assert "best digit_accuracy while training, at step 6 (raw), scored otherwise" in page  # of four captions
+    assert "all/digit_accuracy during training" in page and "demo-with (ema)" in page
+    assert "best digit_accuracy during training, at step 6 (raw), scored with other settings" in page  # 4 captions
 
 
 ASKED_TO_END = """
 from randcond.launch.runtime.entry_point import stage_main
 from randcond.train import loop
 from randcond.train.__main__ import check, train
-loop.Preemption.wanted = lambda self: True
+loop.Preemption.requested = lambda self: True
 stage_main({"train": (check, train)})
 """
 
@@ -205,8 +205,8 @@ def test_a_best_step_of_other_weights_does_not_stay(tmp_path: Path) -> None:
         ({**later, "value": 9.5, "score": "kid"}, False),
         ({**best, "value": 9.5}, False),  # the same step once more
     ):
-        assert _stays(best, found, lower=True) == stays
-    assert _stays(best, {**later, "value": 8.5}, lower=False)
+        assert _best_remains(best, found, lower=True) == stays
+    assert _best_remains(best, {**later, "value": 8.5}, lower=False)
     config = load_config("demo-with", [f"paths.run={tmp_path}"])
     write_json(tmp_path / "best.json", best)
     prepare_folder(config, 6)

@@ -1,27 +1,63 @@
-"""The README's commands are true: targets exist, `randcond` lines resolve, the tree names every file."""
+"""README.md and docs/*.md are true: commands run, tables agree with their sources, links lead somewhere."""
 
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from randcond.launch.config.experiments import table_row
+from randcond.launch.config.gpus import GPUS
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+PACKAGES = ("launch", "model_zoo", "data", "train", "eval")
+README = ROOT / "README.md"
+PAGES = {path: path.read_text() for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
+PROSE = {path: re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE) for path, text in PAGES.items()}
+COMMANDS = list(  # each once
+    dict.fromkeys(
+        line.split("  #")[0].strip()
+        for text in PAGES.values()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    )
+)
+TARGETS = [line for line in COMMANDS if line.startswith("make")]
+RANDCOND = [line for line in COMMANDS if line.startswith(".venv/bin/randcond")]
+MODULES = [line for line in COMMANDS if "-m randcond" in line or "--module" in line]
+PUSHES = [line for line in COMMANDS if line.startswith("HF_TOKEN=")]  # test_export.py has the hub
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make")])
+def page_with(words: str) -> tuple[Path, str]:
+    """The one page that has these words, and its text."""
+    found = [(path, text) for path, text in PAGES.items() if words in text]
+    assert len(found) == 1, f"{words!r} is in {[str(path.relative_to(ROOT)) for path, _ in found]}"
+    return found[0]
+
+
+def anchors(text: str) -> set[str]:
+    """The names GitHub gives to a page's headings."""
+    seen: Counter[str] = Counter()
+    names = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        names.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
+
+
+def test_every_command_is_of_a_kind_that_is_tested() -> None:
+    assert sorted(COMMANDS) == sorted({*TARGETS, *RANDCOND, *MODULES, *PUSHES})
+
+
+@pytest.mark.parametrize("line", TARGETS)
 def test_make_targets_exist(line: str) -> None:
     done = subprocess.run([*shlex.split(line), "-n"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -29,7 +65,7 @@ def test_make_targets_exist(line: str) -> None:
         assert not re.search(r"-row\d+$", word) or table_row(word)  # a target is a pattern: make takes any number
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(".venv/bin/randcond")])
+@pytest.mark.parametrize("line", RANDCOND)
 def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """`run` lines dry, `students` for one rule, the others in full, in a folder that looks like the root."""
     words = shlex.split(line)[1:]
@@ -49,7 +85,16 @@ def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRe
     assert done.stdout
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "-m randcond" in line or "--module" in line])
+@pytest.mark.parametrize("line", PUSHES)
+def test_flags_of_pushes_exist(line: str) -> None:
+    words = shlex.split(line)[1:]
+    command = [sys.executable, "-m", "randcond.launch.cli", *words[1:2], "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert words[0] == ".venv/bin/randcond"
+    assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z]+", text))
+
+
+@pytest.mark.parametrize("line", MODULES)
 def test_stages_by_hand_resolve(line: str, tmp_path: Path) -> None:
     """The part after the launcher: the module takes these words."""
     words = shlex.split(line)
@@ -63,24 +108,99 @@ def test_stages_by_hand_resolve(line: str, tmp_path: Path) -> None:
 
 
 def test_the_tree_names_every_file_once() -> None:
-    tree = TEXT.split("## What is where")[1].split("```")[1]
-    named, folder = set(), ""
+    """Of docs/layout.md: every .py file of the packages has a line, its folder's line stands for __init__.py."""
+    tree = (ROOT / "docs/layout.md").read_text().split("```")[1]
+    named: list[str] = []
+    folders: list[str] = []
     for line in tree.strip().splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = name
-        else:
-            named.add(folder + name)
-    for name in named:
-        assert (ROOT / name).exists(), f"the README's tree names {name}"
-    for package in ("launch", "model_zoo", "data", "train", "eval"):
-        for path in (ROOT / package).rglob("*.py"):
-            name = str(path.relative_to(ROOT))
-            assert path.name.startswith("__") or name in named, f"the README's tree lacks {name}"
+        name, line_says = line.split(maxsplit=1)
+        depth = (len(line) - len(line.lstrip())) // 2
+        assert depth <= len(folders) and line_says, line
+        named.append("".join(folders[:depth]) + name)
+        if name.endswith("/"):
+            folders = [*folders[:depth], name]
+    assert [name for name, count in Counter(named).items() if count > 1] == []
+    there = {name for name in named if (ROOT / name).is_dir() == name.endswith("/") and (ROOT / name).exists()}
+    files = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    wanted = {str(file).removesuffix("__init__.py") for file in files}
+    assert {"gone": set(named) - there, "lacking": wanted - there} == {"gone": set(), "lacking": set()}
+
+
+def test_the_map_names_every_room() -> None:
+    text = README.read_text().split("## Map")[1].split("\n## ")[0]
+    named = set(re.findall(r"\]\(([^)]+)\)", text))
+    rooms = {path.parent for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")}
+    assert {str(room.relative_to(ROOT)) for room in rooms} <= named
+    assert len(text.strip().splitlines()) <= 27  # 25 and the head
+
+
+def test_the_readme_is_short() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 220
+    assert len(text.encode()) <= 18_000
+
+
+def test_the_readme_and_the_index_link_every_page() -> None:
+    pages = {path.relative_to(ROOT) for path in PAGES if path != README}
+    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", README.read_text()))
+    assert linked == {str(page) for page in pages}
+    index = set(re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs/README.md").read_text()))
+    assert index == {page.name for page in pages} - {"README.md"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", PROSE[path]):
+        if re.match(r"https?:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        to = (path.parent / file).resolve() if file else path
+        assert to.exists() and to.is_relative_to(ROOT), f"{path.relative_to(ROOT)} links {target}"
+        assert not anchor or anchor in anchors(PROSE.get(to, to.read_text())), f"{path.relative_to(ROOT)}: {target}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path) -> None:
+    for name in re.findall(r"`((?:launch|model_zoo|data|train|eval|tests)/[\w./-]+)`", PROSE[path]):
+        assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
+    for name in re.findall(r"`package:([^`]+)`", PROSE[path]):
+        assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_names_to_add_to_stand_where_it_says() -> None:
+    """Of docs/developing.md: `NAME` (`file.py`)."""
+    pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", " ".join(page_with("Adding a student:")[1].split()))
+    assert len(pairs) >= 4
+    for name, file in pairs:
+        assert re.search(rf"^(class )?{name}\b", (ROOT / file).read_text(), re.MULTILINE), f"{name} in {file}"
+
+
+def test_nothing_is_said_twice() -> None:
+    said = Counter(
+        " ".join(sentence.split())
+        for text in PROSE.values()
+        for block in text.split("\n\n")
+        for sentence in (block.splitlines() if block.startswith("|") else re.split(r"(?<=[.:;]) ", block))
+        if len(sentence) > 40
+    )
+    assert [sentence for sentence, count in said.items() if count > 1] == []
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [citation[key] for key in ("title", "version", "license")] == [
+        project[key] for key in ("name", "version", "license")
+    ]
+    readme = " ".join(re.sub("[`*]", "", README.read_text()).split())
+    assert all(sentence in readme for sentence in citation["abstract"].strip().split(". "))
+    assert citation["preferred-citation"]["title"] in readme
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_demo_table_says_what_its_report_says() -> None:
-    lines = TEXT.split("| training seconds |")[1].split("\n\n")[0].splitlines()[2:]
+    _, text = page_with("| training seconds |")
+    lines = text.split("| training seconds |")[1].split("\n\n")[0].splitlines()[2:]
     arms = json.loads((ROOT / "launch/tables/results/demo/report.json").read_text())["arms"]
     assert len(lines) == 3
     for line, found in zip(lines, arms.values(), strict=True):
@@ -96,18 +216,19 @@ def test_the_demo_table_says_what_its_report_says() -> None:
     drawn, images = arms["without"]["digits_drawn"]["unseen"], arms["without"]["images"]
     (first, often), (second, less) = sorted(drawn.items(), key=lambda item: -item[1])[:2]
     count = images["unseen"]
-    said = " ".join(TEXT.split())
+    said = " ".join(text.split())
     assert f"the student without draws {first}s ({often / count:.0%}) and {second}s ({less / count:.0%})" in said
     assert f"{count} unseen and {images['seen']} seen captions" in said
 
 
 def test_the_table_in_miniature_says_what_its_reports_say() -> None:
-    lines = TEXT.split("| what the paper finds")[1].split("\n\n")[0].splitlines()[2:]
+    page, text = page_with("| what the paper finds")
+    lines = text.split("| what the paper finds")[1].split("\n\n")[0].splitlines()[2:]
     report = ""
     for line in lines:
         finds, levels, difference, verdict = (cell.strip() for cell in line.strip("|").split("|"))
         for path in re.findall(r"\]\(([^)]+)\)", finds):  # a row without a link is of the table above
-            report = (ROOT / path).read_text()
+            report = (page.parent / path).read_text()
         assert f"| {difference} | {verdict} |" in report, line
         numbers = re.findall(r"\d+(?:\.\d+)?", levels)
         for number in numbers:
@@ -121,17 +242,18 @@ def test_the_table_in_miniature_says_what_its_reports_say() -> None:
     counted = re.search(
         r"Of (\d+) claims asked beforehand (\d+) are reproduced, (\d+) within noise and (\d+) not reproduced; "
         r"of (\d+) asked afterwards none, (\d+) and (\d+)\.",
-        " ".join(TEXT.split()),
+        " ".join(page_with("claims asked beforehand")[1].split()),
     )
     assert counted and len(lines) > 10
-    page = (ROOT / "launch/tables/results/README.md").read_text()
+    kept = (ROOT / "launch/tables/results/README.md").read_text()
     form = "{1} reproduced, {2} within noise, {3} not reproduced, of {0} claims"
-    assert form.format(*counted.groups()[:4]) + " asked beforehand" in page
-    assert form.format(counted.group(5), "0", *counted.groups()[5:]) + "." in page
+    assert form.format(*counted.groups()[:4]) + " asked beforehand" in kept
+    assert form.format(counted.group(5), "0", *counted.groups()[5:]) + "." in kept
 
 
 def test_the_speed_table_says_what_its_records_say() -> None:
-    rows = TEXT.split("share of the matmul rate: ours, bare, published |")[1].split("\n\n")[0].splitlines()[2:]
+    head = "share of the matmul rate: ours, bare, published |"
+    rows = page_with(head)[1].split(head)[1].split("\n\n")[0].splitlines()[2:]
     files = {"embedded world": "world", "mid-size U-Net": "mid", "B-Base": "b-base", "B-Tiny": "b-tiny"}
     files["C-Micro"] = "c-micro"
     assert len(rows) == len(files)
@@ -152,3 +274,15 @@ def test_the_speed_table_says_what_its_records_say() -> None:
         assert [cell.strip() for cell in cells[:3]] == wanted, name
         rate = "" if here else f" (of {found['matmul_tflops']:.0f}"
         assert cells[3].strip().startswith(f"{shares} %{rate}"), name
+
+
+def test_the_claim_of_speed_is_its_records() -> None:
+    found = json.loads((ROOT / "tests/bench/record/step-b-base.json").read_text())["found"]
+    share = found["ours"]["share_of_matmul_rate"]
+    sheet = share * found["matmul_tflops"] / GPUS["h200"].tflops
+    said = " ".join(README.read_text().split())
+    speed = f"{found['ours']['samples_per_s']:.0f} samples/s"
+    assert (
+        f"{speed}: {share:.0%} of the card's measured bf16 rate, {sheet:.0%} of its data sheet's".replace("%", " %")
+        in said
+    )

@@ -15,8 +15,8 @@ from randcond.model_zoo.kernels.compilation import compile_drawing, compile_text
 from randcond.model_zoo.kernels.fp8 import Fp8Linear, fp8_teacher, quantize
 from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
 from randcond.model_zoo.teacher import Teacher
-from randcond.train.build import build_step, speed_up
-from randcond.train.engine.base import optimizer_of
+from randcond.train.build import apply_speed_options, build_step
+from randcond.train.engine.base import build_optimizer
 from randcond.train.tools.tune_command import noise_batch
 from tests.bench.step import PLAIN, agree
 from tests.bench.step import SWITCHES as SWITCHES_OF_THE_BENCH
@@ -41,9 +41,9 @@ def train(*words: str, fused: bool = True, where: str = "cpu") -> Run:
             set_attention(network, choices)
     if options.teacher_fp8:
         fp8_teacher(teacher)
-    speed_up(options, teacher, module.unet)
+    apply_speed_options(options, teacher, module.unet)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = optimizer_of(config, module.parameters())
+    optimizer = build_optimizer(config, module.parameters())
     for group in optimizer.param_groups:
         assert group["fused"]
         group["fused"] = fused

@@ -1,7 +1,7 @@
-"""The engines' seam: the only package that imports deepspeed or FSDP2.
+"""The interface of the engines. Only this package imports deepspeed or FSDP2.
 
-An engine runs the wrapped module's forward, backward and optimizer step over all ranks, keeps the EMA on the fp32
-master weights, and gives and takes its state in pieces by parameter name, whatever the sharding.
+An engine runs the forward, the backward and the optimizer step of a module on all ranks. It keeps the EMA of the fp32
+master weights. It saves and loads its state in pieces by parameter name, independent of the sharding.
 """
 
 import os
@@ -16,14 +16,14 @@ from randcond.train.engine.base import STATE_KINDS, Engine
 __all__ = ["STATE_KINDS", "Engine", "build_engine", "shard_teacher"]
 
 
-# DeepSpeed's operators are compiled against this environment's torch. In the folder that torch shares between
-# environments, two of them would rebuild each other's operator at every start, a minute each time.
+# DeepSpeed compiles its operators for the torch version of this Python environment. By default, all environments share
+# one folder of compiled operators. Two environments would then recompile them at every start, a minute each time.
 if os.access(sys.prefix, os.W_OK):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 
 def build_engine(config: Config, module: nn.Module) -> Engine:
-    """Wraps the module in the engine the experiment names."""
+    """Wraps the module in the engine that `engine.kind` names."""
     if config.engine.kind == "fsdp":
         from randcond.train.engine.fsdp import FsdpEngine
 
@@ -34,9 +34,9 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
 
 
 def shard_teacher(unet: UNet2DConditionModel) -> None:
-    """Shards a frozen U-Net over all ranks (FSDP2): each block is gathered when its forward comes to it.
+    """Shards a frozen U-Net over all ranks (FSDP2). Each block is gathered just before its forward.
 
-    From then on every forward of it must be called by all ranks.
+    Every rank must take part in every later forward of the U-Net.
     """
     from randcond.train.engine.fsdp import shard_frozen
 

@@ -1,7 +1,8 @@
-"""What every engine shares: fp32 state in pieces by parameter name, the EMA on them, sums over the ranks.
+"""The base class of the engines: fp32 state in pieces by parameter name, the EMA, collectives.
 
-A piece is a run of one parameter's values (flattened) that this rank holds, as a view into the engine's own storage.
-ZeRO's flat partitions and FSDP's row shards are both such runs, so checkpoints, EMA and export know no engine.
+A piece is a contiguous range of the values of one flattened parameter. It is a view into the storage of the engine on
+this rank. The flat partitions of ZeRO and the row shards of FSDP are both such ranges, so that checkpoints, EMA and
+export work the same for every engine.
 """
 
 import math
@@ -26,74 +27,80 @@ STATE_KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class Piece:
-    """A run of one parameter's fp32 master weights on this rank."""
+    """A contiguous range of the fp32 master weights of one parameter, on this rank."""
 
-    name: str
-    start: int  # of the run in the flattened parameter
+    name: str  # of the parameter
+    start: int  # index of the first value in the flattened parameter
     weights: Tensor  # [n], a view
-    mine: bool = True  # whether this rank writes it; False for another rank's replica
+    saved: bool = True  # this rank writes it into checkpoints; False if it is a replica that another rank writes
 
 
 class Engine:
-    """The part of an engine that only needs its pieces; subclasses say where they are and run the step."""
+    """The part of an engine that works on pieces. Subclasses find the pieces and run the training step."""
 
     optimizer: torch.optim.Optimizer  # AdamW on this rank's share of the master weights
 
     def __init__(self, config: Config, module: nn.Module) -> None:
+        """Needs an initialised process group and a module that is not sharded yet."""
         self.module = module
-        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}  # before anything is sharded
+        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = device()
         self.dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
         self.skip_nonfinite = config.train.skip_nonfinite > 0
-        self.skipped = 0  # steps that a gradient which is not finite left out
+        self.skipped = 0  # steps skipped because their gradient was NaN or infinite
         self.pieces: list[Piece] = []
         self.ema: list[Tensor] = []
-        # What the hosts agree on beside the training goes over the CPU: it waits for no GPU and no GPU for it.
+        # Control messages between the ranks go over the CPU (gloo), so that they don't wait for the GPU or delay it.
         self._control = (
-            dist.new_group(backend="gloo", timeout=patience(config)) if dist.get_backend() != "gloo" else None
+            dist.new_group(backend="gloo", timeout=collective_timeout(config)) if dist.get_backend() != "gloo" else None
         )
 
-    # What an engine must say of itself ------------------------------------------------------------------------------
+    # Implemented by subclasses --------------------------------------------------------------------------------------
 
     def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
-        """The wrapped module's forward."""
+        """Runs the forward of the wrapped module (`TappedStudent.forward`).
+
+        noised [B, C, h, w], timesteps [B], condition -> prediction [B, C, h, w], features in the teacher's widths.
+        """
         raise NotImplementedError
 
     def backward(self, loss: Tensor) -> None:
-        """Backward of one micro-batch's loss."""
+        """Runs the backward of the loss of one micro-batch, a scalar."""
         raise NotImplementedError
 
     def step(self, lr: float, ema_decay: float) -> Tensor | float:
-        """Applies the gradients once the last micro-batch of the step is in; returns their norm before clipping.
+        """Updates the weights and the EMA after the last micro-batch of a step. Call it after every backward().
 
-        With `train.skip_nonfinite` a norm that is not finite leaves everything as it was and counts in `skipped`.
+        Returns the gradient norm before clipping, a scalar; 0.0 after the other micro-batches.
+        With `train.skip_nonfinite`, a norm that is NaN or infinite changes nothing and increases `skipped`.
         """
         raise NotImplementedError
 
     def moment(self, piece: Piece, kind: str) -> Tensor:
-        """AdamW's exp_avg or exp_avg_sq of a piece [n], a view."""
+        """Returns `exp_avg` or `exp_avg_sq` of AdamW for a piece [n], fp32, as a view."""
         raise NotImplementedError
 
-    def make_moments(self) -> None:
-        """Makes AdamW's moments, empty, once: by itself it makes them in a step, for what has a gradient in it.
+    def init_moments(self) -> None:
+        """Creates the moments of AdamW, filled with zeros, for all weights.
 
-        A checkpoint holds those of every weight, and may come before a first step that is not left out.
+        AdamW itself creates them in its first step, and only for weights that have a gradient. A checkpoint needs them
+        for all weights, and it may be saved when all steps so far were skipped.
         """
         raise NotImplementedError
 
-    def publish(self) -> None:
-        """Brings changed master weights into the weights that compute."""
+    def update_compute_weights(self) -> None:
+        """Copies changed master weights into the weights of the module, in its dtype."""
         raise NotImplementedError
 
-    # What follows from the pieces -----------------------------------------------------------------------------------
+    # Implemented on the pieces --------------------------------------------------------------------------------------
 
-    def _hold(self, pieces: list[Piece]) -> None:
-        """Takes the pieces, checks that they are fp32, starts the EMA from them, and makes their moments."""
+    def _set_pieces(self, pieces: list[Piece]) -> None:
+        """Sets the pieces, starts the EMA at their values, and creates the moments."""
         assert all(piece.weights.dtype == torch.float32 for piece in pieces), "master weights must be fp32"
         self.pieces = pieces
         self.ema = [piece.weights.detach().clone() for piece in pieces]
-        self.make_moments()
+        self.init_moments()
 
     def _update_ema(self, decay: float) -> None:
         if self.pieces:
@@ -107,36 +114,36 @@ class Engine:
         return [self.moment(piece, kind) for piece in self.pieces]
 
     def local_state(self) -> State:
-        """This rank's share of the state, copied to the CPU: every value of it is some rank's, of one rank alone."""
+        """Returns a CPU copy of this rank's share of the state. The shares of all ranks cover every value once."""
         return {
             kind: {
                 f"{piece.name}@{piece.start}": values.detach().to("cpu", copy=True)
                 for piece, values in zip(self.pieces, self._values(kind), strict=True)
-                if piece.mine
+                if piece.saved
             }
             for kind in STATE_KINDS
         }
 
     @torch.no_grad()
     def load(self, read: Reader, step: int) -> None:
-        """Takes the state as after `step` optimizer steps, whatever engine and world size wrote it."""
+        """Loads the state after `step` optimizer steps. Any engine at any world size may have saved it."""
         for state in self.optimizer.state.values():
             state["step"].fill_(step)
         for kind in STATE_KINDS:
             for piece, values in zip(self.pieces, self._values(kind), strict=True):
                 values.copy_(read(kind, piece.name, piece.start, piece.start + values.numel()))
-        self.publish()
+        self.update_compute_weights()
 
     @torch.no_grad()
     def gather(self, kind: str) -> dict[str, Tensor]:
-        """One of STATE_KINDS as full fp32 CPU tensors by parameter name, on the first rank; empty on the others.
+        """Returns one of STATE_KINDS by parameter name on rank 0, {} on the other ranks. Every rank must call it.
 
-        Every rank must call it. A host holds the whole state once, not once per rank.
+        The tensors are fp32, on the CPU, in the shapes of `self.shapes`. Only the host of rank 0 holds the full state.
         """
         assert kind in STATE_KINDS, kind
         held: dict[str, list[tuple[int, Tensor]]] = {}
         for piece, values in zip(self.pieces, self._values(kind), strict=True):
-            if piece.mine:
+            if piece.saved:
                 held.setdefault(piece.name, []).append((piece.start, values))
         full = {}
         for name, shape in self.shapes.items():
@@ -149,65 +156,65 @@ class Engine:
         return full
 
     def all_sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, on all of them."""
+        """Sums a tensor of any shape over all ranks, in place. Returns it, on all ranks."""
         dist.all_reduce(values)
         return values
 
-    def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank, on all of them."""
-        flag = torch.tensor(float(mine))
+    def any_rank(self, value: bool) -> bool:
+        """Returns True on all ranks if `value` is True on any rank."""
+        flag = torch.tensor(float(value))
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._control)
         return bool(flag)
 
-    def collect(self, mine: Any) -> list[Any]:
-        """Every rank's value (plain data), on all ranks."""
+    def collect(self, value: Any) -> list[Any]:
+        """Returns the values (plain data) of all ranks in the order of the ranks, on all ranks."""
         values = [None] * self.ranks
-        dist.all_gather_object(values, mine, group=self._control)
+        dist.all_gather_object(values, value, group=self._control)
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """The first rank's value (plain data), on all ranks."""
-        held = [value]
-        dist.broadcast_object_list(held, src=0, group=self._control)
-        return held[0]
+        """Returns the value (plain data) of rank 0 on all ranks."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""
-        self.any(False)
+        self.any_rank(False)
 
     def close(self) -> None:
-        """Leaves the process group."""
+        """Destroys the process group."""
         dist.destroy_process_group()
 
 
-def patience(config: Config) -> timedelta:
-    """How long a collective may wait: a little longer than the heartbeat, which names whom it waits for."""
+def collective_timeout(config: Config) -> timedelta:
+    """Returns the timeout of a collective. It is longer than the heartbeat's timeouts, which name the lost rank."""
     return timedelta(seconds=config.engine.timeout + config.engine.heartbeat)
 
 
-def describe_alone() -> None:
-    """Describes a group of one to torch where no launcher has described a larger one."""
+def set_single_rank_defaults() -> None:
+    """Sets the environment variables of torch.distributed for one rank, unless a launcher has set them."""
     import socket
 
-    for variable, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(variable, alone)
+    for variable, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(variable, value)
     if "MASTER_PORT" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
 
 
-def empty_moments(master: Tensor) -> dict[str, Tensor]:
-    """AdamW's state of one master weight before its first step."""
+def initial_adamw_state(master: Tensor) -> dict[str, Tensor]:
+    """Returns the state of AdamW before its first step: `step` [], `exp_avg` and `exp_avg_sq` like `master`."""
     return {
-        "step": torch.tensor(0.0, device=master.device),  # fused kernels look for it there
+        "step": torch.tensor(0.0, device=master.device),  # fused kernels need it on the same device
         "exp_avg": torch.zeros_like(master),
         "exp_avg_sq": torch.zeros_like(master),
     }
 
 
-def optimizer_of(config: Config, parameters: Any) -> torch.optim.AdamW:
-    """AdamW as the paper sets it."""
+def build_optimizer(config: Config, parameters: Any) -> torch.optim.AdamW:
+    """Returns AdamW with the settings of the `train:` section (by default the paper's, Sec. 4.2)."""
     train = config.train
     return torch.optim.AdamW(
         parameters,

@@ -1,4 +1,4 @@
-"""Builds, once, the small C++ operator that DeepSpeed needs to run on a CPU; nothing to do on a GPU machine."""
+"""Compiles the C++ operator that DeepSpeed needs on a CPU. Does nothing on a GPU machine."""
 
 import os
 import sys
@@ -9,38 +9,39 @@ from torch.utils.cpp_extension import _get_build_directory
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.processes import name_accelerator
 
-LONGEST_BUILD = 600.0  # seconds that another process may take for it
+BUILD_TIMEOUT = 600.0  # seconds to wait for another process that compiles the operator
 
 
 def find_tools() -> None:
-    """Puts this Python's own folder on PATH: there pip puts ninja, which DeepSpeed calls by name on every start."""
-    own = str(Path(sys.executable).parent)
-    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    if own not in places:
-        os.environ["PATH"] = os.pathsep.join([own, *places])
+    """Adds the folder of this Python to PATH, where pip installs ninja. DeepSpeed calls ninja by name."""
+    python_folder = str(Path(sys.executable).parent)
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if python_folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([python_folder, *folders])
 
 
 def load_operator() -> bool:
-    """Loads the operator into this process, compiled where it is not yet; whether this machine needs it.
+    """Loads the operator into this process and compiles it if necessary. Returns False if this machine has a GPU.
 
-    Torch locks an extension by a file, which a process that is killed meanwhile leaves behind, and every later one
-    would wait for: it is removed under a lock of ours, which the system lets go of.
+    Torch locks an extension with a file. If a process is killed while it compiles, that file stays, and every later
+    process waits for it forever. So it is removed first, under a lock that the system releases when its owner dies.
     """
-    from deepspeed.accelerator import get_accelerator  # looks for a GPU, and warns where nothing says there is none
+    # Imported here, because it looks for a GPU, and prints a warning unless name_accelerator() was called before.
+    from deepspeed.accelerator import get_accelerator
 
     find_tools()
     if get_accelerator().device_name() != "cpu":
         return False
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with locked(folder, LONGEST_BUILD):
+    with locked(folder, BUILD_TIMEOUT):
         (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)
     return True
 
 
 def main() -> None:
-    """Compiles DeepSpeed's shared-memory communication operator into torch's extension cache."""
+    """Compiles DeepSpeed's operator for communication over shared memory into torch's folder of extensions."""
     name_accelerator()
     if load_operator():
         print("built DeepSpeed's CPU operator")

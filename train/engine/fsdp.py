@@ -1,6 +1,7 @@
-"""FSDP2 behind the engines' seam: full sharding, gradients and optimizer only, or hybrid (sharded in groups).
+"""The FSDP2 engine: full sharding, sharding of gradients and optimizer only, or hybrid sharding in groups.
 
-fp32 sharded parameters are the master weights; bf16 copies compute, gradients are reduced in fp32.
+The sharded fp32 parameters are the master weights. The module computes with bf16 copies (`engine.precision: bf16`).
+Gradients are reduced in fp32.
 """
 
 import math
@@ -18,17 +19,24 @@ from randcond.launch.config.batch import batch_shape, shard_group
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import local_ranks
 from randcond.model_zoo.denoiser.condition import Condition
-from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
+from randcond.train.engine.base import (
+    Engine,
+    Piece,
+    build_optimizer,
+    collective_timeout,
+    initial_adamw_state,
+    set_single_rank_defaults,
+)
 
 
 class FsdpEngine(Engine):
     """FSDP2 with AdamW on sharded fp32 parameters."""
 
     def __init__(self, config: Config, module: nn.Module) -> None:
-        describe_alone()
+        set_single_rank_defaults()
         cuda = torch.cuda.is_available()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=patience(config))
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=collective_timeout(config))
         super().__init__(config, module)
         options = config.engine
         _, self.accumulation = batch_shape(config.train.global_batch, self.ranks, options.micro_batch)
@@ -44,9 +52,9 @@ class FsdpEngine(Engine):
         }
         for part in [*_blocks(module.unet), module]:
             fully_shard(part, **settings)
-        self.optimizer = optimizer_of(config, module.parameters())
-        self.micro = 0
-        self._hold(self._find_pieces())
+        self.optimizer = build_optimizer(config, module.parameters())
+        self.micro_batches = 0  # of the current step so far
+        self._set_pieces(self._find_pieces())
 
     def _find_pieces(self) -> list[Piece]:
         pieces = []
@@ -54,27 +62,27 @@ class FsdpEngine(Engine):
             assert isinstance(parameter, DTensor)
             local = parameter.to_local().detach()
             if local.numel():
-                rows = math.prod(self.shapes[name][1:])
+                row_size = math.prod(self.shapes[name][1:])
                 _, offset = compute_local_shape_and_global_offset(
                     torch.Size(self.shapes[name]), parameter.device_mesh, parameter.placements
                 )
                 assert isinstance(parameter.placements[-1], Shard) and parameter.placements[-1].dim == 0
-                start = offset[0] * rows if offset else 0
-                pieces.append(Piece(name, start, local.view(-1), mine=self.replica == 0))
+                start = offset[0] * row_size if offset else 0
+                pieces.append(Piece(name, start, local.view(-1), saved=self.replica == 0))
         return pieces
 
     def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
         return self.module(noised, timesteps, condition)
 
     def backward(self, loss: Tensor) -> None:
-        # Reduced at every micro-batch: the sharded gradients add up in fp32, as ZeRO's do.
+        # Gradients are reduced after every micro-batch, so that they accumulate in fp32, as in the ZeRO engine.
         (loss / self.accumulation).backward()
 
     def step(self, lr: float, ema_decay: float) -> Tensor | float:
-        self.micro += 1
-        if self.micro < self.accumulation:
+        self.micro_batches += 1
+        if self.micro_batches < self.accumulation:
             return 0.0
-        self.micro = 0
+        self.micro_batches = 0
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -94,21 +102,21 @@ class FsdpEngine(Engine):
     def moment(self, piece: Piece, kind: str) -> Tensor:
         return self.optimizer.state[self.module.get_parameter(piece.name)][kind].to_local().view(-1)
 
-    def make_moments(self) -> None:
+    def init_moments(self) -> None:
         for parameter in self.module.parameters():
-            self.optimizer.state[parameter] = empty_moments(parameter)
+            self.optimizer.state[parameter] = initial_adamw_state(parameter)
 
-    def publish(self) -> None:
-        """Nothing to do: the sharded parameters are the master weights, gathered and cast at every forward."""
+    def update_compute_weights(self) -> None:
+        """Does nothing. The sharded parameters are the master weights; every forward gathers and casts them."""
 
 
 def shard_frozen(unet: nn.Module) -> None:
-    """Shards a U-Net without gradients over all ranks, in the dtype it has."""
+    """Shards a frozen U-Net over all ranks, in its own dtype."""
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
     for part in [*_blocks(unet), unet]:
         fully_shard(part, mesh=mesh)
 
 
 def _blocks(unet: Any) -> list[nn.Module]:
-    """What is gathered at once: the down, mid and up blocks."""
+    """Returns the down, mid and up blocks of a U-Net. Each is gathered as one unit."""
     return [block for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if block is not None]

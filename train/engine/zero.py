@@ -1,4 +1,7 @@
-"""DeepSpeed ZeRO behind the engines' seam: stages 0 to 3, fp32, or bf16 with fp32 master weights and accumulation."""
+"""The DeepSpeed ZeRO engine: stages 0 to 3, in fp32 or bf16.
+
+In bf16, the master weights and the accumulated gradients are fp32.
+"""
 
 import math
 import os
@@ -16,19 +19,26 @@ from randcond.launch.config.batch import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.model_zoo.cost.memory import BUCKET
 from randcond.model_zoo.denoiser.condition import Condition
-from randcond.train.engine.base import Engine, Piece, describe_alone, empty_moments, optimizer_of, patience
+from randcond.train.engine.base import (
+    Engine,
+    Piece,
+    build_optimizer,
+    collective_timeout,
+    initial_adamw_state,
+    set_single_rank_defaults,
+)
 from randcond.train.engine.build_ops import load_operator
 
 
 class ZeroEngine(Engine):
-    """A DeepSpeed engine whose state goes in and out by parameter name."""
+    """A DeepSpeed engine that saves and loads its state by parameter name."""
 
     def __init__(self, config: Config, module: nn.Module) -> None:
-        describe_alone()
+        set_single_rank_defaults()
         if not dist.is_initialized():
             load_operator()
             backend = "nccl" if torch.cuda.is_available() else "gloo"
-            deepspeed.init_distributed(backend, verbose=False, timeout=patience(config))
+            deepspeed.init_distributed(backend, verbose=False, timeout=collective_timeout(config))
             dist.barrier()
             _unlink_shared_buffers()
         super().__init__(config, module)
@@ -36,29 +46,30 @@ class ZeroEngine(Engine):
         exact = {name: p.detach().to("cpu", copy=True).view(-1) for name, p in module.named_parameters()}
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=optimizer_of(config, module.parameters()),
+            optimizer=build_optimizer(config, module.parameters()),
             config=deepspeed_config(config, self.ranks, sum(math.prod(shape) for shape in self.shapes.values())),
         )
-        # Stage 0 in fp32 has no wrapper around AdamW, and the parameters are their own master weights.
+        # In stage 0 with fp32, DeepSpeed does not wrap AdamW, and the parameters themselves are the master weights.
         self.wrapped = hasattr(self.zero, "optimizer")
         self.optimizer: torch.optim.Optimizer = self.zero.optimizer if self.wrapped else self.zero
-        # Its way to leave a step out, at a wait for the device (stage 1 in bf16 does so anyway, and always waits).
+        # True makes DeepSpeed skip steps with a NaN or infinite gradient. The check costs a wait for the device.
+        # Stage 1 in bf16 always makes it.
         self.zero.check_grad_overflow = self.skip_nonfinite
         self._check_precision()
         pieces = self._find_pieces()
-        for piece in pieces:  # DeepSpeed has made its fp32 masters from the weights it had rounded to bf16
+        for piece in pieces:  # DeepSpeed has copied its fp32 master weights from weights already rounded to bf16
             piece.weights.copy_(exact[piece.name][piece.start : piece.start + piece.weights.numel()])
-        self.publish()
-        self._hold(pieces)
+        self.update_compute_weights()
+        self._set_pieces(pieces)
 
     def _check_precision(self) -> None:
-        """One precision mode: every parameter computes in the dtype asked for."""
+        """Checks that every parameter has the dtype of `engine.precision`."""
         wrong = [name for name, p in self.module.named_parameters() if p.dtype != self.dtype]
         assert not wrong, f"parameters not in {self.dtype}: {wrong[:3]}"
 
     def _find_pieces(self) -> list[Piece]:
         pieces = []
-        parameters: dict[str, Any] = dict(self.module.named_parameters())  # DeepSpeed hangs its own attributes on them
+        parameters: dict[str, Any] = dict(self.module.named_parameters())  # DeepSpeed adds attributes to them
         for name, parameter in parameters.items():
             if self.stage == 3:
                 local, _ = self.zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False)
@@ -67,7 +78,7 @@ class ZeroEngine(Engine):
                 if length > 0:
                     pieces.append(Piece(name, start, local.detach()[:length]))
             elif not self.wrapped:
-                pieces.append(Piece(name, 0, parameter.detach().view(-1), mine=self.rank == 0))
+                pieces.append(Piece(name, 0, parameter.detach().view(-1), saved=self.rank == 0))
             elif parameter._hp_mapping is not None:
                 mapping = parameter._hp_mapping
                 pieces.append(Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment.detach()))
@@ -95,7 +106,10 @@ class ZeroEngine(Engine):
         return self.engine.get_global_grad_norm() if norm is None else norm
 
     def _plain_norm(self) -> Tensor:
-        """The gradients' norm where DeepSpeed does not keep it (stage 0); they are averaged over the ranks already."""
+        """Returns the gradient norm, a scalar, in stage 0 with fp32, where DeepSpeed does not compute it.
+
+        The gradients are averaged over the ranks already.
+        """
         return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def moment(self, piece: Piece, kind: str) -> Tensor:
@@ -110,14 +124,14 @@ class ZeroEngine(Engine):
     def _parameter(self, name: str) -> Any:
         return self.module.get_parameter(name)
 
-    def make_moments(self) -> None:
+    def init_moments(self) -> None:
         masters = list(self.module.parameters()) if not self.wrapped else _masters(self.zero)
         for master in masters:
-            self.optimizer.state[master] = empty_moments(master)
+            self.optimizer.state[master] = initial_adamw_state(master)
         if self.wrapped and self.stage < 3:
-            self.zero._lazy_init_hp_params_optimizer_state()  # what its first step does: link moments to parameters
+            self.zero._lazy_init_hp_params_optimizer_state()  # links moments to parameters, as its first step would
 
-    def publish(self) -> None:
+    def update_compute_weights(self) -> None:
         if self.stage == 3:
             for group in range(len(self.zero.fp32_partitioned_groups_flat)):
                 self.zero._reassign_or_swap_out_partitioned_parameters(group)
@@ -125,14 +139,14 @@ class ZeroEngine(Engine):
             self.zero.update_lp_params()
 
     def close(self) -> None:
-        """Leaves the process group, DeepSpeed's own notes of it too: another engine may be built after this one."""
+        """Destroys the process group and DeepSpeed's records of it, so that another engine may be built afterwards."""
         deepspeed.comm.destroy_process_group()
 
 
 def _unlink_shared_buffers() -> None:
-    """Removes the names of DeepSpeed's shared-memory buffers (CPU runs), which all ranks have mapped by now.
+    """Removes the files of DeepSpeed's shared-memory buffers (CPU runs). All ranks have mapped them by now.
 
-    DeepSpeed never does: every run would leave 69 MB per rank in /dev/shm until the machine starts again.
+    DeepSpeed never removes them. Every run would leave 69 MB per rank in /dev/shm until the next reboot.
     """
     group = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
     for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_{group}_*"):
@@ -140,9 +154,10 @@ def _unlink_shared_buffers() -> None:
 
 
 def deepspeed_config(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
-    """The DeepSpeed configuration, built from the experiment's `engine:` and `train:` sections.
+    """Returns the DeepSpeed configuration, built from the `engine:` and `train:` sections of the experiment.
 
-    `parameters`: of the trained module; its buckets need not be larger (stage 3 makes them at start, 1 GB by default).
+    `parameters`: the number of parameters of the trained module. Buckets are limited to this size, because stage 3
+    allocates them at the start (1 GB by default).
     """
     micro, accumulation = batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
     stage = config.engine.zero_stage
@@ -154,8 +169,8 @@ def deepspeed_config(config: Config, ranks: int, parameters: int) -> dict[str, A
         "zero_optimization": {
             "stage": stage,
             "reduce_bucket_size": min(BUCKET, parameters),
-            # Stage 1 sums gradients when all are there: copying each into a bucket first took a twelfth of the embedded
-            # world's step. (In bf16 stage 1 is another optimizer of DeepSpeed's, which never does.)
+            # Stage 1 reduces the gradients after the whole backward. Copying each into a bucket first took a twelfth of
+            # the demo's step. (In bf16, stage 1 uses another DeepSpeed optimizer, which never copies them.)
             "contiguous_gradients": stage != 1,
         },
         "zero_allow_untested_optimizer": True,
@@ -164,11 +179,12 @@ def deepspeed_config(config: Config, ranks: int, parameters: int) -> dict[str, A
     if config.engine.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        settings["communication_data_type"] = "fp32"  # sums over the ranks too, as FSDP2's
+        settings["communication_data_type"] = "fp32"  # gradients are reduced in fp32, as in the FSDP2 engine
     return settings
 
 
 def _masters(zero: Any) -> list[Tensor]:
+    """Returns the flat fp32 master weights of a ZeRO optimizer."""
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(zero, name):
             return list(getattr(zero, name))

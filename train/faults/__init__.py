@@ -1,1 +1,1 @@
-"""What ends a run: lost ranks, preemption, a full disk."""
+"""Faults that end a run: lost ranks, preemption, a full disk."""

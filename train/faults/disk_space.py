@@ -1,4 +1,4 @@
-"""Whether a run's folder can take what the run will write, asked before the first step."""
+"""Checks before the first step that the run folder is writable and has enough disk space."""
 
 import os
 import shutil
@@ -7,16 +7,20 @@ from pathlib import Path
 from randcond.launch.errors import UserError
 from randcond.train.engine import STATE_KINDS
 
-_STUDENTS = 2 * 4  # bytes per parameter of the exported raw and EMA students, fp32
-_DRAWN, _BEST = 2, 4  # of a U-Net evaluated while training, in half precision at least, and of the best exported
-_REST = 50_000_000  # logs, TensorBoard, pictures
+# Bytes per parameter
+_STUDENTS = 2 * 4  # the exported raw and EMA students, fp32
+_EVALUATED = 2  # a U-Net that is kept with its evaluation; 2 bytes is the minimum (half precision)
+_BEST = 4  # the exported best student, fp32
+
+_LOGS = 50_000_000  # bytes of logs, TensorBoard files and sample grids
 
 
 def check_folder(folder: Path, parameters: int, keep: int, evaluations: int = 0) -> None:
-    """Raises UserError naming the folder when it can't be written or its disk lacks the space, with the arithmetic.
+    """Raises UserError if the run folder is not writable, or if its disk is too small for what the run will write.
 
-    `parameters`: of the trained module; `keep`: checkpoints that are there in the end, beside the one being written;
-    `evaluations`: still to come, each of which keeps the U-Net that drew; one at least is exported as the best.
+    `parameters`: of the trained module
+    `keep`: the number of checkpoints at the end of the run; one more exists while a checkpoint is being written
+    `evaluations`: the evaluations still to come; each keeps its U-Net, and at least one exports a best student
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,16 +28,16 @@ def check_folder(folder: Path, parameters: int, keep: int, evaluations: int = 0)
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"paths.run: {folder} can't be written ({error.strerror}); give another paths.run") from None
+        raise UserError(f"paths.run: {folder} is not writable ({error.strerror}); set another paths.run") from None
     checkpoint = 4 * len(STATE_KINDS) * parameters
-    there = sum(1 for _ in (folder / "checkpoints").glob("step-*"))
-    wanted = max(1, keep + 1 - there) * checkpoint + _STUDENTS * parameters + _REST
-    wanted += (_DRAWN * evaluations + (_BEST if evaluations else 0)) * parameters
+    existing = sum(1 for _ in (folder / "checkpoints").glob("step-*"))
+    needed = max(1, keep + 1 - existing) * checkpoint + _STUDENTS * parameters + _LOGS
+    needed += (_EVALUATED * evaluations + (_BEST if evaluations else 0)) * parameters
     free = shutil.disk_usage(folder).free
-    if free < wanted:
+    if free < needed:
         raise UserError(
-            f"paths.run: {folder} has {free / 1e9:.1f} GB free, this run writes {wanted / 1e9:.1f} GB more: "
-            f"{keep} kept checkpoints and the next one of {checkpoint / 1e9:.1f} GB each, the students"
-            f"{f', and those of {evaluations} evaluations' if evaluations else ''}. "
-            "Free some, give another paths.run, or lower train.keep_checkpoints"
+            f"paths.run: {folder} has {free / 1e9:.1f} GB free, but this run needs {needed / 1e9:.1f} GB more, for "
+            f"{keep} kept checkpoints and one being written ({checkpoint / 1e9:.1f} GB each), the exported students"
+            f"{f', the U-Nets of {evaluations} evaluations' if evaluations else ''}. "
+            "Free disk space, set another paths.run, or lower train.keep_checkpoints"
         )

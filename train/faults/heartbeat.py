@@ -1,8 +1,9 @@
-"""Notices a dead, unreachable or hung rank within a bounded time, names it, and ends the job on every host.
+"""The heartbeat: detects a dead, unreachable or hung rank within a bounded time, names it, and ends the job everywhere.
 
-Every rank keeps one TCP connection to the first and says over it, every few seconds, that it lives and where it is.
-A connection that closes is a dead rank, silence an unreachable one, no progress of anybody a hung one. The first rank
-gives the verdict, the others hear it or, when the first one is gone, reach their own; all leave with LOST_RANK.
+Every rank keeps one TCP connection to rank 0. Every few seconds it sends its step and the phase of the step. A closed
+connection means that the rank is dead. A silent connection means that it is unreachable. If no rank makes progress, the
+job is hung. Rank 0 detects these cases and sends the verdict, the reason why the job ends, to the other ranks. If rank
+0 itself is lost, every other rank ends by itself. All exit with LOST_RANK, or with the code of a rank that failed.
 """
 
 import json
@@ -21,51 +22,54 @@ from randcond.launch.runtime.exit_codes import LOST_RANK, exit_code, record_firs
 from randcond.launch.runtime.logs import FILE_ONLY, dump_threads, log
 from randcond.train.engine import Engine
 
-# How torch.distributed's backends put it that a peer is gone; anything else a rank raises is its own failure.
-_PEER_IS_GONE = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "Timed out", "timed out")
+# Parts of the messages with which torch.distributed's backends report a lost peer. Any other error is the rank's own.
+_LOST_PEER_MESSAGES = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "Timed out", "timed out")
 
 
 @dataclass
-class Sign:
-    """What was last heard of a rank."""
+class RankStatus:
+    """The last report of a rank. All fields but `received_at` are sent, as JSON keys."""
 
     host: str = "?"
     pid: int = 0
-    count: int = 0  # of the places it has passed
+    count: int = 0  # calls of Heartbeat.report() so far
     step: int = 0
-    place: str = "starting"
-    at: float = 0.0  # when, on the listener's clock
+    place: str = "starting"  # the phase of the step
+    received_at: float = 0.0  # time.monotonic() of rank 0, in seconds
 
 
 class Heartbeat:
-    """A context around training: `at` says where this rank is; a thread does the rest."""
+    """A context that surrounds the training. The training calls report(); a thread sends and receives the messages."""
 
     def __init__(self, engine: Engine, silence: float, stall: float) -> None:
-        """`silence`: seconds without a sign of a rank, `stall`: seconds without progress of any, that end the job."""
+        """Connects this rank to rank 0 and starts the thread.
+
+        The job ends if a rank sends no message for `silence` seconds, or if no rank makes progress for `stall` seconds.
+        """
         self.engine, self.silence, self.stall = engine, silence, stall
-        self.interval = min(5.0, silence / 6)
-        self.mine = Sign(platform.node(), os.getpid())
-        self._over = threading.Event()
-        self._lock = threading.Lock()  # of what is sent
+        self.interval = min(5.0, silence / 6)  # seconds between the messages of a rank
+        self.status = RankStatus(platform.node(), os.getpid())
+        self._finished = threading.Event()
+        self._send_lock = threading.Lock()
         if engine.ranks == 1:
             return
         listener = _listen() if engine.rank == 0 else None
         port = listener.getsockname()[1] if listener else 0
-        self.port, self.token, self.chief = engine.broadcast((port, secrets.token_hex(16), platform.node()))
+        self.port, self.token, self.rank_0_host = engine.broadcast((port, secrets.token_hex(16), platform.node()))
         if listener:
-            target = self._listen_to_all
+            target = self._watch_ranks
             self._listener = listener
         else:
-            self._line = _connect(os.environ["MASTER_ADDR"], self.port, silence)
-            self._line.settimeout(self.interval)
-            target = self._report_to_first
-            self._send()
+            self._connection = _connect(os.environ["MASTER_ADDR"], self.port, silence)
+            self._connection.settimeout(self.interval)
+            target = self._report_to_rank_0
+            self._send_status()
         threading.Thread(target=target, name="heartbeat", daemon=True).start()
 
-    def at(self, step: int, place: str) -> None:
-        """Says that this rank has come to a place of a step: progress."""
-        self.mine.step, self.mine.place = step, place
-        self.mine.count += 1
+    def report(self, step: int, place: str) -> None:
+        """Reports progress: this rank has reached `place`, a phase of the step."""
+        self.status.step, self.status.place = step, place
+        self.status.count += 1
 
     def __enter__(self) -> Self:
         return self
@@ -76,145 +80,149 @@ class Heartbeat:
         if self.engine.ranks == 1:
             return
         if error is None or isinstance(error, SystemExit):
-            self.engine.barrier()  # all are done: until then each may still write, and says that it lives
-            self._over.set()
-            self.engine.barrier()  # nobody listens any more when the first connection closes
-        elif isinstance(error, Exception) and any(sign in str(error) for sign in _PEER_IS_GONE):
-            time.sleep(self.silence + 2 * self.interval)  # the verdict, which ends this process, says who it was
-        elif report_error(error) and self.engine.rank:  # now: the launcher ends this rank once the others know
-            self._send(failed=f"{type(error).__name__}: {error}", code=exit_code(error))
+            self.engine.barrier()  # other ranks may still write files; until then the heartbeat goes on
+            self._finished.set()
+            self.engine.barrier()  # now no rank watches any more, and connections may close
+        elif isinstance(error, Exception) and any(text in str(error) for text in _LOST_PEER_MESSAGES):
+            # Another rank is lost. Wait for the verdict, which names that rank and ends this process.
+            time.sleep(self.silence + 2 * self.interval)
+        elif report_error(error) and self.engine.rank:
+            # Sent now, because the launcher ends this rank once the others know.
+            self._send_status(failed=f"{type(error).__name__}: {error}", code=exit_code(error))
         else:
-            verdict = f"{self._name(0)} failed: {type(error).__name__}: {error}"
-            self._tell({"verdict": verdict, "code": exit_code(error)})
-        self._over.set()
+            verdict = f"{self._describe(0)} failed: {type(error).__name__}: {error}"
+            self._send_to_all({"verdict": verdict, "code": exit_code(error)})
+        self._finished.set()
 
-    # The first rank ---------------------------------------------------------------------------------------------------
+    # Rank 0 -----------------------------------------------------------------------------------------------------------
 
-    def _listen_to_all(self) -> None:
-        began = time.monotonic()
-        self.signs = {rank: Sign(at=began) for rank in range(self.engine.ranks)}
-        self._lines: dict[int, socket.socket] = {}
-        waiting = selectors.DefaultSelector()
-        waiting.register(self._listener, selectors.EVENT_READ)
-        moved, counts = began, 0
-        while not self._over.is_set():
-            for key, _ in waiting.select(timeout=min(1.0, self.interval)):
+    def _watch_ranks(self) -> None:
+        started = time.monotonic()
+        self.statuses = {rank: RankStatus(received_at=started) for rank in range(self.engine.ranks)}
+        self._connections: dict[int, socket.socket] = {}
+        selector = selectors.DefaultSelector()
+        selector.register(self._listener, selectors.EVENT_READ)
+        last_progress, total_count = started, 0
+        while not self._finished.is_set():
+            for key, _ in selector.select(timeout=min(1.0, self.interval)):
                 if key.fileobj is self._listener:
-                    line, _ = self._listener.accept()
-                    line.setblocking(False)
-                    waiting.register(line, selectors.EVENT_READ, _Inbox())
+                    connection, _ = self._listener.accept()
+                    connection.setblocking(False)
+                    selector.register(connection, selectors.EVENT_READ, _Inbox())
                 else:
-                    self._hear(key.fileobj, key.data, waiting)
+                    self._receive(key.fileobj, key.data, selector)
             now = time.monotonic()
-            self.mine.at = now
-            self.signs[0] = self.mine
-            for rank, sign in self.signs.items():
-                if now - sign.at > self.silence:
-                    self._judge(f"{self._name(rank)} has not been heard of for {now - sign.at:.0f} s")
-            if counts != (counts := sum(sign.count for sign in self.signs.values())):
-                moved = now
-            elif now - moved > self.stall:
-                last = min(sign.count for sign in self.signs.values())
-                behind = [self._name(rank) for rank, sign in self.signs.items() if sign.count == last]
-                self._judge(f"no progress for {now - moved:.0f} s; furthest behind: {', '.join(behind[:8])}")
+            self.status.received_at = now
+            self.statuses[0] = self.status
+            for rank, status in self.statuses.items():
+                if now - status.received_at > self.silence:
+                    self._end_job(f"{self._describe(rank)} has sent no heartbeat for {now - status.received_at:.0f} s")
+            if total_count != (total_count := sum(status.count for status in self.statuses.values())):
+                last_progress = now
+            elif now - last_progress > self.stall:
+                lowest = min(status.count for status in self.statuses.values())
+                behind = [self._describe(rank) for rank, status in self.statuses.items() if status.count == lowest]
+                self._end_job(f"no progress for {now - last_progress:.0f} s; furthest behind: {', '.join(behind[:8])}")
 
-    def _hear(self, line: Any, inbox: "_Inbox", waiting: selectors.BaseSelector) -> None:
-        """Takes what a rank's connection holds: signs of life, a failure, or its end."""
+    def _receive(self, connection: Any, inbox: "_Inbox", selector: selectors.BaseSelector) -> None:
+        """Reads the messages of a rank. Ends the job if the rank reports a failure or has closed the connection."""
         try:
-            data = line.recv(65536)
+            data = connection.recv(65536)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         for message in inbox.take(data):
-            if message.pop("token", "") != self.token:
+            if message.pop("token", "") != self.token:  # not a rank of this job: close the connection below
                 data = b""
                 break
             inbox.rank = message.pop("rank")
-            self._lines[inbox.rank] = line
+            self._connections[inbox.rank] = connection
             failed, code = message.pop("failed", None), message.pop("code", LOST_RANK)
-            self.signs[inbox.rank] = Sign(**message, at=time.monotonic())
+            self.statuses[inbox.rank] = RankStatus(**message, received_at=time.monotonic())
             if failed:
-                self._judge(f"{self._name(inbox.rank)} failed: {failed}", code)
-            self._answer(line, {})
+                self._end_job(f"{self._describe(inbox.rank)} failed: {failed}", code)
+            self._send_message(connection, {})
         if not data:
-            waiting.unregister(line)
-            line.close()
-            if inbox.rank is not None and not self._over.is_set():
-                time.sleep(0.2)  # time for this rank to have come to its own end of the run
-                if not self._over.is_set():
-                    self._judge(f"{self._name(inbox.rank)} died")
+            selector.unregister(connection)
+            connection.close()
+            if inbox.rank is not None and not self._finished.is_set():
+                time.sleep(0.2)  # the run may have finished; give rank 0 time to notice
+                if not self._finished.is_set():
+                    self._end_job(f"{self._describe(inbox.rank)} died")
 
-    def _name(self, rank: int) -> str:
-        sign = self.mine if rank == self.engine.rank else self.signs[rank]
-        return f"rank {rank} on host {sign.host} (process {sign.pid}, last heard of in step {sign.step}, {sign.place})"
+    def _describe(self, rank: int) -> str:
+        status = self.status if rank == self.engine.rank else self.statuses[rank]
+        last_report = f"last report: step {status.step}, {status.place}"
+        return f"rank {rank} on host {status.host} (process {status.pid}, {last_report})"
 
-    def _judge(self, verdict: str, code: int = LOST_RANK) -> None:
-        if not self._over.is_set():
-            self._tell({"verdict": verdict, "code": code})
-            leave(verdict, True, code)
+    def _end_job(self, verdict: str, code: int = LOST_RANK) -> None:
+        if not self._finished.is_set():
+            self._send_to_all({"verdict": verdict, "code": code})
+            end_process(verdict, True, code)
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        for line in list(self._lines.values()):
-            self._answer(line, message)
+    def _send_to_all(self, message: dict[str, Any]) -> None:
+        for connection in list(self._connections.values()):
+            self._send_message(connection, message)
 
-    def _answer(self, line: socket.socket, message: dict[str, Any]) -> None:
+    def _send_message(self, connection: socket.socket, message: dict[str, Any]) -> None:
         try:
-            line.sendall(json.dumps(message).encode() + b"\n")
+            connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
-            pass  # its own silence or end will tell
+            pass  # _watch_ranks() detects the lost connection
 
     # The other ranks --------------------------------------------------------------------------------------------------
 
-    def _report_to_first(self) -> None:
-        inbox, heard, sent = _Inbox(), time.monotonic(), 0.0
-        first = f"rank 0 on host {self.chief}"
-        console = self.engine.rank == 1  # one of those who outlive the first rank says so for all
-        while not self._over.is_set():
-            if time.monotonic() - sent > self.interval:
-                self._send()
-                sent = time.monotonic()
+    def _report_to_rank_0(self) -> None:
+        inbox, last_received, last_sent = _Inbox(), time.monotonic(), 0.0
+        rank_0 = f"rank 0 on host {self.rank_0_host}"
+        to_console = self.engine.rank == 1  # if rank 0 is lost, one rank reports it on the console for all
+        while not self._finished.is_set():
+            if time.monotonic() - last_sent > self.interval:
+                self._send_status()
+                last_sent = time.monotonic()
             try:
-                data = self._line.recv(65536)
+                data = self._connection.recv(65536)
             except TimeoutError:
                 data = None
             except OSError:
                 data = b""
             if data:
-                heard = time.monotonic()
+                last_received = time.monotonic()
                 for message in inbox.take(data):
-                    if "verdict" in message and not self._over.is_set():
-                        leave(message["verdict"], False, message["code"])
+                    if "verdict" in message and not self._finished.is_set():
+                        end_process(message["verdict"], False, message["code"])
             elif data == b"":
-                time.sleep(0.2)  # time for this rank to have come to its own end of the run
-                if not self._over.is_set():
-                    leave(f"{first} died, or ended without saying why", console)
-            if time.monotonic() - heard > self.silence and not self._over.is_set():
-                leave(f"{first} has not been heard of for {time.monotonic() - heard:.0f} s", console)
+                time.sleep(0.2)  # the run may have finished; give this rank time to notice
+                if not self._finished.is_set():
+                    end_process(f"{rank_0} died, or ended without giving a reason", to_console)
+            silent_s = time.monotonic() - last_received
+            if silent_s > self.silence and not self._finished.is_set():
+                end_process(f"{rank_0} has sent no heartbeat for {silent_s:.0f} s", to_console)
 
-    def _send(self, **more: str | int) -> None:
-        sign = {key: value for key, value in vars(self.mine).items() if key != "at"}
-        message = {"token": self.token, "rank": self.engine.rank, **sign, **more}
+    def _send_status(self, **more: str | int) -> None:
+        status = {key: value for key, value in vars(self.status).items() if key != "received_at"}
+        message = {"token": self.token, "rank": self.engine.rank, **status, **more}
         try:
-            with self._lock:
-                self._line.sendall(json.dumps(message).encode() + b"\n")
+            with self._send_lock:
+                self._connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
-            pass  # the reading side sees that the connection is gone
+            pass  # the receiving thread detects the lost connection
 
 
 class _Inbox:
-    """Lines of JSON out of the pieces that a connection brings."""
+    """Assembles lines of JSON from the pieces that a connection receives."""
 
     def __init__(self) -> None:
-        self.rest = b""
-        self.rank: int | None = None  # whose connection it is, once it has said so
+        self.incomplete = b""
+        self.rank: int | None = None  # the rank at the other end, known from its first message on
 
     def take(self, data: bytes) -> list[dict[str, Any]]:
-        *lines, self.rest = (self.rest + data).split(b"\n")
+        *lines, self.incomplete = (self.incomplete + data).split(b"\n")
         try:
             return [message for message in map(json.loads, lines) if isinstance(message, dict)]
         except ValueError:
-            return [{}]  # not one of ours: it has no token
+            return [{}]  # not sent by a rank; without a token the receiver closes the connection
 
 
 def _listen() -> socket.socket:
@@ -223,21 +231,25 @@ def _listen() -> socket.socket:
     return socket.create_server(("", 0), backlog=1024)
 
 
-def _connect(host: str, port: int, patience: float) -> socket.socket:
+def _connect(host: str, port: int, timeout: float) -> socket.socket:
     try:
-        return socket.create_connection((host, port), timeout=patience)
+        return socket.create_connection((host, port), timeout=timeout)
     except OSError as error:
         raise ConnectionError(
-            f"{platform.node()} can't reach rank 0's heartbeat at {host}, port {port}: {error}"
+            f"{platform.node()} can't connect to the heartbeat of rank 0 at {host}, port {port}: {error}; "
+            f"check that the hosts can open TCP connections to each other"
         ) from None
 
 
-def leave(verdict: str, console: bool, code: int = LOST_RANK) -> NoReturn:
-    """Ends this process, whatever its main thread waits for; where each thread was goes into the rank's log."""
-    text = f"error: training ended: {verdict}. The last checkpoint is sound; the same command goes on from it."
+def end_process(verdict: str, to_console: bool, code: int = LOST_RANK) -> NoReturn:
+    """Ends this process at once, even if its main thread is blocked.
+
+    Logs the verdict, on the console only if `to_console`, and writes the stack of every thread to the rank's log.
+    """
+    text = f"error: training ended: {verdict}. The last checkpoint is intact; run the same command to resume from it."
     record_first_exit(code)
     try:
-        log.error(text, extra=None if console else FILE_ONLY)
+        log.error(text, extra=None if to_console else FILE_ONLY)
         dump_threads()
     finally:
-        os._exit(code)  # though the log has no room
+        os._exit(code)  # even if the log can't be written, for example because the disk is full

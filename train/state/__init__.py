@@ -1,1 +1,1 @@
-"""What a run keeps: checkpoints, its identity, the student's model card."""
+"""The state that a run stores: checkpoints, its identity, the model card of the student."""

@@ -1,8 +1,10 @@
-"""Checkpoints: each rank writes its pieces of the fp32 state, aside from the training; portable between engines.
+"""Checkpoints: every rank writes its pieces of the fp32 state in the background.
 
-A folder per step: rank-NNNN.safetensors (keys "kind/parameter@start", flat fp32 runs), and a manifest with shapes and
-checksums that the first rank writes last, before the rename: what has a name is whole. Any engine at any world size
-reads the runs it needs. The newest checkpoint whose checksums hold is used.
+A checkpoint is a folder step-NNNNNNNN. It holds one rank-NNNN.safetensors per rank, with flat ranges of fp32 values
+under keys "kind/parameter@start", and a manifest with shapes and checksums. Rank 0 writes the manifest last and then
+renames the folder to its final name, so that a folder with this name is complete. Any engine at any world size can
+load a checkpoint, because it reads only the ranges it needs. A run resumes from the newest checkpoint whose checksums
+are correct.
 """
 
 import errno
@@ -26,13 +28,14 @@ from randcond.launch.runtime.logs import log
 from randcond.train.engine.base import STATE_KINDS, State
 
 Shapes = dict[str, tuple[int, ...]]
-FINAL_WRITE_TIMEOUT = 30.0  # seconds that a checkpoint under way has to become whole after an error
+FINAL_WRITE_TIMEOUT = 30.0  # seconds to wait for an unfinished checkpoint after an error
 
 
 class Writer:
-    """Writes checkpoints from a thread of its own; at most one is under way. A context: on leaving it is finished."""
+    """Writes checkpoints in a thread, one at a time. A context: on exit it waits for the last one."""
 
     def __init__(self, folder: Path, rank: int, ranks: int, keep: int, keep_every: int = 0) -> None:
+        """`keep`: the number of newest checkpoints to keep; `keep_every`: multiples of this step are always kept."""
         self.folder, self.rank, self.ranks = folder, rank, ranks
         self.keep, self.keep_every = keep, keep_every
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -43,7 +46,10 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends with the last one whole; after an error, whole or given up: the other ranks may be gone."""
+        """Waits until the last checkpoint is written.
+
+        After an error the other ranks may be gone. The wait is then limited, and an incomplete checkpoint is abandoned.
+        """
         if kind is None:
             self.wait()
         elif self._pending is not None:
@@ -51,61 +57,68 @@ class Writer:
             self._abandoned.set()
 
     def save(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
-        """Hands over this rank's state of a step (a copy); raises what writing the one before raised."""
+        """Starts to write this rank's state after `step`. Waits for the previous write first, and raises its error.
+
+        `state` must be a copy. `facts` are added to the manifest.
+        """
         self.wait()
         self._pending = self._thread.submit(self._write, step, state, shapes, facts)
 
     def check(self) -> None:
-        """Raises what writing the last one raised, if it has; waits for nothing."""
+        """Raises the error of the last write, if it failed. Does not wait."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when what was handed over is whole on the disk; raises what writing it raised."""
+        """Waits until the last write is finished. Raises its error, if it failed."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
     def _write(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
         path = step_folder(self.folder, step)
-        aside = _aside(path)
-        aside.mkdir(parents=True, exist_ok=True)
-        file = aside / f"rank-{self.rank:04d}.safetensors"
+        unfinished = _unfinished(path)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        file = unfinished / f"rank-{self.rank:04d}.safetensors"
         save_file({f"{kind}/{key}": run for kind, runs in state.items() for key, run in runs.items()}, file)
         sync(file)
-        runs = {kind: {key: run.numel() for key, run in held.items()} for kind, held in state.items()}
-        note = file.with_suffix(".json")
-        unread = note.with_suffix(".part")
-        unread.write_text(json.dumps({"sha256": sha256(file), "runs": runs}))
-        unread.rename(note)  # this rank's last touch: the first one may now rename the folder
+        runs = {kind: {key: run.numel() for key, run in pieces.items()} for kind, pieces in state.items()}
+        record = file.with_suffix(".json")
+        temporary = record.with_suffix(".part")
+        temporary.write_text(json.dumps({"sha256": sha256(file), "runs": runs}))
+        temporary.rename(record)  # must be the last access of this rank, because rank 0 may now rename the folder
         if self.rank == 0:
-            self._commit(path, aside, {"step": step, **facts, "shapes": shapes})
+            self._commit(path, unfinished, {"step": step, **facts, "shapes": shapes})
 
-    def _commit(self, path: Path, aside: Path, manifest: dict[str, Any]) -> None:
-        """Waits for the other ranks' files (a rank that dies ends the job, and this thread with it) and renames."""
-        notes = [aside / f"rank-{rank:04d}.json" for rank in range(self.ranks)]
-        # Listed, not asked for one by one: NFS keeps for up to a minute that a file is not there.
-        while not {note.name for note in notes} <= set(os.listdir(aside)):
+    def _commit(self, path: Path, unfinished: Path, manifest: dict[str, Any]) -> None:
+        """Waits for the files of the other ranks, writes the manifest, renames the folder, and removes old checkpoints.
+
+        The wait has no timeout. If a rank dies, the heartbeat ends the job.
+        """
+        records = [unfinished / f"rank-{rank:04d}.json" for rank in range(self.ranks)]
+        # Lists the folder, because NFS caches for up to a minute that a file is missing.
+        while not {record.name for record in records} <= set(os.listdir(unfinished)):
             if self._abandoned.is_set():
-                raise RuntimeError(f"{path}: not every rank has written its file")
+                raise RuntimeError(f"{path}: abandoned, because not every rank has written its file")
             time.sleep(0.05)
-        files = {note.with_suffix(".safetensors").name: read_json(note) for note in notes}
-        for note in notes:
-            note.unlink()
-        write_json(aside / "manifest.json", {**manifest, "files": files})
-        write_text(aside / "manifest.sha256", sha256(aside / "manifest.json"))
-        sync(aside, deep=False)
-        aside.rename(path)
+        files = {record.with_suffix(".safetensors").name: read_json(record) for record in records}
+        for record in records:
+            record.unlink()
+        write_json(unfinished / "manifest.json", {**manifest, "files": files})
+        write_text(unfinished / "manifest.sha256", sha256(unfinished / "manifest.json"))
+        sync(unfinished, deep=False)
+        unfinished.rename(path)
         sync(self.folder, deep=False)
         for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             if not self.keep_every or int(old.name.removeprefix("step-")) % self.keep_every:
-                _retire(old)
+                _remove_old(old)
 
 
 class StoredCheckpoint:
-    """A checkpoint, opened: any run of any tensor of it."""
+    """A complete checkpoint on disk. Reads any range of any tensor."""
 
     def __init__(self, path: Path) -> None:
+        """Reads the manifest. Opens the files of the ranks when they are needed."""
         self.path = path
         self.manifest = read_json(path / "manifest.json")
         self.shapes: Shapes = {name: tuple(shape) for name, shape in self.manifest["shapes"].items()}
@@ -118,16 +131,22 @@ class StoredCheckpoint:
         self._open: dict[str, Any] = {}
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Values [stop - start] of a flattened tensor; raises UserError when the checkpoint does not hold them."""
+        """Returns the values `start` to `stop` [stop - start] of a flattened tensor, fp32, on the CPU.
+
+        `kind`: one of STATE_KINDS; `name`: of the parameter. Raises UserError if the checkpoint does not hold them.
+        """
         found = []
-        at = start
+        position = start
         for first, last, file in sorted(self._runs.get((kind, name), [])):
-            if first <= at < min(last, stop):
+            if first <= position < min(last, stop):
                 end = min(last, stop)
-                found.append(self._file(file).get_slice(f"{kind}/{name}@{first}")[at - first : end - first])
-                at = end
-        if at < stop:
-            raise UserError(f"{self.path}: holds no {kind} of {name} from {at} to {stop}")
+                found.append(self._file(file).get_slice(f"{kind}/{name}@{first}")[position - first : end - first])
+                position = end
+        if position < stop:
+            raise UserError(
+                f"{self.path}: has no {kind} values {position} to {stop} of {name}; remove it to resume from the "
+                f"previous checkpoint"
+            )
         return torch.cat(found) if found else torch.empty(0)
 
     def _file(self, name: str) -> Any:
@@ -136,46 +155,50 @@ class StoredCheckpoint:
         return self._open[name]
 
     def full(self, kind: str) -> dict[str, Tensor]:
-        """All tensors of a kind, whole."""
+        """Returns all tensors of a kind by parameter name, fp32, on the CPU, in the shapes of `self.shapes`."""
         assert kind in STATE_KINDS, kind
         sizes = {name: torch.Size(shape) for name, shape in self.shapes.items()}
         return {name: self.read(kind, name, 0, size.numel()).reshape(size) for name, size in sizes.items()}
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Returns the path of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
-def _aside(path: Path) -> Path:
+def _unfinished(path: Path) -> Path:
+    """Returns the name of a checkpoint folder while it is written or removed."""
     return path.with_name(f".{path.name}.part")
 
 
-def _retire(path: Path) -> None:
-    """Removes an old checkpoint; one that somebody reads, copies or removes just now does not end the run."""
+def _remove_old(path: Path) -> None:
+    """Removes an old checkpoint. Logs errors, so that a user who reads or removes the folder does not end the run."""
     try:
-        path.rename(_aside(path))
-        remove(_aside(path))
+        path.rename(_unfinished(path))
+        remove(_unfinished(path))
     except OSError as error:
-        log.info(f"checkpoint {path}: not all of it could be removed ({error}); the next start tries again")
+        log.info(f"checkpoint {path}: could not be removed completely ({error}); the next start tries again")
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes what a killed run left half written, and the rest of old ones; the first rank calls it before any."""
+    """Removes unfinished checkpoints of a killed run, and old ones that could not be removed completely.
+
+    Rank 0 calls it before any rank writes a checkpoint.
+    """
     for part in folder.glob(".step-*.part"):
         try:
             remove(part)
         except OSError as error:
-            log.info(f"{part}: could not be removed ({error})")
+            log.info(f"checkpoint {part}: could not be removed ({error})")
 
 
-def set_aside_after(folder: Path, step: int) -> None:
-    """Takes the name from checkpoints beyond a step, passed over as damaged: the run will write them again."""
+def rename_damaged_after(folder: Path, step: int) -> None:
+    """Renames the checkpoints after `step`, which are damaged, because the run will write those steps again."""
     for path in sorted(folder.glob("step-*")):
         if path > step_folder(folder, step):
-            aside = path.with_name(f"damaged-{path.name}")
-            remove(aside)
-            path.rename(aside)
+            damaged = path.with_name(f"damaged-{path.name}")
+            remove(damaged)
+            path.rename(damaged)
 
 
 def newest_valid(
@@ -185,24 +208,25 @@ def newest_valid(
     broadcast: Callable[[Any], Any] = lambda value: value,
     collect: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> StoredCheckpoint | None:
-    """The newest checkpoint without a fault, None when there is none; says which ones it passed over.
+    """Returns the newest checkpoint that is not damaged, or None. Logs the damaged ones that it skips.
 
-    The first rank says which there are (a host may see a shared folder as it was a minute ago); every rank checks its
-    share of the files. `broadcast`, `collect`: the engine's.
+    Every rank must call it and checks a share of the files. Rank 0 lists the folder for all ranks, because another host
+    may see an old state of a shared folder. `broadcast`, `collect`: the methods of the engine.
     """
     for name in broadcast([path.name for path in sorted(folder.glob("step-*"), reverse=True)]):
-        faults = [fault for fault in collect(_fault(folder / name, rank, ranks)) if fault]
-        if not faults:
+        damages = [damage for damage in collect(_find_damage(folder / name, rank, ranks)) if damage]
+        if not damages:
             return StoredCheckpoint(folder / name)
         if rank == 0:
-            log.info(f"checkpoint {folder / name} is damaged ({faults[0]}); falling back to the one before")
+            log.info(f"checkpoint {folder / name} is damaged ({damages[0]}); falling back to the previous one")
     return None
 
 
-def _fault(path: Path, rank: int, ranks: int) -> str | None:
-    """What is wrong with this rank's share of a checkpoint, None when it is sound.
+def _find_damage(path: Path, rank: int, ranks: int) -> str | None:
+    """Returns a description of the damage in this rank's share of a checkpoint, or None.
 
-    Raises OSError where a file is there and can't be read now: no reason to give up what is sound.
+    Raises OSError if a file exists but can't be read at the moment. Such a checkpoint may be intact, and must not be
+    skipped.
     """
     try:
         if (path / "manifest.sha256").read_text() != sha256(path / "manifest.json"):

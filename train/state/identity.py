@@ -1,37 +1,54 @@
-"""What a run's numbers depend on: a run resumes only where all of it is the same."""
+"""A run's identity: everything that its numbers depend on. A run resumes only if nothing of it has changed."""
 
 from pathlib import Path
 from typing import Any
 
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.launch.config.batch import batch_shape
-from randcond.launch.config.experiments import to_dict
-from randcond.launch.config.sections import Config
+from randcond.launch.config.identity import absent_settings, identity_of
+from randcond.launch.config.sections import Conditioning, Config, Student, Train
 from randcond.launch.runtime.files import read_json
 from randcond.launch.runtime.ranks import world_size
+from randcond.model_zoo.fingerprint import folder_fingerprint
+
+# Dotted key -> the value that its absence from a stored identity stands for.
+ABSENT = {
+    **absent_settings(Student, "run", above="student."),
+    "student.start_from": "",
+    **absent_settings(Conditioning, "run", above="conditioning."),
+    **absent_settings(Train, "run", above="train."),
+}
 
 
 def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
-    """What a checkpoint's numbers depend on; a run resumes only where all of it is the same."""
-    resolved = to_dict(config)
-    free = {"steps", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "sample_every"}
-    free |= {"skip_nonfinite", "log_samples", "profile", "eval_every", "eval_size", "eval_weights"}
-    used = {name: weight for name, weight in resolved["train"]["losses"].items() if weight}
+    """The identity that a run's checkpoints and train.json hold."""
+    student = identity_of(config.student, "run")
+    if config.student.start_from:
+        student["start_from"] = folder_fingerprint(Path(config.student.start_from))
     return {
-        "student": resolved["student"],
-        "conditioning": resolved["conditioning"],
-        "train": {key: value for key, value in resolved["train"].items() if key not in free} | {"losses": used},
+        "student": student,
+        "conditioning": identity_of(config.conditioning, "run"),
+        "train": identity_of(config.train, "run"),
         "teacher": cache.manifest["teacher"],
         "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
-        "cached": len(cache),  # less than the shards hold where some are left out
+        "cached": len(cache),  # fewer than the shards hold if some are left out
         "window": cache.window,
         "precision": [config.engine.precision, config.teacher.dtype, *_fp8(config)],
         "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
     }
 
 
+def how_to_go_on(config: Config) -> str:
+    """What to do about a run whose settings have changed."""
+    run = config.paths.run
+    return (
+        f"To resume it, restore these settings. To train anew, give another paths.run; with "
+        f"student.start_from={run}/student_ema the new run starts from the exported student of this one."
+    )
+
+
 def _fp8(config: Config) -> list[str]:
-    """A teacher in fp8 has one scale for a whole micro-batch, on which its predictions so depend."""
+    """With an fp8 teacher, one scale covers a whole micro-batch, so the predictions depend on the micro-batch."""
     if not config.engine.teacher_fp8:
         return []
     micro, _ = batch_shape(config.train.global_batch, world_size(), config.engine.micro_batch)

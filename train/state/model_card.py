@@ -1,4 +1,4 @@
-"""The model card of an exported student: teacher, cache, pool, p(t), steps, and the scores once there are some."""
+"""The model card of an exported student: teacher, cache, pool, p(t), steps and, if there are any, scores."""
 
 from pathlib import Path
 
@@ -11,39 +11,41 @@ from randcond.model_zoo.students.registry import find_rule
 
 
 def model_card(config: Config, weights: str, steps: int, dtype: str = "fp32", student: Path | None = None) -> str:
-    """The README.md of a student.
+    """Returns the README.md of an exported student.
 
-    config: the run's own; weights: raw or ema, after so many steps; student: the exported folder that was scored, None
-    before any scores.
+    `config`: the configuration of the run; `weights`: raw or ema; `steps`: trained so far; `dtype`: of the exported
+    weights; `student`: the exported folder, if it may have been evaluated.
     """
-    cache, p = config.cache, config.conditioning
+    cache, conditioning = config.cache, config.conditioning
     pool, cached = config.pool, cache.used or cache.size
-    some = f" ({pool.size} of them)" if pool.size else ""
-    extra = [*(f"{each}{some}" for each in pool.read), *pool.also]
-    options = ", ".join(f"{key} {value:g}" for key, value in p.p_args.items())
-    drawn = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
+    extra = [", ".join(pool.read)] if pool.read else []
+    if extra and pool.size:
+        extra = [f"{pool.size} captions of {extra[0]}"]
+    extra += [f"all of {source}" for source in pool.also]
+    options = ", ".join(f"{key} {value:g}" for key, value in conditioning.p_args.items())
+    latents = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
     if cache.images:
-        drawn = f"real images of {cache.images}"
-    ours = find_rule(config.student.rule).model.__module__.startswith("randcond.")
-    loader = "load it with `randcond.model_zoo.export.load_pipeline` (its U-Net has a class of its own)"
+        latents = f"real images of {cache.images}"
+    has_own_class = find_rule(config.student.rule).model.__module__.startswith("randcond.")
+    loader = "Load it with `randcond.model_zoo.export.load_pipeline`, because diffusers does not have its U-Net class."
     return f"""---
-library_name: {"randcond" if ours else "diffusers"}
+library_name: {"randcond" if has_own_class else "diffusers"}
 pipeline_tag: text-to-image
 tags: [text-to-image, distillation, random-conditioning]
 ---
 
 # {config.name}: {config.student.rule}
 
-Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.teacher.path}`:
-{weights} weights in {dtype} after {steps} steps of {config.train.global_batch}, initialised:
-{config.student.init}{f"; {loader}" if ours else ""}.
+Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.teacher.path}`.
+Contains the {weights} weights in {dtype} after {steps} steps with a global batch of {config.train.global_batch}.
+Initialisation: {config.student.init}.{f" {loader}" if has_own_class else ""}
 
 | | |
 |---|---|
-| cached captions | {cached}, {drawn}, seed {cache.seed} |
-| words without images | {", ".join(cache.exclude) or "none"} |
-| caption pool | the cached captions{"".join(f", {each}" for each in extra)} |
-| p(t) | {p.p}{f" ({options})" if options else ""}; null captions {p.null:.0%} |
+| cached captions | {cached}, {latents}, seed {cache.seed} |
+| words excluded from the cache | {", ".join(cache.exclude) or "none"} |
+| caption pool | the cached captions{"".join(f", {source}" for source in extra)} |
+| p(t) | {conditioning.p}{f" ({options})" if options else ""}; null captions {conditioning.null:.0%} |
 
 {_scores(config, weights, student) if student else ""}
 ```yaml
@@ -52,14 +54,14 @@ Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.te
 
 
 def _scores(config: Config, weights: str, student: Path) -> str:
-    """The scores of just these weights as a table, with their protocol; empty when there are none."""
+    """Returns a table of the scores of these weights, with their protocol, or "" if there are none."""
     path = eval_folder(config, weights) / "scores.json"
-    scored = read_json(path) if path.is_file() else None
-    if scored is None or scored["protocol"]["network"] != folder_fingerprint(student):
+    scores = read_json(path) if path.is_file() else None
+    if scores is None or scores["protocol"]["network"] != folder_fingerprint(student):
         return ""
-    names = [name for name, value in next(iter(scored["splits"].values())).items() if isinstance(value, (int, float))]
+    names = [name for name, value in next(iter(scores["splits"].values())).items() if isinstance(value, (int, float))]
     lines = [f"| split | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for split, values in scored["splits"].items():
+    for split, values in scores["splits"].items():
         lines.append(f"| {split} | {' | '.join(f'{values[name]:.4g}' for name in names)} |")
-    protocol = ", ".join(f"{key} {value}" for key, value in scored["protocol"].items())
+    protocol = ", ".join(f"{key} {value}" for key, value in scores["protocol"].items())
     return "\n".join([*lines, "", f"Protocol: {protocol}.", ""])

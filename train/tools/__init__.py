@@ -1,1 +1,1 @@
-"""Commands beside the training: check all, export, tune."""
+"""The commands `randcond export` and `randcond tune`."""

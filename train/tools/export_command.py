@@ -1,4 +1,4 @@
-"""`randcond export`: a finished run's student as a diffusers folder with its scores, and onto the hub if asked."""
+"""`randcond export`: exports the student of a finished run as a diffusers folder, and uploads it to the hub."""
 
 import os
 import shutil
@@ -24,15 +24,18 @@ def export(
     push: str | None = None,
     private: bool = False,
 ) -> None:
-    """Exports a trained student with its model card and scores, loadable by diffusers' own pipelines.
+    """Exports a trained student as a diffusers folder with a model card that contains its scores.
 
-    experiment  a finished experiment, with the overrides it was run with
+    experiment  a finished experiment
+    overrides   the overrides of its run
 
-    --out FOLDER       where to (default: export/ in the run's folder); a new one, or for --push the same export
-    --weights KIND     raw or ema (default: eval.weights, those the scores are of)
+    --out FOLDER       the folder to create (default: export/ in the run folder). With --push it may exist, if it
+                       holds the same export.
+    --weights KIND     raw or ema (default: eval.weights, the weights that are evaluated)
     --dtype TYPE       fp32, bf16 or fp16 (default: fp32)
-    --push OWNER/NAME  uploads the folder to this hub repository, made if missing; the token comes from HF_TOKEN
-    --private          makes that repository private
+    --push OWNER/NAME  upload the folder to this hub repository; create it if it does not exist. The environment
+                       variable HF_TOKEN must hold a token.
+    --private          create the repository as private
 
     examples    randcond export demo-with --out my-student
                 randcond export demo-with --weights raw --dtype fp16 --push me/my-student
@@ -40,25 +43,25 @@ def export(
     config = load_config(experiment, overrides)
     kind = weights or config.eval.weights
     if kind not in ("raw", "ema"):
-        raise UserError(f"--weights: raw or ema, got {kind!r}")
+        raise UserError(f"--weights: must be raw or ema, got {kind!r}")
     if dtype not in DTYPES:
-        raise UserError(f"--dtype: one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise UserError(f"--dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if push and not os.environ.get("HF_TOKEN"):
-        raise UserError("--push: no HF_TOKEN in the environment; put a token with write access there")
+        raise UserError("--push: HF_TOKEN is not set; set it to a token with write access")
     student = trained_student(config, kind)
     folder = Path(out) if out else Path(config.paths.run) / "export"
-    trained = load_config(str(Path(config.paths.run) / "config.yaml"))  # as it was run, whatever is asked for now
+    trained = load_config(str(Path(config.paths.run) / "config.yaml"))  # may differ from `config`
     card = model_card(trained, kind, trained.train.steps, dtype, student)
     same = (folder / "README.md").is_file() and (folder / "README.md").read_text() == card
     if folder.exists() and not (push and same):
-        raise UserError(f"--out: {folder} exists already; remove it, or give another folder")
+        raise UserError(f"--out: {folder} exists already; remove it, or choose another folder")
     if not folder.exists():
-        with atomic_write(folder) as aside:
+        with atomic_write(folder) as temporary:
             if dtype == "fp32":
-                shutil.copytree(student, aside)
-                (aside / "README.md").write_text(card)
+                shutil.copytree(student, temporary)
+                (temporary / "README.md").write_text(card)
             else:
-                export_student(aside, load_unet(student / "unet", torch.float32), student, card, DTYPES[dtype])
+                export_student(temporary, load_unet(student / "unet", torch.float32), student, card, DTYPES[dtype])
         print(f"exported {kind} weights in {dtype} to {folder}", flush=True)
     if push:
         _push(push, folder, private, f"randcond: {config.name}, {kind} weights")
@@ -66,13 +69,13 @@ def export(
 
 
 def _push(repository: str, folder: Path, private: bool, message: str) -> None:
-    """Uploads the folder; raises UserError saying what the hub answered, and that the folder is there."""
+    """Uploads the folder. Raises UserError with the reason if the upload fails; the folder stays."""
     from huggingface_hub import HfApi
 
     hub = HfApi(token=os.environ["HF_TOKEN"])
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-    except Exception as error:  # the client's own errors, or those of whichever HTTP library it uses
+    except Exception as error:  # errors of the hub client, or of the HTTP library it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--push: the hub did not take {repository} ({reason}); the export is at {folder}") from None
+        raise UserError(f"--push: upload to {repository} failed ({reason}); the export is at {folder}") from None

@@ -1,7 +1,8 @@
-"""`randcond tune`: the batch sizes at which this machine's device is full, found by trying them.
+"""`randcond tune`: measures which batch sizes use this machine's device best.
 
-In: an experiment. Out: samples per second of the training step by micro-batch, and of drawing by compute batch, with
-the keys to write into the YAML. Latents and captions are made up: nothing but the teacher need be there.
+In: an experiment. Out: samples per second for each micro-batch of the training step, and for each compute batch of
+caching and evaluation, with the keys to set in the YAML. It runs on random latents and a fixed caption, so that the
+teacher is the only input it needs.
 """
 
 import gc
@@ -32,18 +33,18 @@ from randcond.train.build import build_step, choose_kernels
 from randcond.train.engine import build_engine
 
 CAPTION = "a photograph"
-ENOUGH = 0.97  # of the best speed: the smallest batch that reaches it is the one to take
-RACED = 64  # samples at once for which attention's backends race
-SECONDS = 2.0  # that each size is timed for, at least a call
+NEAR_BEST = 0.97  # share of the best speed; the smallest batch that reaches it is proposed
+ATTENTION_BATCH = 64  # the batch at which the attention backends are compared
+MIN_SECONDS = 2.0  # of measurement per batch size
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One batch size, tried."""
+    """The measurement of one batch size."""
 
     batch: int
     samples_per_second: float
-    memory_gb: float  # at most held, of the device
+    memory_gb: float  # peak GPU memory; without a GPU, host memory
 
 
 def tune(
@@ -53,46 +54,47 @@ def tune(
     largest: int = 512,
     out: str | None = None,
 ) -> None:
-    """Finds the micro-batch of training and the compute batches of caching and evaluation that fill this device.
+    """Measures the fastest micro-batch of training and the fastest compute batches of caching and evaluation.
 
-    Sizes double until memory ends or speed does not grow; the smallest within 3 % of the best is proposed. Try it on
-    one GPU with the `engine:` settings of the run: engine.compile, engine.attention, engine.channels_last.
+    Doubles the batch size until memory runs out or the speed no longer grows. Proposes the smallest size that reaches
+    97 % of the best speed. Run it on one GPU, with the same `engine:` settings as the training: engine.compile,
+    engine.attention, engine.channels_last.
 
     experiment   a name or a YAML file
     overrides    any key of the YAML
 
-    --what LIST      of train, cache, eval (default: all three)
-    --largest N      no batch above this is tried (default 512)
-    --out FILE       the same as JSON
+    --what LIST      what to measure, out of train, cache, eval (default: all three)
+    --largest N      the largest batch size to try (default 512)
+    --out FILE       write the results to this JSON file
 
-    Results of caching and evaluation depend on their batch in the last bits: settle it before the first image.
+    cache.batch and eval.batch change the results in the last bits. Choose them before the first image is drawn.
 
     examples     randcond tune demo-with --largest 64
                  randcond tune mine.yaml engine.compile=whole --what train
     """
-    wanted = [word for word in what.split(",") if word]
-    if unknown := set(wanted) - PROBES.keys():
-        raise UserError(f"--what: of {', '.join(PROBES)}, got {', '.join(sorted(unknown))}")
+    names = [name for name in what.split(",") if name]
+    if unknown := set(names) - PROBES.keys():
+        raise UserError(f"--what: unknown {', '.join(sorted(unknown))}; choose from {', '.join(PROBES)}")
     config = load_config(experiment, overrides)
     if not config.trains:
-        raise UserError(f"{experiment}: has no student; a published model's eval.batch is tried by its evaluation")
+        raise UserError(f"{experiment}: has no student; randcond tune needs an experiment that trains one")
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     if largest < 1:
         raise UserError(f"--largest: must be at least 1, got {largest}")
-    if "cache" in wanted and config.cache.images:
-        raise UserError("--what: the cache encodes real images, which takes little: leave cache out")
+    if "cache" in names and config.cache.images:
+        raise UserError("--what: this experiment's cache encodes real images, which needs no tuning; leave out cache")
     found: dict[str, list[Measured]] = {}
-    for name in wanted:
-        key, probe = PROBES[name]
-        work = probe(config)
+    for name in names:
+        key, prepare = PROBES[name]
+        run = prepare(config)
         print(f"\n{name} ({key})\n  {'batch':>6}{'samples/s':>12}{'memory GB':>12}", flush=True)
         found[key] = []
-        for measured in doubling(work, largest):
+        for measured in doubling(run, largest):
             found[key].append(measured)
-            said = f"{measured.batch:6}{measured.samples_per_second:12.2f}{measured.memory_gb:12.2f}"
-            print(f"  {said}", flush=True)
-        del work
+            row = f"{measured.batch:6}{measured.samples_per_second:12.2f}{measured.memory_gb:12.2f}"
+            print(f"  {row}", flush=True)
+        del run
         gc.collect()
     best = {key: proposed(sizes) for key, sizes in found.items()}
     if out:
@@ -101,31 +103,37 @@ def tune(
     print("\nproposed: " + " ".join(f"{key}={batch}" for key, batch in best.items()))
     micro = best.get("engine.micro_batch")
     if micro and config.train.global_batch % micro:
-        print(f"train.global_batch, {config.train.global_batch}, must be a multiple of ranks x engine.micro_batch")
+        print(
+            f"note: train.global_batch is {config.train.global_batch}; it must be a multiple of ranks x "
+            f"engine.micro_batch"
+        )
 
 
 def proposed(sizes: list[Measured]) -> int:
-    """The smallest batch that is nearly as fast as the fastest."""
+    """Returns the smallest batch that reaches `NEAR_BEST` of the best speed. `sizes`: ordered by batch."""
     best = max(size.samples_per_second for size in sizes)
-    return next(size.batch for size in sizes if size.samples_per_second >= ENOUGH * best)
+    return next(size.batch for size in sizes if size.samples_per_second >= NEAR_BEST * best)
 
 
 def doubling(run: Callable[[int], int], largest: int) -> Iterator[Measured]:
-    """Sizes 1, 2, 4, ... with their speed, until memory ends, `largest` is passed or two doublings gained nothing.
+    """Measures batch sizes 1, 2, 4, ... up to `largest`. Stops if memory runs out, or after two sizes without a gain.
 
-    `run` does the work at a size once; how many samples that were. Raises UserError when not even one fits.
+    `run`: processes one batch of the given size and returns the number of samples.
+    Raises UserError if a batch of 1 does not fit into memory.
     """
-    best, idle, batch = 0.0, 0, 1
-    while batch <= largest and idle < 2:
+    best, without_gain, batch = 0.0, 0, 1
+    while batch <= largest and without_gain < 2:
         try:
             measured = _timed(run, batch)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if batch == 1:
-                raise UserError("not even a batch of 1 fits this device; see `randcond plan` for what would") from None
+                raise UserError(
+                    "out of memory: a batch of 1 does not fit this device; `randcond plan` shows which settings would"
+                ) from None
             return
         yield measured
-        idle = 0 if measured.samples_per_second > best / ENOUGH else idle + 1
+        without_gain = 0 if measured.samples_per_second > best / NEAR_BEST else without_gain + 1
         best = max(best, measured.samples_per_second)
         if not torch.cuda.is_available() and psutil.virtual_memory().available < 1.5e9 * measured.memory_gb:
             return
@@ -134,25 +142,25 @@ def doubling(run: Callable[[int], int], largest: int) -> Iterator[Measured]:
 
 def _timed(run: Callable[[int], int], batch: int) -> Measured:
     cuda = torch.cuda.is_available()
-    run(batch)  # what is compiled or chosen at a first call
+    run(batch)  # warm-up: compilation and the choice of kernels
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
-    began, samples, spent = time.perf_counter(), 0, 0.0
-    while not samples or spent < SECONDS:
+    started, samples, seconds = time.perf_counter(), 0, 0.0
+    while not samples or seconds < MIN_SECONDS:
         samples += run(batch)
         if cuda:
             torch.cuda.synchronize()
-        spent = time.perf_counter() - began
-    held = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
-    return Measured(batch, samples / spent, held / 1e9)
+        seconds = time.perf_counter() - started
+    memory = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+    return Measured(batch, samples / seconds, memory / 1e9)
 
 
-def _step(config: Config) -> Callable[[int], int]:
-    """The training step: teacher, student, losses, engine."""
-    alone = 1 if config.engine.sharding == "hybrid" else None  # of a host's ranks this is the only one
-    single = replace(config.engine, processes=1, micro_batch=None, shard_group=alone)
-    config = replace(config, engine=single, train=replace(config.train, global_batch=1))
+def _prepare_training(config: Config) -> Callable[[int], int]:
+    """Returns a function that runs the training step (teacher, student, losses, engine) on a batch of a given size."""
+    shard_group = 1 if config.engine.sharding == "hybrid" else None  # there is only one rank
+    single_rank = replace(config.engine, processes=1, micro_batch=None, shard_group=shard_group)
+    config = replace(config, engine=single_rank, train=replace(config.train, global_batch=1))
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     if config.cache.images and config.cache.resolution:
         teacher.latent_side = config.cache.resolution // teacher.pipe.vae_scale_factor
@@ -161,8 +169,8 @@ def _step(config: Config) -> Callable[[int], int]:
     if config.engine.teacher_fp8:
         fp8_teacher(teacher)
     with TemporaryDirectory() as folder:
-        usual = replace(config, train=replace(config.train, global_batch=RACED))
-        choose_kernels(usual, teacher, module.unet, engine, Path(folder))
+        large_batch = replace(config, train=replace(config.train, global_batch=ATTENTION_BATCH))
+        choose_kernels(large_batch, teacher, module.unet, engine, Path(folder))
 
     def run(batch: int) -> int:
         losses = distil(engine.forward, noise_batch(teacher, batch), engine.dtype)
@@ -173,16 +181,19 @@ def _step(config: Config) -> Callable[[int], int]:
     return run
 
 
-def _caching(config: Config) -> Callable[[int], int]:
-    """Latents by the teacher."""
+def _prepare_caching(config: Config) -> Callable[[int], int]:
+    """Returns a function that draws a batch of latents with the teacher."""
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     pipe = teacher.pipeline(config.cache.sampler)
     compile_drawing(pipe, config.cache.compile)
-    return _drawing(pipe, config.cache.steps, config.cache.guidance)
+    return _prepare_drawing(pipe, config.cache.steps, config.cache.guidance)
 
 
-def _evaluating(config: Config) -> Callable[[int], int]:
-    """Images by the largest network that is evaluated, decoded; the extractors, and their memory, are left out."""
+def _prepare_evaluation(config: Config) -> Callable[[int], int]:
+    """Returns a function that draws and decodes a batch of images with the largest network that is evaluated.
+
+    It does not run the feature extractors, so that their memory is not included.
+    """
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     protocol = protocol_of(config.eval)
     unet = None
@@ -191,16 +202,16 @@ def _evaluating(config: Config) -> Callable[[int], int]:
         unet.to(teacher.device, teacher.dtype).eval().requires_grad_(False)
     pipe = teacher.pipeline(protocol.sampler, unet)
     compile_drawing(pipe, config.eval.compile)
-    return _drawing(pipe, protocol.steps, protocol.guidance, config.eval.resolution, decoded=True)
+    return _prepare_drawing(pipe, protocol.steps, protocol.guidance, config.eval.resolution, decode_images=True)
 
 
-def _drawing(
-    pipe: Any, steps: int | None, guidance: float | None, resolution: int | None = None, decoded: bool = False
+def _prepare_drawing(
+    pipe: Any, steps: int | None, guidance: float | None, resolution: int | None = None, decode_images: bool = False
 ) -> Callable[[int], int]:
     def run(batch: int) -> int:
         seeds = list(range(batch))
         latents = draw_latents(pipe, [CAPTION] * batch, seeds, steps, guidance, batch, resolution)
-        if decoded:
+        if decode_images:
             to_bytes(decode(pipe, latents)).cpu()
         return batch
 
@@ -208,7 +219,7 @@ def _drawing(
 
 
 def noise_batch(teacher: Teacher, size: int, seed: int = 0) -> dict[str, Any]:
-    """A batch as the stream gives it, of noise."""
+    """Returns a batch in the format of the stream, with random latents [size, C, h, w] (fp16) and timesteps [size]."""
     generator = torch.Generator().manual_seed(seed)
     return {
         **teacher.tokenizers([CAPTION] * size),
@@ -221,8 +232,9 @@ def noise_batch(teacher: Teacher, size: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
+# name -> (the key to set, the function that prepares the measurement)
 PROBES: dict[str, tuple[str, Callable[[Config], Callable[[int], int]]]] = {
-    "train": ("engine.micro_batch", _step),
-    "cache": ("cache.batch", _caching),
-    "eval": ("eval.batch", _evaluating),
+    "train": ("engine.micro_batch", _prepare_training),
+    "cache": ("cache.batch", _prepare_caching),
+    "eval": ("eval.batch", _prepare_evaluation),
 }

@@ -1,1 +1,1 @@
-"""What watches a run: metrics, sample grids, timings."""
+"""Monitoring of a run: metrics, sample grids, timings."""

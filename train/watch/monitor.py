@@ -1,6 +1,6 @@
-"""Watching a run: TensorBoard, one JSON line per logging step, a progress line with an ETA.
+"""Monitoring of a run: TensorBoard, one line per logging step in metrics.jsonl, a progress line with the ETA.
 
-Sums stay on the device between logging steps; only there are they reduced over the ranks and read.
+Between logging steps, all sums stay on the device. At a logging step they are reduced over the ranks and read.
 """
 
 import json
@@ -21,186 +21,196 @@ from randcond.train.engine import Engine
 from randcond.train.step import Losses
 from randcond.train.watch.timing import DataStalls
 
-BINS = 10  # of the timestep axis
+BINS = 10  # of the timesteps, for losses by timestep
 
 
 class NonFiniteError(UserError):
-    """A loss or the gradient is no longer a number."""
+    """A loss or the gradient norm is NaN or infinite."""
 
 
 class Monitor:
     """Collects the losses of each micro-batch and writes them every `train.log_every` steps."""
 
     def __init__(self, config: Config, engine: Engine, timesteps: int, first: int, flop: int) -> None:
-        """`first`: steps done before; `flop`: floating-point operations of distilling one sample."""
+        """Opens the log files on rank 0 and drops what they hold after step `first`.
+
+        `timesteps`: T; `first`: the step that the run resumes from; `flop`: floating-point operations of one sample.
+        """
         self.engine, self.timesteps, self.flop = engine, timesteps, flop
         self.train = config.train
         self.peak = peak_flops(config)
-        self.chief = engine.rank == 0
-        self.bar = Progress(total=self.train.steps, initial=first, desc="training", unit="step", disable=not self.chief)
-        self.began, self.at = time.monotonic(), first
-        self.now = first + 1
-        self.waiting = DataStalls(self.engine.device)
+        self.is_rank_0 = engine.rank == 0
+        self.bar = Progress(
+            total=self.train.steps, initial=first, desc="training", unit="step", disable=not self.is_rank_0
+        )
+        self.data_stalls = DataStalls(self.engine.device)
+        self._interval_start, self._interval_step = time.monotonic(), first  # where the current logging interval began
+        self._current_step = first + 1
         self._names: list[str] = []
         self._reset()
-        if self.chief:
+        if self.is_rank_0:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = Path(config.paths.run)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-            self.lines = lines_up_to(folder / "metrics.jsonl", first).open("a", buffering=1)
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+            self.metrics_file = lines_up_to(folder / "metrics.jsonl", first).open("a", buffering=1)
 
     def _reset(self) -> None:
         device = self.engine.device
-        self._terms = _Sums(device)
-        self._norm = _Sums(device)
+        self._terms = _FiniteSums(device)
+        self._norm = _FiniteSums(device)
         self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # samples, replaced, sum of Eq. 1
 
     def add(self, losses: Losses, batch: dict[str, Tensor]) -> None:
-        """Adds one micro-batch; no value is read here, so nothing waits for the device."""
+        """Adds the losses of one micro-batch, with its timesteps [B] and replaced [B]. Does not wait for the device."""
         self._names = [f"loss/{name}" for name in losses.terms]
-        self._terms.add(torch.stack([term.double() for term in losses.terms.values()]), self.now)
+        self._terms.add(torch.stack([term.double() for term in losses.terms.values()]), self._current_step)
         device = self.engine.device
-        place = batch["timesteps"].to(device, non_blocking=True) * BINS // self.timesteps
-        sound = losses.per_sample.isfinite()
-        error = torch.where(sound, losses.per_sample, 0.0)
-        rows = torch.stack([sound, batch["replaced"].to(device, non_blocking=True) & sound, error])
-        self._bins.index_add_(1, place, rows.double())
+        bin_index = batch["timesteps"].to(device, non_blocking=True) * BINS // self.timesteps
+        finite = losses.per_sample.isfinite()
+        error = torch.where(finite, losses.per_sample, 0.0)
+        rows = torch.stack([finite, batch["replaced"].to(device, non_blocking=True) & finite, error])
+        self._bins.index_add_(1, bin_index, rows.double())
 
     def step(self, step: int, lr: float, norm: Tensor | float, milestone: bool) -> None:
-        """Ends one step; every `log_every` steps, and at milestones, reduces over the ranks, checks and writes.
+        """Ends a step. Every `log_every` steps, and at milestones, reduces over the ranks, checks and logs the values.
 
-        Raises NonFiniteError naming step, term and rank when one was not finite: no checkpoint is written after it.
+        `norm`: the gradient norm, a scalar. Every rank must call it.
+        Raises NonFiniteError naming step, term and rank if a value was NaN or infinite since the last logging step.
         """
         self.bar.update()
         self._norm.add(torch.as_tensor(norm, dtype=torch.float64, device=self.engine.device).reshape(1), step)
-        self.now = step + 1
+        self._current_step = step + 1
         if step % self.train.log_every and not milestone:
             return
         names = [*self._names, "grad_norm"]
-        waited = torch.tensor([self.waiting.seconds()], dtype=torch.float64, device=self.engine.device)
-        mine = [self._terms.values, self._norm.values, self._terms.counts, self._norm.counts, waited]
-        summed = self.engine.all_sum(torch.cat([*mine, self._bins.flatten()])).tolist()
+        stalled = torch.tensor([self.data_stalls.seconds()], dtype=torch.float64, device=self.engine.device)
+        local = [self._terms.sums, self._norm.sums, self._terms.counts, self._norm.counts, stalled]
+        summed = self.engine.all_sum(torch.cat([*local, self._bins.flatten()])).tolist()
         size = len(names)
-        sums, counts, (waited_s,) = summed[:size], summed[size : 2 * size], summed[2 * size : 2 * size + 1]
-        whole = [self._terms.added * self.engine.ranks] * (size - 1) + [self._norm.added * self.engine.ranks]
-        if counts != whole and not self._may_go_on():
-            raise NonFiniteError(self._what_was_not_finite(names))
+        sums, counts, (stalled_s,) = summed[:size], summed[size : 2 * size], summed[2 * size : 2 * size + 1]
+        expected = [self._terms.added * self.engine.ranks] * (size - 1) + [self._norm.added * self.engine.ranks]
+        if counts != expected and not self._within_skip_limit():
+            raise NonFiniteError(self._nonfinite_message(names))
         now = time.monotonic()
-        spent = now - self.began
-        speed = (step - self.at) * self.train.global_batch / spent
-        self.began, self.at = now, step
-        if self.chief:
+        elapsed = now - self._interval_start
+        speed = (step - self._interval_step) * self.train.global_batch / elapsed  # samples per second
+        self._interval_start, self._interval_step = now, step
+        if self.is_rank_0:
             means = {name: value / max(1.0, n) for name, value, n in zip(names, sums, counts, strict=True)}
-            record = {**means, "lr": lr, **self._speeds(step, speed), "data_wait": waited_s / self.engine.ranks / spent}
-            record["memory_gb"] = memory() / 1e9
+            data_wait = stalled_s / self.engine.ranks / elapsed
+            record = {**means, "lr": lr, **self._speeds(step, speed), "data_wait": data_wait}
+            record["memory_gb"] = memory_bytes() / 1e9
             if self.train.skip_nonfinite:
                 record["skipped_steps"] = self.engine.skipped
             flat = summed[2 * size + 1 :]
             self._write(step, record, [flat[row * BINS : (row + 1) * BINS] for row in range(3)])
         self._reset()
 
-    def _may_go_on(self) -> bool:
+    def _within_skip_limit(self) -> bool:
         return 0 < self.engine.skipped <= self.train.skip_nonfinite
 
-    def _what_was_not_finite(self, names: list[str]) -> str:
-        """The earliest step at which a value was not finite, with its terms and ranks."""
-        steps = torch.cat([self._terms.first_bad, self._norm.first_bad]).long().tolist()
+    def _nonfinite_message(self, names: list[str]) -> str:
+        """Returns an error message with the first step at which a value was NaN or infinite, its terms and ranks."""
+        local = torch.cat([self._terms.first_nonfinite, self._norm.first_nonfinite]).long().tolist()
         found = [
             (step, name, rank)
-            for rank, bad in enumerate(self.engine.collect(steps))
-            for name, step in zip(names, bad, strict=True)
+            for rank, steps in enumerate(self.engine.collect(local))
+            for name, step in zip(names, steps, strict=True)
             if step
         ]
         first = min(step for step, _, _ in found)
         terms = [(name, rank) for step, name, rank in found if step == first]
-        # A loss of one rank makes the gradient's norm, which all share, not finite on all of them.
+        # The gradient norm is the same on all ranks. If a loss is the cause, name only the loss and its rank.
         terms = [term for term in terms if term[0] != "grad_norm"] or terms
-        said = ", ".join(f"{name} (rank {rank})" for name, rank in terms[:8])
+        listed = ", ".join(f"{name} (rank {rank})" for name, rank in terms[:8])
         skipped = f" after {self.train.skip_nonfinite} skipped steps" if self.train.skip_nonfinite else ""
         return (
-            f"training stopped{skipped}: not finite at step {first}: {said}. The last checkpoint is untouched; lower "
-            "train.lr, look at the data, or leave such steps out with train.skip_nonfinite"
+            f"training stopped{skipped}: NaN or infinite at step {first}: {listed}. The last checkpoint is intact. "
+            "Lower train.lr, check the data, or set train.skip_nonfinite to skip such steps"
         )
 
     def _speeds(self, step: int, speed: float) -> dict[str, float]:
-        one = speed / self.engine.ranks
+        per_gpu = speed / self.engine.ranks
         speeds = {
             "samples_per_s": speed,
-            "samples_per_s_per_gpu": one,
-            "tflops_per_gpu": one * self.flop / 1e12,
+            "samples_per_s_per_gpu": per_gpu,
+            "tflops_per_gpu": per_gpu * self.flop / 1e12,
             "eta_s": (self.train.steps - step) * self.train.global_batch / speed,
         }
         if self.peak:
-            speeds["mfu"] = one * self.flop / self.peak
+            speeds["mfu"] = per_gpu * self.flop / self.peak
         return speeds
 
     def _write(self, step: int, record: dict[str, Any], bins: list[list[float]]) -> None:
         samples, replaced, sums = bins
         record["replaced_share"] = sum(replaced) / max(1.0, sum(samples))
         width = self.timesteps // BINS
-        for place in range(BINS):
-            if samples[place]:
-                span = f"t{place * width:03d}-{(place + 1) * width - 1:03d}"
-                record[f"loss_by_timestep/{span}"] = sums[place] / samples[place]
-                record[f"replaced_by_timestep/{span}"] = replaced[place] / samples[place]
+        for index in range(BINS):
+            if samples[index]:
+                span = f"t{index * width:03d}-{(index + 1) * width - 1:03d}"
+                record[f"loss_by_timestep/{span}"] = sums[index] / samples[index]
+                record[f"replaced_by_timestep/{span}"] = replaced[index] / samples[index]
         for name, value in record.items():
-            self.board.add_scalar(name, value, step)
-        self.lines.write(json.dumps({"step": step, **record}) + "\n")
+            self.tensorboard.add_scalar(name, value, step)
+        self.metrics_file.write(json.dumps({"step": step, **record}) + "\n")
         shown = {"loss": f"{record['loss/total']:.4f}", "samples_per_s": f"{record['samples_per_s']:.0f}"}
         if "mfu" in record:
             shown["mfu"] = f"{record['mfu']:.1%}"
         self.bar.set_postfix(shown)
 
-    def scores(self, step: int, values: dict[str, float], spent: float) -> None:
-        """What an evaluation of this step found; the seconds it took are no part of the training's speed."""
-        self.began += spent
-        if self.chief and values:
+    def add_scores(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """Logs the scores of an evaluation. Its duration in seconds does not count as training time."""
+        self._interval_start += seconds
+        if self.is_rank_0 and values:
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+                self.tensorboard.add_scalar(name, value, step)
+            self.metrics_file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def picture(self, name: str, grid: Tensor, step: int) -> None:
-        """A grid of images [3, H, W] in [0, 1] onto the board."""
-        if self.chief:
-            self.board.add_image(name, grid, step)
+    def add_image(self, name: str, grid: Tensor, step: int) -> None:
+        """Writes an image grid [3, H, W] with values in [0, 1] to TensorBoard."""
+        if self.is_rank_0:
+            self.tensorboard.add_image(name, grid, step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self.bar.close()
-        if self.chief:
-            self.board.close()
-            self.lines.close()
+        if self.is_rank_0:
+            self.tensorboard.close()
+            self.metrics_file.close()
 
 
-class _Sums:
-    """Sums of values that are finite, how many were, and the first step at which one was not; all on the device."""
+class _FiniteSums:
+    """Per term [K], on the device: the sum of the finite values, their number, and the first step with another value.
+
+    `first_nonfinite` is 0 for a term whose values were all finite.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.added = 0
-        self.values = self.counts = self.first_bad = torch.zeros(0, dtype=torch.float64, device=device)
+        self.added = 0  # calls of add()
+        self.sums = self.counts = self.first_nonfinite = torch.zeros(0, dtype=torch.float64, device=device)
 
     def add(self, values: Tensor, step: int) -> None:
-        """Adds one value per term [K]."""
+        """Adds one value per term [K], fp64."""
         if not self.added:
-            self.values, self.counts, self.first_bad = (torch.zeros_like(values) for _ in range(3))
-        sound = values.isfinite()
+            self.sums, self.counts, self.first_nonfinite = (torch.zeros_like(values) for _ in range(3))
+        finite = values.isfinite()
         self.added += 1
-        self.values += torch.where(sound, values, 0.0)
-        self.counts += sound
-        self.first_bad = torch.where(~sound & (self.first_bad == 0), step, self.first_bad)
+        self.sums += torch.where(finite, values, 0.0)
+        self.counts += finite
+        self.first_nonfinite = torch.where(~finite & (self.first_nonfinite == 0), step, self.first_nonfinite)
 
 
 def peak_flops(config: Config) -> float | None:
-    """Dense bf16 operations per second of this rank's GPU, None where it is not known (or there is none)."""
+    """Returns the peak dense bf16 FLOP per second of this rank's GPU, or None if it is unknown or there is no GPU."""
     if config.engine.peak_tflops is not None:
         return config.engine.peak_tflops * 1e12
     gpu = gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return gpu.tflops * 1e12 if gpu else None
 
 
-def memory() -> int:
-    """Bytes this rank holds at most: of its GPU since the start, or of the machine now."""
+def memory_bytes() -> int:
+    """Returns the peak GPU memory of this rank since its start, in bytes. Without a GPU: its current host memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss

@@ -1,4 +1,4 @@
-"""The grid one looks at while a student trains: the same captions and seeds, teacher above, student below."""
+"""The sample grid of a training run: images of teacher (top row) and student, for the same captions and seeds."""
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ COLUMNS = 8
 
 
 def grid_captions(config: Config) -> list[str]:
-    """Captions for the columns, evenly out of the evaluation's seen and, where there are any, unseen ones.
+    """Returns the captions of the columns, half of them seen and half unseen if the evaluation has unseen captions.
 
-    Raises UserError as `choose_prompts` does.
+    Raises UserError if the captions of the evaluation are missing or invalid.
     """
     prompts = choose_prompts(config)
     parts = list(prompts.shown(len(prompts.captions)).values())
@@ -27,9 +27,10 @@ def grid_captions(config: Config) -> list[str]:
 
 
 def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module) -> Tensor:
-    """Image grid [3, H, W] in [0, 1]; gathers the raw weights, so every rank must call it.
+    """Returns the image grid [3, H, W] with values in [0, 1] on rank 0.
 
-    Only the first rank draws, but a sharded teacher's row takes all of them.
+    Every rank must call it, because the raw weights are gathered from all ranks. Rank 0 alone draws the images, except
+    with a sharded teacher, whose row takes all ranks. The value on the other ranks has no meaning.
     """
     gathered = engine.gather("weights")
     networks: list[torch.nn.Module | None] = [None]
@@ -40,7 +41,7 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.M
     captions = grid_captions(config)
     seeds = [caption_seed(config.eval.seed, number) for number in range(len(captions))]
     protocol, rows = protocol_of(config.eval), []
-    # Eager: the grid's batch size would have compiled blocks compiled again, while the other ranks wait.
+    # Eager, because compiled blocks would be compiled again for the batch size of the grid while other ranks wait.
     with torch.compiler.set_stance("force_eager"):
         for network in networks:
             pipe = teacher.pipeline(protocol.sampler, network)

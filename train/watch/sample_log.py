@@ -1,4 +1,4 @@
-"""A log of the samples that each step saw, cut back where a resumed run goes on."""
+"""The log of the samples that each step trained on (`train.log_samples`)."""
 
 import json
 from pathlib import Path
@@ -11,16 +11,17 @@ COLUMNS = ("key", "timesteps", "noise_seed", "caption_id")
 
 
 class SampleLog:
-    """Appends to samples/rank-NNNN.jsonl of the run's folder."""
+    """Appends to samples/rank-NNNN.jsonl in the run folder."""
 
-    def __init__(self, folder: Path, rank: int, wanted: bool) -> None:
+    def __init__(self, folder: Path, rank: int, enabled: bool) -> None:
+        """Opens the file. If not `enabled`, nothing is written."""
         path = folder / "samples" / f"rank-{rank:04d}.jsonl"
-        if wanted:
+        if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self.lines = path.open("a", buffering=1) if wanted else None
+        self.lines = path.open("a", buffering=1) if enabled else None
 
     def add(self, step: int, batch: dict[str, Any]) -> None:
-        """Writes the samples of one micro-batch."""
+        """Writes a line for one micro-batch, with the columns `COLUMNS` [B] of the batch."""
         if self.lines:
             self.lines.write(json.dumps({"step": step, **{name: batch[name].tolist() for name in COLUMNS}}) + "\n")
 
@@ -30,8 +31,11 @@ class SampleLog:
             self.lines.close()
 
 
-def forget_samples_after(folder: Path, step: int) -> None:
-    """Drops what a resumed run sees again, in every rank's file; the first rank does it before any goes on."""
+def drop_samples_after(folder: Path, step: int) -> None:
+    """Removes the lines after `step` from every rank's file, because the resumed run writes them again.
+
+    Rank 0 calls it before any rank trains.
+    """
     for path in (folder / "samples").glob("rank-*.jsonl"):
         if step:
             lines_up_to(path, step)

@@ -1,4 +1,4 @@
-"""Where a run's time goes: the start-up by part, stalls for data, a profiler trace of a window of steps."""
+"""Timings of a run: the parts of the startup, data stalls, a profiler trace of a window of steps."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +13,11 @@ from randcond.launch.runtime.logs import log
 
 
 class DataStalls:
-    """Sums what the device lost to waits for the loader.
+    """Measures how long the device waited for data.
 
-    On a GPU a wait counts from where its queue ran empty: the time between an event behind what was queued and one
-    behind the wait, read when the sum is asked for, so that nothing waits for the device. On a CPU all of it counts.
+    On a GPU, only the time after its queue ran empty counts. It is the time between two CUDA events: one recorded
+    before the wait, after the queued work, and one recorded after the wait. The events are read in seconds(), so that
+    measuring does not wait for the device. On a CPU, the whole wait counts.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,27 +26,27 @@ class DataStalls:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Around what waits for data."""
-        began, queued = time.monotonic(), self._event()
+    def wait(self) -> Iterator[None]:
+        """A context to enter around code that waits for data."""
+        started, before = time.monotonic(), self._record_event()
         try:
             yield
         finally:
-            behind = self._event()
-            if queued and behind:
-                self._events.append((queued, behind))
+            after = self._record_event()
+            if before and after:
+                self._events.append((before, after))
             else:
-                self._seconds += time.monotonic() - began
+                self._seconds += time.monotonic() - started
 
     def seconds(self) -> float:
-        """The sum since it was last asked for; waits for the device."""
+        """Returns the seconds since the previous call. Waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
-        lost = self._seconds + sum(queued.elapsed_time(behind) for queued, behind in self._events) / 1e3
+        total = self._seconds + sum(before.elapsed_time(after) for before, after in self._events) / 1e3
         self._seconds, self._events = 0.0, []
-        return lost
+        return total
 
-    def _event(self) -> torch.cuda.Event | None:
+    def _record_event(self) -> torch.cuda.Event | None:
         if self.device.type != "cuda":
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -54,33 +55,34 @@ class DataStalls:
 
 
 class StartupTimer:
-    """Splits the time since this process began; `mark` ends a part."""
+    """Measures the parts of the time from the start of this process to the end of the first step."""
 
     def __init__(self) -> None:
         self._last = psutil.Process().create_time()
         self.parts: dict[str, float] = {}  # seconds
 
     def mark(self, part: str) -> None:
-        """Ends a part: all that was done since the last one ended."""
+        """Ends a part. It began when the previous part ended."""
         now = time.time()
         self.parts[part] = now - self._last
         self._last = now
 
-    def first_step(self, folder: Path, chief: bool) -> None:
-        """Ends the last part; the first rank says and writes where the time went."""
+    def finish(self, folder: Path, is_rank_0: bool) -> None:
+        """Ends the last part, after the first step. Rank 0 logs the parts and writes them to `folder`/startup.json."""
         self.mark("first step")
-        if chief:
-            whole = sum(self.parts.values())
-            said = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
-            log.info(f"first step done {whole:.1f} s after the start: {said}")
+        if is_rank_0:
+            total = sum(self.parts.values())
+            parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.parts.items())
+            log.info(f"first step done {total:.1f} s after the start: {parts}")
             write_json(folder / "startup.json", {part: round(seconds, 3) for part, seconds in self.parts.items()})
 
 
 @contextmanager
 def trace_window(window: list[int], first: int, folder: Path, rank: int) -> Iterator[Callable[[], None]]:
-    """Yields what is called after every step; writes profile/rank-NNNN.json.gz once step `window[1]` is done.
+    """Yields a function to call after every step. Writes profile/rank-NNNN.json.gz after step `window[1]`.
 
-    `first`: the steps done before. A window that is over already, or none, costs nothing.
+    `window`: the first and the last step of the trace, or empty for no trace; `first`: the step the run resumes from.
+    There is no overhead if the window is empty or lies before `first`.
     """
     if not window or window[1] <= first:
         yield lambda: None
@@ -92,7 +94,7 @@ def trace_window(window: list[int], first: int, folder: Path, rank: int) -> Iter
 
     def write(profile: torch.profiler.profile) -> None:
         profile.export_chrome_trace(str(path))
-        log.info(f"profile of steps {window[0]} to {window[1]}: {path}")
+        log.info(f"profile of steps {window[0]} to {window[1]} written to {path}")
 
     active = window[1] - max(window[0], first + 1) + 1
     schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=active, repeat=1)

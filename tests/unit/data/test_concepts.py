@@ -55,7 +55,7 @@ def test_the_animals_that_come_along() -> None:
 
 def test_word_lists_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(UserError, match=r"empty\.txt: holds no word"):
+    with pytest.raises(UserError, match=r"empty\.txt: contains no words"):
         read_words(tmp_path / "empty.txt")
     with pytest.raises(UserError, match="No such file"):
         read_words(tmp_path / "none.txt")
@@ -170,7 +170,7 @@ def test_images_show_what_their_captions_do_not_name(world: Path, tmp_path: Path
     assert (out / "blip.jsonl").read_bytes() == journal  # no image is looked at twice
     unseen = {caption for caption, verdict in verdicts(out).items() if verdict["unseen"]}
     assert unseen == {caption for caption, text in described.items() if common in text.split()} and unseen
-    with pytest.raises(UserError, match="belong together"):
+    with pytest.raises(UserError, match="must be given together"):
         tools.split(str(out), source, blip="x")
 
 
@@ -207,11 +207,11 @@ def test_coco_is_split_by_supercategory(tmp_path: Path) -> None:
     with (tmp_path / "out/seen.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["caption"] for row in rows] == ["image 1, caption 1", "the published one", "image 4, caption 1"]
-    with pytest.raises(UserError, match="COCO has animal, vehicle, got 'plant'"):
+    with pytest.raises(UserError, match="unknown supercategory 'plant'; known: animal, vehicle"):
         split_coco(tmp_path / "annotations", tmp_path / "out", "plant", None)
     with pytest.raises(UserError, match="1 images are not in val2014"):
         (tmp_path / "other.csv").write_text("file_name,caption\nx.jpg,y\n")
         split_coco(tmp_path / "annotations", tmp_path / "out", "animal", tmp_path / "other.csv")
     (tmp_path / "annotations/captions_val2014.json").write_text("{}")
-    with pytest.raises(UserError, match="not COCO's annotations"):
+    with pytest.raises(UserError, match="not a COCO annotation file"):
         split_coco(tmp_path / "annotations", tmp_path / "out", "animal", None)

@@ -83,7 +83,7 @@ ask(Endpoint(model="m", url="{asked.url}", tpm=40, concurrency=8), QUESTIONS, Pa
 def test_a_reply_that_is_no_completion_is_no_answer(tmp_path: Path, said: str) -> None:
     with scripted(str, said=said) as asked:
         endpoint = Endpoint(model="m", url=asked.url, concurrency=2, retries=0)
-        with pytest.raises(ConnectionError, match="reply is no chat completion"):
+        with pytest.raises(ConnectionError, match="reply is not a chat completion"):
             ask(endpoint, QUESTIONS, tmp_path / "a.jsonl", take, 5, "asking")
     kept = Journal(tmp_path / "a.jsonl", "m")
     assert not kept.answers and not kept.unusable
@@ -94,15 +94,18 @@ def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY, or give url="):
         ask(Endpoint(model="m"), QUESTIONS, tmp_path / "a.jsonl", take, 5, "asking")
-    with scripted(str, {1: 401}) as asked, pytest.raises(UserError, match=r"refuses: .*check model, url and"):
+    with (
+        scripted(str, {1: 401}) as asked,
+        pytest.raises(UserError, match=r"refuses the request: .*check model, url and"),
+    ):
         ask(Endpoint(model="m", url=asked.url, concurrency=1), QUESTIONS, tmp_path / "b.jsonl", take, 5, "asking")
-    with scripted(str, {3: 400}) as asked, pytest.raises(UserError, match="can't take the question 'question 2'"):
+    with scripted(str, {3: 400}) as asked, pytest.raises(UserError, match="rejects the question 'question 2'"):
         ask(Endpoint(model="m", url=asked.url, concurrency=1), QUESTIONS, tmp_path / "c.jsonl", take, 5, "asking")
-    with pytest.raises(ConnectionError, match=r"no answer after 0 retries .* the same command goes on"):
+    with pytest.raises(ConnectionError, match=r"no answer after 0 retries .* run the same command to resume"):
         endpoint = Endpoint(model="m", url=asked.url, concurrency=1, retries=0)
         ask(endpoint, QUESTIONS, tmp_path / "c.jsonl", take, 5, "asking")
     assert len(Journal(tmp_path / "c.jsonl", "m").answers) == 2  # those before the refusal are kept
-    with pytest.raises(UserError, match="was answered by m, not by other"):
+    with pytest.raises(UserError, match="contains answers of m, expected other"):
         Journal(tmp_path / "c.jsonl", "other")
     with pytest.raises(UserError, match="modle: unknown key; did you mean 'model'"):
         read_endpoint(["modle=m"])
@@ -112,7 +115,7 @@ def test_the_estimate_counts_and_stops(capsys: pytest.CaptureFixture[str], tmp_p
     endpoint = Endpoint(model="m", price_in=1, price_out=2, rpm=10)
     line = estimate(endpoint, QUESTIONS, 1e6)
     assert line == "60 questions for m, about 0.00M tokens in, 60.00M out, $120.00, at least 6 min at this rate"
-    with pytest.raises(UserError, match=r"above \$5, nothing was asked"):
+    with pytest.raises(UserError, match=r"above \$5, no question was sent"):
         ask(Endpoint(model="m", price_out=2, max_cost=5), QUESTIONS, tmp_path / "a.jsonl", take, 1e6, "asking")
 
 
@@ -133,7 +136,7 @@ def test_a_journal_whose_last_line_was_cut_loses_that_line(tmp_path: Path, cut: 
     again.close()
     assert path.read_bytes() == whole
     path.write_text("{}\n")
-    with pytest.raises(UserError, match="line 1: no entry of a journal"):
+    with pytest.raises(UserError, match="line 1: not a journal entry"):
         Journal(path, "m")
 
 
@@ -235,6 +238,6 @@ def test_a_sample_is_balanced_and_repeatable(tmp_path: Path, capsys: pytest.Capt
     assert {noun: nouns.count(noun) for noun in "abc"} == {"a": 2, "b": 10, "c": 10}
     datafree.sample(str(tmp_path), n=22)
     assert (tmp_path / "sample-22.jsonl").read_text() == chosen
-    with pytest.raises(UserError, match="holds 102 different prompts"):
+    with pytest.raises(UserError, match="contains only 102 distinct prompts"):
         datafree.sample(str(tmp_path), n=103)
     assert os.path.exists(tmp_path / "sample-22.jsonl")

@@ -49,16 +49,16 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("gone.txt", None, "gone.txt: no such file"),
-        ("a.docx", "x", "unknown kind '.docx'"),
-        ("b.csv", "id,caption\n1,x\n\n2\n", "b.csv, line 4: has 1 fields of 2"),
+        ("a.docx", "x", "unknown file type '.docx'"),
+        ("b.csv", "id,caption\n1,x\n\n2\n", "b.csv, line 4: has 1 fields, expected 2"),
         ("b.jsonl", '{"caption": "x"}\n{"caption": 7}\n', "b.jsonl, row 2: caption is not text"),
-        ("c.jsonl", '{"caption": "x"}\n{"text": "y"}\n', "c.jsonl, line 2: has no caption"),
-        ("d.jsonl", '["x"]\n', "d.jsonl, line 1: is no object"),
+        ("c.jsonl", '{"caption": "x"}\n{"text": "y"}\n', "c.jsonl, line 2: has no key caption"),
+        ("d.jsonl", '["x"]\n', "d.jsonl, line 1: not a JSON object"),
         ("a.txt.gz", "not gzip", "a.txt.gz, after row 0"),
         ("a.csv", "id,words\n1,x\n", "a.csv: no column caption or TEXT or text; it has id, words"),
         ("a.jsonl", '{"caption": "x"}\n{oops\n', "a.jsonl, line 2"),
         ("a.parquet", "not parquet", "a.parquet"),
-        ("empty.txt", "\n  \n", "empty.txt: holds no caption"),
+        ("empty.txt", "\n  \n", "empty.txt: contains no captions"),
     ],
 )
 def test_bad_sources_are_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -75,7 +75,7 @@ def test_captions_that_are_taken_whole_may_be_long(tmp_path: Path) -> None:
     source = str(tmp_path / "a.txt")
     assert read_unique([source]) == (["a cat", rambling], {"empty": 1, "duplicate": 1})
     config = load_config("demo-with", [f"cache.captions=[{source}]", "cache.size=3", "cache.exclude=[]"])
-    with pytest.raises(UserError, match=r"the sources hold 2 .*, 1 dropped: empty, 1 dropped: duplicate"):
+    with pytest.raises(UserError, match=r"the sources contain only 2 .*, 1 dropped: empty, 1 dropped: duplicate"):
         choose_captions(config)
     build(tmp_path / "pool", [], also=[source])
     assert len(Captions(tmp_path / "pool" / "captions.arrow")) == 2
@@ -179,7 +179,7 @@ def test_parts_of_a_pool_hold_each_other(tmp_path: Path) -> None:
         parts[count] = list(open_pool(tmp_path / str(count)))
         assert len(parts[count]) == count
     assert set(parts[10]) < set(parts[100])
-    with pytest.raises(UserError, match="holds 1000 captions, 1001 asked for"):
+    with pytest.raises(UserError, match="contains 1000 captions, but 1001 are requested"):
         take(tmp_path / "pool", tmp_path / "more", 1001, seed=1)
 
 
@@ -215,7 +215,7 @@ def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for words, said in (
         (["pool.size=10", "pool.whole=''"], "pool.whole: is missing"),
         (["pool.size=-1"], "pool.size: must be at least 0"),
-        (["pool.excluded_only=true", "cache.exclude=[]"], "pool.excluded_only: cache.exclude names no word"),
+        (["pool.excluded_only=true", "cache.exclude=[]"], "pool.excluded_only: needs words in cache.exclude"),
     ):
         with pytest.raises(UserError, match=said):
             load_config("demo-with", words)
@@ -255,7 +255,7 @@ def test_what_a_source_comes_over_is_not_its_damage(tmp_path: Path, monkeypatch:
         source = f"{url}/a.txt"
     monkeypatch.setattr("randcond.data.captions.pool.expand", lambda source: [source])
     monkeypatch.setattr("randcond.data.captions.pool.identify", lambda file: {"name": file})
-    with pytest.raises(fetching.FetchError, match=r"a\.txt: not given"):
+    with pytest.raises(fetching.FetchError, match=r"a\.txt: failed after 1 tries"):
         build(tmp_path / "pool", [source], skip=True)
     assert not (tmp_path / "pool/manifest.json").exists()
 

@@ -139,7 +139,7 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="key 000000004: not a finite fp16 latent"):
         shard.latent(0)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="half-written or damaged"):
+    with pytest.raises(UserError, match="incomplete or damaged"):
         Shard(path)
     path.unlink()
     with pytest.raises(UserError, match="missing"):
@@ -199,29 +199,29 @@ def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:
 
 
 def test_a_wait_for_data_counts_on_a_cpu_and_ends_with_what_it_waits_for() -> None:
-    waiting = DataStalls(torch.device("cpu"))
-    with waiting():
+    stalls = DataStalls(torch.device("cpu"))
+    with stalls.wait():
         time.sleep(0.02)
-    with pytest.raises(UserError, match="damaged"), waiting():
+    with pytest.raises(UserError, match="damaged"), stalls.wait():
         time.sleep(0.02)
         raise UserError("damaged")
-    assert waiting.seconds() >= 0.04
-    assert waiting.seconds() == 0
+    assert stalls.seconds() >= 0.04
+    assert stalls.seconds() == 0
 
 
 @pytest.mark.gpu
 def test_a_wait_behind_queued_work_is_no_loss() -> None:
     """The device computes for longer than the first wait takes, and has nothing to do during the second."""
     device = torch.device("cuda")
-    waiting, square = DataStalls(device), torch.randn(8192, 8192, device=device)
+    stalls, square = DataStalls(device), torch.randn(8192, 8192, device=device)
     square @ square
     torch.cuda.synchronize()
     for _ in range(50):
         square @ square
-    with waiting():
+    with stalls.wait():
         time.sleep(0.02)
-    assert waiting.seconds() < 0.005
+    assert stalls.seconds() < 0.005
     torch.cuda.synchronize()
-    with waiting():
+    with stalls.wait():
         time.sleep(0.05)
-    assert 0.04 < waiting.seconds() < 0.2
+    assert 0.04 < stalls.seconds() < 0.2

@@ -81,5 +81,5 @@ def test_the_teacher_draws_what_it_is_told() -> None:
 
 
 def test_a_missing_teacher_is_named() -> None:
-    with pytest.raises(UserError, match=r"no teacher at /nowhere/at/all: a diffusers folder"):
+    with pytest.raises(UserError, match=r"no teacher at /nowhere/at/all: expected a diffusers folder"):
         Teacher.load(Path("/nowhere/at/all"))

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from randcond.eval.checks import check_evaluation
-from randcond.eval.images.generate import load_rows, load_shown
+from randcond.eval.images.generate import load_features, load_shown
 from randcond.eval.images.prompts import choose_prompts, first_prompts, grid_prompts
 from randcond.eval.scores.real_images import statistics_of_folder
 from randcond.eval.stage import run
@@ -165,7 +165,7 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
     assert second["splits"]["all"]["fid"] != third["splits"]["all"]["fid"]
     statistics_of_folder(real, tmp_path / "large", ev, None, 64, jpeg=False)
     large = [*words, "eval.metrics=[fid]", f"eval.statistics={tmp_path / 'large'}", "cache.exclude=[]", "eval.size=20"]
-    with pytest.raises(UserError, match="of images of 64 pixels, scored are images of 32"):
+    with pytest.raises(UserError, match="was made from images of 64 pixels, but the scored images have 32"):
         run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
     with pytest.raises(UserError, match="was made otherwise: steps is 3, wanted 4"):
         run(system(tmp_path, *words, "eval.metrics=[is]", "eval.steps=4"))
@@ -191,7 +191,7 @@ def test_the_grid_of_a_training_shows_unseen_captions_where_there_are_any(
 
 def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp_path: Path) -> None:
     words = ["train.sample_every=10", "eval.captions=[]"]
-    with pytest.raises(UserError, match=r"eval\.captions: is missing; train\.sample_every=0 trains without"):
+    with pytest.raises(UserError, match=r"eval\.captions: is missing; or set train\.sample_every=0 to train without"):
         check_grid(load_config("demo-with", words))
     check_grid(load_config("demo-with", [*words, "train.sample_every=0"]))
     listed = ["cache.exclude=[]", f"eval.unseen={tmp_path / 'unseen.txt'}", f"eval.captions=[{tmp_path / 'all.txt'}]"]
@@ -211,7 +211,7 @@ def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> No
     second = scores_of(system(tmp_path, *words, "cache.exclude=[seven]", "eval.shown=1"))["splits"]["unseen"]
     assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
     assert first["images"] == second["images"] == 2 and first["digits_drawn"] != second["digits_drawn"]
-    with pytest.raises(UserError, match="kept its images as 'none', wanted 'files'"):
+    with pytest.raises(UserError, match="was run with 'none', expected 'files'"):
         run(system(tmp_path, *words, "eval.save=files"))
 
 
@@ -226,12 +226,12 @@ def test_an_evaluation_that_was_begun_is_ended_as_it_was_begun(tmp_path: Path) -
     run(fewer)
     for name in ("chunk-00001.safetensors", "scores.json"):
         (tmp_path / "out" / name).unlink()
-    with pytest.raises(UserError, match=r"eval\.metrics: .*was begun with metrics that need clip, too: end it with"):
+    with pytest.raises(UserError, match=r"eval\.metrics: .*was started with metrics that also need clip: finish it"):
         run(fewer)
-    with pytest.raises(UserError, match=r"eval\.save: .*was begun with 'files': end it so, wanted is 'none'"):
+    with pytest.raises(UserError, match=r"eval\.save: .*was started with 'files', got 'none': finish it"):
         run(system(tmp_path, clip, "eval.metrics=[digits,clip]"))
     killed.write_bytes(held[:-5])
-    with pytest.raises(UserError, match=r"chunk-00001\.safetensors: damaged .*; remove it, and evaluate again"):
+    with pytest.raises(UserError, match=r"chunk-00001\.safetensors: is damaged .*; remove it and evaluate again"):
         run(system(tmp_path, *both))
     killed.unlink()
     scores = scores_of(system(tmp_path, *both))["splits"]["all"]
@@ -246,7 +246,7 @@ def test_images_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
     tensors = load_file(weights)
     tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
     save_file(tensors, weights)
-    with pytest.raises(UserError, match=r"images of captions 0, 1, 2, .* are not finite"):
+    with pytest.raises(UserError, match=r"images of captions 0, 1, 2, .* are NaN or infinite"):
         run(system(tmp_path, f"teacher.path={model}"))
 
 
@@ -270,8 +270,8 @@ def test_a_published_list_is_drawn_as_it_is(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("list.txt", "a red one\n\na red two\n", r"list.txt: 1 empty captions"),
-        ("list.txt", "a red one\na red two\na red one\n", r"more than once, the first 'a red one', rows 1, 3"),
-        ("list.csv", LIST + "a.jpg,a red four\n", r"more than once, the first 'a.jpg', rows 1, 4"),
+        ("list.txt", "a red one\na red two\na red one\n", r"more than once, the first is 'a red one', rows 1, 3"),
+        ("list.csv", LIST + "a.jpg,a red four\n", r"more than once, the first is 'a.jpg', rows 1, 4"),
         ("list.csv", LIST + "d.jpg,\n", r"list.csv, row 4: has no caption"),
         ("list.csv", LIST + ",a red five\n", r"list.csv, row 4: has no file name"),
         ("list.csv", "name\na.jpg\n", r"no column caption"),
@@ -288,12 +288,12 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
     [
         (["eval.metrics=[fud]"], "eval.metrics: unknown 'fud'; known: fid, is, clip"),
         (["eval.metrics=[fid]", "eval.statistics=nowhere"], "eval.statistics: no nowhere/seen.npz"),
-        (["eval.metrics=[fid]", "eval.statistics=one.npz"], "one.npz is one file, and seen"),
-        (["eval.metrics=[is]"], "eval.inception: no weights at .*; `randcond fetch inception`"),
+        (["eval.metrics=[fid]", "eval.statistics=one.npz"], "one.npz is a single file, but split seen"),
+        (["eval.metrics=[is]"], "eval.inception: no weights at .*; download it with `randcond fetch inception`"),
         (["eval.grid=[nowhere.txt]"], "no such file"),
         (["eval.metrics=[fid]"], "eval.statistics: is missing, and fid compares with real images"),
         (["eval.metrics=[]"], "name at least one"),
-        (["eval.resolution=64"], "eval.metrics: digits reads images of 32 pixels, by .* they are of 64"),
+        (["eval.resolution=64"], "eval.metrics: digits needs images of 32 pixels; .* give 64"),
         (["eval.metrics=[is]", "eval.size=9"], "eval.metrics: is needs at least 10 images, seen has 9"),
         (["eval.captions=[]"], "eval.captions: is missing"),
         (["eval.unseen=nowhere.csv"], "no such file"),
@@ -308,7 +308,7 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, words: l
 def test_statistics_without_features_do_not_serve_kid(tmp_path: Path) -> None:
     for split in ("seen", "unseen", "all"):
         (tmp_path / f"{split}.npz").touch()
-    with pytest.raises(UserError, match=r"seen\.npz has no features beside it \(seen\.safetensors\), which KID"):
+    with pytest.raises(UserError, match=r"seen\.npz has no features file seen\.safetensors next to it, which KID"):
         check_evaluation(system(tmp_path, "eval.metrics=[kid]", f"eval.statistics={tmp_path}"))
 
 
@@ -389,7 +389,7 @@ def test_other_systems_by_the_same_command(tmp_path: Path, build: Any) -> None:
     config = system(tmp_path, *words, "eval.save=files")
     found = scores_of(config)
     assert np.isfinite(found["splits"]["all"]["clip"]) and found["protocol"]["guidance"] > 1
-    assert load_rows(tmp_path / "out", 4, 3, "clip").shape == (4,)
+    assert load_features(tmp_path / "out", 4, 3, "clip").shape == (4,)
     # Two of its images as the stock pipeline makes them, at one batch.
     pipe = load_frozen_pipeline(tmp_path / "model", "fp32", "cpu")
     captions = choose_prompts(config).captions[:3]
@@ -413,10 +413,10 @@ def test_what_is_no_text_to_image_pipeline(tmp_path: Path) -> None:
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="no text-to-image pipeline whose latents"):
+    with pytest.raises(UserError, match="expected a text-to-image pipeline with an autoencoder"):
         load_frozen_pipeline(tmp_path / "model", "fp32", "cpu")
     sd3(tmp_path / "flow")
-    with pytest.raises(UserError, match="sampler ddim: the model is a flow-matching one"):
+    with pytest.raises(UserError, match="sampler ddim: does not support flow-matching models"):
         load_frozen_pipeline(tmp_path / "flow", "fp32", "cpu", "ddim")
 
 

@@ -11,7 +11,14 @@ from PIL import Image
 
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.world import read_label
-from randcond.eval.report.method_figures import _held_out, _plane, _shared, draw_picture, regenerate, sampler_step
+from randcond.eval.report.method_figures import (
+    _held_out,
+    _normal_overlap,
+    _plane,
+    draw_picture,
+    regenerate,
+    sampler_step,
+)
 from randcond.eval.report.report import load_report, write_report
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
@@ -60,7 +67,7 @@ def test_a_small_t_keeps_the_digit_and_a_large_t_takes_the_others(monkeypatch: p
 
     steps = {timestep: sampler_step(config, pipe, timestep) for timestep in (1, 100, 961, 999)}
     assert steps == {1: (1, 1), 100: (3, 81), 961: (25, 961), 999: (25, 961)}  # leading spacing, offset 1
-    with pytest.raises(UserError, match="timestep 0: the sampler's last step is at 1"):
+    with pytest.raises(UserError, match="timestep 0: is below the sampler's last timestep 1"):
         sampler_step(config, pipe, 0)
     assert digits(100) == wanted[0]
     assert sum(a == b for a, b in zip(digits(999), wanted[1], strict=True)) >= 5
@@ -87,7 +94,7 @@ def test_sheets_and_shares_are_drawn(tmp_path: Path) -> None:
     with Image.open(whole) as image:
         assert image.height > image.width / 2 and len(set(image.convert("L").resize((50, 50)).getdata())) > 30
     assert not (tmp_path / "a-sheet.png").exists()
-    with pytest.raises(UserError, match="50 pairs of captions wanted"):
+    with pytest.raises(UserError, match="50 pairs of captions are needed"):
         draw_picture(Picture("regenerated", ["demo-with"], "t", [200], captions=50), [config], tmp_path / "b.png")
     found = draw_picture(Picture("overlap", ["demo-with"], "t", [0, 900], captions=12), [config], tmp_path / "c.png")
     with Image.open(found) as image:
@@ -107,7 +114,7 @@ def test_samples_of_one_distribution_overlap_whatever_their_dimensions() -> None
     generator = torch.Generator().manual_seed(0)
     clouds = [torch.randn(128, 4096, generator=generator) for _ in range(2)]
     plane, seen_first = _held_out(clouds)
-    assert _shared([cloud @ plane for cloud in seen_first]) > 0.8
+    assert _normal_overlap([cloud @ plane for cloud in seen_first]) > 0.8
     clouds[1][:, 7] += 50
     plane, seen_first = _held_out(clouds)
-    assert _shared([cloud @ plane for cloud in seen_first]) < 0.01
+    assert _normal_overlap([cloud @ plane for cloud in seen_first]) < 0.01

@@ -68,8 +68,8 @@ def test_rows_are_put_together_by_name(tmp_path: Path) -> None:
     merged = merge(uneven)
     assert [(row.name, row.scores["unseen"]["digit_accuracy"]) for row in merged] == [("without", 0.2), ("with", 0.6)]
     assert merged[0].notes[1:] == [
-        "left out: with, best step, which of the repetitions only a has",
-        "left out: without, best step, which of the repetitions only b has",
+        "left out: with, best step: only in repetition a",
+        "left out: without, best step: only in repetition b",
     ]
     plot_repetitions(tmp_path / "spread.png", uneven, [("digit_accuracy", "unseen")])
     assert (tmp_path / "spread.png").stat().st_size > 0
@@ -87,11 +87,11 @@ def test_verdicts_by_students_t() -> None:
     (found,) = verdicts([HELPS], THREE)
     assert found.values == pytest.approx([0.4, 0.5, 0.3])
     assert found.margin == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
-    assert found.said == "reproduced"
+    assert found.outcome == "reproduced"
     against = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen")
-    assert verdicts([against], THREE)[0].said == "not reproduced"
+    assert verdicts([against], THREE)[0].outcome == "not reproduced"
     noisy = {"a": rows(0.1, 0.5), "b": rows(0.2, 0.1), "c": rows(0.3, 0.4)}
-    assert verdicts([HELPS], noisy)[0].said == "within noise"
+    assert verdicts([HELPS], noisy)[0].outcome == "within noise"
     assert claim_lines([found.facts()])[1] == [
         "it helps",
         "with - without",
@@ -100,7 +100,7 @@ def test_verdicts_by_students_t() -> None:
         "reproduced",
     ]
     same = {"a": rows(0.1, 0.1), "b": rows(0.2, 0.2)}
-    assert verdicts([HELPS], same)[0].said == "within noise"  # no difference at all, and no spread of it
+    assert verdicts([HELPS], same)[0].outcome == "within noise"  # no difference at all, and no spread of it
     with pytest.raises(UserError, match=r"row with has no colour_accuracy of unseen"):
         verdicts([Claim("colours", {"with": 1.0}, score="colour_accuracy", split="unseen")], THREE)
 
@@ -112,7 +112,7 @@ def test_repetitions_that_agree_are_no_sharper_than_their_images() -> None:
     shares = [(300 * share + 1) / 302 for share in (0.99, 0.99 - 1 / 300)]
     error = math.sqrt(sum(share * (1 - share) / 300 for share in shares))
     assert found.margin == pytest.approx(1.959964 * error / math.sqrt(3), rel=1e-6)
-    assert found.said == "within noise"
+    assert found.outcome == "within noise"
     (found,) = verdicts([HELPS], {name: rows(1.0, 1.0) for name in "abc"})
     assert 0.004 < found.margin < 0.006  # half a point
     distances = Claim("nearer", {"without": 1.0, "with": -1.0}, score="fid", split="unseen")

@@ -93,7 +93,7 @@ def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFix
     assert f"| {mine:.1%} | 40.0% | {mine - 0.4:+.1%} |" in first
     assert second.startswith("| other | raw |") and third.startswith("| literature |")
     assert "**literature**: quoted from somewhere" in text
-    assert "**other**: scored otherwise than ours: prompts_sha256, seed" in text
+    assert "**other**: scored with other settings than ours: prompts_sha256, seed" in text
     assert "Protocol of ours" in text and "Protocol of other" in text
     page = (tables / "report" / "report.html").read_text()
     assert loads(page) == [] and page.count("data:image/png;base64,") == 1
@@ -117,7 +117,7 @@ def test_experiments_side_by_side(tables: Path) -> None:
         ("eval.steps=3", "the evaluation of one was made otherwise: steps is 2, wanted 3"),
         ("teacher.dtype=bf16", "dtype is 'fp32', wanted 'bf16'"),
         ("eval.resolution=64", "resolution is None, wanted 64"),
-        ("eval.metrics=[digits,clip]", r"one/scores\.json: no clip \(eval\.metrics\)"),
+        ("eval.metrics=[digits,clip]", r"one/scores\.json: has no scores of clip \(eval\.metrics\)"),
     ):
         with pytest.raises(UserError, match=said):
             load_report(["one"], [word])
@@ -157,7 +157,7 @@ def test_rows_by_other_compbench_scorers_say_so() -> None:
         for name, scorers in (("a", {"compbench": {"blip": "x"}}), ("b", {"compbench": {"blip": "y"}}), ("c", {}))
     ]
     _check_comparable(rows)
-    assert [row.notes for row in rows] == [[], ["scored otherwise than a: compbench"], []]
+    assert [row.notes for row in rows] == [[], ["scored with other settings than a: compbench"], []]
 
 
 def test_two_figures_of_one_configuration_are_both_printed() -> None:
@@ -213,6 +213,6 @@ def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
     assert row.run is None and not last.notes  # its curves are the last step's
     other = replace(last, protocol={**protocol, "prompts_sha256": "others"}, notes=[])
     assert not _best(other, config)
-    assert other.notes == ["best fid while training, at step 4 (raw), scored otherwise: 9"]
+    assert other.notes == ["best fid during training, at step 4 (raw), scored with other settings: 9"]
     (watched / "scores.json").unlink()
-    assert not _best(last, config) and "scores.json is gone: 9" in last.notes[0]
+    assert not _best(last, config) and "scores.json is missing: 9" in last.notes[0]

@@ -170,7 +170,7 @@ def test_a_network_is_told_by_its_settings_too(tmp_path: Path) -> None:
     assert before["clip"] != after["clip"] and before["dino"] != after["dino"]
     settings = json.loads((dino / "config.json").read_text())
     (dino / "config.json").write_text(json.dumps({**settings, "hidden_size": 48}))
-    with pytest.raises(UserError, match=r"eval\.dino: .*dino: does not load as AutoModel"):
+    with pytest.raises(UserError, match=r"eval\.dino: .*dino: can't be loaded as AutoModel"):
         load_extractors(["dino"], ev, "cpu")
 
 
@@ -235,11 +235,11 @@ def test_weights_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     torch.save({"run": print}, tmp_path / "code.pth")
     for key, name, said in (
         ("inception", "missing.pth", "eval.inception: no weights at"),
-        ("inception", "broken.safetensors", "weights that don't load"),
-        ("inception", "other.pth", "not TF Inception v3's weights"),
-        ("inception", "code.pth", "weights that don't load"),
-        ("clip", "local-dir:missing", "eval.clip: local-dir:missing.*does not load"),
-        ("dino", str(tmp_path / "missing"), r"eval.dino: .*no config\.json, model\.safetensors there"),
+        ("inception", "broken.safetensors", "weights can't be loaded"),
+        ("inception", "other.pth", "does not hold the weights of TF Inception v3"),
+        ("inception", "code.pth", "weights can't be loaded"),
+        ("clip", "local-dir:missing", "eval.clip: local-dir:missing.*can't be loaded"),
+        ("dino", str(tmp_path / "missing"), r"eval.dino: .*has no config\.json, model\.safetensors"),
     ):
         value = str(tmp_path / name) if key == "inception" else name
         with pytest.raises(UserError, match=said):
@@ -261,25 +261,25 @@ def test_statistics_that_dont_fit(tmp_path: Path) -> None:
     (tmp_path / "broken-dino.npz").write_bytes(b"PK nothing")
     np.savez(tmp_path / "odd-dino.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     for where, split, wanted, width, said in (
-        (tmp_path / "out", "all", {**facts, "jpeg": False}, 24, "made with jpeg True, the evaluation uses False"),
-        (tmp_path / "out", "all", {**facts, "extractor": "x"}, 24, "made with extractor .*, the evaluation uses x"),
-        (tmp_path / "out", "all", facts, 2048, r"mu \(24,\) and sigma \(24, 24\), wanted are those of 2048"),
-        (tmp_path / "none", "all", facts, 24, "no .*none/all-dino.npz; `randcond eval stats`"),
-        (path, "all", facts, 24, r"is one file, and all \(dino\) needs its own"),
-        (tmp_path, "broken", facts, 24, "not FID statistics"),
-        (tmp_path, "odd", facts, 24, "wanted are those of 24"),
+        (tmp_path / "out", "all", {**facts, "jpeg": False}, 24, "made with jpeg True, but the evaluation uses False"),
+        (tmp_path / "out", "all", {**facts, "extractor": "x"}, 24, "made with extractor .*, but the evaluation uses x"),
+        (tmp_path / "out", "all", facts, 2048, r"mu is \(24,\) and sigma is \(24, 24\), expected those of 2048"),
+        (tmp_path / "none", "all", facts, 24, "no .*none/all-dino.npz; make it .* with `randcond eval stats`"),
+        (path, "all", facts, 24, r"is a single file, but split all \(dino\) needs its own"),
+        (tmp_path, "broken", facts, 24, "does not hold FID statistics"),
+        (tmp_path, "odd", facts, 24, "expected those of 24"),
         (Path("inputs/coco-statistics"), "all", facts, 24, "randcond fetch coco-statistics"),
     ):
         with pytest.raises(UserError, match=said):
             read_statistics(str(where), split, "dino", wanted, width)
     kept = path.with_suffix(".safetensors")
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"is not what all-dino\.npz was made with"):
+    with pytest.raises(UserError, match=r"does not belong to all-dino\.npz"):
         read_statistics(str(tmp_path / "out"), "all", "dino", facts, 24).features()
     (folder / "00003.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"00003\.png: can't be read"):
         statistics_of_folder(folder, tmp_path / "again", ev, None, 64, jpeg=True)
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no images"):
         statistics_of_folder(tmp_path / "dino", tmp_path / "again", ev, None, 64, jpeg=True)
 
 
@@ -298,7 +298,7 @@ def test_statistics_by_split_are_those_of_its_images(tmp_path: Path) -> None:
         statistics_of_folder(folder, tmp_path / "twice", ev, lists, None, jpeg=False)
     shutil.rmtree(folder / "below")
     (lists / "unseen.csv").write_text("file_name\nother.png\n")
-    with pytest.raises(UserError, match=r"unseen.csv: names 1 images that are not there, the first other.png"):
+    with pytest.raises(UserError, match=r"unseen.csv: names 1 images that do not exist, the first is other.png"):
         statistics_of_folder(folder, tmp_path / "third", ev, lists, None, jpeg=False)
 
 
@@ -315,12 +315,12 @@ def test_statistics_of_different_images_are_not_taken_together(tmp_path: Path) -
     assert set(references(config, task)) == {("unseen", "dino"), ("all", "dino")}
     chunk = out / "features" / "chunk-00000.safetensors"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    with pytest.raises(UserError, match=r"chunk-00000\.safetensors: damaged .*; remove it and go on"):
+    with pytest.raises(UserError, match=r"chunk-00000\.safetensors: is damaged .*; remove it and run"):
         statistics_of_folder(tmp_path / "real", out, ev, lists, None, jpeg=False)
     shutil.rmtree(out / "features")
     other = save_pictures(tmp_path / "other", digit_images(7, seed=1))
     statistics_of_folder(other, out, ev, None, None, jpeg=False)  # without the list
-    with pytest.raises(UserError, match=r"-dino\.npz and .*-dino\.npz were made of different images; remove both"):
+    with pytest.raises(UserError, match=r"-dino\.npz and .*-dino\.npz were made from different images; remove both"):
         references(config, task)
 
 

@@ -32,7 +32,7 @@ def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.Monkey
     show = [*launcher, "--no_python", "/bin/sh", "-c", "echo $LOCAL_RANK on $CUDA_VISIBLE_DEVICES"]
     said = subprocess.run(show, env=environment, capture_output=True, text=True, timeout=120).stdout
     assert "0 on 4,6" in said and "1 on 4,6" in said
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=4,6,7 names 3 GPUs, 4 ranks are asked for"):
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=4,6,7 lists 3 GPUs, but 4 ranks need one each"):
         plan("train", "demo-with", [], Place(gpus=4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-1")
     with pytest.raises(UserError, match=r"takes indices \(4,5\), got GPU-8932f937,GPU-1"):

@@ -118,8 +118,8 @@ def test_a_ring_leaves_a_host_once(sizes: Sizes) -> None:
 
 
 def test_traffic_hides_beneath_the_students_passes(sizes: Sizes) -> None:
-    assert StepTime(arithmetic=8, idle=2, traffic=6, beneath=0.5).whole == 11
-    assert StepTime(arithmetic=8, idle=2, traffic=4, beneath=0.5).whole == 10
+    assert StepTime(arithmetic=8, idle=2, traffic=6, overlap=0.5).whole == 11
+    assert StepTime(arithmetic=8, idle=2, traffic=4, overlap=0.5).whole == 10
     assert hiding_share(paper("engine.zero_stage=2"), sizes) == 0
     teacher, student = sizes.teacher.flop, sizes.student.flop
     expected = 3 * student / (teacher + 3 * student)
@@ -296,4 +296,4 @@ def test_the_curve_says_where_more_gpus_are_badly_used(capsys: pytest.CaptureFix
     assert all(before >= after for before, after in itertools.pairwise(each))
     assert rows[0]["filled"] == 1 and rows[-1]["filled"] < 0.9 and rows[-1]["micro_batch"] == 1
     table = curve_table(paper("train.global_batch=256"), rows, "h200", "given")
-    assert "from 64 GPUs on, 4 samples at once, a GPU does under 80%" in table
+    assert "From 64 GPUs on (micro-batch 4), a GPU does less than 80%" in table

@@ -310,7 +310,7 @@ def test_what_every_table_needs_is_said_and_nothing_is_wrong(
         dryrun.main([])
     said = capsys.readouterr().out
     experiments, tables = len(configuration.experiment_names()), len(table_names())
-    assert ended.value.code == 0 and f"{experiments} experiments and {tables} tables resolved, 0 wrong" in said
+    assert ended.value.code == 0 and f"{experiments} experiments and {tables} tables resolved, 0 errors" in said
     for command in (
         "fetch laion-212k",
         "fetch inception",
@@ -321,8 +321,8 @@ def test_what_every_table_needs_is_said_and_nothing_is_wrong(
     ):
         assert command in said
     lines = {line.split(":")[0]: line for line in said.splitlines()}
-    assert "not here yet" in lines["b-base"] and "not here yet" not in lines["demo-with"]
-    assert "not here yet" not in lines["mini-real"]
+    assert "inputs are missing" in lines["b-base"] and "missing" not in lines["demo-with"]
+    assert "missing" not in lines["mini-real"]
     with pytest.raises(SystemExit) as ended:
         dryrun.main(["b-base"])
     assert ended.value.code == 2

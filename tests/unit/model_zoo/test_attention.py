@@ -139,7 +139,7 @@ def test_one_key_whose_softmax_has_no_gradient_is_no_disagreement() -> None:
 
 
 @pytest.mark.parametrize("keys", [1, 7])
-@pytest.mark.parametrize(("wrong", "said"), [("forward", "its output differs"), ("backward", "its gradient by")])
+@pytest.mark.parametrize(("wrong", "said"), [("forward", "the output differs"), ("backward", "the gradient with")])
 def test_a_kernel_that_is_wrong_forward_or_backward_is_refused(
     wrong: str, said: str, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +179,7 @@ def test_a_run_goes_on_with_its_kernels_but_only_where_they_were_chosen_for(tmp_
 
 
 def test_a_choice_survives_json() -> None:
-    choice = Choice(AttentionShape(8, 40, 4096, 77), 5, "xformers", "asked for")
+    choice = Choice(AttentionShape(8, 40, 4096, 77), 5, "xformers", "requested")
     assert choice_from(json.loads(json.dumps(asdict(choice)))) == choice
 
 

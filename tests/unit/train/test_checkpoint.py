@@ -41,17 +41,17 @@ def write(folder: Path, step: int, ranks: int = 2, keep: int = 2, keep_every: in
 
 
 def test_the_newest_is_read_in_any_cut(tmp_path: Path) -> None:
-    assert checkpoint.newest_sound(tmp_path) is None
+    assert checkpoint.newest_valid(tmp_path) is None
     for step in (5, 10, 15):
         write(tmp_path, step, ranks=3)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000010", "step-00000015"]
-    stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+    stored = checkpoint.newest_valid(tmp_path) or pytest.fail("nothing loaded")
     assert stored.manifest["step"] == 15 and stored.shapes == SHAPES
     for start in range(12):
         for stop in range(start, 13):
             assert stored.read("ema", "a", start, stop).tolist() == [15.0 + i for i in range(start, stop)]
     assert torch.equal(stored.full("weights")["a"], 15 + torch.arange(12.0).reshape(3, 4))
-    with pytest.raises(UserError, match="holds no ema of a from 12 to 13"):
+    with pytest.raises(UserError, match="has no ema values 12 to 13 of a"):
         stored.read("ema", "a", 0, 13)
 
 
@@ -84,7 +84,7 @@ def test_an_old_one_that_can_not_be_removed_does_not_end_the_run(
         write(tmp_path, 10, keep=1)
         checkpoint.clear_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".step-00000005.part", "step-00000010"]
-    assert "step-00000005: not all of it could be removed" in capsys.readouterr().out
+    assert "step-00000005: could not be removed completely" in capsys.readouterr().out
     checkpoint.clear_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
@@ -98,12 +98,12 @@ def test_what_can_not_be_read_now_is_not_given_up(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(checkpoint, "sha256", stale)
     with pytest.raises(OSError, match="Stale file handle"):
-        checkpoint.newest_sound(tmp_path)
+        checkpoint.newest_valid(tmp_path)
 
 
 def test_the_first_rank_says_what_another_one_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, 5)
-    assert checkpoint.newest_sound(tmp_path, 0, 2, collect=lambda mine: [mine, "rank-0001 is torn"]) is None
+    assert checkpoint.newest_valid(tmp_path, 0, 2, collect=lambda mine: [mine, "rank-0001 is torn"]) is None
     assert "is damaged (rank-0001 is torn)" in capsys.readouterr().out
 
 
@@ -147,7 +147,7 @@ def test_a_rank_that_never_writes_leaves_no_checkpoint(tmp_path: Path) -> None:
     lone = checkpoint.Writer(tmp_path, 1, 2, 2)
     lone.save(10, {kind: {"a@0": torch.zeros(12)} for kind in STATE_KINDS}, SHAPES, {})
     lone.wait()
-    stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+    stored = checkpoint.newest_valid(tmp_path) or pytest.fail("nothing loaded")
     assert stored.manifest["step"] == 5
     checkpoint.clear_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
@@ -161,12 +161,12 @@ def test_any_damaged_byte_falls_back_to_the_one_before(tmp_path: Path, capsys: p
         sound = path.read_bytes()
         for place in range(0, len(sound), max(1, len(sound) // 150)):
             path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x55]) + sound[place + 1 :])
-            stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
+            stored = checkpoint.newest_valid(tmp_path) or pytest.fail("nothing loaded")
             assert stored.manifest["step"] == 5, f"byte {place} of {path.name}"
         path.write_bytes(sound)
     said = capsys.readouterr().out
     assert "step-00000010 is damaged" in said and "falling back" in said
-    assert (checkpoint.newest_sound(tmp_path) or pytest.fail("")).manifest["step"] == 10
+    assert (checkpoint.newest_valid(tmp_path) or pytest.fail("")).manifest["step"] == 10
 
 
 def test_after_a_fallback_the_damaged_one_is_written_again(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_after_a_fallback_the_damaged_one_is_written_again(tmp_path: Path) -> No
         write(tmp_path, step)
     damaged = tmp_path / "step-00000010" / "rank-0000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    stored = checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")
-    checkpoint.set_aside_after(tmp_path, stored.manifest["step"])
+    stored = checkpoint.newest_valid(tmp_path) or pytest.fail("nothing loaded")
+    checkpoint.rename_damaged_after(tmp_path, stored.manifest["step"])
     for step in (8, 10):
         write(tmp_path, step, keep=2)
-    assert (checkpoint.newest_sound(tmp_path) or pytest.fail("nothing loaded")).manifest["step"] == 10
+    assert (checkpoint.newest_valid(tmp_path) or pytest.fail("nothing loaded")).manifest["step"] == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "damaged-step-00000010",
         "step-00000008",
@@ -190,13 +190,13 @@ def test_an_error_gives_up_a_checkpoint_that_another_rank_will_not_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no thread is left that Python would wait for at its end."""
-    monkeypatch.setattr(checkpoint, "LAST_WISH", 0.3)
+    monkeypatch.setattr(checkpoint, "FINAL_WRITE_TIMEOUT", 0.3)
     writer = checkpoint.Writer(tmp_path, 0, 2, 2)
     with pytest.raises(MemoryError), writer:
         writer.save(10, {kind: {"a@0": torch.zeros(12)} for kind in STATE_KINDS}, SHAPES, {})
         raise MemoryError
     assert writer._pending is not None and isinstance(writer._pending.exception(timeout=5), RuntimeError)
-    assert checkpoint.newest_sound(tmp_path) is None
+    assert checkpoint.newest_valid(tmp_path) is None
 
 
 def test_of_two_long_lists_the_first_difference_is_said() -> None:
@@ -252,7 +252,7 @@ def test_a_piece_is_held_while_it_is_finished_beside_the_next(tmp_path: Path) ->
 
     seen = []
     with pytest.raises(RuntimeError, match="the thread failed"):
-        for number in claim_each(pieces, lambda path: _landed(path, seen), behind=1):
+        for number in claim_each(pieces, lambda path: _landed(path, seen), unfinished=1):
             seen.append(held())
             if number:
                 pieces[number - 1].write_text("done")
@@ -269,7 +269,7 @@ def _landed(path: Path, seen: list[list[int]]) -> bool:
 def test_one_run_folder_has_one_writer(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from randcond.launch.runtime.locks import hold_lock\n"
-        "hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)\n"
+        "hold_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"

@@ -1,0 +1,82 @@
+"""Settings that contradict each other, and numbers out of range."""
+
+import operator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from randcond.launch.config.sections import Config
+
+
+def check_config(config: "Config") -> None:
+    """Raises ValueError that names the key and says what to do."""
+    _check_ranges(config)
+    if config.cache.used is not None and config.cache.used > config.cache.size:
+        raise ValueError(f"cache.used: {config.cache.used} is more than cache.size, {config.cache.size}")
+    if config.pool.excluded_only and not config.cache.exclude:
+        raise ValueError("pool.excluded_only: needs words in cache.exclude")
+    if config.pool.size and not config.pool.whole:
+        raise ValueError(
+            "pool.whole: is missing; name the folder of the full pool from which pool.size captions are taken"
+        )
+    if not config.eval.of:
+        raise ValueError("eval.of: is empty; name teacher, student or both")
+    for name in ("run", "cache", "pool") if config.trains else ():
+        if not getattr(config.paths, name):
+            raise ValueError(f"paths.{name}: is missing")
+    if config.engine.kind == "deepspeed" and config.engine.zero_stage == 0 and config.engine.precision == "bf16":
+        raise ValueError(
+            "engine.zero_stage: DeepSpeed's stage 0 accumulates gradients in bf16; "
+            "use stage 1 (same numbers, less memory), or engine.precision=fp32"
+        )
+    if not any(vars(config.train.losses).values()):
+        raise ValueError("train.losses: every weight is 0; nothing would be learned")
+    if config.train.skip_nonfinite and config.engine.kind == "deepspeed" and config.engine.zero_stage == 0:
+        raise ValueError("train.skip_nonfinite: DeepSpeed's stage 0 can't skip a step; use stage 1 or fsdp")
+    if config.train.profile and not (
+        len(config.train.profile) == 2 and 1 <= config.train.profile[0] <= config.train.profile[1]
+    ):
+        raise ValueError(f"train.profile: expected [first, last] step of the trace, got {config.train.profile}")
+    if config.engine.teacher_graph and config.engine.compile != "whole":
+        raise ValueError("engine.teacher_graph: needs engine.compile=whole")
+    if config.engine.teacher == "sharded" and (config.engine.teacher_graph or config.engine.teacher_fp8):
+        raise ValueError("engine.teacher: a sharded teacher can't use engine.teacher_graph or engine.teacher_fp8")
+    if config.trains and bool(config.cache.captions) == bool(config.cache.images):
+        raise ValueError("cache.captions: give either cache.captions (to draw) or cache.images (to encode), not both")
+    if config.train.keep_every % config.train.checkpoint_every:
+        raise ValueError(
+            f"train.keep_every: must be a multiple of train.checkpoint_every ({config.train.checkpoint_every}), "
+            f"got {config.train.keep_every}"
+        )
+    if len(config.train.betas) != 2:
+        raise ValueError(f"train.betas: expected two numbers, got {config.train.betas}")
+    if config.cache.shard_size % config.cache.batch:
+        raise ValueError(
+            f"cache.shard_size: must be a multiple of cache.batch ({config.cache.batch}), so that a shard holds "
+            f"whole compute batches; got {config.cache.shard_size}"
+        )
+
+
+def _check_ranges(config: "Config") -> None:
+    """Raises ValueError that names a number outside its range. Keys that are null are not checked."""
+    at_least = {
+        1: """cache.used cache.resolution cache.steps cache.batch cache.shard_size train.steps train.global_batch
+            train.log_every train.checkpoint_every train.keep_checkpoints train.eval_size engine.processes
+            engine.threads engine.micro_batch engine.shard_group engine.heartbeat engine.timeout eval.size
+            eval.steps eval.resolution eval.batch eval.compbench.images eval.compbench.batch""",
+        0: """cache.local_gb pool.size pool.min_length pool.max_length pool.min_similarity pool.min_width
+            pool.min_height train.lr train.warmup train.weight_decay train.eps train.grad_clip train.workers
+            train.keep_every train.sample_every train.eval_every train.skip_nonfinite train.losses.output
+            train.losses.feature train.losses.task train.losses.spatial train.losses.frequency train.seed
+            student.seed cache.seed pool.seed eval.seed eval.shown""",
+    }
+    least = {key: number for number, keys in at_least.items() for key in keys.split()}
+    for key, number in (least | ({"cache.size": 1} if config.trains else {})).items():
+        value = operator.attrgetter(key)(config)
+        if value is not None and value < number:
+            raise ValueError(f"{key}: must be at least {number}, got {value}")
+    shares = [("conditioning.null", config.conditioning.null), ("train.ema_decay", config.train.ema_decay)]
+    for key, share in shares + [("train.betas", beta) for beta in config.train.betas]:
+        if not 0 <= share <= 1:
+            raise ValueError(f"{key}: must be between 0 and 1, got {share}")
+    if config.engine.peak_tflops is not None and config.engine.peak_tflops <= 0:
+        raise ValueError(f"engine.peak_tflops: must be above 0, got {config.engine.peak_tflops}")

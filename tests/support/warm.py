@@ -1,0 +1,199 @@
+"""A warm Python for tests: it has imported what stages need, and forks a process for each command.
+
+Importing torch, diffusers and DeepSpeed takes most of a small stage's time. A forked process runs the same entry points
+(`python -m MODULE`) with its own arguments, environment, folder and output. One server serves a pytest process.
+
+`python -m tests.support.warm SOCKET` is the server.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+MODULES = (  # what stages import, so that a forked process finds it imported
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "randcond.launch.cli",
+    "randcond.data.captions.pool",
+    "randcond.data.cache.caching",
+    "randcond.train.loop",
+    "randcond.train.dryrun",
+    "randcond.train.engine.zero",
+    "randcond.train.engine.fsdp",
+    "randcond.eval.stage",
+    "randcond.eval.report.report_command",
+)
+ENVIRONMENT = {  # read when a library is imported, so the same for every forked process
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+
+@dataclass
+class Command:
+    """A command that runs in a forked process."""
+
+    module: str
+    words: list[str]
+    folder: Path
+    environment: dict[str, str]
+
+
+def run(commands: Sequence[Command], timeout: float = 600.0) -> list[subprocess.CompletedProcess[str]]:
+    """Runs commands at once and waits for all; raises TimeoutExpired, with every process killed, after `timeout`."""
+    return [_finished(*begun, deadline=time.monotonic() + timeout) for begun in [_begin(each) for each in commands]]
+
+
+Begun = tuple[Command, socket.socket, int, list[Path]]
+
+
+def _begin(command: Command) -> Begun:
+    outputs = [Path(tempfile.mkstemp(prefix="randcond-out-")[1]) for _ in range(2)]
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(str(_server()))
+    files = [path.open("wb") for path in outputs]
+    request = {
+        "module": command.module,
+        "words": command.words,
+        "folder": str(command.folder),
+        "environment": {**os.environ, **ENVIRONMENT, **command.environment},
+    }
+    data = json.dumps(request).encode()
+    socket.send_fds(line, [len(data).to_bytes(8, "big")], [file.fileno() for file in files])
+    line.sendall(data)
+    for file in files:
+        file.close()
+    pid = int.from_bytes(line.recv(8), "big")
+    return command, line, pid, outputs
+
+
+def _finished(
+    command: Command, line: socket.socket, pid: int, outputs: list[Path], deadline: float
+) -> subprocess.CompletedProcess[str]:
+    words = ["python", "-m", command.module, *command.words]
+    line.settimeout(max(0.1, deadline - time.monotonic()))
+    try:
+        code = int.from_bytes(line.recv(8), "big", signed=True)
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise subprocess.TimeoutExpired(words, deadline) from None
+    finally:
+        line.close()
+    texts = [path.read_text(errors="replace") for path in outputs]
+    for path in outputs:
+        path.unlink()
+    return subprocess.CompletedProcess(words, code, *texts)
+
+
+@cache
+def _server() -> Path:
+    """The socket of this process's server, started when it is first needed."""
+    path = Path(tempfile.mkdtemp(prefix="randcond-warm-")) / "socket"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.warm", str(path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **ENVIRONMENT},
+        stdin=subprocess.PIPE,  # closed when this process ends, however it ends: the server ends too
+    )
+    atexit.register(process.kill)
+    while not path.exists():
+        assert process.poll() is None, "the warm server ended while it started"
+        time.sleep(0.05)
+    return path
+
+
+def serve(path: Path) -> None:
+    """Imports what stages need, then forks a process for each connection, until its standard input is closed."""
+    for module in MODULES:
+        __import__(module)
+    waiting = selectors.DefaultSelector()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path.with_suffix(".new")))
+    listener.listen(64)
+    path.with_suffix(".new").rename(path)
+    waiting.register(listener, selectors.EVENT_READ, "new")
+    waiting.register(sys.stdin.fileno(), selectors.EVENT_READ, "parent")
+    while True:
+        for key, _ in waiting.select():
+            if key.data == "parent":
+                return
+            if key.data == "new":
+                line, _ = listener.accept()
+                pid = _fork(line, listener)
+                line.sendall(pid.to_bytes(8, "big"))
+                waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, line))
+            else:
+                pid, line = key.data
+                waiting.unregister(key.fd)
+                os.close(key.fd)
+                _, status = os.waitpid(pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                try:
+                    line.sendall(code.to_bytes(8, "big", signed=True))
+                except OSError:
+                    pass  # who asked is gone
+                line.close()
+
+
+def _fork(line: socket.socket, listener: socket.socket) -> int:
+    """Forks the process that a connection asks for; returns its number."""
+    head, files, _, _ = socket.recv_fds(line, 8, 2)
+    size, data = int.from_bytes(head, "big"), b""
+    while len(data) < size:
+        data += line.recv(size - len(data))
+    request = json.loads(data)
+    if pid := os.fork():
+        for file in files:
+            os.close(file)
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        listener.close()
+        line.close()
+        empty = os.open(os.devnull, os.O_RDONLY)
+        for target, file in enumerate((empty, *files)):
+            os.dup2(file, target)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        sys.argv = [request["module"], *request["words"]]
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                pass
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""Which settings decide an artefact, and how two identities are compared."""
+
+import dataclasses
+from typing import get_type_hints
+
+import pytest
+
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.identity import absent_settings, declared, differences, identity_of
+from randcond.launch.config.sections import Config, Train
+from randcond.train.state.identity import ABSENT
+
+
+def test_every_key_declares_what_it_decides() -> None:
+    """A key without a declaration would change artefacts in silence, or orphan them."""
+    sections, missing = [Config], []
+    while sections:
+        section = sections.pop()
+        for name, decides in declared(section).items():
+            inner = get_type_hints(section)[name]
+            if dataclasses.is_dataclass(inner):
+                sections.append(inner)
+            elif decides is None:
+                missing.append(f"{section.__name__}.{name}")
+    assert missing == []
+
+
+def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
+    train = identity_of(load_config("demo-with").train, "run")
+    assert list(train) == [
+        *("global_batch", "lr", "warmup", "betas", "weight_decay", "eps", "grad_clip", "ema_decay", "losses", "seed")
+    ]
+    assert train["losses"] == {"output": 1.0, "feature": 1.0}  # a loss without a weight is left out
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected", "said"),
+    [
+        ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-8}}, []),  # absent: the default
+        ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-6}}, ["train.eps is 1e-08, expected 1e-06"]),
+        ({"train": {"lr": 1e-3, "eps": 1e-8}}, {"train": {"lr": 1e-3}}, []),
+        ({"train": {"losses": {"task": 1.0}}}, {"train": {"losses": {}}}, ["train.losses.task is 1.0, expected 0.0"]),
+        ({"train": {"gone": 1}}, {"train": {}}, ["train.gone is 1, expected None"]),
+        ({"student": {"rule": "a"}}, {"student": {"rule": "a", "start_from": ""}}, []),
+        ({"conditioning": {"p_args": {}}}, {"conditioning": {"p_args": {"lam": 5.0}}}, ["conditioning.p_args is {}"]),
+        ({"made_by": "anything"}, {"teacher": "a"}, ["teacher is None, expected 'a'"]),  # more at the top is no matter
+    ],
+)
+def test_identities_are_compared_leaf_by_leaf(stored: dict, expected: dict, said: list[str]) -> None:
+    found = [str(difference) for difference in differences(stored, expected, ABSENT)]
+    assert len(found) == len(said), found
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True)), found
+        found
+    )
+
+
+def test_of_two_long_lists_the_first_place_is_named() -> None:
+    (one,) = differences({"cache": [*"abcdefghij"]}, {"cache": [*"abcdefghXj"]})
+    assert str(one) == "cache[8] is 'i', expected 'X' (of 10 entries, expected 10)"
+    (one,) = differences({"cache": [*"abcdefghij"]}, {"cache": [*"abcdefghijk"]})
+    assert str(one) == "cache has 10 entries, expected 11"
+
+
+def test_what_a_missing_setting_stands_for() -> None:
+    absent = absent_settings(Train, "run", above="train.")
+    assert absent["train.lr"] == 5e-5 and absent["train.losses.output"] == 0.0
+    assert "train.steps" not in absent
