@@ -265,9 +265,9 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset
        randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
        randcond datafree COMMAND ...                                        LLM captions: nouns, visual, prompts, sample
-       randcond fetch NAME [--from URL|PATH] [--list]                       downloads inputs of the full-scale experiments
+       randcond fetch NAME [--from URL|PATH] [--list]                       downloads inputs of full-scale experiments
        randcond eval COMMAND ...                                            statistics of real images: stats
-       randcond report NAME ... [--out FOLDER]                              writes a page of scores, with the paper's figures
+       randcond report NAME ... [--out FOLDER]                              scores beside the paper's, as a page
        randcond plan [EXPERIMENT] [--gpu NAME] [--nodes N] [--sweep]        predicts memory, time and GPU-hours
        randcond tune EXPERIMENT [--what LIST] [--largest N]                 finds the batch sizes that fill this GPU
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule

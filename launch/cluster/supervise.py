@@ -150,7 +150,7 @@ def _run_command(
         return INTERRUPTED
     finally:
         if environment_file and process.poll() is None:
-            process.terminate()  # the deepspeed launcher then ends its ranks on the other hosts, which this process can't
+            process.terminate()  # the launcher then ends its ranks on other hosts, which we can't
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=15)
         _signal_group(process.pid, signal.SIGKILL)

@@ -214,7 +214,7 @@ def page(config: Config, found: dict[str, Any], gpu: str, source: str) -> str:
     if config.engine.precision == "fp32" or config.teacher.dtype == "fp32":
         lines += [
             "",
-            "This experiment computes in fp32, which reaches a fraction of the bf16 peak. Lower --efficiency accordingly.",
+            "This experiment computes in fp32, which reaches a fraction of the bf16 peak. Lower --efficiency.",
         ]
     return "\n".join([*lines, ""])
 

@@ -31,9 +31,8 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
     state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
     unet = low * sizes.teacher.parameters
     if engine.teacher == "sharded":
-        unet = unet // cluster.ranks + low * sum(
-            sorted(sizes.teacher_blocks)[-2:]
-        )  # the two largest blocks: one in use, the next one prefetched
+        gathered = sorted(sizes.teacher_blocks)[-2:]  # one block in use, the next one prefetched
+        unet = unet // cluster.ranks + low * sum(gathered)
     upcast = sizes.networks.vae.get("force_upcast", True)
     return {
         "teacher U-Net": unet,
@@ -58,7 +57,7 @@ def stage_hours(
     """
     rate = 1e12 * cluster.gpu.tflops * efficiency  # FLOP/s of one GPU
     cache, ev = config.cache, config.eval
-    # Guidance takes two teacher calls per step. A real image needs the VAE's encoder, which costs less than the decoder.
+    # Guidance takes two teacher calls per step. Encoding a real image costs less than decoding one.
     drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
     splits = 2 if ev.unseen or cache.exclude else 1  # eval.size captions are drawn from each

@@ -55,7 +55,7 @@ def read_slurm_ranks() -> None:
     if os.environ.get(RANKS_FROM) == "slurm":
         for name, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
             os.environ[name] = os.environ[f"SLURM_{theirs}"]
-        # srun writes "8(x2),4" for two hosts with 8 tasks and one with 4. Our job scripts start the same number on each.
+        # "8(x2),4" is two hosts with 8 tasks and one with 4. Our job scripts start the same number on each.
         os.environ["LOCAL_SIZE"] = re.split(r"[(,]", os.environ["SLURM_STEP_TASKS_PER_NODE"])[0]
 
 

@@ -50,8 +50,6 @@ def test_identities_are_compared_leaf_by_leaf(stored: dict, expected: dict, said
     found = [str(difference) for difference in differences(stored, expected, ABSENT)]
     assert len(found) == len(said), found
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True)), found
-        found
-    )
 
 
 def test_of_two_long_lists_the_first_place_is_named() -> None:
