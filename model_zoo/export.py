@@ -66,8 +66,8 @@ def check_shapes(expected: Shapes, actual: Shapes, what: str) -> None:
             f"{len(reshaped)} tensors with another shape, first {name}: {actual[name]}, expected {expected[name]}"
         )
     raise UserError(
-        f"{what}: does not match the architecture that student.rule gives for this teacher "
-        f"({'; '.join(differences)}). Use the student.rule and teacher.path that it was trained with, "
+        f"{what}: the architecture differs from the one that student.rule gives for this teacher "
+        f"({'; '.join(differences)}). Use the student.rule and teacher.path of the original training, "
         f"or another folder (paths.run, student.start_from)."
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from randcond.launch.runtime.logs import start_console
 from tests.support.demo import TINY, randcond
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several test processes share the cores: no thread waits busily
@@ -27,6 +28,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             unfinished.rename(made)
     folder = tmp_path_factory.mktemp("world")
     return Path(shutil.copytree(made, folder, dirs_exist_ok=True))
+
+
+def pytest_configure() -> None:
+    """Shows the log on the console, as every command does: tests read it with capsys."""
+    start_console()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,8 +36,8 @@ def plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, 
     `captions_hash`: sha256 of captions.arrow. `facts`: the `facts` of the latent source.
     """
     cache = config.cache
-    elsewhere = {*cache_identity(config), "size", "compile"}  # size is stored as `captions`
-    shards = {key: value for key, value in identity_of(cache, "shards").items() if key not in elsewhere}
+    shards = identity_of(cache, "shards")
+    shards.pop("compile")  # stored as None if nothing is compiled
     return {
         "format": FORMAT,
         "teacher": teacher.fingerprint,

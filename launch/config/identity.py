@@ -20,9 +20,9 @@ class Decides(NamedTuple):
 
 # How sections.py declares a key. `OfRun[float]` is a float that decides a run; keys of several kinds use Annotated.
 OfRun = Annotated[T, Decides(("run",))]
-OfCache = Annotated[T, Decides(("cache", "shards"))]
-OfDrawnCache = Annotated[T, Decides(("drawn cache", "shards"))]  # latents that the teacher draws
-OfImageCache = Annotated[T, Decides(("image cache", "shards"))]  # latents of real images
+OfCache = Annotated[T, Decides(("cache",))]
+OfDrawnCache = Annotated[T, Decides(("drawn cache",))]  # latents that the teacher draws
+OfImageCache = Annotated[T, Decides(("image cache",))]  # latents of real images
 OfShards = Annotated[T, Decides(("shards",))]  # how a cache is cut and computed; training takes any
 OfPool = Annotated[T, Decides(("pool",))]
 OfEvaluation = Annotated[T, Decides(("evaluation",))]

@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
     config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
     with torch.device("meta"):
         other = UNet2DConditionModel.from_config(student_config("channel-base", config))
-    with pytest.raises(UserError, match=r"does not match the architecture that student.rule .* missing, first .*shape"):
+    with pytest.raises(UserError, match=r"architecture differs from .* student.rule .* missing, first .*shape"):
         student_unet(other, stored, torch.float32)
 
 
@@ -337,8 +337,8 @@ def test_what_is_watched(world: Path) -> None:
         (["conditioning.p=often"], "conditioning.p: unknown p(t) 'often'"),
         (["paths.cache=runs/none"], "no complete cache at runs/none"),
         (["paths.pool=runs/none"], "no caption pool at runs/none"),
-        (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0, wanted 5.0"),
-        (["paths.run=runs/new", "cache.exclude=[four]"], "exclude is ['three'], wanted ['four']"),
+        (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0, expected 5.0"),
+        (["paths.run=runs/new", "cache.exclude=[four]"], "exclude is ['three'], expected ['four']"),
     ],
 )
 def test_bad_input_is_named_before_work_starts(
@@ -384,15 +384,15 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
             each.kill()
             each.communicate()
     assert ranks[1].returncode == 2
-    assert "error: the training data of rank 1 was made otherwise: cached is 64, wanted 96" in said
+    assert "error: the training data of rank 1 does not match this experiment: cached is 64, expected 96" in said
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with was made otherwise: train"),
-        (["paths.run=runs/demo/with", "engine.precision=bf16"], "was made otherwise: precision"),
-        (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "was made otherwise: student"),
+        (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with does not match this experiment: train"),
+        (["paths.run=runs/demo/with", "engine.precision=bf16"], "does not match this experiment: precision"),
+        (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "does not match this experiment: student"),
         # With a loader, which must not keep the process from its end.
         (["paths.run=runs/nan", "train.lr=1e30", "train.workers=1"], "stopped: NaN or infinite at step 2: loss/"),
     ],
@@ -420,7 +420,7 @@ def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
             [*command, "paths.run=runs/other"], cwd=world, capture_output=True, text=True, timeout=300
         )
         assert done.returncode != 0
-        assert "the cache at runs/demo/cache was made otherwise: teacher is" in done.stderr
+        assert "the cache at runs/demo/cache does not match this experiment: teacher is" in done.stderr
 
 
 def test_stages_run_by_hand(world: Path) -> None:

@@ -81,15 +81,10 @@ def without(path: Path, *keys: str) -> None:
     path.write_text(json.dumps(data))
 
 
-def test_a_cache_is_complete_and_one_with_a_key_less_is_not_drawn_again(older: Path) -> None:
+def test_a_cache_is_complete(older: Path) -> None:
     before = contents(older / "cache")
     caching.run(config())
     assert contents(older / "cache") == before
-    for name in ("manifest.json", "plan.json"):
-        without(older / "cache" / name, "compile")
-    (older / "cache/latents-00001.tar").unlink()
-    with pytest.raises(UserError, match="its index, `randcond run cache EXPERIMENT`"):
-        caching.run(config())  # the plan itself was changed: its hash stands in the shards
 
 
 def test_a_key_added_to_the_cache_changes_nothing(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Teachers with random weights in the published layouts, saved as real diffusers folders: tiny for tests, or full size.
 
-`python -m tests.shaped LAYOUT FOLDER` writes one at full size in bf16, drawn on the GPU where there is one.
+`python -m tests.support.shaped LAYOUT FOLDER` writes one at full size in bf16, drawn on the GPU where there is one.
 """
 
 import gzip

@@ -67,7 +67,7 @@ def test_the_token_limit_holds_nothing_back_that_was_answered(tmp_path: Path) ->
         words = f"""
 import sys
 from pathlib import Path
-from tests.test_llm import Endpoint, QUESTIONS, ask, take
+from tests.unit.data.test_llm import Endpoint, QUESTIONS, ask, take
 ask(Endpoint(model="m", url="{asked.url}", tpm=40, concurrency=8), QUESTIONS, Path("{tmp_path}/a.jsonl"), take, 5, "x")
 """
         process = subprocess.Popen([sys.executable, "-c", words], cwd=Path(__file__).parents[3])

@@ -92,7 +92,7 @@ def test_a_pool_keeps_order_drops_duplicates_and_is_built_once(tmp_path: Path) -
     assert build(tmp_path / "pool", [str(source)]) == manifest
     assert (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns == written
     source.write_text("other\n")
-    with pytest.raises(UserError, match=r"was made otherwise: sources .* give another paths\.pool"):
+    with pytest.raises(UserError, match=r"does not match this experiment: sources .* give another paths\.pool"):
         build(tmp_path / "pool", [str(source)])
 
 
@@ -210,7 +210,7 @@ def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     only = ["pool.sources=[b.txt]", "pool.excluded_only=true", "cache.exclude=[seven, nine]"]
     assert extra("only", *only) == ["a Seven"]
     assert read_json(tmp_path / "only/manifest.json")["dropped"]["other words"] == 2
-    with pytest.raises(UserError, match="the pool at few was made otherwise"):
+    with pytest.raises(UserError, match="the pool at few does not match this experiment"):
         extra("few", "pool.size=11")
     for words, said in (
         (["pool.size=10", "pool.whole=''"], "pool.whole: is missing"),
@@ -288,7 +288,7 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     assert list(also["damaged"]) == sources[1:] and also["captions"] >= 10
     with pytest.raises(UserError, match="no column caption"):
         take(tmp_path / "pool", tmp_path / "stopped", 10, seed=0, also=[sources[2]])
-    with pytest.raises(UserError, match="skip is True, wanted False"):
+    with pytest.raises(UserError, match="skip is True, expected False"):
         build(tmp_path / "pool", sources)
 
 

@@ -500,7 +500,7 @@ def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Pat
     assert said["images"]["color"] == "as drawn" and said["prompts_sha256"]["color"] != row.protocol["prompts_sha256"]
     stale = {**found, "protocol": {**found["protocol"], "color": {**found["protocol"]["color"], "seed": 7}}}
     write_json(tmp_path / "out" / "compbench" / "scores.json", stale)
-    with pytest.raises(UserError, match=r"CompBench \(color\) of system was made otherwise: seed is 7"):
+    with pytest.raises(UserError, match=r"CompBench \(color\) of system does not match this experiment: seed is 7"):
         collect(None, {"system": config})
     (lists / "complex_val_action.txt").write_text("Another.\n")
     with pytest.raises(UserError, match="is in none of"):

@@ -114,9 +114,9 @@ def test_experiments_side_by_side(tables: Path) -> None:
     write_report(load_report(["one", "two"], [], str(tables / "side")))
     assert "| one |" in (tables / "side" / "report.md").read_text()
     for word, said in (
-        ("eval.steps=3", "the evaluation of one was made otherwise: steps is 2, wanted 3"),
-        ("teacher.dtype=bf16", "dtype is 'fp32', wanted 'bf16'"),
-        ("eval.resolution=64", "resolution is None, wanted 64"),
+        ("eval.steps=3", "the evaluation of one does not match this experiment: steps is 2, expected 3"),
+        ("teacher.dtype=bf16", "dtype is 'fp32', expected 'bf16'"),
+        ("eval.resolution=64", "resolution is None, expected 64"),
         ("eval.metrics=[digits,clip]", r"one/scores\.json: has no scores of clip \(eval\.metrics\)"),
     ):
         with pytest.raises(UserError, match=said):
@@ -126,7 +126,7 @@ def test_experiments_side_by_side(tables: Path) -> None:
     # Of weights that were replaced since, or scored by the lists of another experiment that shares the images.
     for key in ("network", "splits_sha256"):
         write_json(path, {**scored, "protocol": {**scored["protocol"], key: "another"}})
-        with pytest.raises(UserError, match=f"{key} is 'another', wanted"):
+        with pytest.raises(UserError, match=f"{key} is 'another', expected"):
             load_report(["one"], [])
 
 
@@ -143,9 +143,9 @@ def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tabl
     load_report(["one"], words)
     again = np.load(tables / "again" / "all.npz")
     np.savez(tables / "again" / "unseen.npz", mu=again["mu"] + 1, sigma=again["sigma"])
-    with pytest.raises(UserError, match=r"of one \(eval\.statistics\) was made otherwise: unseen inception is"):
+    with pytest.raises(UserError, match=r"of one \(eval\.statistics\) does not match .*: unseen inception is"):
         load_report(["one"], [*words, f"eval.statistics={tables / 'again'}"])
-    with pytest.raises(UserError, match=r"of one \(eval\.inception, eval\.fid\) was made otherwise: .*by pytorch-fid"):
+    with pytest.raises(UserError, match=r"of one \(eval\.inception, eval\.fid\) does not match .*by pytorch-fid"):
         load_report(["one"], [*words, "eval.fid=pytorch-fid"])
     shutil.rmtree(tables / "once")  # a report is also made where only the scores are
     load_report(["one"], words)

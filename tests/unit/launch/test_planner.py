@@ -76,7 +76,7 @@ def test_an_engine_takes_and_sends_what_is_predicted(
     }
     command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
-        [*command, "-m", "tests.footprint", "demo-with", *words],
+        [*command, "-m", "tests.support.footprint", "demo-with", *words],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -14,7 +14,7 @@ from randcond.train.engine.build_ops import find_tools
 
 
 def ask(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PACKAGE / "launch/needs.py"), str(folder)]
+    command = [sys.executable, str(PACKAGE / "launch/prerequisites.py"), str(folder)]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
