@@ -1,8 +1,8 @@
 """Full-size training steps on random weights: memory, time and how far they get; on a GPU, backends side by side.
 
 `python -m tests.bench.full_size TEACHER RULE [section.key=value ...]`: TEACHER is a folder made by
-`python -m tests.support.shaped LAYOUT FOLDER`; RULE a student rule. Everything is what the trainer runs (teacher, student,
-taps, projectors, engine, losses); only the latents are noise. One JSON line per phase: a kill shows where.
+`python -m tests.support.shaped LAYOUT FOLDER`; RULE is a student rule. Everything is what the trainer runs (teacher,
+student, taps, projectors, engine, losses); only the latents are noise. One JSON line per phase: a kill shows where.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Under torchrun: trains three steps and prints, as JSON, what the first rank's state takes and what it sends.
 
-`torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`: "resident", bytes of every tensor
-that is alive after a step's last backward, less those before the student was made, every storage once; "sent", bytes of
-one step's collectives, in rings.
+`torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`. "resident": bytes of every
+tensor that is alive after a step's last backward, without those from before the student was built, every storage once.
+"sent": bytes of one step's collectives, in rings.
 """
 
 import gc
