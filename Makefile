@@ -17,7 +17,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
@@ -62,8 +62,17 @@ mini-results: $(READY) ## keep the reports of the demo and the tables in miniatu
 plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
 	@$(BIN)/randcond plan $(ARGS)
 
-test: $(READY) ## the tests, some 30 minutes on two cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not hosts and not slurm" $(ARGS)
+NOT_HERE := not slow and not gpu and not hosts and not slurm
+SPREAD := -n $(WORKERS) --dist worksteal # a process that is done takes tests from the other
+
+quick: $(READY) ## the tests that tell most, two minutes on two cores
+	$(BIN)/python -m pytest $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
+
+test: $(READY) ## the tests that guard a change, 15 minutes on two cores
+	$(BIN)/python -m pytest $(SPREAD) -m "$(NOT_HERE)" $(ARGS)
+
+coverage: $(READY) ## how much of the code `make quick` runs, by file
+	$(BIN)/python -m pytest $(SPREAD) -m "quick and $(NOT_HERE)" --cov --cov-report=term $(ARGS)
 
 test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too, which it installs)
 	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)
@@ -80,7 +89,8 @@ test-slurm: $(READY) ## a Slurm cluster on this machine: submit, requeue, finish
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.typing $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	@mkdir -p build/typing && ln -sfn ../.. build/typing/randcond # mypy does not follow the editable installation
+	MYPYPATH=build/typing $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
 format: $(READY) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

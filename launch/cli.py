@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 from randcond.launch.cluster.commands import STAGES, plan, show
 from randcond.launch.cluster.jobs import job_script
@@ -144,6 +145,9 @@ def _dispatch(words: list[str]) -> None:
     """Finds the command that the arguments name, and calls it. Raises UserError if there is none."""
     if not words or words[0] in ("--help", "-h", "help"):
         print(_overview())
+        return
+    if words[0] in ("--version", "-V", "version"):
+        print(f"randcond {version('randcond')}")
         return
     name = words.pop(0)
     if name in ("run", "launch"):

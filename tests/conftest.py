@@ -13,6 +13,10 @@ from tests.support.demo import TINY, randcond
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several test processes share the cores: no thread waits busily
 
 
+UNIT = Path(__file__).parent / "unit"
+QUICK = {"test_older_artefacts.py"}  # a cache, a pool, an evaluation and a training, from end to end
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the tiny demo has run once, every stage of both arms, by the deepspeed launcher on two ranks.
@@ -36,8 +40,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped where there is none."""
+    """Marks the quick tests, and skips tests marked gpu where there is none."""
     import torch
+
+    for item in items:
+        of_a_unit = UNIT in item.path.parents or item.path.name in QUICK
+        if of_a_unit and not item.get_closest_marker("heavy") and "world" not in item.fixturenames:
+            item.add_marker("quick")
 
     if not torch.cuda.is_available():
         for item in items:
