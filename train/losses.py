@@ -1,6 +1,6 @@
-"""The losses as pure functions in fp32, each returning named terms whose sum is the loss; `train.losses` weighs them.
+"""The losses, as pure functions in fp32. Each returns named terms whose sum is the loss; `train.losses` weighs them.
 
-A new loss is one function over tensors, one entry in LOSSES and its weight's key in launch/sections.py.
+A new loss needs one function over tensors, one entry in LOSSES, and the key of its weight in launch/config/sections.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,37 +12,49 @@ from torch import Tensor
 
 from randcond.launch.errors import UserError
 
-Terms = dict[str, Tensor]
+Terms = dict[str, Tensor]  # name -> scalar, fp32
 
 
 @dataclass
 class Outputs:
-    """What one micro-batch gives the losses to compare."""
+    """What teacher and student computed for one micro-batch of B samples: the input of every loss."""
 
     prediction: Tensor  # the student's, [B, C, h, w]
-    teacher: Tensor  # the teacher's, [B, C, h, w]
-    features: list[Tensor]  # the student's, projected to the teacher's widths
-    teacher_features: list[Tensor]
-    names: list[str]  # of the teacher's tapped modules
-    target: Tensor  # what a perfect network predicts (epsilon or v), [B, C, h, w]
+    teacher: Tensor  # the teacher's prediction, [B, C, h, w]
+    features: list[Tensor]  # the student's, projected to the teacher's widths; each [B, C_i, h_i, w_i] or [B, L_i, C_i]
+    teacher_features: list[Tensor]  # the same shapes
+    names: list[str]  # the teacher's tapped modules
+    target: Tensor  # the denoising target (epsilon, v or x_0), [B, C, h, w]
     latents: Tensor  # x_0, [B, C, h, w]
-    unreplaced: Tensor  # [B], whether the latent is shown with its own caption
-    unreplaced_in_batch: int  # their number over the whole global batch
-    global_batch: int
+    unreplaced: Tensor  # bool [B], True where the latent is shown with its own caption
+    unreplaced_in_batch: int  # the number of such samples in the global batch
+    global_batch: int  # in samples
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One entry of `train.losses`."""
+
+    terms: Callable[[Outputs], Terms]
+    # Needs `Outputs.unreplaced_in_batch`. The stream counts it only for such a loss, because the count costs time.
+    counts_unreplaced: bool = False
 
 
 def per_sample_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean over [C, h, w] of the squared difference, sample by sample -> [B]."""
+    """Returns the mean squared difference per sample [B]. The mean is over [C, h, w]; inputs [B, C, h, w]."""
     return F.mse_loss(ours.float(), theirs.float(), reduction="none").mean(dim=(1, 2, 3))
 
 
 def output_loss(student: Tensor, teacher: Tensor) -> Terms:
-    """Eq. 1: mean squared difference of the two predictions [B, C, h, w]."""
+    """Eq. 1: the mean squared difference of the two predictions [B, C, h, w]."""
     return {"output": per_sample_error(student, teacher).mean()}
 
 
 def feature_loss(names: Sequence[str], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Terms:
-    """Eq. 2: one mean squared difference over the whole tensor per tapped module, summed."""
+    """Eq. 2: the mean squared difference of each pair of features, summed over the pairs.
+
+    `names`: the teacher's tapped modules. Features i of student and teacher have the same shape [B, ...].
+    """
     pairs = zip(names, student, teacher, strict=True)
     return {f"feature/{name}": F.mse_loss(ours.float(), theirs.float()) for name, ours, theirs in pairs}
 
@@ -50,16 +62,20 @@ def feature_loss(names: Sequence[str], student: Sequence[Tensor], teacher: Seque
 def task_loss(
     prediction: Tensor, target: Tensor, unreplaced: Tensor, unreplaced_in_batch: int, global_batch: int
 ) -> Terms:
-    """L_DDPM, the denoising loss on pairs that kept their caption: their sum over the global batch by their number.
+    """L_DDPM: the denoising loss, averaged over the samples of the global batch that kept their caption.
 
-    Scaled so that its mean over micro-batches and ranks is just that, whatever their number; 0 when there are none.
+    prediction, target: [B, C, h, w]; unreplaced: bool [B]. Each micro-batch returns its share, scaled so that the mean
+    over micro-batches and ranks is this average. 0 if the global batch has no such sample.
     """
     kept = per_sample_error(prediction, target) * unreplaced  # [B]
     return {"task": kept.sum() / max(1, unreplaced_in_batch) * (global_batch / len(kept))}
 
 
 def spatial_loss(names: Sequence[str], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Terms:
-    """SLIM's L_spatial = sum_i ||X_T - X_S||^2 (mean over the tensor) over the prediction and the tapped features."""
+    """SLIM's L_spatial = sum_i ||X_T,i - X_S,i||^2, with the mean over each tensor.
+
+    X_i: the prediction and the tapped features. Those of student and teacher have the same shape [B, ...].
+    """
     pairs = zip(names, student, teacher, strict=True)
     return {f"spatial/{name}": F.mse_loss(ours.float(), theirs.float()) for name, ours, theirs in pairs}
 
@@ -72,45 +88,60 @@ def frequency_loss(
     alpha: float = -1.0,
     floor: float = 1e-2,
 ) -> Terms:
-    """SLIM's L_freq = sum_i w_i ||F(X_T) - F(X_S)||^2, w = |F(x_0 resized to X_i)|^alpha; F the orthonormal 2-D DFT.
+    """SLIM's L_freq = sum_i w_i ||F(X_T,i) - F(X_S,i)||^2 with w_i = |F(x_0 resized to X_i)|^alpha.
 
-    Rare frequencies weigh more. |F(x_0)| is averaged over the channels (x_0 and X_i have different ones) and held
-    above `floor`: both ours.
+    F is the orthonormal 2-D DFT. X_i: the prediction and the tapped features, [B, C_i, h_i, w_i]; latents (x_0):
+    [B, C, h, w]. Rare frequencies weigh more. SLIM's paper leaves two points open: we average |F(x_0)| over the
+    channels, because x_0 and X_i have different ones, and we clamp it to at least `floor`.
+    Raises UserError if an X_i is not an image.
     """
     terms = {}
     for name, ours, theirs in zip(names, student, teacher, strict=True):
         if ours.ndim != 4:
-            raise UserError(f"train.losses.frequency: {name} gives {tuple(ours.shape)}, no image to transform: use 0")
-        difference = torch.fft.fft2(ours.float() - theirs.float(), norm="ortho").abs().square()  # [B, C, h, w]
+            raise UserError(
+                f"train.losses.frequency: {name} gives {tuple(ours.shape)}, which is not an image; set it to 0"
+            )
+        difference = torch.fft.fft2(ours.float() - theirs.float(), norm="ortho").abs().square()  # [B, C_i, h_i, w_i]
         resized = F.interpolate(latents.float(), size=ours.shape[-2:], mode="area")
-        spectrum = torch.fft.fft2(resized, norm="ortho").abs().mean(dim=1, keepdim=True)  # [B, 1, h, w]
+        spectrum = torch.fft.fft2(resized, norm="ortho").abs().mean(dim=1, keepdim=True)  # [B, 1, h_i, w_i]
         terms[f"frequency/{name}"] = (spectrum.clamp(min=floor).pow(alpha) * difference).mean()
     return terms
 
 
-def _everything(o: Outputs) -> tuple[list[str], list[Tensor], list[Tensor]]:
-    """The prediction and the tapped features: what SLIM's X_i range over."""
+def _slim_tensors(o: Outputs) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Returns SLIM's X_i, the prediction and the tapped features: their names, the student's and the teacher's."""
     return ["prediction", *o.names], [o.prediction, *o.features], [o.teacher, *o.teacher_features]
 
 
-LOSSES: dict[str, Callable[[Outputs], Terms]] = {
-    "output": lambda o: output_loss(o.prediction, o.teacher),
-    "feature": lambda o: feature_loss(o.names, o.features, o.teacher_features),
-    "task": lambda o: task_loss(o.prediction, o.target, o.unreplaced, o.unreplaced_in_batch, o.global_batch),
-    "spatial": lambda o: spatial_loss(*_everything(o)),
-    "frequency": lambda o: frequency_loss(*_everything(o), o.latents),
+LOSSES: dict[str, Loss] = {
+    "output": Loss(lambda o: output_loss(o.prediction, o.teacher)),
+    "feature": Loss(lambda o: feature_loss(o.names, o.features, o.teacher_features)),
+    "task": Loss(
+        lambda o: task_loss(o.prediction, o.target, o.unreplaced, o.unreplaced_in_batch, o.global_batch),
+        counts_unreplaced=True,
+    ),
+    "spatial": Loss(lambda o: spatial_loss(*_slim_tensors(o))),
+    "frequency": Loss(lambda o: frequency_loss(*_slim_tensors(o), o.latents)),
 }
 
 
+def counts_unreplaced(weights: dict[str, float]) -> bool:
+    """Returns True if a loss with a weight above 0 needs the number of unreplaced samples in the global batch."""
+    return any(weight and LOSSES[name].counts_unreplaced for name, weight in weights.items())
+
+
 def weigh(weights: dict[str, float], outputs: Outputs) -> tuple[Tensor, Terms]:
-    """The weighted sum of the losses asked for, and their unweighted terms; a weight of 0 leaves a loss out."""
+    """Returns the weighted sum of the losses, a scalar, and their unweighted terms.
+
+    `weights`: loss name -> weight. A loss with weight 0 is not computed.
+    """
     total = outputs.prediction.new_zeros((), dtype=torch.float32)
     terms: Terms = {}
     for name, weight in weights.items():
         if weight == 0:
             continue
-        parts = LOSSES[name](outputs)
-        loss = sum(parts.values(), start=total.new_zeros(()))  # a rule may have no pairs
+        parts = LOSSES[name].terms(outputs)
+        loss = sum(parts.values(), start=total.new_zeros(()))  # a student rule may have no feature pairs
         total = total + weight * loss
         terms |= {name: loss, **parts}
     return total, {"total": total, **terms}

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
+from randcond.data.stream.batch import Batch
 from randcond.train.step import to_device
 
 ContextFactory = Callable[[], AbstractContextManager[None]]
@@ -20,12 +20,10 @@ class Prefetcher:
     Errors in fetch() are re-raised by take(), so that the current step is finished, and saved if it is a milestone.
     """
 
-    def __init__(
-        self, loader: Iterator[dict[str, Any]], device: torch.device, time_wait: ContextFactory = nullcontext
-    ) -> None:
+    def __init__(self, loader: Iterator[Batch], device: torch.device, time_wait: ContextFactory = nullcontext) -> None:
         """`time_wait` makes a context that is entered while this object waits for the loader (`DataStalls.wait`)."""
         self.loader, self.device, self.time_wait = loader, device, time_wait
-        self._batch: dict[str, Any] | None = None
+        self._batch: Batch | None = None
         self._error: Exception | None = None
 
     def fetch(self) -> None:
@@ -41,7 +39,7 @@ class Prefetcher:
         except Exception as error:
             self._error = error
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> Batch:
         """Returns the next micro-batch, as `to_device` describes it. Raises the error of fetch(), if it failed."""
         self.fetch()
         if self._batch is None:

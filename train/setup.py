@@ -28,6 +28,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, choose_kernels
 from randcond.train.engine import Engine, build_engine, shard_teacher
 from randcond.train.faults.disk_space import check_folder
+from randcond.train.losses import counts_unreplaced
 from randcond.train.state import checkpoint
 from randcond.train.state.identity import ABSENT, how_to_go_on, run_identity
 from randcond.train.step import DistillationStep
@@ -77,7 +78,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     if is_finished(config, identity):
         return None
     probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
-    count_batch = train.global_batch if train.losses.task else 0
+    count_batch = train.global_batch if counts_unreplaced(vars(train.losses)) else 0
     stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, count_batch)
     mark("cache and pool")
     module, distil = build_step(config, teacher)

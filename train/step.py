@@ -1,12 +1,12 @@
 """The distillation step: encodes captions, adds noise to latents, runs teacher and student, computes the losses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from randcond.data.stream.batch import Batch
 from randcond.model_zoo.denoiser.condition import Condition, cast, denoise
 from randcond.model_zoo.students.features import FeatureTaps
 from randcond.model_zoo.teacher import Teacher
@@ -38,15 +38,15 @@ def draw_noise(seeds: Tensor, like: Tensor) -> Tensor:
     return noise.to(like.device, non_blocking=True)
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Returns a batch of the stream with `latents` and `noise` on the device, both [B, C, h, w] in fp32.
 
-    Returns the batch itself if it has been processed already.
+    Returns the batch itself if it has its noise already.
     """
-    if "noise" in batch:
+    if batch.noise is not None:
         return batch
-    latents = batch["latents"].to(device, non_blocking=True).float()
-    return {**batch, "latents": latents, "noise": draw_noise(batch["noise_seed"], latents)}
+    latents = batch.latents.to(device, non_blocking=True).float()
+    return replace(batch, latents=latents, noise=draw_noise(batch.noise_seed, latents))
 
 
 class DistillationStep:
@@ -73,18 +73,19 @@ class DistillationStep:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.taps = FeatureTaps(teacher.unet, names)
 
-    def __call__(self, student: StudentForward, batch: dict[str, Any], dtype: torch.dtype) -> Losses:
+    def __call__(self, student: StudentForward, batch: Batch, dtype: torch.dtype) -> Losses:
         """Returns the losses of one micro-batch.
 
-        `student`: the forward of the engine; `batch`: from the stream, before or after `to_device`, with latents
-        [B, C, h, w] and timesteps [B]; `dtype`: the dtype in which the student computes.
+        `student`: the forward of the engine; `batch`: from the stream, before or after `to_device`; `dtype`: the dtype
+        in which the student computes.
         """
         teacher, device = self.teacher, self.teacher.device
         batch = to_device(batch, device)
-        latents, noise = batch["latents"], batch["noise"]
-        timesteps = batch["timesteps"].to(device, non_blocking=True)  # [B]
+        latents, noise = batch.latents, batch.noise
+        assert noise is not None
+        timesteps = batch.timesteps.to(device, non_blocking=True)  # [B]
         noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.memory_format)
-        condition = teacher.encode(batch, batch["null"], self.zero_null)
+        condition = teacher.encode(batch.token_ids, batch.null, self.zero_null)
         with torch.no_grad():  # not inference_mode: the losses keep these tensors for the backward pass
             self.taps.forget()
             if self.teacher_graph:  # allows the graph to overwrite its outputs of the previous step
@@ -101,8 +102,8 @@ class DistillationStep:
             names=self.names,
             target=teacher.target(latents, noise, timesteps),
             latents=latents,
-            unreplaced=~batch["replaced"].to(device, non_blocking=True),
-            unreplaced_in_batch=batch["unreplaced_in_batch"],
+            unreplaced=~batch.replaced.to(device, non_blocking=True),
+            unreplaced_in_batch=batch.unreplaced_in_batch,
             global_batch=self.global_batch,
         )
         total, terms = weigh(self.weights, outputs)

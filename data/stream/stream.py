@@ -2,15 +2,7 @@
 
 So the samples do not depend on the number of ranks or loader processes, and a resumed run sees the same samples.
 
-In: a latent cache, the extra texts, p(t). Out: micro-batches of B samples, as dictionaries:
-  latents              fp16 [B, C, h, w], scaled as the U-Net takes them
-  token_ids            int64 [B, L], the tokenized captions; with a second text encoder also token_ids_2
-  key                  int64 [B], number of the latent's own caption
-  caption_id           int64 [B], number in the pool of the caption that the latent is shown with; -1: null caption
-  timesteps            int64 [B], 0 .. T-1
-  noise_seed           int64 [B], seed of the sample's noise
-  replaced, null       bool [B], whether the caption was replaced, and whether it is the null caption
-  unreplaced_in_batch  int, number of samples in the global batch that kept their caption; 0 if not counted
+In: a latent cache, the extra texts, p(t). Out: micro-batches (`Batch`).
 """
 
 import traceback
@@ -24,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.caption_file import Captions
+from randcond.data.stream.batch import Batch
 from randcond.model_zoo.tokenizers import Tokenizers
 
 NUMBERS = ("key", "caption_id", "timesteps", "noise_seed", "replaced", "null")  # integers stored for each sample
@@ -166,33 +159,33 @@ class Stream(Dataset[Any]):
     def pack(self, samples: "Sequence[dict[str, Any] | Failed]") -> "dict[str, Any] | Failed":
         """Tokenizes the captions and packs B samples into as few tensors as possible. `unpack` reverses this.
 
-        Passing a tensor from a loader process costs a tenth of a millisecond on both sides. Returns latents
-        [B, C, h, w], token_ids [B, L] per text encoder, and numbers int64 [len(NUMBERS), B]. If a sample failed,
-        returns its `Failed` instead.
+        Passing a tensor from a loader process costs a tenth of a millisecond on both sides. Returns a dictionary with
+        latents [B, C, h, w], token_ids [B, L] per text encoder, and numbers int64 [len(NUMBERS), B]. If a sample
+        failed, returns its `Failed` instead.
         """
         valid = [sample for sample in samples if not isinstance(sample, Failed)]
         if len(valid) < len(samples):
             return next(sample for sample in samples if isinstance(sample, Failed))
         return {
             "latents": torch.utils.data.default_collate([sample["latents"] for sample in valid]),
-            **self.tokenizers([sample["caption"] for sample in valid]),
+            "token_ids": self.tokenizers([sample["caption"] for sample in valid]),
             "numbers": torch.tensor([[sample[name] for sample in valid] for name in NUMBERS]),
             # Equal for all samples, because a micro-batch belongs to one global batch.
             "unreplaced_in_batch": valid[0]["unreplaced_in_batch"],
         }
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns a micro-batch of samples, as described at the top of this module."""
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """Returns the micro-batch of some samples."""
         return unpack(self.pack(samples))
 
 
-def unpack(packed: dict[str, Any] | Failed) -> dict[str, Any]:
+def unpack(packed: dict[str, Any] | Failed) -> Batch:
     """Returns the micro-batch that `Stream.pack` packed. Raises the exception of a sample that failed."""
     if isinstance(packed, Failed):
         raise packed.error
     numbers = dict(zip(NUMBERS, packed.pop("numbers"), strict=True))
     flags = {name: numbers.pop(name).bool() for name in ("replaced", "null")}
-    return {**packed, **numbers, **flags}
+    return Batch(**packed, **numbers, **flags)
 
 
 class Positions(Sampler[list[int]]):
@@ -236,8 +229,8 @@ class _ReadAhead(Sampler[list[int]]):
 
 def batches(
     stream: Stream, positions: Positions, workers: int, on_worker_start: Callable[[int], None] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Returns an iterator over micro-batches in the order of `positions`, as described at the top of this module.
+) -> Iterator[Batch]:
+    """Returns an iterator over micro-batches in the order of `positions`.
 
     `workers`: number of loader processes; the order does not depend on it. `on_worker_start`: called in each loader
     process with its number when it starts.

@@ -54,6 +54,16 @@ COLUMNS = {
     "macs": Column("MACs, G", ".0f", 1e9),
 }
 SIZES = ("parameters", "unet", "macs")  # shown only if the paper's table has them
+# Stored with the scores, but not shown: counts, spreads over subsets, and what the page shows in other ways.
+NOT_SHOWN = {
+    "images",
+    "background_accuracy",
+    "digits_drawn",
+    "is_std",
+    "kid_std",
+    "kid_subset",
+    "prc_images",
+}
 # Shown for seen and unseen captions, but not for "all" next to them: there they mean little.
 OF_PARTS_ONLY = ("digit_accuracy", "colour_accuracy", "frechet_judge")
 FACTS = {"conditioning": "p(t)", "weights": "weights", "steps": "steps", "seconds": "seconds"}
@@ -63,7 +73,11 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """Returns a header and one line of cells per row.
 
     A score has further columns, for the paper's figure and the difference, if the paper gives the score for any row.
+    Raises LookupError if a score has no column: a new metric needs an entry in COLUMNS or in NOT_SHOWN.
     """
+    scores = {score for row in rows for split in (*row.scores.values(), *row.paper.values()) for score in split}
+    if unknown := sorted(scores - COLUMNS.keys() - NOT_SHOWN):
+        raise LookupError(f"no column for the score {unknown[0]}: add it to COLUMNS or NOT_SHOWN in {__name__}")
     facts = [fact for fact in FACTS if any(row.facts.get(fact) is not None for row in rows)]
     columns = _score_columns(rows)
     header = ["", *(FACTS[fact] for fact in facts)]

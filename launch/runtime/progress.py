@@ -52,10 +52,11 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def line(self) -> str:
         """`caching: 12 of 63 shards (19 %), 3 min left`."""
         facts = self.format_dict
-        units = self.unit if self.unit.endswith("s") else f"{self.unit}s"
-        done = (
-            f"{self.n:,} of {self.total:,} {units} ({self.n / self.total:.0%})" if self.total else f"{self.n:,} {units}"
-        )
+        done = f"{self._amount(self.n)} of {self._amount(self.total)}" if self.total else self._amount(self.n)
+        if self.unit != "B":
+            done = f"{done} {self.unit if self.unit.endswith('s') else f'{self.unit}s'}"
+        if self.total:
+            done = f"{done} ({self.n / self.total:.0%})"
         parts = [f"{self.desc}: {done}" if self.desc else done]
         if facts["postfix"]:
             parts.append(str(facts["postfix"]))
@@ -65,6 +66,10 @@ class Progress(tqdm):  # type: ignore[type-arg]
         elif self.total and self.n >= self.total:
             parts.append(f"took {duration(facts['elapsed'])}")
         return ", ".join(parts)
+
+    def _amount(self, count: float) -> str:
+        """`1,200`; bytes as `1.20kB`."""
+        return self.format_sizeof(count, self.unit) if self.unit == "B" else f"{count:,}"
 
 
 def duration(seconds: float) -> str:

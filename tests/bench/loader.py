@@ -144,7 +144,7 @@ def rate(loader: Iterator[Any]) -> float:
     began = last = time.perf_counter()
     seen = 0
     for batch in loader:
-        seen += len(batch["latents"])
+        seen += len(batch)
         last = time.perf_counter()
     return seen / (last - began)
 

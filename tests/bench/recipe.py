@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.config.sections import Config
 from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.students.features import TappedStudent
@@ -45,14 +46,14 @@ def published_step(
     ema = [parameter.detach().clone() for parameter in student.parameters()]
     zero = torch.zeros((), device=device)
 
-    def step(batch: dict[str, Any]) -> float:
-        size, seen = len(batch["timesteps"]), 0.0
+    def step(batch: Batch) -> float:
+        size, seen = len(batch), 0.0
         for start in range(0, size, micro):
-            part = {name: v[start : start + micro] for name, v in batch.items() if isinstance(v, torch.Tensor)}
-            latents, timesteps = part["latents"].to(device, low), part["timesteps"].to(device)
+            part = slice(start, start + micro)
+            latents, timesteps = batch.latents[part].to(device, low), batch.timesteps[part].to(device)
             noise = torch.randn_like(latents)
             noised = teacher.add_noise(latents, noise, timesteps)
-            condition = teacher.encode(part)
+            condition = teacher.encode({name: ids[part] for name, ids in batch.token_ids.items()})
             with torch.no_grad():
                 target = denoise(teacher.unet, noised, timesteps, condition)
             with torch.autocast(device.type, low, enabled=low != torch.float32):

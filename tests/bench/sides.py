@@ -117,10 +117,10 @@ class Sides:
             module.unet.enable_gradient_checkpointing()
         compile_network(module.unet, config.engine.compile)
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.99), fused=True)
-        condition = teacher.encode(self.fixed)
-        latents = self.fixed["latents"].to(teacher.device).float()
-        timesteps = self.fixed["timesteps"].to(teacher.device)
-        noise = draw_noise(self.fixed["noise_seed"], latents)
+        condition = teacher.encode(self.fixed.token_ids)
+        latents = self.fixed.latents.to(teacher.device).float()
+        timesteps = self.fixed.timesteps.to(teacher.device)
+        noise = draw_noise(self.fixed.noise_seed, latents)
         mine = cast(condition, dtype)
 
         def step() -> None:

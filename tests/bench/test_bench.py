@@ -18,6 +18,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.tune_command import Measured, doubling, proposed
 from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import RECORD, bf16_in_hardware, interval
+from tests.support.patience import HANG
 from tests.support.shaped import unet_config
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def bench(folder: Path, module: str, *words: str) -> str:
     """Runs a bench from the root with its results in `folder`."""
     command = [sys.executable, "-m", f"tests.bench.{module}", *words]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env=environment)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

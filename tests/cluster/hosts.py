@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.support.patience import HANG
+
 NAMES = ("host-a", "host-b")
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
 SWITCH = "cluster-switch"
@@ -95,7 +97,7 @@ class TwoHosts:
         self.sshds.append(subprocess.Popen(command, stdout=log, stderr=log))
 
     def _until_answers(self, name: str, other: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG
         while sh(*self.on(name), "ssh", other, "true", check=False).returncode:
             assert time.monotonic() < deadline, f"{name} can't reach {other}"
             time.sleep(0.3)

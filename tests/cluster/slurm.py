@@ -6,6 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.support.patience import HANG
+
 NODES = ("node1", "node2")
 
 
@@ -25,7 +27,7 @@ class Slurm:
         for node in NODES:
             (self.folder / node).mkdir()
             self._start("slurmd", "-D", "-N", node, name=node)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while self.sh("sinfo", "-h", "-o", "%D %t").strip() != f"{len(NODES)} idle":
             assert time.monotonic() < deadline, self.sh("sinfo") + self._logs()
             time.sleep(0.5)
@@ -36,7 +38,7 @@ class Slurm:
             daemon.terminate()
         for daemon in self.daemons:
             try:
-                daemon.wait(timeout=20)
+                daemon.wait(timeout=HANG)
             except subprocess.TimeoutExpired:
                 daemon.kill()
 
@@ -65,7 +67,7 @@ class Slurm:
         options = [f"--key-file={key}", f"--socket={place / 'socket'}", f"--pid-file={place / 'pid'}"]
         options += [f"--log-file={place / 'log'}", f"--seed-file={place / 'seed'}"]
         self._start("munged", "--foreground", "--force", *options)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG
         while not (place / "socket").exists():
             assert time.monotonic() < deadline, self._logs()
             time.sleep(0.1)

@@ -15,6 +15,7 @@ from tests.cluster.slurm import NODES, Slurm
 from tests.cluster.world import ONE_HOST, WORDS
 from tests.support.demo import TINY
 from tests.support.interruptions import RANDCOND
+from tests.support.patience import HANG
 from tests.support.runs import difference
 
 pytestmark = pytest.mark.slurm
@@ -34,7 +35,7 @@ def launch(slurm: Slurm, folder: Path, run: str, *more: str) -> str:
     return said.rsplit("Submitted batch job ", 1)[1].strip()
 
 
-def wait_for(slurm: Slurm, job: str, folder: Path, *states: str, seconds: float = 300.0) -> str:
+def wait_for(slurm: Slurm, job: str, folder: Path, *states: str, seconds: float = HANG) -> str:
     """Waits until a job is in one of the states; fails showing what it printed."""
     deadline = time.monotonic() + seconds
     while (state := slurm.state(job)) not in states:
@@ -45,7 +46,7 @@ def wait_for(slurm: Slurm, job: str, folder: Path, *states: str, seconds: float 
     return state
 
 
-def wait_for_file(path: Path, seconds: float = 240.0) -> None:
+def wait_for_file(path: Path, seconds: float = HANG) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path}"
@@ -73,7 +74,7 @@ def test_a_requeued_job_goes_on(slurm: Slurm, folder: Path, capsys: pytest.Captu
     job = launch(slurm, folder, "runs/requeued")
     wait_for_file(folder / "runs/requeued/checkpoints/step-00000010")
     slurm.sh("scontrol", "requeue", job)
-    wait_for(slurm, job, folder, "COMPLETED", seconds=400)
+    wait_for(slurm, job, folder, "COMPLETED")
     said = output(folder, "runs/requeued", job)
     assert "resuming from step" in said, said
     assert apart(folder, "runs/requeued") < 1e-5
@@ -87,7 +88,7 @@ def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folde
     job = launch(slurm, folder, "runs/noticed")
     wait_for_file(folder / "runs/noticed/checkpoints/step-00000010")
     slurm.sh("scancel", "--signal=USR1", job)
-    wait_for(slurm, job, folder, "COMPLETED", seconds=400)
+    wait_for(slurm, job, folder, "COMPLETED")
     said = output(folder, "runs/noticed", job)
     assert "preempted, saved at step" in said and "resuming from step" in said
     assert apart(folder, "runs/noticed") < 1e-5
@@ -98,7 +99,7 @@ def test_a_table_becomes_a_job_array(slurm: Slurm, folder: Path) -> None:
     words = ["launch", "train", "demo", *TINY, "engine.processes=1", "train.sample_every=0", "--launcher", "slurm"]
     said = slurm.sh(*RANDCOND, *words, cwd=folder)
     job = said.rsplit("Submitted batch job ", 1)[1].strip()
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + HANG
     while slurm.sh("squeue", "-h", "-j", job).strip():
         assert time.monotonic() < deadline
         time.sleep(1)
@@ -109,7 +110,7 @@ def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> N
     job = launch(slurm, folder, "runs/lost", "--max-restarts", "1")
     wait_for_file(folder / "runs/lost/checkpoints/step-00000010")
     subprocess.run(["pkill", "-9", "-n", "-f", "randcond.train runs/lost"], check=True)
-    wait_for(slurm, job, folder, "COMPLETED", seconds=400)
+    wait_for(slurm, job, folder, "COMPLETED")
     said = output(folder, "runs/lost", job)
     assert "error: training ended: rank" in said and "resuming from step" in said
     assert apart(folder, "runs/lost") < 1e-5
@@ -124,12 +125,12 @@ def test_a_rank_killed_while_it_evaluates_was_not_asked_to_end(slurm: Slurm, fol
     flags = ["--launcher", "slurm", "--nodes", "2", "--max-restarts", str(restarts)]
     said = slurm.sh(*RANDCOND, "launch", "eval", "evaluated.yaml", *flags, cwd=folder)
     job = said.rsplit("Submitted batch job ", 1)[1].strip()
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + HANG
     while not list((folder / run).rglob("*.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     subprocess.run(["pkill", "-9", "-n", "-f", f"randcond.eval {run}"], check=True)
-    wait_for(slurm, job, folder, "COMPLETED" if restarts else "FAILED", seconds=400)
+    wait_for(slurm, job, folder, "COMPLETED" if restarts else "FAILED")
     assert f"Restarts={restarts}" in slurm.sh("scontrol", "show", "job", job)
     assert (folder / run / "scores.json").is_file() == bool(restarts)
 

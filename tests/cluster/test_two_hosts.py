@@ -17,6 +17,7 @@ from tests.cluster.hosts import NAMES, TwoHosts
 from tests.cluster.packages import HOSTS, need
 from tests.cluster.world import ONE_HOST, STEPS, WORDS
 from tests.support.interruptions import RANDCOND
+from tests.support.patience import HANG
 from tests.support.runs import difference, metrics
 
 pytestmark = pytest.mark.hosts
@@ -46,7 +47,7 @@ class Launch:
             self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
 
     def wait_for_checkpoint(self, step: int) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + HANG
         while not (self.run / "checkpoints" / f"step-{step:08d}").is_dir():
             assert self.process.poll() is None, f"ended with {self.process.returncode} too early\n{self.said()}"
             assert time.monotonic() < deadline, f"no checkpoint\n{self.said()}"
@@ -150,7 +151,7 @@ def test_a_host_that_does_not_answer_is_named_before_anything_starts(hosts: TwoH
     (folder / "wrong").write_text(f"{NAMES[0]} slots=1\nhost-c slots=1\n")
     words = ["launch", "all", "demo-with", *WORDS, "--hostfile", "wrong", "paths.pool=runs/no-pool"]
     command = [*hosts.on(NAMES[0]), *RANDCOND, *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 2
     assert "no answer to `ssh HOST true` from host-c (ssh: Could not resolve hostname host-c" in done.stderr
     assert not (folder / "runs/no-pool").exists()
@@ -163,13 +164,13 @@ def test_an_evaluation_that_is_asked_to_end_leaves_no_rank_on_either_host(hosts:
     log = folder / "ended.log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     other = folder / "runs/ended/logs/eval-rank-0001.log"
     while not (other.is_file() and len(list((folder / "runs/ended").rglob("*.safetensors"))) > 4):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75, log.read_text()
+    assert process.wait(timeout=HANG) == 75, log.read_text()
     while left := [pid for name in NAMES for pid in hosts.processes(name)]:
         assert time.monotonic() < deadline + 60, f"left: {left}\n{log.read_text()}"
         time.sleep(0.2)
@@ -187,10 +188,10 @@ def test_one_command_evaluates_on_both_hosts_and_gives_one_row(
         "paths: {reference: runs/by-two}\n"
     )
     command = [*hosts.on(NAMES[0]), *RANDCOND, "launch", "eval", "system.yaml", "--hostfile", "hosts"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stdout + done.stderr
     alone = [*RANDCOND, "run", "eval", "system.yaml", "--gpus", "1", "paths.reference=runs/by-one"]
-    assert subprocess.run(alone, cwd=folder, capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run(alone, cwd=folder, capture_output=True, timeout=HANG).returncode == 0
     for path in sorted((folder / "runs/by-one").glob("*.*")):
         if path.suffix in (".safetensors", ".json"):
             assert path.read_bytes() == (folder / "runs/by-two" / path.name).read_bytes(), path.name

@@ -15,6 +15,7 @@ from randcond.train.build import build_step
 from randcond.train.state.checkpoint import StoredCheckpoint, step_folder
 from tests.support.demo import TINY, randcond
 from tests.support.interruptions import RANDCOND, ranks, wait_for
+from tests.support.patience import HANG
 from tests.support.runs import difference, metrics, same_bits, samples, weights
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ def test_kill_9_of_random_ranks_at_random_moments(world: Path, capsys: pytest.Ca
         )
         time.sleep(delay)
         ranks(process)[victim].kill()
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=HANG)
         assert process.returncode == 0, said
         assert "restart 1 of 1" in said
         gone_on = said.rsplit("resuming from step ", 1)[1].split()[0] if "resuming from step " in said else "0"

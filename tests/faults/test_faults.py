@@ -25,6 +25,7 @@ from randcond.train.faults.disk_space import check_folder
 from randcond.train.watch.timing import trace_window
 from tests.support.demo import TINY
 from tests.support.interruptions import RANDCOND, ranks, wait_for
+from tests.support.patience import HANG
 from tests.support.runs import metrics, same_bits, samples
 
 STEPS = 30
@@ -40,14 +41,14 @@ def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) ->
     metrics = folder / run / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 1, process)
     strike(process)
-    process.wait(timeout=120)
+    process.wait(timeout=HANG)
     return process.returncode, log.read_text().replace("\r", "\n")
 
 
 def train(folder: Path, run: str, *more: str) -> str:
     """The same, left alone."""
     command = [*RANDCOND, "launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=300).stdout
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=HANG).stdout
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def test_a_rank_that_still_saves_is_waited_for(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert all(process.communicate(timeout=60)[0].endswith("both are done\n") for process in both)
+    assert all(process.communicate(timeout=HANG)[0].endswith("both are done\n") for process in both)
     assert [process.returncode for process in both] == [0, 0]
 
 
@@ -288,7 +289,7 @@ def test_a_verdict_ends_the_process_though_the_log_has_no_room() -> None:
     for console in (False, True):
         with open("/dev/full", "w") as full:
             words = [sys.executable, "-c", program.format(console=console)]
-            assert subprocess.run(words, stderr=full, stdout=full, timeout=60).returncode == LOST_RANK
+            assert subprocess.run(words, stderr=full, stdout=full, timeout=HANG).returncode == LOST_RANK
 
 
 def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:

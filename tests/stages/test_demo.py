@@ -26,7 +26,8 @@ from randcond.train.state.checkpoint import StoredCheckpoint, newest_valid
 from tests.support import shaped
 from tests.support.demo import TINY, randcond
 from tests.support.drawing import draw_elsewhere, draw_here
-from tests.support.interruptions import ranks, wait_for
+from tests.support.interruptions import ranks, wait_for, wait_until_gone
+from tests.support.patience import HANG
 from tests.support.runs import difference, metrics, same_bits, weights
 from tests.support.web import free_port
 from tests.unit.eval.test_report import loads
@@ -90,8 +91,7 @@ def test_nothing_outlives_a_killed_command(world: Path) -> None:
     assert len(ranks(process)) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    wait_until_gone(children)
 
 
 def test_two_ranks_and_one_train_the_same_student(world: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_damaged_shard_is_named_and_drawn_again(world: Path) -> None:
     shard.write_bytes(sound[:3000] + bytes([sound[3000] ^ 1]) + sound[3001:])
     words = ["demo-with", *TINY, "--gpus", "1", "paths.cache=runs/damaged", "paths.run=runs/on-damaged"]
     command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", *words]
-    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=HANG)
     assert done.returncode != 0 and "latents-00001.tar: does not match its checksum" in done.stderr
     shard.unlink()
     randcond(world, "run", "cache", *words)
@@ -378,7 +378,7 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
         for number, folder in enumerate((world, other))
     ]
     try:
-        said = ranks[1].communicate(timeout=300)[1]
+        said = ranks[1].communicate(timeout=HANG)[1]
     finally:
         for each in ranks:
             each.kill()
@@ -400,7 +400,7 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
 def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[str], said: str) -> None:
     command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, *words, "--gpus", "1"]
     kernels = (world / "runs/demo/with/attention.json").read_bytes()
-    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=HANG)
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -427,7 +427,7 @@ def test_stages_run_by_hand(world: Path) -> None:
     """`python -m randcond.train` and the deepspeed launcher's --local_rank, as a cluster's own scripts call them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "randcond.train", "demo-with", "--local_rank=0", *TINY, "paths.run=runs/hand"]
-    subprocess.run(command, cwd=world, check=True, env=environment, timeout=300)
+    subprocess.run(command, cwd=world, check=True, env=environment, timeout=HANG)
     assert (world / "runs/hand/train.json").is_file()
     wrong = subprocess.run([*command, "--dryrun"], cwd=world, capture_output=True, text=True)
     assert wrong.returncode == 2 and "unknown flag --dryrun" in wrong.stderr
@@ -438,7 +438,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    psutil.wait_procs(children, timeout=20)
+    wait_until_gone(children)
 
 
 STEP_ORDER = """

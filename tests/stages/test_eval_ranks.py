@@ -18,6 +18,7 @@ from randcond.train.evaluation import _best_remains
 from randcond.train.setup import prepare_folder
 from tests.support.demo import TINY, randcond
 from tests.support.interruptions import ranks, wait_for
+from tests.support.patience import HANG
 from tests.support.runs import metrics, same_bits
 from tests.support.web import free_port
 
@@ -151,7 +152,7 @@ def test_asked_to_end_in_the_last_step_a_run_still_evaluates_it(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     if more:
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == code, done.stderr
     assert (world / run / "train.json").is_file() == (steps == 1)
     assert (world / run / "evaluations").is_dir() == (steps == 1)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.demo import TINY
+from tests.support.patience import HANG
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -70,7 +71,7 @@ def test_export_pushes_the_folder_with_the_token_of_the_environment(world: Path,
     command = [sys.executable, "-m", "randcond.launch.cli", "export", "demo-with", *TINY]
     command += ["--out", "pushed", "--push", "me/student", "--private"]
     environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_secret"}
-    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert "pushed to me/student" in done.stdout
     assert "hf_secret" not in done.stdout + done.stderr

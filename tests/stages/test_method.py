@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from randcond.data.captions.caption_file import Captions
+from randcond.data.stream.batch import Batch
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import load_config
@@ -109,7 +110,7 @@ def test_a_replaced_sample_is_shown_with_the_words_of_its_caption(world: Path, p
     for row, sample in enumerate(drawn):
         words = [*cached, *extra][sample["caption_id"]] if not sample["null"] else ""
         assert sample["caption"] == words
-        assert batch["token_ids"][row].tolist() == token_ids(teacher, [words])[0].tolist()
+        assert batch.token_ids["token_ids"][row].tolist() == token_ids(teacher, [words])[0].tolist()
     of_the_pool = {sample["caption_id"] for sample in drawn if not sample["null"]}
     assert (max(of_the_pool) >= len(cached)) == (p == "constant")
 
@@ -150,15 +151,17 @@ def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
     captions = ["a red three on a white background", "a blue two", "a green seven", "a red one"]
     t, null = torch.tensor([10, 400, 700, 990]), torch.tensor([False, True, False, False])
     shown = ["" if nothing else caption for caption, nothing in zip(captions, null.tolist(), strict=True)]
-    batch = {
-        **teacher.tokenizers(shown),  # as the stream has them
-        "latents": torch.randn(4, *teacher.latent_shape, generator=generator),
-        "noise_seed": torch.tensor([1, 2, 3, 4]),
-        "timesteps": t,
-        "null": null,
-        "replaced": torch.tensor([False, False, True, True]),
-        "unreplaced_in_batch": 2,
-    }
+    batch = Batch(  # as the stream makes them
+        latents=torch.randn(4, *teacher.latent_shape, generator=generator),
+        token_ids=teacher.tokenizers(shown),
+        key=torch.arange(4),
+        caption_id=torch.arange(4),
+        timesteps=t,
+        noise_seed=torch.tensor([1, 2, 3, 4]),
+        replaced=torch.tensor([False, False, True, True]),
+        null=null,
+        unreplaced_in_batch=2,
+    )
     with torch.no_grad():
         losses = distil(module, batch, torch.float32)
 
@@ -166,7 +169,7 @@ def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
     noise = torch.stack([torch.randn(teacher.latent_shape, generator=each) for each in seeds])
     kept = DDIMScheduler.from_pretrained(resolve_path(config.teacher.path), subfolder="scheduler").alphas_cumprod
     alpha = kept[t].view(-1, 1, 1, 1)
-    noised = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * noise
+    noised = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
     seen: dict[str, torch.Tensor] = {}
 
     def watch(network: torch.nn.Module, whose: str, name: str) -> None:

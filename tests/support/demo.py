@@ -8,6 +8,7 @@ from pathlib import Path
 
 from randcond.launch.config.experiments import load_config
 from tests.support import warm
+from tests.support.patience import HANG
 
 # Small enough for a test, through the very stages and engine of the demo.
 TINY = [
@@ -36,7 +37,7 @@ def randcond(folder: Path, *words: str, code: int = 0, launcher: bool = False) -
     """
     if launcher or not (done := _stage(folder, list(words))):
         command = [sys.executable, "-m", "randcond.launch.cli", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ})
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, env={**os.environ})
     assert done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

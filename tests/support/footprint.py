@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.config.batch import batch_shape
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
@@ -71,15 +72,17 @@ def main() -> None:
     micro, accumulation = batch_shape(config.train.global_batch, engine.ranks, config.engine.micro_batch)
     shape = (micro, *teacher.latent_shape)
     off = torch.zeros(micro, dtype=torch.bool)
-    batch = {
-        "latents": torch.randn(shape),
-        "noise_seed": torch.arange(micro),
-        "timesteps": torch.randint(teacher.timesteps, (micro,)),
-        "null": off,
-        "replaced": off,
-        "unreplaced_in_batch": config.train.global_batch,
-        **teacher.tokenizers(["a red two"] * micro),
-    }
+    batch = Batch(
+        latents=torch.randn(shape),
+        token_ids=teacher.tokenizers(["a red two"] * micro),
+        key=torch.arange(micro),
+        caption_id=torch.arange(micro),
+        timesteps=torch.randint(teacher.timesteps, (micro,)),
+        noise_seed=torch.arange(micro),
+        replaced=off,
+        null=off,
+        unreplaced_in_batch=config.train.global_batch,
+    )
     largest = 0
     for _ in range(3):
         with Sent(engine.ranks) as sent:

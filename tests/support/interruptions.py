@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from tests.support.patience import HANG
+
 NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
 RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
 
@@ -46,12 +48,27 @@ def launcher(process: subprocess.Popen[Any], name: str) -> psutil.Process:
     raise AssertionError(f"no {name} is running")
 
 
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 600.0) -> None:
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = HANG) -> None:
     """Waits until something happened; fails if the process ends before."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, f"ended with {process.returncode} too early"
         assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    """Waits until every process has ended. A zombie has ended: its new parent has not collected it yet."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + HANG
+    while left := [process for process in processes if runs(process)]:
+        assert time.monotonic() < deadline, f"outlived the command: {[process.cmdline() for process in left]}"
         time.sleep(0.02)
 
 
@@ -74,10 +91,8 @@ def interrupt(folder: Path, words: list[str], blow: Blow) -> int:
         children = below(process)
         assert ranks(process), f"{words}: the stage was over before {blow.what}"
         blow.strike(process)
-        process.wait(timeout=120)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    left = [child.cmdline() for child in alive if child.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"outlived the command: {left}"
+        process.wait(timeout=HANG)
+    wait_until_gone(children)
     return process.returncode
 
 

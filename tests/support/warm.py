@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.support.patience import HANG
+
 MODULES = (  # what stages import, so that a forked process finds it imported
     "tensorboard",
     "torch.utils.tensorboard",
@@ -61,7 +63,7 @@ class Command:
     environment: dict[str, str]
 
 
-def run(commands: Sequence[Command], timeout: float = 600.0) -> list[subprocess.CompletedProcess[str]]:
+def run(commands: Sequence[Command], timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
     """Runs commands at once and waits for all; raises TimeoutExpired, with every process killed, after `timeout`."""
     return [_finished(*begun, deadline=time.monotonic() + timeout) for begun in [_begin(each) for each in commands]]
 

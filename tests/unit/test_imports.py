@@ -85,6 +85,13 @@ def test_every_room_is_installed() -> None:
     assert set(settings["packages"]) == {f"randcond.{folder}" for folder in folders}
 
 
+def test_git_ignores_no_source_file() -> None:
+    """A folder named like an ignored one (inputs, runs) would be here, and missing in every clone."""
+    command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "--", *ALLOWED, "tests", "docs"]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [path for path in ignored if "__pycache__" not in path] == []
+
+
 def test_only_the_seam_imports_the_engines() -> None:
     seam = ROOT / "train" / "engine"
     for package in ALLOWED:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
@@ -218,18 +219,20 @@ def _prepare_drawing(
     return run
 
 
-def noise_batch(teacher: Teacher, size: int, seed: int = 0) -> dict[str, Any]:
-    """Returns a batch in the format of the stream, with random latents [size, C, h, w] (fp16) and timesteps [size]."""
+def noise_batch(teacher: Teacher, size: int, seed: int = 0) -> Batch:
+    """Returns a batch as the stream makes them, with random latents [size, C, h, w] (fp16) and timesteps [size]."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        **teacher.tokenizers([CAPTION] * size),
-        "latents": torch.randn(size, *teacher.latent_shape, generator=generator).half(),
-        "noise_seed": torch.arange(size) + seed * size,
-        "timesteps": torch.randint(0, teacher.timesteps, (size,), generator=generator),
-        "null": torch.zeros(size, dtype=torch.bool),
-        "replaced": torch.zeros(size, dtype=torch.bool),
-        "unreplaced_in_batch": size,
-    }
+    return Batch(
+        latents=torch.randn(size, *teacher.latent_shape, generator=generator).half(),
+        token_ids=teacher.tokenizers([CAPTION] * size),
+        key=torch.arange(size),
+        caption_id=torch.arange(size),
+        timesteps=torch.randint(0, teacher.timesteps, (size,), generator=generator),
+        noise_seed=torch.arange(size) + seed * size,
+        replaced=torch.zeros(size, dtype=torch.bool),
+        null=torch.zeros(size, dtype=torch.bool),
+        unreplaced_in_batch=size,
+    )
 
 
 # name -> (the key to set, the function that prepares the measurement)

@@ -12,6 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.config.gpus import gpu_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
@@ -61,15 +62,15 @@ class Monitor:
         self._norm = _FiniteSums(device)
         self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # samples, replaced, sum of Eq. 1
 
-    def add(self, losses: Losses, batch: dict[str, Tensor]) -> None:
-        """Adds the losses of one micro-batch, with its timesteps [B] and replaced [B]. Does not wait for the device."""
+    def add(self, losses: Losses, batch: Batch) -> None:
+        """Adds the losses of one micro-batch. Does not wait for the device."""
         self._names = [f"loss/{name}" for name in losses.terms]
         self._terms.add(torch.stack([term.double() for term in losses.terms.values()]), self._current_step)
         device = self.engine.device
-        bin_index = batch["timesteps"].to(device, non_blocking=True) * BINS // self.timesteps
+        bin_index = batch.timesteps.to(device, non_blocking=True) * BINS // self.timesteps
         finite = losses.per_sample.isfinite()
         error = torch.where(finite, losses.per_sample, 0.0)
-        rows = torch.stack([finite, batch["replaced"].to(device, non_blocking=True) & finite, error])
+        rows = torch.stack([finite, batch.replaced.to(device, non_blocking=True) & finite, error])
         self._bins.index_add_(1, bin_index, rows.double())
 
     def step(self, step: int, lr: float, norm: Tensor | float, milestone: bool) -> None:

@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.runtime.files import remove
 from randcond.launch.runtime.json_lines import lines_up_to
 
@@ -20,10 +20,11 @@ class SampleLog:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.lines = path.open("a", buffering=1) if enabled else None
 
-    def add(self, step: int, batch: dict[str, Any]) -> None:
-        """Writes a line for one micro-batch, with the columns `COLUMNS` [B] of the batch."""
+    def add(self, step: int, batch: Batch) -> None:
+        """Writes a line for one micro-batch, with the fields `COLUMNS` of the batch."""
         if self.lines:
-            self.lines.write(json.dumps({"step": step, **{name: batch[name].tolist() for name in COLUMNS}}) + "\n")
+            columns = {name: getattr(batch, name).tolist() for name in COLUMNS}
+            self.lines.write(json.dumps({"step": step, **columns}) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

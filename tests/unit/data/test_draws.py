@@ -105,7 +105,7 @@ def test_an_epoch_shows_every_latent_once_on_any_ranks_and_workers(
         int(key)
         for rank in range(ranks)
         for batch in batches(stream(folder, window=window), Positions(0, N // 48, 48, 12, rank, ranks), workers)
-        for key in batch["key"]
+        for key in batch.key
     ]
     assert sorted(keys) == list(range(N))
 
@@ -115,7 +115,7 @@ def replay(source: Stream, first: int, last: int, ranks: int) -> list[tuple[int,
     share = 48 // ranks
     parts = [list(batches(source, Positions(first, last, 48, share, rank, ranks), 0)) for rank in range(ranks)]
     return [
-        (int(part[step]["key"][row]), int(part[step]["timesteps"][row]), int(part[step]["caption_id"][row]))
+        (int(part[step].key[row]), int(part[step].timesteps[row]), int(part[step].caption_id[row]))
         for step in range(last - first)
         for part in parts
         for row in range(share)

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from randcond.data.cache.shards import Shard, write_shard
 from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.data.stream.batch import Batch
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
@@ -46,9 +46,9 @@ def stream(folder: Path, p: str = "exponential", seed: int = 3, count_batch: int
     return Stream(cache, pool, probability_table(p, p_args, 1000), 0.1, Tokenizers([tokenizer]), seed, count_batch)
 
 
-def flat(batch_list: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
+def flat(batch_list: list[Batch]) -> list[tuple[int, ...]]:
     keys = ("key", "timesteps", "noise_seed", "caption_id", "replaced", "null")
-    return [tuple(int(batch[key][i]) for key in keys) for batch in batch_list for i in range(len(batch["key"]))]
+    return [tuple(int(getattr(batch, key)[i]) for key in keys) for batch in batch_list for i in range(len(batch))]
 
 
 def test_one_global_batch_is_the_same_set_on_any_ranks_and_workers(folder: Path) -> None:
@@ -105,8 +105,8 @@ def test_null_captions_are_the_encoding_of_nothing(folder: Path) -> None:
     source = stream(folder)
     batch = source.collate([source[position] for position in range(100)])
     nothing = source.tokenizers([""])["token_ids"][0]
-    empty = (batch["token_ids"] == nothing).all(dim=1)
-    assert torch.equal(empty, batch["null"]) and empty.any()
+    empty = (batch.token_ids["token_ids"] == nothing).all(dim=1)
+    assert torch.equal(empty, batch.null) and empty.any()
 
 
 @pytest.mark.parametrize("name", ["none", "exponential", "mirrored", "linear", "sigmoid", "constant"])
@@ -162,7 +162,7 @@ def test_unreplaced_samples_are_counted_over_the_global_batch(folder: Path) -> N
         for rank in range(ranks):
             for step, batch in enumerate(batches(source, Positions(0, 3, 16, 16 // ranks, rank, ranks), 0)):
                 whole = [source[position] for position in range(16 * step, 16 * step + 16)]
-                assert batch["unreplaced_in_batch"] == sum(not sample["replaced"] for sample in whole)
+                assert batch.unreplaced_in_batch == sum(not sample["replaced"] for sample in whole)
 
 
 def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> None:
@@ -173,10 +173,9 @@ def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> N
         ahead.fetch()
         ahead.fetch()
         ready = ahead.take()
-        assert set(ready) == {*batch, "noise"}
-        assert torch.equal(ready["noise"], draw_noise(batch["noise_seed"], batch["latents"]))
-        assert torch.equal(ready["latents"], batch["latents"].float())
-        assert torch.equal(ready["timesteps"], batch["timesteps"])
+        assert torch.equal(ready.noise, draw_noise(batch.noise_seed, batch.latents))
+        assert torch.equal(ready.latents, batch.latents.float())
+        assert torch.equal(ready.timesteps, batch.timesteps)
         assert to_device(ready, torch.device("cpu")) is ready
     ahead.fetch()  # behind the last one: the last step goes on
     with pytest.raises(StopIteration):
@@ -186,12 +185,13 @@ def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> N
 def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:
     """The step that has its batch is done first, and can be saved."""
 
-    def loader() -> Iterator[dict[str, Any]]:
+    def loader() -> Iterator[Batch]:
         yield next(batches(stream(folder), Positions(0, 1, 4, 4, 0, 1), 0))
         raise UserError("latents-00001.tar: damaged")
 
     ahead = Prefetcher(loader(), torch.device("cpu"))
-    assert len(ahead.take()["noise"]) == 4
+    noise = ahead.take().noise
+    assert noise is not None and len(noise) == 4
     ahead.fetch()
     for _ in range(2):
         with pytest.raises(UserError, match="damaged"):

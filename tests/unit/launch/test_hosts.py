@@ -19,6 +19,7 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.network_interface import interface_to, name_interface
 from randcond.train import dryrun
+from tests.support.patience import HANG
 
 
 def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +31,7 @@ def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.Monkey
     assert launcher[-2:] == ["--include", "localhost:4,6"]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "8"}
     show = [*launcher, "--no_python", "/bin/sh", "-c", "echo $LOCAL_RANK on $CUDA_VISIBLE_DEVICES"]
-    said = subprocess.run(show, env=environment, capture_output=True, text=True, timeout=120).stdout
+    said = subprocess.run(show, env=environment, capture_output=True, text=True, timeout=HANG).stdout
     assert "0 on 4,6" in said and "1 on 4,6" in said
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=4,6,7 lists 3 GPUs, but 4 ranks need one each"):
         plan("train", "demo-with", [], Place(gpus=4))

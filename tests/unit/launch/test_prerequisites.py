@@ -11,6 +11,7 @@ import pytest
 from randcond.launch import prerequisites as needs
 from randcond.launch.config.paths import PACKAGE
 from randcond.train.engine.build_ops import find_tools
+from tests.support.patience import HANG
 
 
 def ask(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,7 @@ def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> 
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
     environment.pop("DS_ACCELERATOR", None)
     command = [sys.executable, "-m", "randcond.train.engine.build_ops"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0 and "built DeepSpeed's CPU operator" in done.stdout and not lock.exists()
     assert (
         "Setting accelerator" not in done.stdout + done.stderr

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, UNet2DConditionModel
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import denoise
@@ -204,15 +205,17 @@ def test_the_step_gives_gradients_to_student_and_projectors_alone(
     for network in frozen:
         network.requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
-    batch = {
-        **teacher.tokenizers(CAPTIONS),
-        "latents": torch.randn(3, 4, 16, 16, generator=generator),
-        "noise_seed": torch.tensor([1, 2, 3]),
-        "timesteps": torch.tensor([0, 500, 999]),
-        "null": torch.tensor([False, True, False]),
-        "replaced": torch.tensor([False, False, True]),
-        "unreplaced_in_batch": 2,
-    }
+    batch = Batch(
+        latents=torch.randn(3, 4, 16, 16, generator=generator),
+        token_ids=teacher.tokenizers(CAPTIONS),
+        key=torch.arange(3),
+        caption_id=torch.arange(3),
+        timesteps=torch.tensor([0, 500, 999]),
+        noise_seed=torch.tensor([1, 2, 3]),
+        replaced=torch.tensor([False, False, True]),
+        null=torch.tensor([False, True, False]),
+        unreplaced_in_batch=2,
+    )
     losses = distil(module, batch, torch.float32)
     losses.total.backward()
     assert all(p.grad is not None for p in module.parameters())

@@ -74,7 +74,7 @@ def test_frequency_loss_by_numpy() -> None:
 
 def test_features_that_are_no_images_have_no_frequencies() -> None:
     (tokens,) = tensors(1, (2, 16, 8))
-    with pytest.raises(UserError, match=r"frequency: attn1 gives \(2, 16, 8\), no image"):
+    with pytest.raises(UserError, match=r"frequency: attn1 gives \(2, 16, 8\), which is not an image"):
         frequency_loss(["attn1"], [tokens], [tokens], torch.randn(2, 4, 8, 8))
 
 

@@ -1,0 +1,114 @@
+"""`randcond fetch`: downloads an input of the full-scale experiments.
+
+Reads inputs.yaml. Writes FOLDER/NAME/ with the files and fetched.json, which records each file's URL and checksum.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from randcond.data.inputs.archives import unpack, unpacked_path
+from randcond.data.inputs.catalogue import FOLDER, Input, known_inputs
+from randcond.data.inputs.fetch import fetch as fetch_file
+from randcond.data.inputs.fetch import open_system
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import read_json, sha256, write_json
+from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.progress import Progress
+
+RECORD = "fetched.json"
+
+
+def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = False) -> None:
+    """Downloads an input of an experiment to inputs/NAME, compares checksums and unpacks. Continues if interrupted.
+
+    --list           print the catalogue: names, sizes, licences, URLs, and which inputs are already downloaded
+    --from WHERE     a mirror (URL or folder with the files), or the file itself, instead of the published URL
+    --to FOLDER      (default inputs)
+
+    Where no checksum is published, NAME/fetched.json records the checksum of the first download. Later downloads must
+    match it.
+
+    examples    randcond fetch --list
+                randcond fetch coco-annotations
+                randcond fetch laion-212k --from /mnt/mirror/preprocessed_212k.tar.gz
+    """
+    inputs = known_inputs()
+    if list:
+        for each, entry in inputs.items():
+            _print_entry(each, entry, Path(to) / each)
+        return
+    if name not in inputs:
+        raise UserError(f"unknown input {name!r}; known: {', '.join(inputs)}")
+    if inputs[name].made:
+        raise UserError(f"{name} is not published; create it with `{' && '.join(inputs[name].made)}`")
+    folder = Path(to) / name
+    with locked(folder):
+        _fetch_input(inputs[name], folder, from_)
+    print(f"{name}: {folder}")
+
+
+def _print_entry(name: str, entry: Input, folder: Path) -> None:
+    record = folder / RECORD
+    state = ("here" if read_json(record)["complete"] else "partly") if record.is_file() else ""
+    lines = [entry.what, *filter(None, [entry.licence]), *entry.made, *entry.files[:1]]
+    print(f"{name:<22}{entry.size or 'created here':<16}{state:<8}" + f"\n{'':<46}".join(lines))
+
+
+def _fetch_input(entry: Input, folder: Path, source: str) -> None:
+    record: dict[str, Any] = {"licence": entry.licence, "complete": False, "files": {}}
+    if (folder / RECORD).is_file():
+        record = read_json(folder / RECORD)
+    if record["complete"] and all((folder / facts["as"]).exists() for facts in record["files"].values()):
+        return
+    for name, url in _urls(entry, source).items():
+        expected = record["files"].get(name, {}).get("sha256") or entry.sha256.get(name)
+        target = folder / name
+        final = unpacked_path(target) if entry.unpack else target
+        if name in record["files"] and final.exists():
+            continue
+        if not target.exists():  # it exists if a kill came between the download and unpacking
+            part = target.with_name(f"{target.name}.part")
+            start = part.stat().st_size if part.exists() else 0
+            with Progress(total=_size(url), initial=start, desc=name, unit="B", unit_scale=True) as progress:
+                fetch_file(url, target, expected, progress.update)
+        found = sha256(target)
+        if expected and not found.startswith(expected):
+            raise UserError(
+                f"{target}: its checksum is {found[:16]}, expected {expected[:16]}; remove it and fetch it again"
+            )
+        size = target.stat().st_size
+        if entry.unpack:
+            unpack(target)
+            target.unlink()
+        record["files"][name] = {"from": url, "bytes": size, "sha256": found, "as": final.name}
+        write_json(folder / RECORD, record)
+    write_json(folder / RECORD, {**record, "complete": True})
+
+
+def _urls(entry: Input, source: str) -> dict[str, str]:
+    """Returns file name -> URL. Raises UserError if `source` lists no such file, or is not a folder but has to be."""
+    if entry.pattern:
+        system, path = open_system(source or entry.files[0])
+        found = sorted(system.glob(f"{path.rstrip('/')}/{entry.pattern}"))
+        if not found:
+            raise UserError(f"{source or entry.files[0]}: lists no file {entry.pattern}")
+        local = "file" in system.protocol
+        return {PurePosixPath(each).name: str(each) if local else system.unstrip_protocol(each) for each in found}
+    names = {PurePosixPath(url).name: url for url in entry.files}
+    if not source:
+        return names
+    in_folder = {name: f"{source.rstrip('/')}/{name}" for name in names}
+    system, path = open_system(next(iter(in_folder.values())))
+    if system.exists(path):
+        return in_folder
+    if len(names) > 1:
+        raise UserError(f"--from: expected a folder with {len(names)} files, but {source} does not contain {path}")
+    return dict.fromkeys(names, source)  # the file itself; its name may differ
+
+
+def _size(url: str) -> int | None:
+    system, path = open_system(url)
+    try:
+        return system.info(path)["size"]
+    except OSError:
+        return None  # fetch() reports the error
