@@ -126,7 +126,7 @@ def apply_speed_options(options: EngineSection, teacher: Teacher, student: UNet2
     # Sharded weights are gathered between the blocks, and a single graph can't contain that.
     gathered_by_block = {
         "teacher": options.teacher == "sharded",
-        "student": options.kind == "fsdp" or options.zero_stage == 3,
+        "student": options.spec.gathers_blocks,
     }
     how = {name: "blocks" if by_block else options.compile for name, by_block in gathered_by_block.items()}
     compile_network(teacher.unet, how["teacher"], options.teacher_graph)

@@ -26,8 +26,8 @@ def check_training(config: Config, ranks: int) -> None:
     probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
     engine = config.engine
     batch_shape(config.train.global_batch, ranks, engine.micro_batch)
-    if engine.kind == "fsdp" and engine.shard_group:
-        shard_group(engine.sharding, engine.shard_group, ranks, ranks)
+    if engine.shard_group:
+        shard_group(engine.engine_kind, engine.shard_group, ranks, ranks)
     rule = find_rule(config.student.rule)
     if rule.teacher_name is None and config.student.init == "teacher":
         raise UserError(

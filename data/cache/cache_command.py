@@ -3,12 +3,14 @@
 import os
 import tarfile
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from randcond.data.cache.latent_cache import check_shard, checked_captions, first_entries
+from randcond.data.cache.latent_cache import checked_captions
+from randcond.data.cache.manifest import ShardEntry, check_shard, first_entries, shard_entries
 from randcond.data.cache.shards import FORMAT, Shard
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.launch.errors import UserError
@@ -28,20 +30,21 @@ def verify(folder: str) -> None:
     manifest = _manifest(Path(folder))
     captions = checked_captions(Path(folder), manifest)
     faults: list[str] = []
-    for entry in Progress(manifest["shards"], desc="verifying", unit="shard"):
+    entries = shard_entries(manifest, Path(folder) / "manifest.json")
+    for entry in Progress(entries, desc="verifying", unit="shard"):
         try:
-            for fault in shard_faults(Path(folder) / entry["shard"], entry, captions, tuple(manifest["latent_shape"])):
+            for fault in shard_faults(Path(folder) / entry.shard, entry, captions, tuple(manifest["latent_shape"])):
                 faults.append(fault)  # one by one, so that faults found before an exception are kept
         except (UserError, tarfile.TarError, OSError) as error:
-            faults.append(str(error) if entry["shard"] in str(error) else f"shard {entry['shard']}: {error}")
+            faults.append(str(error) if entry.shard in str(error) else f"shard {entry.shard}: {error}")
     if faults:
         more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise UserError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
-    latents = sum(entry["samples"] for entry in manifest["shards"])
-    print(f"{folder}: {len(manifest['shards'])} shards, {latents:,} latents, no faults found")
+    latents = sum(entry.samples for entry in entries)
+    print(f"{folder}: {len(entries)} shards, {latents:,} latents, no faults found")
 
 
-def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
+def shard_faults(path: Path, entry: ShardEntry, captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
     """Yields one line per fault of a shard. `shape`: the expected latent shape (C, h, w).
 
     Raises UserError if the shard can't be opened.
@@ -53,7 +56,7 @@ def shard_faults(path: Path, entry: dict[str, Any], captions: Captions, shape: t
         yield str(error)
     with tarfile.open(path) as archive:
         caption_files = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
-        for row, caption_id in enumerate(shard.caption_ids[: entry["samples"]].tolist()):
+        for row, caption_id in enumerate(shard.caption_ids[: entry.samples].tolist()):
             key = shard.key(row)
             try:
                 latent = shard.latent(row)
@@ -106,7 +109,8 @@ def open_cache(folder: Path) -> tuple[Captions, list[tuple[Shard, int]]]:
     Raises UserError if the cache is incomplete.
     """
     manifest = _manifest(folder)
-    shards = [(Shard(folder / entry["shard"]), entry["samples"]) for entry in manifest["shards"]]
+    entries = shard_entries(manifest, folder / "manifest.json")
+    shards = [(Shard(folder / entry.shard), entry.samples) for entry in entries]
     return Captions(folder / "captions.arrow"), [(shard, row) for shard, samples in shards for row in range(samples)]
 
 
@@ -125,10 +129,11 @@ def subset(folder: str, out: str, *, n: int) -> None:
     if not 1 <= n <= manifest["captions"]:
         raise UserError(f"--n: is {n}, expected 1 to {manifest['captions']}, the size of the cache at {source}")
     captions = Captions(source / "captions.arrow", n)
-    paths = [(source / entry["shard"]).resolve() for entry in manifest["shards"]]
+    all_entries = shard_entries(manifest, source / "manifest.json")
+    paths = [(source / entry.shard).resolve() for entry in all_entries]
+    first = first_entries(all_entries, manifest["shard_size"], n, lambda number: Shard(paths[number]))
     entries = [
-        {**entry, "shard": os.path.relpath(path, target.resolve())}
-        for entry, path in zip(first_entries(manifest, n, lambda number: Shard(paths[number])), paths, strict=False)
+        replace(entry, shard=os.path.relpath(path, target.resolve())) for entry, path in zip(first, paths, strict=False)
     ]
     if not (target / "manifest.json").is_file():  # overwrites captions that a killed command left behind
         write_captions(target / "captions.arrow", captions)
@@ -137,7 +142,7 @@ def subset(folder: str, out: str, *, n: int) -> None:
         "captions": n,
         "captions_sha256": sha256(target / "captions.arrow"),
         "subset_of": os.path.relpath(source.resolve(), target.resolve()),
-        "shards": entries,
+        "shards": [asdict(entry) for entry in entries],
     }
     if (target / "manifest.json").is_file():
         check_matches(

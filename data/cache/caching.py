@@ -7,6 +7,7 @@ resulting bytes do not depend on the number of ranks, even if the run is killed 
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from randcond.data.cache.latent_source import LatentSource, cache_identity, latent_source, source_kind
-from randcond.data.cache.shards import FORMAT, describe, shard_done, write_shard
+from randcond.data.cache.manifest import describe
+from randcond.data.cache.shards import FORMAT, shard_done, write_shard
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.paths import resolve_path
@@ -142,11 +144,12 @@ def _make_shard(config: Config, source: LatentSource, shard: Path, number: int, 
 
 def _finish(folder: Path, cache_plan: dict[str, Any], shards: list[Path]) -> None:
     """Writes the manifest. If several commands work on one folder, each of them writes the same manifest."""
-    manifest = {**cache_plan, "shards": [describe(shard) for shard in shards]}
+    entries = [describe(shard) for shard in shards]
+    manifest = {**cache_plan, "shards": [asdict(entry) for entry in entries]}
     if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
         return
     write_json(folder / "manifest.json", manifest)
-    left_out = sum(shard["left_out"] for shard in manifest["shards"])
+    left_out = sum(entry.left_out for entry in entries)
     skipped = f"; damaged images skipped: {left_out} (listed in the shard indexes)" if left_out else ""
     count = cache_plan["captions"] - left_out
     log.info(f"cache: complete, {count} latents in {len(shards)} shards at {folder}{skipped}")

@@ -3,7 +3,7 @@
 import platform
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from randcond.data.cache.latent_source import cache_identity, source_kind
+from randcond.data.cache.manifest import ShardEntry, check_shard, first_entries, shard_entries
 from randcond.data.cache.shard_store import LocalShards, RemoteShards
-from randcond.data.cache.shards import FORMAT, Shard, index_path
+from randcond.data.cache.shards import FORMAT, Shard
 from randcond.data.captions.caption_file import Captions
 from randcond.data.inputs.fetch import fetch
 from randcond.launch.config.identity import absent_settings
@@ -29,16 +30,16 @@ class LatentCache:
     """Random access to the latents of a cache by index. A process opens each shard when it first needs it."""
 
     def __init__(self, manifest: dict[str, Any], captions: Captions, store: LocalShards | RemoteShards) -> None:
-        """`store`: locates the shards of the manifest. Raises UserError if this is not the manifest of a cache."""
+        """`store`: locates the cache's shards. Raises UserError if this is not the manifest of a cache."""
         self.manifest, self.captions, self._store = manifest, captions, store
+        self.entries = store.entries
         try:
             self.latent_shape = tuple(int(length) for length in manifest["latent_shape"])  # (C, h, w)
-            # Latents used of each shard. The last shard of a subset can contain more.
-            self._rows = [int(entry["samples"]) for entry in manifest["shards"]]
-            self.missing = sum(int(entry["left_out"]) for entry in manifest["shards"])  # number of damaged images
         except (KeyError, TypeError, ValueError) as error:
             path = captions.path.with_name("manifest.json")
             raise UserError(f"{path}: not the manifest of a cache ({type(error).__name__}: {error})") from None
+        self._rows = [entry.samples for entry in self.entries]  # latents used of each shard
+        self.missing = sum(entry.left_out for entry in self.entries)  # number of damaged images
         allow_open_files(len(self._rows))
         self.window = store.window  # number of shards whose latents are mixed; None: all
         self.left_out: list[str] = []  # errors of the shards that are skipped
@@ -68,19 +69,21 @@ class LatentCache:
         captions = checked_captions(folder, manifest)
         remote, skip = is_url(location), config.on_error == "skip"
 
-        def store(entries: list[dict[str, Any]]) -> LocalShards | RemoteShards:
+        def store(entries: list[ShardEntry]) -> LocalShards | RemoteShards:
             if not remote:
                 return LocalShards(folder, entries)
             copies = folder / f"shards-{platform.node()}"  # one folder per host: hosts may share a home folder
             return RemoteShards(location, entries, copies, 1e9 * cache_config.local_gb)
 
         try:
-            if cache_config.used is not None:
-                shards = store(manifest["shards"])
+            entries = shard_entries(manifest, folder / "manifest.json")
+            if (used := cache_config.used) is not None:
+                shards = store(entries)
                 skip_damaged = skip and not remote  # shards on a server are never skipped
-                entries = first_entries(manifest, cache_config.used, lambda n: Shard(shards.path(n)), skip_damaged)
-                manifest, captions = {**manifest, "shards": entries}, Captions(captions.path, cache_config.used)
-            cache = cls(manifest, captions, store(manifest["shards"]))
+                size = manifest["shard_size"]
+                entries = first_entries(entries, size, used, lambda n: Shard(shards.path(n)), skip_damaged)
+                captions = Captions(captions.path, used)
+            cache = cls(manifest, captions, store(entries))
             if not remote:
                 cache._check_shards(skip)
         except (KeyError, TypeError) as error:
@@ -95,7 +98,7 @@ class LatentCache:
         return cache
 
     def _check_shards(self, skip: bool) -> None:
-        for number, entry in enumerate(self.manifest["shards"]):
+        for number, entry in enumerate(self.entries):
             try:
                 # Rank 0 verifies the checksums for all ranks. But if damaged shards are skipped, each rank must know.
                 shard = Shard(self._store.path(number))
@@ -187,29 +190,6 @@ class LatentCache:
         return bisect_right(self._starts, index) - 1
 
 
-def first_entries(
-    manifest: dict[str, Any], count: int, shard: Callable[[int], Shard], skip: bool = False
-) -> list[dict[str, Any]]:
-    """Returns the manifest entries of the shards that contain the first `count` captions of a cache.
-
-    The last entry may use only a part of its shard. `shard`: opens a shard by number. `skip`: if a damaged shard can't
-    be opened, assume that it is complete; the caller skips it later.
-    """
-    entries, size = [], manifest["shard_size"]
-    for number in range(-(-count // size)):
-        entry, needed = manifest["shards"][number], min(count - number * size, size)
-        if entry["samples"] + entry["left_out"] > needed:
-            try:
-                samples = int((shard(number).caption_ids < count).sum())  # fewer than `needed` if images were damaged
-            except UserError:
-                if not skip:
-                    raise
-                samples = needed
-            entry = {**entry, "samples": samples, "left_out": needed - samples}
-        entries.append(entry)
-    return entries
-
-
 def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
     """Opens the captions of a cache. Raises UserError if they don't match the checksum in the manifest.
 
@@ -219,24 +199,6 @@ def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
     if sha256(path) != manifest["captions_sha256"]:
         raise UserError(f"{path}: does not match its checksum; remove the cache and create it again")
     return Captions(path)
-
-
-def check_shard(shard: Shard, entry: dict[str, Any], read_all: bool) -> None:
-    """Raises UserError if a shard does not match its entry in the manifest.
-
-    `read_all`: also read the whole shard and verify its checksum.
-    """
-    if read_all and sha256(shard.path) != shard.sha256:
-        raise UserError(
-            f"shard {shard.path}: does not match its checksum, so it is damaged; "
-            f"remove it and its index, then run `randcond run cache EXPERIMENT`"
-        )
-    same = sha256(index_path(shard.path)) == entry["index_sha256"] and shard.sha256 == entry["sha256"]
-    if not same or len(shard) < entry["samples"]:
-        raise UserError(
-            f"shard {shard.path}: the shard or its index does not match the manifest; "
-            f"remove both, then run `randcond run cache EXPERIMENT`"
-        )
 
 
 def _copy_manifest(url: str, local: Path) -> Path:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from randcond.data.cache.manifest import ShardEntry
 from randcond.data.cache.shards import index_path
 from randcond.data.inputs.fetch import fetch
 from randcond.launch.errors import UserError
@@ -19,12 +20,12 @@ class LocalShards:
     open_at_once: int | None = None  # maximum number of open shards; None: no limit
     window: int | None = None  # number of shards whose latents are mixed; None: all
 
-    def __init__(self, folder: Path, entries: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, entries: list[ShardEntry]) -> None:
         self.folder, self.entries = folder, entries
 
     def path(self, number: int) -> Path:
         """Returns the path of a shard."""
-        return self.folder / self.entries[number]["shard"]
+        return self.folder / self.entries[number].shard
 
     def prefetch(self, number: int) -> None:
         """Does nothing: local shards need no prefetch."""
@@ -37,10 +38,10 @@ class RemoteShards:
     least recently opened copies are deleted. A process that has a deleted copy open can still read it.
     """
 
-    def __init__(self, url: str, entries: list[dict[str, Any]], folder: Path, max_bytes: float) -> None:
+    def __init__(self, url: str, entries: list[ShardEntry], folder: Path, max_bytes: float) -> None:
         """`max_bytes`: total size of all copies. Raises UserError if two shards don't fit."""
         self.url, self.entries, self.folder, self.max_bytes = url, entries, folder, max_bytes
-        self.window = window_of([entry["bytes"] for entry in entries], max_bytes)
+        self.window = window_of([entry.bytes for entry in entries], max_bytes)
         self.open_at_once = self.window  # when a window starts, the shards of the previous one are no longer needed
         self._pending: dict[int, Future[Path]] = {}
         self._threads: ThreadPoolExecutor | None = None
@@ -65,7 +66,7 @@ class RemoteShards:
             self._pending[number] = self._threads.submit(self._copy, number)
 
     def _target(self, number: int) -> Path:
-        return self.folder / f"{self.entries[number]['sha256']}.tar"
+        return self.folder / f"{self.entries[number].sha256}.tar"
 
     def _copy(self, number: int) -> Path:
         entry, target = self.entries[number], self._target(number)
@@ -78,12 +79,12 @@ class RemoteShards:
         # One process at a time: two would both count the same free space as theirs.
         with locked(self.folder / ".fetching", patience=float("inf")):
             if not (target.exists() and index_path(target).exists()):
-                self._free_space(entry["bytes"])
+                self._free_space(entry.bytes)
                 scheme, _, address = self.url.partition("://")
                 # Shard paths of a subset contain "../", which S3 does not resolve.
-                shard = Path(posixpath.normpath(f"{address}/{entry['shard']}"))
-                fetch(f"{scheme}://{shard}", target, entry["sha256"])
-                fetch(f"{scheme}://{index_path(shard)}", index_path(target), entry["index_sha256"])
+                shard = Path(posixpath.normpath(f"{address}/{entry.shard}"))
+                fetch(f"{scheme}://{shard}", target, entry.sha256)
+                fetch(f"{scheme}://{index_path(shard)}", index_path(target), entry.index_sha256)
         return target
 
     def _free_space(self, needed: int) -> None:

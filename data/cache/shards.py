@@ -71,7 +71,7 @@ def shard_done(shard: Path, made_of: str = "") -> bool:
     """
     if not (shard.is_file() and index_path(shard).is_file()):
         return False
-    index = _read_index(shard)
+    index = read_index(shard)
     if index.get("made_of") != made_of:
         raise UserError(
             f"shard {shard}: belongs to a cache with other settings (teacher, sampler, captions, ...); remove it and "
@@ -80,7 +80,8 @@ def shard_done(shard: Path, made_of: str = "") -> bool:
     return bool(shard.stat().st_size == index["bytes"])
 
 
-def _read_index(shard: Path) -> dict[str, Any]:
+def read_index(shard: Path) -> dict[str, Any]:
+    """Reads a shard's index. Raises UserError naming the shard if the index is damaged."""
     index = read_json(index_path(shard))
     required = {"made_of", "bytes", "sha256", "members", "left_out"}
     if not isinstance(index, dict):
@@ -107,7 +108,7 @@ class Shard:
             raise UserError(
                 f"shard {path}: the shard or its index is missing; run `randcond run cache EXPERIMENT` to create it"
             )
-        index = _read_index(path)
+        index = read_index(path)
         try:
             expected_size, self.sha256 = int(index["bytes"]), str(index["sha256"])
             table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
@@ -178,16 +179,3 @@ class Shard:
         if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
             raise self._damaged_latent(row)
         self._header, self._shape = data[: file.tell()].tobytes(), shape
-
-
-def describe(shard: Path) -> dict[str, Any]:
-    """Returns a shard's entry in the cache's manifest: name, samples, left_out, bytes, sha256 of shard and index."""
-    index = _read_index(shard)
-    return {
-        "shard": shard.name,
-        "samples": len(index["members"]),
-        "left_out": len(index["left_out"]),
-        "bytes": index["bytes"],
-        "sha256": index["sha256"],
-        "index_sha256": sha256(index_path(shard)),
-    }

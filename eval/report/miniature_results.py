@@ -6,10 +6,11 @@ In: folders of reports. Out: a folder with each report without its HTML page, RE
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from randcond.eval.report.repetitions import CONFIDENCE, claim_lines
+from randcond.eval.report.repetitions import CONFIDENCE, Verdict, claim_lines
 from randcond.eval.report.result_plots import COLOURS, plot_claims, plot_effects
 from randcond.eval.report.table import as_markdown
 from randcond.launch.config.experiments import table_names
@@ -35,28 +36,32 @@ def keep(reports: Path, out: Path) -> list[str]:
 def summarize(out: Path) -> None:
     """Writes README.md and its plots from the reports in `out`."""
     reports = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
-    claims = {name: report["claims"] for name, report in reports.items() if report.get("claims")}
-    repeated = _mark_repeated(claims, {name: report.get("replicates", {}) for name, report in reports.items()})
+    found = {
+        name: [Verdict.read(facts) for facts in report["claims"]]
+        for name, report in reports.items()
+        if report.get("claims")
+    }
+    verdicts, repeated = _mark_repeated(found, {name: report.get("replicates", {}) for name, report in reports.items()})
     lines = [
         "# The paper in miniature: results",
-        _tally(claims),
+        _tally(verdicts),
         *([repeated] if repeated else []),
         f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
         "repetition; of shares, no narrower than their number of images allows), each claim by itself: of many, one in "
         f"{1 / (1 - CONFIDENCE):.0f} would seem to show or not by chance. Each table's folder has all scores, the "
         "protocol and pictures.",
-        *_limits(reports, any(claim["margin"] for table_claims in claims.values() for claim in table_claims)),
+        *_limits(reports, any(verdict.claim.margin for of_table in verdicts.values() for verdict in of_table)),
         *([f"[What they say, and how the conditions were chosen]({READING})."] if (out / READING).is_file() else []),
-        *(["![claims](claims.png)"] if claims else []),
+        *(["![claims](claims.png)"] if verdicts else []),
     ]
     for name, report in reports.items():
         lines += [f"## [{report['title']}]({name}/report.md)", f"`make {name}`"]
-        if report.get("claims"):
-            lines.append(as_markdown(claim_lines(report["claims"])))
+        if name in verdicts:
+            lines.append(as_markdown(claim_lines(verdicts[name])))
     write_text(out / "README.md", "\n\n".join(lines) + "\n")
-    if claims:
-        plot_claims(out / "claims.png", claims)
-        plot_effects(out / "effects.png", claims, {name: reports[name]["repetitions"] for name in claims})
+    if verdicts:
+        plot_claims(out / "claims.png", verdicts)
+        plot_effects(out / "effects.png", verdicts, {name: reports[name]["repetitions"] for name in verdicts})
 
 
 def _limits(reports: dict[str, Any], has_margins: bool) -> list[str]:
@@ -76,58 +81,61 @@ def _limits(reports: dict[str, Any], has_margins: bool) -> list[str]:
     ]
 
 
-def _tally(claims: dict[str, list[dict[str, Any]]]) -> str:
+def _tally(verdicts: dict[str, list[Verdict]]) -> str:
     """Counts the verdicts. Claims that were added after the results were known are counted separately."""
-    verdicts: dict[bool, list[str]] = {False: [], True: []}  # added afterwards -> verdicts
-    for table_claims in claims.values():
-        for claim in table_claims:
-            if "as" not in claim:
-                verdicts[claim["afterwards"]].append(claim["here"])
+    outcomes: dict[bool, list[str]] = {False: [], True: []}  # added afterwards -> outcomes
+    for of_table in verdicts.values():
+        for verdict in of_table:
+            if not verdict.same_as:
+                outcomes[verdict.claim.afterwards].append(verdict.outcome)
     before, after = (
-        f"{', '.join(f'{group.count(verdict)} {verdict}' for verdict in COLOURS)}, of {len(group)} claims"
-        for group in verdicts.values()
+        f"{', '.join(f'{group.count(outcome)} {outcome}' for outcome in COLOURS)}, of {len(group)} claims"
+        for group in outcomes.values()
     )
-    more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if verdicts[True] else ""
+    more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if outcomes[True] else ""
     return f"{before} asked beforehand.{more}"
 
 
-def _mark_repeated(claims: dict[str, list[dict[str, Any]]], replicates: dict[str, Any]) -> str:
-    """Finds claims that several tables make; returns a paragraph about those with different repetitions.
+def _mark_repeated(found: dict[str, list[Verdict]], replicates: dict[str, Any]) -> tuple[dict[str, list[Verdict]], str]:
+    """Finds claims that several tables make. Returns the verdicts, and a paragraph about other repetitions, or "".
 
-    If two tables make the same claim with the same experiments and repetitions, it counts once: the second one gets the
-    key "as", which names the first table. Its values may differ a little, if the runs were made again on another
+    If two tables make the same claim with the same experiments and repetitions, it counts once: `same_as` of the second
+    one names the first table. Its values may differ a little, if the runs were made again on another
     machine. If the repetitions differ (other digits and seeds), each claim counts, and the returned paragraph compares
     their verdicts. `replicates`: table -> its repetitions.
     """
     first_seen: dict[Any, tuple[str, list[float]]] = {}  # claim and repetitions -> the first table, its values
     verdicts: dict[Any, dict[str, str]] = {}  # claim -> table -> verdict
     texts: dict[Any, str] = {}
-    for name, table_claims in claims.items():
+    marked: dict[str, list[Verdict]] = {}
+    for name, of_table in found.items():
         arms = load_table(name).arms
-        for claim in table_claims:
-            if unknown := set(claim["contrast"]) - set(arms):
+        for verdict in of_table:
+            claim, same_as = verdict.claim, ""
+            if unknown := set(claim.contrast) - set(arms):
                 raise UserError(
                     f"{name}: its report has rows {sorted(unknown)}, which its table does not have: run `make {name}`"
                 )
-            rows = frozenset((arms[row].experiment, weight) for row, weight in claim["contrast"].items())
-            content = claim["score"], claim["split"], claim["margin"], rows
+            rows = frozenset((arms[row].experiment, weight) for row, weight in claim.contrast.items())
+            content = claim.score, claim.split, claim.margin, rows
             key = *content, json.dumps(replicates[name], sort_keys=True)
-            first, values = first_seen.setdefault(key, (name, claim["values"]))
+            first, values = first_seen.setdefault(key, (name, verdict.values))
             if first != name:
-                claim["as"] = first if claim["values"] == values else f"{first}, run once more"
+                same_as = first if verdict.values == values else f"{first}, run once more"
             else:
-                verdicts.setdefault(content, {})[name] = claim["here"]
-                texts[content] = claim["text"]
+                verdicts.setdefault(content, {})[name] = verdict.outcome
+                texts[content] = claim.text
+            marked.setdefault(name, []).append(replace(verdict, same_as=same_as))
     repeated = {content: by_table for content, by_table in verdicts.items() if len(by_table) > 1}
     if not repeated:
-        return ""
+        return marked, ""
     differing = [
         f"{texts[content]}: {', '.join(f'{verdict} in {name}' for name, verdict in by_table.items())}"
         for content, by_table in repeated.items()
         if len(set(by_table.values())) > 1
     ]
     details = f", {len(differing)} otherwise ({'; '.join(differing)})" if differing else ""
-    return (
+    return marked, (
         f"{len(repeated)} of them were put to further repetitions, of other digits and seeds, and count there again: "
         f"{len(repeated) - len(differing)} came out the same{details}."
     )

@@ -73,51 +73,57 @@ class Verdict:
 
     claim: Claim
     values: list[float]  # of the contrast, one per repetition
-    errors: list[float]  # standard error of each value by its number of images, for shares; else 0
+    interval: float  # half the width of the confidence interval of their mean
+    outcome: str  # reproduced, not reproduced (the repetitions show the opposite), or within noise
+    same_as: str = ""  # the table that has made this claim about the same experiments already
 
-    @property
-    def margin(self) -> float:
-        """Half the width of the confidence interval of the mean.
+    @classmethod
+    def of(cls, claim: Claim, values: list[float], errors: list[float]) -> "Verdict":
+        """Returns the verdict. `errors`: standard error of each value by its number of images, for shares; else 0."""
+        interval = _interval(values, errors)
+        low, high, least = mean(values) - interval, mean(values) + interval, -claim.margin
+        outcome = "reproduced" if low > least else "not reproduced" if high < least else "within noise"
+        return cls(claim, values, interval, outcome)
 
-        Student's t, paired by repetition. For shares, the interval is at least as wide as the number of images allows
-        (binomial, rows taken as independent). Without this bound, three repetitions that agree by chance would give a
-        far too narrow interval, above all near 0 or 1.
-        """
-        n, upper = len(self.values), 0.5 + CONFIDENCE / 2
-        spread = float(student_t.ppf(upper, n - 1)) * stdev(self.values) / n**0.5
-        return max(spread, float(norm.ppf(upper)) * sum(error**2 for error in self.errors) ** 0.5 / n)
-
-    @property
-    def outcome(self) -> str:
-        """reproduced, not reproduced (the repetitions show the opposite), or within noise."""
-        least = -self.claim.margin
-        low, high = mean(self.values) - self.margin, mean(self.values) + self.margin
-        return "reproduced" if low > least else "not reproduced" if high < least else "within noise"
+    @classmethod
+    def read(cls, facts: dict[str, Any]) -> "Verdict":
+        """Returns a verdict from the plain data of report.json. The inverse of facts()."""
+        claim = Claim(**{key: facts[key] for key in vars(Claim("", {})) if key in facts})
+        return cls(claim, facts["values"], facts["interval"], facts["here"])
 
     def facts(self) -> dict[str, Any]:
-        """Returns plain data for report.json: the keys of the claim, `values`, `interval` (the margin), `here`."""
-        return {**vars(self.claim), "values": self.values, "interval": self.margin, "here": self.outcome}
+        """Returns plain data for report.json: the keys of the claim, values, interval, and the outcome as `here`."""
+        return {**vars(self.claim), "values": self.values, "interval": self.interval, "here": self.outcome}
+
+    @property
+    def text(self) -> str:
+        """The text of the claim, marked if it was added after the results of the runs were known."""
+        return self.claim.text + (" (asked afterwards)" if self.claim.afterwards else "")
 
 
-def claim_lines(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Returns a header and one line of cells per claim; [] if there are no claims.
+def _interval(values: list[float], errors: list[float]) -> float:
+    """Returns half the width of the confidence interval of the mean.
 
-    `claims`: as returned by Verdict.facts().
+    Student's t, paired by repetition. For shares, the interval is at least as wide as the number of images allows
+    (binomial, rows taken as independent). Without this bound, three repetitions that agree by chance would give a far
+    too narrow interval, above all near 0 or 1.
     """
+    n, upper = len(values), 0.5 + CONFIDENCE / 2
+    spread = float(student_t.ppf(upper, n - 1)) * stdev(values) / n**0.5
+    return max(spread, float(norm.ppf(upper)) * sum(error**2 for error in errors) ** 0.5 / n)
+
+
+def claim_lines(found: Sequence[Verdict]) -> list[list[str]]:
+    """Returns a header and one line of cells per verdict; [] if there are no verdicts."""
     lines = []
-    for claim in claims:
-        column = COLUMNS[claim["score"]]
-        difference = f"{column.difference(mean(claim['values']), '+')} ± {column.difference(claim['interval'])}"
-        same = f", as in {claim['as']}" if "as" in claim else ""
-        score = f"{column.label}, {claim['split']}{', points' if column.share else ''}"
-        lines.append([claim_text(claim), _contrast(claim["contrast"]), score, difference, claim["here"] + same])
+    for verdict in found:
+        claim, column = verdict.claim, COLUMNS[verdict.claim.score]
+        difference = f"{column.difference(mean(verdict.values), '+')} ± {column.difference(verdict.interval)}"
+        same = f", as in {verdict.same_as}" if verdict.same_as else ""
+        score = f"{column.label}, {claim.split}{', points' if column.share else ''}"
+        lines.append([verdict.text, _contrast(claim.contrast), score, difference, verdict.outcome + same])
     header = ["the paper's claim", "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
     return [header, *lines] if lines else []
-
-
-def claim_text(claim: dict[str, Any]) -> str:
-    """Returns the text of a claim, marked if it was added after the results of the runs were known."""
-    return str(claim["text"]) + (" (asked afterwards)" if claim["afterwards"] else "")
 
 
 def _contrast(weights: dict[str, float]) -> str:
@@ -148,7 +154,7 @@ def verdicts(claims: Sequence[Claim], repetitions: dict[str, list[Row]]) -> list
                     raise UserError(f"claims: {claim.text!r}: row {name} has no {claim.score} of {claim.split}")
             values.append(sum(weight * scores[name][claim.score] for name, weight in claim.contrast.items()))
             errors.append(_image_error(claim, scores))
-        results.append(Verdict(claim, values, errors))
+        results.append(Verdict.of(claim, values, errors))
     return results
 
 

@@ -64,7 +64,7 @@ def write_report(report: Report) -> None:
     remarks += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
     images = [f"![{title}]({path.name})" for title, path in pictures.items()]
-    claims = claim_lines(_claims(report))
+    claims = claim_lines(report.verdicts)
     tables = [cells for cells in (lines, claims) if cells]
     body = [f"# {report.title}", report.claim, *map(as_markdown, tables), *remarks, *images, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
@@ -82,10 +82,6 @@ def write_report(report: Report) -> None:
         print("try next      " + "\n              ".join(report.next_commands))
 
 
-def _claims(report: Report) -> list[dict[str, Any]]:
-    return [verdict.facts() for verdict in report.verdicts]
-
-
 def _excluded(report: Report) -> list[str]:
     return next(iter(report.configs.values())).cache.exclude if report.configs else []
 
@@ -101,7 +97,7 @@ def _report_facts(report: Report) -> dict[str, Any]:
             name: {row.name: {"scores": row.scores, "protocol": row.protocol} for row in rows}
             for name, rows in report.repetitions.items()
         }
-        facts["claims"] = _claims(report)
+        facts["claims"] = [verdict.facts() for verdict in report.verdicts]
     return facts
 
 

@@ -4,7 +4,7 @@ In: the rows of every repetition, or the claims of reports. Out: PNG files. They
 display.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from randcond.eval.report.collect import Row
-from randcond.eval.report.repetitions import aligned, claim_text
+from randcond.eval.report.repetitions import Verdict, aligned
 from randcond.eval.report.table import COLUMNS
 from randcond.launch.runtime.files import atomic_write
 
@@ -55,57 +55,56 @@ def plot_repetitions(path: Path, repetitions: dict[str, list[Row]], scores: Sequ
     save(figure, path)
 
 
-def plot_claims(path: Path, claims: dict[str, Sequence[dict[str, Any]]]) -> None:
+def plot_claims(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> None:
     """Plots one line per claim: the mean difference with its interval, coloured by the verdict.
 
-    `claims`: table -> claims as in report.json. Shares go into one panel, each other score into a panel of its own. A
+    `verdicts`: by table. Shares go into one panel, each other score into a panel of its own. A
     bar marks the limit of a claim with a margin ("no worse than").
     """
-    lines = [(table, claim) for table, table_claims in claims.items() for claim in table_claims]
-    scales = sorted({_scale(claim) for _, claim in lines}, key=lambda scale: (scale != SHARES, scale))
+    lines = [(table, verdict) for table, of_table in verdicts.items() for verdict in of_table]
+    scales = sorted({_scale(verdict) for _, verdict in lines}, key=lambda scale: (scale != SHARES, scale))
     figure = Figure(figsize=(11, 0.8 + 0.27 * len(lines)), layout="constrained", dpi=DPI)
     panels = figure.subplots(
         1, len(scales), squeeze=False, sharey=True, width_ratios=[3 if scale == SHARES else 1 for scale in scales]
     )[0]
     for axes, scale in zip(panels, scales, strict=True):
         axes.axvline(0, color="black", linewidth=0.8)
-        for y, (_, claim) in enumerate(lines):
-            if _scale(claim) != scale:
+        for y, (_, verdict) in enumerate(lines):
+            if _scale(verdict) != scale:
                 continue
-            colour, unit = COLOURS[claim["here"]], 0.01 if scale == SHARES else COLUMNS[claim["score"]].unit
-            middle, half_width = mean(claim["values"]) / unit, claim["interval"] / unit
+            claim = verdict.claim
+            colour, unit = COLOURS[verdict.outcome], 0.01 if scale == SHARES else COLUMNS[claim.score].unit
+            middle, half_width = mean(verdict.values) / unit, verdict.interval / unit
             axes.errorbar(middle, y, xerr=half_width, fmt="o", markersize=4, color=colour, capsize=2)
-            if claim["margin"]:
-                axes.plot(-claim["margin"] / unit, y, marker="|", markersize=10, color="black")
+            if claim.margin:
+                axes.plot(-claim.margin / unit, y, marker="|", markersize=10, color="black")
         axes.set_xlabel(scale)
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set(yticks=range(len(lines)), yticklabels=[f"{claim_text(claim)}  [{table}]" for table, claim in lines])
+    panels[0].set(yticks=range(len(lines)), yticklabels=[f"{verdict.text}  [{table}]" for table, verdict in lines])
     panels[0].tick_params(axis="y", labelsize=8)
     panels[0].set_ylim(len(lines) - 0.5, -0.5)
     _explain_colours(figure, panels[0])
     save(figure, path)
 
 
-def plot_effects(
-    path: Path, claims: dict[str, Sequence[dict[str, Any]]], repetitions: dict[str, dict[str, Any]]
-) -> None:
+def plot_effects(path: Path, verdicts: Mapping[str, Sequence[Verdict]], repetitions: dict[str, dict[str, Any]]) -> None:
     """Plots the share of correctly drawn unseen digits for the two rows of each claim.
 
     An arrow leads from the mean of the row that the claim calls worse to the mean of the better one. Each repetition is
-    a point: a ring for the worse row, a dot for the better row. `claims`: table -> claims as in report.json.
+    a point: a ring for the worse row, a dot for the better row. `verdicts`: by table.
     `repetitions`: table -> its repetitions as in report.json. Leaves out claims about other scores, claims about more
-    than two rows, and claims that another table has measured already (`as`). Writes nothing if no claim remains.
+    than two rows, and claims that another table has measured already. Writes nothing if no claim remains.
     """
-    lines = [(table, claim) for table, table_claims in claims.items() for claim in table_claims if _is_effect(claim)]
+    lines = [(table, verdict) for table, of_table in verdicts.items() for verdict in of_table if _is_effect(verdict)]
     if not lines:
         return
     figure = Figure(figsize=(11, 0.8 + 0.27 * len(lines)), layout="constrained", dpi=DPI)
     axes = figure.subplots()
-    for y, (table, claim) in enumerate(lines):
-        colour = COLOURS[claim["here"]]
+    for y, (table, verdict) in enumerate(lines):
+        colour, contrast = COLOURS[verdict.outcome], verdict.claim.contrast
         worse, better = (
             [rows[row]["scores"]["unseen"]["digit_accuracy"] for rows in repetitions[table].values()]
-            for row in sorted(claim["contrast"], key=lambda row: claim["contrast"][row])
+            for row in sorted(contrast, key=contrast.__getitem__)
         )
         axes.annotate(
             "",
@@ -115,7 +114,7 @@ def plot_effects(
         )
         axes.plot(worse, [y] * len(worse), "o", markersize=4, markerfacecolor="none", color=colour, alpha=0.6)
         axes.plot(better, [y] * len(better), "o", markersize=4, color=colour, alpha=0.6)
-    axes.set(yticks=range(len(lines)), yticklabels=[f"{claim_text(claim)}  [{table}]" for table, claim in lines])
+    axes.set(yticks=range(len(lines)), yticklabels=[f"{verdict.text}  [{table}]" for table, verdict in lines])
     axes.tick_params(axis="y", labelsize=8)
     axes.set(xlim=(-0.03, 1.03), ylim=(len(lines) - 0.5, -0.5), xlabel="unseen digits drawn right")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -124,9 +123,10 @@ def plot_effects(
     save(figure, path)
 
 
-def _is_effect(claim: dict[str, Any]) -> bool:
-    about_digits = claim["score"] == "digit_accuracy" and claim["split"] == "unseen"
-    return about_digits and sorted(claim["contrast"].values()) == [-1, 1] and "as" not in claim
+def _is_effect(verdict: Verdict) -> bool:
+    claim = verdict.claim
+    about_digits = claim.score == "digit_accuracy" and claim.split == "unseen"
+    return about_digits and sorted(claim.contrast.values()) == [-1, 1] and not verdict.same_as
 
 
 def _explain_colours(figure: Figure, axes: Axes) -> None:
@@ -134,6 +134,6 @@ def _explain_colours(figure: Figure, axes: Axes) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
 
 
-def _scale(claim: dict[str, Any]) -> str:
-    column = COLUMNS[claim["score"]]
+def _scale(verdict: Verdict) -> str:
+    column = COLUMNS[verdict.claim.score]
     return SHARES if column.share else column.label

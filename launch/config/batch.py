@@ -1,5 +1,6 @@
 """How a global batch is cut over ranks and micro-batches, and the state over groups of ranks."""
 
+from randcond.launch.config.engines import ENGINES, EngineKind
 from randcond.launch.errors import UserError
 
 
@@ -21,12 +22,15 @@ def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple
     return micro, per_rank // micro
 
 
-def shard_group(sharding: str, wanted: int | None, ranks: int, of_one_host: int) -> int:
-    """Over how many ranks FSDP spreads one copy of the state; raises UserError with the arithmetic."""
-    if sharding != "hybrid":
+def shard_group(kind: EngineKind, group: int | None, ranks: int, ranks_of_host: int) -> int:
+    """Returns the number of ranks that share one replica of the training state.
+
+    `group`: the setting `engine.shard_group`. Raises UserError if the groups don't divide the world size `ranks`.
+    """
+    if not ENGINES[kind].in_groups:
         return ranks
-    group = wanted or of_one_host
-    if ranks % group:
-        said = "" if wanted else f" (the ranks of one host: {of_one_host})"
-        raise UserError(f"engine.shard_group: {group}{said} does not divide the {ranks} ranks")
-    return group
+    size = group or ranks_of_host
+    if ranks % size:
+        origin = "" if group else f" (the ranks of one host: {ranks_of_host})"
+        raise UserError(f"engine.shard_group: {size}{origin} does not divide the {ranks} ranks")
+    return size

@@ -23,14 +23,14 @@ def check_config(config: "Config") -> None:
     for name in ("run", "cache", "pool") if config.trains else ():
         if not getattr(config.paths, name):
             raise ValueError(f"paths.{name}: is missing")
-    if config.engine.kind == "deepspeed" and config.engine.zero_stage == 0 and config.engine.precision == "bf16":
+    if config.engine.precision == "bf16" and not config.engine.spec.accumulates_in_fp32:
         raise ValueError(
             "engine.zero_stage: DeepSpeed's stage 0 accumulates gradients in bf16; "
             "use stage 1 (same numbers, less memory), or engine.precision=fp32"
         )
     if not any(vars(config.train.losses).values()):
         raise ValueError("train.losses: every weight is 0; nothing would be learned")
-    if config.train.skip_nonfinite and config.engine.kind == "deepspeed" and config.engine.zero_stage == 0:
+    if config.train.skip_nonfinite and not config.engine.spec.skips_steps:
         raise ValueError("train.skip_nonfinite: DeepSpeed's stage 0 can't skip a step; use stage 1 or fsdp")
     if config.train.profile and not (
         len(config.train.profile) == 2 and 1 <= config.train.profile[0] <= config.train.profile[1]

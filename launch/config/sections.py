@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from randcond.launch.config.contradictions import check_config
+from randcond.launch.config.engines import ENGINES, EngineKind, EngineSpec, engine_kind
 from randcond.launch.config.identity import (
     ByContent,
     Decides,
@@ -184,6 +185,16 @@ class Engine:
     heartbeat: Free[float] = 60.0  # seconds of silence from a rank that end the job
     timeout: Free[float] = 1800.0  # seconds without progress on any rank that end the job; compilation takes minutes
     peak_tflops: Free[float | None] = None  # dense bf16 TFLOP/s of one GPU, for MFU; null: looked up by the GPU's name
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """The engine that `kind`, `zero_stage` and `sharding` select together."""
+        return engine_kind(self.kind, self.zero_stage, self.sharding)
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What that engine can do."""
+        return ENGINES[self.engine_kind]
 
 
 @dataclass(frozen=True, config=STRICT)

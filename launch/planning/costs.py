@@ -95,9 +95,7 @@ _counted = cache(Sizes)
 def sharding(config: Config, cluster: Cluster) -> Sharding:
     """Returns how the experiment's engine shards the training state over the cluster."""
     engine = config.engine
-    kind = f"zero-{engine.zero_stage}" if engine.kind == "deepspeed" else f"fsdp-{engine.sharding}"
     _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     low = 2 if engine.precision == "bf16" else 4
-    fsdp_sharding = engine.sharding if engine.kind == "fsdp" else ""  # the key applies to FSDP only
-    group = shard_group(fsdp_sharding, engine.shard_group, cluster.ranks, cluster.per_node)
-    return Sharding(kind, cluster.ranks, group, low, accumulation > 1)
+    group = shard_group(engine.engine_kind, engine.shard_group, cluster.ranks, cluster.per_node)
+    return Sharding(engine.engine_kind, cluster.ranks, group, low, accumulation > 1)

@@ -1,6 +1,7 @@
 """`randcond plan`: predicts what an experiment needs on a cluster before it runs."""
 
 import json as json_library
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -15,7 +16,7 @@ from randcond.launch.runtime.json_lines import whole_lines
 from randcond.launch.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from randcond.launch.planning import costs
+    from randcond.launch.planning import costs, planner
 
 ASSUMED_EFFICIENCY = 0.25  # published trainings of this kind reach 9 % to 31 %
 
@@ -95,7 +96,7 @@ def plan(
         if not json:
             print(text)
     if json:
-        print(json_library.dumps(results, indent=1))
+        print(json_library.dumps([asdict(row) for row in results], indent=1))
     elif experiment in table_names() and not (curve or sweep):
         prices = pricing.Prices(cluster, share)
         priced = [(run.experiment, prices.of(run.config)[0]) for run in runs]
@@ -179,36 +180,36 @@ def _median_mfu(run: Path) -> float:
     return median(values)
 
 
-def page(config: Config, found: dict[str, Any], gpu: str, source: str) -> str:
+def page(config: Config, found: "planner.Plan", gpu: str, source: str) -> str:
     """Returns the plan of one experiment as text."""
-    gpu_gb = found["gpu"]["memory_gb"]
+    gpu_gb = found.gpu.memory_gb
     lines = [
-        f"{found['experiment']}: {config.student.rule} of {config.teacher.path}",
-        f"on {found['nodes']} x {found['gpus'] // found['nodes']} {gpu}, {found['engine']}, {config.engine.precision}: "
-        f"global batch {found['global_batch']} = {found['gpus']} GPUs x {found['micro_batch']} samples x "
-        f"{found['accumulation']} micro-batches",
+        f"{found.experiment}: {config.student.rule} of {config.teacher.path}",
+        f"on {found.nodes} x {found.gpus // found.nodes} {gpu}, {found.engine}, {config.engine.precision}: "
+        f"global batch {found.global_batch} = {found.gpus} GPUs x {found.micro_batch} samples x "
+        f"{found.accumulation} micro-batches",
         "",
-        f"memory per GPU, GB (of {gpu_gb:g}, {found['usable']:.0%} usable)",
-        *(f"  {part:32}{size:8.2f}" for part, size in found["memory_gb"].items()),
-        f"  {'sum':32}{found['needed_gb']:8.2f}  {'fits' if found['fits'] else 'DOES NOT FIT'}",
+        f"memory per GPU, GB (of {gpu_gb:g}, {found.usable:.0%} usable)",
+        *(f"  {part:32}{size:8.2f}" for part, size in found.memory_gb.items()),
+        f"  {'sum':32}{found.needed_gb:8.2f}  {'fits' if found.fits else 'DOES NOT FIT'}",
     ]
-    if not found["fits"]:
-        lines += [f"  fits with  {words}  ({gb:.1f} GB)" for words, gb in found["knobs"]] or [
+    if not found.fits:
+        lines += [f"  fits with  {words}  ({gb:.1f} GB)" for words, gb in found.knobs] or [
             "  no engine setting makes it fit; use a GPU with more memory, more hosts, or a smaller student or teacher"
         ]
     lines += [
         "",
-        f"time of a step at {found['efficiency']:.0%} of the peak ({source}): {_time(found['step_seconds'])}",
-        f"  arithmetic {_time(found['arithmetic_seconds'])}; idle cores {_time(found['idle_seconds'])} "
-        f"({found['micro_batch']} samples at once keep {found['filled']:.0%} as many cores busy as "
-        f"{found['full_at']} do)",
-        f"  traffic {_time(found['traffic_seconds'])} "
-        f"({found['traffic_gb']:.2f} GB sent per GPU); {found['samples_per_second']:.0f} samples/s",
+        f"time of a step at {found.efficiency:.0%} of the peak ({source}): {_time(found.step_seconds)}",
+        f"  arithmetic {_time(found.arithmetic_seconds)}; idle cores {_time(found.idle_seconds)} "
+        f"({found.micro_batch} samples at once keep {found.filled:.0%} as many cores busy as "
+        f"{found.full_at} do)",
+        f"  traffic {_time(found.traffic_seconds)} "
+        f"({found.traffic_gb:.2f} GB sent per GPU); {found.samples_per_second:.0f} samples/s",
         "",
         f"  {'':8}{'samples':>14}{'time':>12}{'GPU-hours':>12}",
         *(
-            f"  {stage:8}{row['samples']:14,}{_time(3600 * row['hours']):>12}{row['gpu_hours']:12.1f}"
-            for stage, row in found["stages"].items()
+            f"  {stage:8}{row.samples:14,}{_time(3600 * row.hours):>12}{row.gpu_hours:12.1f}"
+            for stage, row in found.stages.items()
         ),
     ]
     if config.engine.precision == "fp32" or config.teacher.dtype == "fp32":
@@ -219,25 +220,23 @@ def page(config: Config, found: dict[str, Any], gpu: str, source: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: str) -> str:
+def sweep_table(config: Config, rows: "list[planner.Plan]", gpu: str, source: str) -> str:
     """Returns the sweep as text: a line per number of GPUs, engine and micro-batch."""
     head = f"{'GPUs':>5}  {'engine':12}{'micro':>6}{'accum.':>7}{'GB':>8}  {'fits':5}{'filled':>7}{'arithmetic':>11}"
     head += f"{'traffic':>9}{'sent GB':>9}{'samples/s':>11}{'train GPU-h':>13}"
     lines = [
-        f"{rows[0]['experiment']}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
-        f"global batch {config.train.global_batch}, {gpu} at {rows[0]['efficiency']:.0%} of its peak ({source})",
+        f"{rows[0].experiment}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
+        f"global batch {config.train.global_batch}, {gpu} at {rows[0].efficiency:.0%} of its peak ({source})",
         head,
     ]
     for row in rows:
-        line = (
-            f"{row['gpus']:5}  {row['engine']:12}{row['micro_batch']:6}{row['accumulation']:7}{row['needed_gb']:8.1f}  "
-        )
-        line += f"{'yes' if row['fits'] else 'no':5}{row['filled']:7.0%}{_time(row['arithmetic_seconds']):>11}"
-        line += f"{_time(row['traffic_seconds']):>9}{row['traffic_gb']:9.2f}{row['samples_per_second']:11.0f}"
-        lines.append(line + f"{row['stages']['train']['gpu_hours']:13.1f}")
+        line = f"{row.gpus:5}  {row.engine:12}{row.micro_batch:6}{row.accumulation:7}{row.needed_gb:8.1f}  "
+        line += f"{'yes' if row.fits else 'no':5}{row.filled:7.0%}{_time(row.arithmetic_seconds):>11}"
+        line += f"{_time(row.traffic_seconds):>9}{row.traffic_gb:9.2f}{row.samples_per_second:11.0f}"
+        lines.append(line + f"{row.stages['train'].gpu_hours:13.1f}")
     from randcond.launch.planning.planner import SWEEP_GPUS
 
-    tried = max(row["gpus"] for row in rows)
+    tried = max(row.gpus for row in rows)
     if 2 * tried <= SWEEP_GPUS:
         lines.append(
             f"more than {tried} GPUs: the global batch of {config.train.global_batch} does not divide over them"
@@ -248,25 +247,25 @@ def sweep_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: st
 POOR_SCALING = 0.8  # below this share of a single GPU's speed, more GPUs are not worth it
 
 
-def curve_table(config: Config, rows: list[dict[str, Any]], gpu: str, source: str) -> str:
+def curve_table(config: Config, rows: "list[planner.Plan]", gpu: str, source: str) -> str:
     """Returns the curve as text: a line per number of GPUs."""
     lines = [
-        f"{rows[0]['experiment']}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
-        f"global batch {config.train.global_batch}, {gpu} at {rows[0]['efficiency']:.0%} of its peak ({source})",
+        f"{rows[0].experiment}: {config.student.rule} of {config.teacher.path}, {config.engine.precision}, "
+        f"global batch {config.train.global_batch}, {gpu} at {rows[0].efficiency:.0%} of its peak ({source})",
         f"{'GPUs':>5}  {'engine':12}{'micro':>6}{'filled':>8}{'step':>10}{'samples/s':>11}{'per GPU':>9}{'of one':>8}",
     ]
-    alone = rows[0]["samples_per_second"] / rows[0]["gpus"]
+    alone = rows[0].samples_per_second / rows[0].gpus
     first_poor = None
     for row in rows:
-        each = row["samples_per_second"] / row["gpus"]
+        each = row.samples_per_second / row.gpus
         first_poor = first_poor or (row if each < POOR_SCALING * alone else None)
-        line = f"{row['gpus']:5}  {row['engine']:12}{row['micro_batch']:6}{row['filled']:8.0%}"
-        line += f"{_time(row['step_seconds']):>10}{row['samples_per_second']:11.0f}{each:9.1f}{each / alone:8.0%}"
+        line = f"{row.gpus:5}  {row.engine:12}{row.micro_batch:6}{row.filled:8.0%}"
+        line += f"{_time(row.step_seconds):>10}{row.samples_per_second:11.0f}{each:9.1f}{each / alone:8.0%}"
         lines.append(line)
     if first_poor:
         lines.append(
-            f"From {first_poor['gpus']} GPUs on (micro-batch {first_poor['micro_batch']}), a GPU does less than "
-            f"{POOR_SCALING:.0%} of the samples/s that it does with {rows[0]['gpus']} in use. "
+            f"From {first_poor.gpus} GPUs on (micro-batch {first_poor.micro_batch}), a GPU does less than "
+            f"{POOR_SCALING:.0%} of the samples/s that it does with {rows[0].gpus} in use. "
             "Use fewer GPUs or a larger batch."
         )
     return "\n".join([*lines, ""])

@@ -4,10 +4,11 @@ In: a configuration, a cluster, an efficiency (share of the GPUs' peak that the 
 model_zoo counts the costs from the configurations of the networks. No weights are loaded.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import ENGINES, EngineKind
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
@@ -22,6 +23,44 @@ WHOLE_LIST = 30_000  # images of an evaluation without eval.size: the captions o
 WHOLE_SPLIT = 40_504  # the same if unseen captions are scored separately: all of val2014 (Table 2)
 BENCH_PROMPTS = 300  # per category of T2I-CompBench
 LIBRARY_STEPS = 50  # sampling steps if nothing sets their number: the default of most pipelines
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage takes on the whole cluster."""
+
+    samples: int  # latents, training samples or images
+    hours: float
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment takes on a cluster. `randcond plan --json` prints these fields."""
+
+    experiment: str
+    gpus: int
+    nodes: int
+    engine: EngineKind
+    micro_batch: int
+    accumulation: int
+    global_batch: int
+    memory_gb: dict[str, float]  # per GPU, by part
+    needed_gb: float  # sum of the parts
+    usable: float  # share of a GPU's memory
+    fits: bool
+    knobs: list[tuple[str, float]]  # if it does not fit: overrides that make it fit, and the GB then needed
+    efficiency: float  # share of the peak that a full GPU reaches
+    step_seconds: float
+    arithmetic_seconds: float
+    idle_seconds: float
+    full_at: int  # micro-batch that fills a GPU
+    filled: float  # cores that the micro-batch keeps busy, as a share of a full GPU's
+    traffic_seconds: float
+    traffic_gb: float  # sent per GPU and step
+    samples_per_second: float
+    stages: dict[str, StageCost]
+    gpu: Gpu
 
 
 def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str, int]:
@@ -47,10 +86,8 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
     }
 
 
-def stage_hours(
-    config: Config, sizes: Sizes, cluster: Cluster, efficiency: float, step: float
-) -> dict[str, dict[str, float]]:
-    """Returns stage -> {hours, gpu_hours, samples}.
+def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float, step: float) -> dict[str, StageCost]:
+    """Returns the cost of each stage.
 
     In caching and evaluation, each GPU works on whole shards or compute batches.
     `step`: seconds of a training step.
@@ -83,8 +120,7 @@ def stage_hours(
         "eval": images + bench,
     }
     return {
-        stage: {"samples": samples[stage], "hours": spent / 3600, "gpu_hours": spent / 3600 * cluster.ranks}
-        for stage, spent in seconds.items()
+        stage: StageCost(samples[stage], spent / 3600, spent / 3600 * cluster.ranks) for stage, spent in seconds.items()
     }
 
 
@@ -104,9 +140,7 @@ def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, flo
         {"micro_batch": micro // 2**power} for power in range(1, 12) if micro % 2**power == 0
     ]
     single += [{"activation_checkpointing": True}]
-    stages = [{"kind": "deepspeed", "zero_stage": stage} for stage in (1, 2, 3)] + [
-        {"kind": "fsdp", "sharding": "full"}
-    ]
+    stages = [ENGINES[kind].settings for kind in SWEEP_ENGINES if not ENGINES[kind].in_groups]
     single += [change for change in stages if cluster.ranks > 1]
     # A sharded teacher can't use a CUDA graph or fp8.
     sharded: dict[str, Any] = {"teacher": "sharded"} | {
@@ -115,7 +149,7 @@ def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, flo
     single += [sharded] if cluster.ranks > 1 else []
     smallest = {"micro_batch": micro // max(2**power for power in range(12) if micro % 2**power == 0)}
     together = {**smallest, "activation_checkpointing": True}
-    together |= {"kind": "fsdp", "sharding": "full", **sharded} if cluster.ranks > 1 else {}
+    together |= {**ENGINES[EngineKind.FSDP_FULL].settings, **sharded} if cluster.ranks > 1 else {}
 
     def needed(change: dict[str, Any]) -> float | None:
         memory = training_memory(replace(config, engine=replace(engine, **change)), sizes, cluster)
@@ -133,8 +167,8 @@ def overrides(change: dict[str, Any]) -> str:
     return " ".join(f"engine.{key}={str(value).lower()}" for key, value in change.items())
 
 
-def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> dict[str, Any]:
-    """Returns the plan of one experiment on one cluster, as plain data.
+def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> Plan:
+    """Returns the plan of one experiment on one cluster.
 
     Raises UserError if the global batch does not divide over the cluster.
     """
@@ -142,51 +176,51 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> d
     memory = training_memory(config, sizes, cluster)
     step = step_seconds(config, sizes, cluster, efficiency)
     enough = fits(memory, cluster)
-    return {
-        "experiment": config.name,
-        "gpus": cluster.ranks,
-        "nodes": cluster.nodes,
-        "engine": sharding(config, cluster).kind,
-        "micro_batch": micro,
-        "accumulation": accumulation,
-        "global_batch": config.train.global_batch,
-        "memory_gb": {part: size / 1e9 for part, size in memory.items()},
-        "needed_gb": sum(memory.values()) / 1e9,
-        "usable": USABLE,
-        "fits": enough,
-        "knobs": [] if enough else knobs(config, sizes, cluster),
-        "efficiency": efficiency,
-        "step_seconds": step.whole,
-        "arithmetic_seconds": step.arithmetic,
-        "idle_seconds": step.idle,
-        "full_at": FULL,
-        "filled": filled(sizes, cluster.gpu, micro),
-        "traffic_seconds": step.traffic,
-        "traffic_gb": step_traffic(config, sizes, cluster).sent / 1e9,
-        "samples_per_second": config.train.global_batch / step.whole,
-        "stages": stage_hours(config, sizes, cluster, efficiency, step.whole),
-        "gpu": asdict(cluster.gpu),
-    }
+    return Plan(
+        experiment=config.name,
+        gpus=cluster.ranks,
+        nodes=cluster.nodes,
+        engine=config.engine.engine_kind,
+        micro_batch=micro,
+        accumulation=accumulation,
+        global_batch=config.train.global_batch,
+        memory_gb={part: size / 1e9 for part, size in memory.items()},
+        needed_gb=sum(memory.values()) / 1e9,
+        usable=USABLE,
+        fits=enough,
+        knobs=[] if enough else knobs(config, sizes, cluster),
+        efficiency=efficiency,
+        step_seconds=step.whole,
+        arithmetic_seconds=step.arithmetic,
+        idle_seconds=step.idle,
+        full_at=FULL,
+        filled=filled(sizes, cluster.gpu, micro),
+        traffic_seconds=step.traffic,
+        traffic_gb=step_traffic(config, sizes, cluster).sent / 1e9,
+        samples_per_second=config.train.global_batch / step.whole,
+        stages=stage_hours(config, sizes, cluster, efficiency, step.whole),
+        gpu=cluster.gpu,
+    )
 
 
 SWEEP_GPUS = 1024
 SWEEP_MICRO = (1, 2, 4, 8, 16, 32, 64, 128)
-SWEEP_ENGINES: list[dict[str, Any]] = [
-    {"kind": "deepspeed", "zero_stage": 1},
-    {"kind": "deepspeed", "zero_stage": 2},
-    {"kind": "deepspeed", "zero_stage": 3},
-    {"kind": "fsdp", "sharding": "full"},
-    {"kind": "fsdp", "sharding": "hybrid"},
-]
+SWEEP_ENGINES = (  # the simplest first
+    EngineKind.ZERO_1,
+    EngineKind.ZERO_2,
+    EngineKind.ZERO_3,
+    EngineKind.FSDP_FULL,
+    EngineKind.FSDP_HYBRID,
+)
 
 
 def _dividing(config: Config, cluster: Cluster) -> list[dict[str, Any]]:
-    """Returns the engines to try. Leaves out hybrid sharding if its groups don't divide the GPUs."""
+    """Returns the settings of the engines to try. Leaves out those whose groups don't divide the GPUs."""
     divides = cluster.ranks % (config.engine.shard_group or cluster.per_node) == 0
-    return [engine for engine in SWEEP_ENGINES if divides or engine.get("sharding") != "hybrid"]
+    return [ENGINES[kind].settings for kind in SWEEP_ENGINES if divides or not ENGINES[kind].in_groups]
 
 
-def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
+def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[Plan]:
     """Returns a plan for each engine, micro-batch and number of hosts over which the global batch divides.
 
     Goes up to 1,024 GPUs. Raises UserError if the global batch divides over none of them.
@@ -209,7 +243,7 @@ def sweep(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
     return rows
 
 
-def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[dict[str, Any]]:
+def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: float) -> list[Plan]:
     """Returns the fastest plan that fits, over all engines and micro-batches, for each number of GPUs.
 
     The numbers are 1, 2, 4, ... GPUs of one host, then 1, 2, 4, ... whole hosts, up to 1,024 GPUs.
@@ -230,10 +264,10 @@ def curve(config: Config, sizes: Sizes, gpu: Gpu, per_node: int, efficiency: flo
             for micro in reversed(SWEEP_MICRO)
             if (config.train.global_batch // gpus) % micro == 0
         ]
-        fitting = [row for row in found if row["fits"]]
+        fitting = [row for row in found if row.fits]
         if fitting:  # the simplest engine within 3 % of the fastest; SWEEP_ENGINES starts with the simplest
-            enough = 0.97 * max(row["samples_per_second"] for row in fitting)
-            rows.append(next(row for row in fitting if row["samples_per_second"] >= enough))
+            enough = 0.97 * max(row.samples_per_second for row in fitting)
+            rows.append(next(row for row in fitting if row.samples_per_second >= enough))
     if not rows:
         raise UserError(
             f"train.global_batch: no number of these GPUs divides {config.train.global_batch} and has enough memory"

@@ -49,7 +49,7 @@ class Prices:
             return [reference], True
         planned = plan(config, sizes, self.cluster, self.efficiency)
         student = self._evaluating(config, sizes, "student")
-        hours = {stage: row["gpu_hours"] for stage, row in planned["stages"].items()}
+        hours = {stage: cost.gpu_hours for stage, cost in planned.stages.items()}
         channels, side = sizes.networks.unet["in_channels"], sizes.networks.unet["sample_size"]
         return [
             Artefact(
@@ -59,12 +59,12 @@ class Prices:
             *([Artefact("pool", config.pool.whole, gb=WHOLE * CAPTION / 1e9)] if config.pool.size else []),
             *([reference] if "teacher" in config.eval.of else []),
             Artefact("run", config.paths.run, hours["train"] + student, self._run_bytes(config, sizes) / 1e9),
-        ], planned["fits"]
+        ], planned.fits
 
     def _evaluating(self, config: Config, sizes: Sizes, who: Literal["teacher", "student"]) -> float:
         """Returns the GPU-hours of evaluating the teacher or the student alone."""
         one = replace(config, eval=replace(config.eval, of=[who]))
-        return stage_hours(one, sizes, self.cluster, self.efficiency, 0.0)["eval"]["gpu_hours"]
+        return stage_hours(one, sizes, self.cluster, self.efficiency, 0.0)["eval"].gpu_hours
 
     def _run_bytes(self, config: Config, sizes: Sizes) -> float:
         """Returns the largest size that a run's folder can reach, in bytes.

@@ -6,6 +6,7 @@ In: an experiment, its costs, a cluster, an efficiency (share of the peak that a
 from dataclasses import dataclass
 
 from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import EngineKind
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes, sharding
@@ -42,15 +43,15 @@ def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
     # ZeRO-3 gathers these again for the backward pass, because it can't keep them from the forward pass until then.
     again = max(0, total - LIVE // 2)
     size = {  # bytes. Gradients are fp32. DeepSpeed's stages 0 to 2 all-reduce them, which sends them twice
-        "zero-0": 2 * 4 * total,
-        "zero-1": (2 * 4 + low) * total,
-        "zero-2": (accumulation * 2 * 4 + low) * total,
-        "zero-3": accumulation * (4 * total + low * (total - whole + again)) + low * whole,
-        "fsdp-full": accumulation * (2 * low + 4) * total,
-        "fsdp-grad_op": accumulation * (low + 4) * total,
-        "fsdp-hybrid": accumulation * (2 * low + 4) * total,
+        EngineKind.ZERO_0: 2 * 4 * total,
+        EngineKind.ZERO_1: (2 * 4 + low) * total,
+        EngineKind.ZERO_2: (accumulation * 2 * 4 + low) * total,
+        EngineKind.ZERO_3: accumulation * (4 * total + low * (total - whole + again)) + low * whole,
+        EngineKind.FSDP_FULL: accumulation * (2 * low + 4) * total,
+        EngineKind.FSDP_GRAD_OP: accumulation * (low + 4) * total,
+        EngineKind.FSDP_HYBRID: accumulation * (2 * low + 4) * total,
     }[how.kind]
-    group = how.group if how.kind == "fsdp-hybrid" and how.group else how.ranks
+    group = how.group if how.group else how.ranks
     parts = [ring_traffic(group, size * ring(group), cluster)]
     if group < how.ranks:  # gradients are summed over the groups; each GPU sends its share over its own card
         across = accumulation * 2 * 4 * total / group * ring(how.ranks // group)
@@ -112,7 +113,7 @@ def hiding_share(config: Config, sizes: Sizes) -> float:
     student's passes. The teacher's forward pass has no traffic to overlap with, unless the teacher is sharded, too.
     """
     engine = config.engine
-    if engine.kind != "fsdp" and engine.zero_stage != 3:
+    if not engine.spec.gathers_blocks:
         return 0.0
     if engine.teacher == "sharded":
         return 1.0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from randcond.launch.config.engines import ENGINES, EngineKind
 from randcond.model_zoo.denoiser.condition import blank_forward
 from randcond.model_zoo.denoiser.configuration import UNetConfig, once_per_configuration
 from randcond.model_zoo.students.features import feature_shapes, projectors
@@ -35,9 +36,9 @@ LIVE = 1_000_000_000  # DeepSpeed ZeRO-3: gathered parameters that a rank keeps 
 class Sharding:
     """How the training state is sharded over the ranks."""
 
-    kind: str  # zero-0 ... zero-3, fsdp-full, fsdp-grad_op, fsdp-hybrid
+    kind: EngineKind
     ranks: int = 1  # world size
-    group: int | None = None  # fsdp-hybrid: number of ranks that share one replica
+    group: int | None = None  # number of ranks that share one replica; None: all
     compute_bytes: int = 2  # bytes per parameter in the compute dtype: 2 for bf16, 4 for fp32
     accumulates: bool = False  # True with gradient accumulation
 
@@ -67,23 +68,23 @@ def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], shard
     numels = [math.prod(shape) for shape in shapes]
     total, width = sum(numels), sharding.compute_bytes
     bucket = 4 * min(BUCKET, total)  # reductions over the ranks are in fp32
-    if sharding.kind.startswith("fsdp"):
-        shards = (sharding.group or sharding.ranks) if sharding.kind == "fsdp-hybrid" else sharding.ranks
+    if sharding.kind in (EngineKind.FSDP_FULL, EngineKind.FSDP_GRAD_OP, EngineKind.FSDP_HYBRID):
+        shards = sharding.group or sharding.ranks
         own = sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)  # FSDP shards whole rows
         # FSDP gathers one block ahead. A group of one gathers too, because that creates the compute-dtype copies.
-        gathered = sum(blocks) if sharding.kind == "fsdp-grad_op" else sum(sorted(blocks)[-2:])
+        gathered = sum(blocks) if ENGINES[sharding.kind].keeps_gathered else sum(sorted(blocks)[-2:])
         return StateMemory(0, 4 * own, 16 * own, 0, (width + 4) * gathered)
-    if sharding.kind == "zero-3":
+    if sharding.kind == EngineKind.ZERO_3:
         own = sum(-(-numel // sharding.ranks) for numel in numels)
         return StateMemory(width * (own + persistent(shapes)), 4 * own, 16 * own, bucket, width * min(LIVE, total))
     own = -(-total // sharding.ranks)
-    if sharding.kind == "zero-2":
+    if sharding.kind == EngineKind.ZERO_2:
         return StateMemory(width * total, 4 * own, 16 * own, 0, 2 * bucket)
-    if sharding.kind == "zero-1":
+    if sharding.kind == EngineKind.ZERO_1:
         if width == 2:  # bf16 gradients, and their fp32 accumulators, which are reduced in place
             return StateMemory(width * total, (width + 4) * total, 16 * own, 0, 0)
         return StateMemory(width * total, 4 * (total if sharding.accumulates else own), 16 * own, 0, bucket)
-    assert sharding.kind == "zero-0" and width == 4, sharding
+    assert sharding.kind == EngineKind.ZERO_0 and width == 4, sharding
     return StateMemory(4 * total, 4 * total, 12 * total, 0, bucket)
 
 

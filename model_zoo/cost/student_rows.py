@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from randcond.launch.config.engines import EngineKind
 from randcond.model_zoo.cost.flops import UNetCost, training_flop, unet_cost
 from randcond.model_zoo.cost.memory import Sharding, activations_per_sample, state_memory, trained_shapes
 from randcond.model_zoo.denoiser.configuration import UNetConfig, plain_config
@@ -18,7 +19,7 @@ def student_row(
     """
     rule, config = find_rule(name), student_config(name, teacher)
     cost = unet_cost(rule.model, config)
-    state = state_memory(*trained_shapes(name, teacher), Sharding(f"zero-{zero_stage}", ranks))
+    state = state_memory(*trained_shapes(name, teacher), Sharding(EngineKind(f"zero-{zero_stage}"), ranks))
     memory = {
         "teacher": 2 * teacher_cost.parameters,
         **asdict(state),

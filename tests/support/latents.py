@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from randcond.data.cache.latent_cache import LatentCache
+from randcond.data.cache.manifest import describe
 from randcond.data.cache.shard_store import LocalShards
-from randcond.data.cache.shards import Shard, describe
+from randcond.data.cache.shards import Shard
 from randcond.data.captions.caption_file import Captions
 
 
@@ -12,5 +13,5 @@ def opened(folder: Path) -> LatentCache:
     """The cache of a folder's shards and captions.arrow."""
     shards = sorted(folder.glob("*.tar"))
     entries = [describe(shard) for shard in shards]
-    manifest = {"shards": entries, "latent_shape": list(Shard(shards[0]).latent(0).shape)}
+    manifest = {"latent_shape": list(Shard(shards[0]).latent(0).shape)}
     return LatentCache(manifest, Captions(folder / "captions.arrow"), LocalShards(folder, entries))

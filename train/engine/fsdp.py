@@ -41,14 +41,14 @@ class FsdpEngine(Engine):
         options = config.engine
         _, self.accumulation = batch_shape(config.train.global_batch, self.ranks, options.micro_batch)
         self.grad_clip = config.train.grad_clip
-        group = shard_group(options.sharding, options.shard_group, self.ranks, local_ranks())
+        group = shard_group(options.engine_kind, options.shard_group, self.ranks, local_ranks())
         shape, names = ((self.ranks // group, group), ("replicate", "shard"))
         mesh = init_device_mesh("cuda" if cuda else "cpu", shape, mesh_dim_names=names)
         self.replica = mesh.get_local_rank("replicate")
         settings: dict[str, Any] = {
             "mesh": mesh["shard"] if group == self.ranks else mesh,
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
-            "reshard_after_forward": options.sharding != "grad_op",
+            "reshard_after_forward": not options.spec.keeps_gathered,
         }
         for part in [*_blocks(module.unet), module]:
             fully_shard(part, **settings)

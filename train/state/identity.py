@@ -30,7 +30,7 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
         "conditioning": identity_of(config.conditioning, "run"),
         "train": identity_of(config.train, "run"),
         "teacher": cache.manifest["teacher"],
-        "cache": [shard["sha256"] for shard in cache.manifest["shards"]],
+        "cache": [entry.sha256 for entry in cache.entries],
         "cached": len(cache),  # fewer than the shards hold if some are left out
         "window": cache.window,
         "precision": [config.engine.precision, config.teacher.dtype, *_fp8(config)],

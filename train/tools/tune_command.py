@@ -159,7 +159,7 @@ def _timed(run: Callable[[int], int], batch: int) -> Measured:
 
 def _prepare_training(config: Config) -> Callable[[int], int]:
     """Returns a function that runs the training step (teacher, student, losses, engine) on a batch of a given size."""
-    shard_group = 1 if config.engine.sharding == "hybrid" else None  # there is only one rank
+    shard_group = 1 if config.engine.spec.in_groups else None  # there is only one rank
     single_rank = replace(config.engine, processes=1, micro_batch=None, shard_group=shard_group)
     config = replace(config, engine=single_rank, train=replace(config.train, global_batch=1))
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())

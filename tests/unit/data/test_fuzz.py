@@ -14,7 +14,8 @@ import pytest
 
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.cache.latent_source import cache_identity
-from randcond.data.cache.shards import FORMAT, describe, write_shard
+from randcond.data.cache.manifest import describe
+from randcond.data.cache.shards import FORMAT, write_shard
 from randcond.data.captions.caption_file import write_captions
 from randcond.data.captions.readers import read_batches
 from randcond.launch.config.experiments import load_config

@@ -11,7 +11,7 @@ from PIL import Image
 
 from randcond.eval.report.collect import Row
 from randcond.eval.report.miniature_results import keep, summarize
-from randcond.eval.report.repetitions import claim_lines, merge, verdicts
+from randcond.eval.report.repetitions import Verdict, claim_lines, merge, verdicts
 from randcond.eval.report.result_plots import plot_repetitions
 from randcond.eval.report.table import as_markdown, table
 from randcond.launch.config.experiments import to_dict
@@ -86,13 +86,13 @@ def test_verdicts_by_students_t() -> None:
     """Differences 0.4, 0.5, 0.3: mean 0.4, deviation 0.1, and t(0.975, 2) = 4.302653 by the printed tables."""
     (found,) = verdicts([HELPS], THREE)
     assert found.values == pytest.approx([0.4, 0.5, 0.3])
-    assert found.margin == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert found.interval == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
     assert found.outcome == "reproduced"
     against = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen")
     assert verdicts([against], THREE)[0].outcome == "not reproduced"
     noisy = {"a": rows(0.1, 0.5), "b": rows(0.2, 0.1), "c": rows(0.3, 0.4)}
     assert verdicts([HELPS], noisy)[0].outcome == "within noise"
-    assert claim_lines([found.facts()])[1] == [
+    assert claim_lines([Verdict.read(found.facts())])[1] == [
         "it helps",
         "with - without",
         "digit right, unseen, points",
@@ -111,13 +111,13 @@ def test_repetitions_that_agree_are_no_sharper_than_their_images() -> None:
     (found,) = verdicts([HELPS], alike)
     shares = [(300 * share + 1) / 302 for share in (0.99, 0.99 - 1 / 300)]
     error = math.sqrt(sum(share * (1 - share) / 300 for share in shares))
-    assert found.margin == pytest.approx(1.959964 * error / math.sqrt(3), rel=1e-6)
+    assert found.interval == pytest.approx(1.959964 * error / math.sqrt(3), rel=1e-6)
     assert found.outcome == "within noise"
     (found,) = verdicts([HELPS], {name: rows(1.0, 1.0) for name in "abc"})
-    assert 0.004 < found.margin < 0.006  # half a point
+    assert 0.004 < found.interval < 0.006  # half a point
     distances = Claim("nearer", {"without": 1.0, "with": -1.0}, score="fid", split="unseen")
     far = {name: [Row("without", {"unseen": {"fid": 20.0}}), Row("with", {"unseen": {"fid": 19.0}})] for name in "ab"}
-    assert verdicts([distances], far)[0].margin == 0  # a distance's own error is not known
+    assert verdicts([distances], far)[0].interval == 0  # a distance's own error is not known
 
 
 def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> None:
@@ -173,7 +173,11 @@ def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
         }
         said = json.loads(json.dumps([verdict.facts() for verdict in verdicts(wanted.claims, repetitions)]))
         assert report.get("claims", []) == said, f"{name}: its claims, or how they are judged, have changed since"
-        assert not said or as_markdown(claim_lines(said)) in (path.parent / "report.md").read_text()
+        assert (
+            not said
+            or as_markdown(claim_lines([Verdict.read(facts) for facts in said]))
+            in (path.parent / "report.md").read_text()
+        )
         assert report.get("replicates", {}) == wanted.replicates
         for experiment, run in next(iter(load_runs(name).values())).items():
             now = leaves(json.loads(json.dumps(to_dict(run.config))))

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch.autograd.graph import saved_tensors_hooks
 
 from randcond.launch.config.batch import shard_group
+from randcond.launch.config.engines import EngineKind
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
@@ -96,10 +97,11 @@ def test_shares_follow_the_ranks() -> None:
     shapes, blocks = [(1000, 1000), (4, 10)], [1_000_040]
     total = 1_000_040
     for kind, weights in (("zero-1", total), ("zero-2", total), ("zero-3", 1_000_000 // 8 + 40 // 8 + 40)):
-        state = state_memory(shapes, blocks, Sharding(kind, ranks=8))
+        state = state_memory(shapes, blocks, Sharding(EngineKind(kind), ranks=8))
         assert (state.weights, state.optimizer) == (2 * weights, 16 * total // 8)
-    assert state_memory(shapes, blocks, Sharding("fsdp-full", 8)).optimizer == 16 * (125 * 1000 + 1 * 10)  # whole rows
-    hybrid = Sharding("fsdp-hybrid", ranks=64, group=8)
+    fsdp = state_memory(shapes, blocks, Sharding(EngineKind.FSDP_FULL, 8))
+    assert fsdp.optimizer == 16 * (125 * 1000 + 1 * 10)  # whole rows
+    hybrid = Sharding(EngineKind.FSDP_HYBRID, ranks=64, group=8)
     assert state_memory(shapes, blocks, hybrid) == state_memory(shapes, blocks, replace(hybrid, ranks=8))
 
 
@@ -145,30 +147,30 @@ def test_a_plan_adds_up(sizes: Sizes) -> None:
     words = ["train.steps=1000", "cache.size=80", "cache.shard_size=10", "cache.batch=10"]
     words += ["eval.size=80", "eval.batch=10"]
     found = plan(paper(*words), sizes, eight, 0.5)
-    assert sum(found["memory_gb"].values()) == pytest.approx(found["needed_gb"]) and found["fits"]
-    train = found["stages"]["train"]
+    assert sum(found.memory_gb.values()) == pytest.approx(found.needed_gb) and found.fits
+    train = found.stages["train"]
     flop = (sizes.teacher.flop + 3 * sizes.student.flop) * 256_000
     assert train["samples"] == 256_000
-    assert found["arithmetic_seconds"] == pytest.approx(flop / 1000 / 8 / (989e12 * 0.5))
-    assert train["gpu_hours"] == pytest.approx(1000 * found["step_seconds"] * 8 / 3600)
+    assert found.arithmetic_seconds == pytest.approx(flop / 1000 / 8 / (989e12 * 0.5))
+    assert train.gpu_hours == pytest.approx(1000 * found.step_seconds * 8 / 3600)
     one = plan(paper(*words), sizes, replace(eight, per_node=1), 0.5)
-    assert one["stages"]["cache"]["gpu_hours"] == pytest.approx(found["stages"]["cache"]["gpu_hours"])
+    assert one.stages["cache"].gpu_hours == pytest.approx(found.stages["cache"].gpu_hours)
     # 9 hosts' worth of GPUs for 8 shards: no faster
     many = plan(paper(*words, "train.global_batch=288"), sizes, Cluster(eight.gpu, 9, 8), 0.5)
-    assert many["stages"]["cache"]["hours"] == pytest.approx(found["stages"]["cache"]["hours"])
+    assert many.stages["cache"].hours == pytest.approx(found.stages["cache"].hours)
 
 
 def test_both_splits_are_drawn_however_the_unseen_are_named(sizes: Sizes) -> None:
     eight = Cluster(find_gpu("h200"), nodes=1, per_node=8)
     for words in (["cache.exclude=[cat]"], ["eval.unseen=list.csv"], ["cache.exclude=[cat]", "eval.unseen=list.csv"]):
         found = plan(paper("eval.size=1000", *words), sizes, eight, 0.5)
-        assert found["stages"]["eval"]["samples"] == 2000
+        assert found.stages["eval"].samples == 2000
 
 
 def test_what_makes_it_fit_is_said_of_a_teacher_in_a_graph_too(sizes: Sizes) -> None:
     small = Cluster(Gpu(100, 9, 100, 10, 100), 1, 8)
     graph = paper("engine.compile=whole", "engine.teacher_graph=true", "engine.teacher_fp8=true")
-    found = [words for words, _ in plan(graph, sizes, small, 0.25)["knobs"]]
+    found = [words for words, _ in plan(graph, sizes, small, 0.25).knobs]
     assert found and all("teacher_graph=false" in words for words in found if "teacher=sharded" in words)
     assert any("teacher=sharded" in words for words in found)
 
@@ -181,11 +183,11 @@ def test_a_plan_follows_the_size_of_the_images(sizes: Sizes) -> None:
         config = paper(*real, f"cache.resolution={pixels}", f"eval.resolution={pixels}")
         plans[pixels] = plan(config, counted(config), cluster, 0.25)
     usual = plan(paper(*real), sizes, cluster, 0.25)
-    assert plans[512]["memory_gb"] == usual["memory_gb"] and plans[512]["stages"] == usual["stages"]
-    grown = plans[1024]["memory_gb"]["activations"] / usual["memory_gb"]["activations"]
+    assert plans[512].memory_gb == usual.memory_gb and plans[512].stages == usual.stages
+    grown = plans[1024].memory_gb["activations"] / usual.memory_gb["activations"]
     assert 3.9 < grown < 4.1
-    assert plans[1024]["arithmetic_seconds"] > 4 * usual["arithmetic_seconds"]  # attention grows by the square
-    assert plans[1024]["stages"]["eval"]["hours"] > 4 * usual["stages"]["eval"]["hours"]
+    assert plans[1024].arithmetic_seconds > 4 * usual.arithmetic_seconds  # attention grows by the square
+    assert plans[1024].stages["eval"].hours > 4 * usual.stages["eval"].hours
 
 
 def test_slims_losses_keep_what_is_counted() -> None:
@@ -217,10 +219,10 @@ def test_a_hybrids_groups_divide_the_ranks(sizes: Sizes) -> None:
     with pytest.raises(UserError, match=r"engine\.shard_group: 24 does not divide the 32 ranks"):
         plan(config, sizes, Cluster(find_gpu("h200"), 4, 8), 0.25)
     swept = sweep(config, sizes, find_gpu("h200"), 8, 0.25)
-    assert {row["gpus"] for row in swept} >= {8, 16} and "fsdp-hybrid" not in {row["engine"] for row in swept}
-    assert shard_group("hybrid", None, 8, 4) == 4 and shard_group("full", 3, 8, 4) == 8
+    assert {row.gpus for row in swept} >= {8, 16} and "fsdp-hybrid" not in {row.engine for row in swept}
+    assert shard_group(EngineKind.FSDP_HYBRID, None, 8, 4) == 4 and shard_group(EngineKind.FSDP_FULL, 3, 8, 4) == 8
     with pytest.raises(UserError, match=r"engine\.shard_group: 8 \(the ranks of one host: 8\) does not divide"):
-        shard_group("hybrid", None, 12, 8)
+        shard_group(EngineKind.FSDP_HYBRID, None, 12, 8)
 
 
 def test_a_runs_mfu_is_of_what_it_computed(tmp_path: Path) -> None:
@@ -236,13 +238,13 @@ def test_a_runs_mfu_is_of_what_it_computed(tmp_path: Path) -> None:
 
 def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
     rows = sweep(paper("train.global_batch=4096"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
-    assert {row["gpus"] for row in rows} == {8 * 2**power for power in range(8)}
-    assert {row["engine"] for row in rows} == {"zero-1", "zero-2", "zero-3", "fsdp-full", "fsdp-hybrid"}
-    assert all(row["gpus"] * row["micro_batch"] * row["accumulation"] == 4096 for row in rows)
-    by = {(row["gpus"], row["engine"], row["micro_batch"]): row for row in rows}
+    assert {row.gpus for row in rows} == {8 * 2**power for power in range(8)}
+    assert {row.engine for row in rows} == {"zero-1", "zero-2", "zero-3", "fsdp-full", "fsdp-hybrid"}
+    assert all(row.gpus * row.micro_batch * row.accumulation == 4096 for row in rows)
+    by = {(row.gpus, row.engine, row.micro_batch): row for row in rows}
     # More GPUs: less arithmetic each, no less traffic.
-    assert by[1024, "zero-1", 4]["arithmetic_seconds"] < by[8, "zero-1", 4]["arithmetic_seconds"] / 100
-    assert by[1024, "zero-1", 4]["traffic_gb"] > by[8, "zero-1", 4]["traffic_gb"]
+    assert by[1024, "zero-1", 4].arithmetic_seconds < by[8, "zero-1", 4].arithmetic_seconds / 100
+    assert by[1024, "zero-1", 4].traffic_gb > by[8, "zero-1", 4].traffic_gb
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -291,9 +293,9 @@ def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
 
 def test_the_curve_says_where_more_gpus_are_badly_used(capsys: pytest.CaptureFixture[str], sizes: Sizes) -> None:
     rows = curve(paper("train.global_batch=256"), sizes, find_gpu("h200"), per_node=8, efficiency=0.3)
-    assert [row["gpus"] for row in rows] == [2**power for power in range(9)]  # no more GPUs than samples
-    each = [row["samples_per_second"] / row["gpus"] for row in rows]
+    assert [row.gpus for row in rows] == [2**power for power in range(9)]  # no more GPUs than samples
+    each = [row.samples_per_second / row.gpus for row in rows]
     assert all(before >= after for before, after in itertools.pairwise(each))
-    assert rows[0]["filled"] == 1 and rows[-1]["filled"] < 0.9 and rows[-1]["micro_batch"] == 1
+    assert rows[0].filled == 1 and rows[-1].filled < 0.9 and rows[-1].micro_batch == 1
     table = curve_table(paper("train.global_batch=256"), rows, "h200", "given")
     assert "From 64 GPUs on (micro-batch 4), a GPU does less than 80%" in table

@@ -1,0 +1,50 @@
+"""The engines by what they do with the training state: one specification for each, read wherever that matters.
+
+The formulas for an engine's memory and traffic are in model_zoo/cost/memory.py and launch/planning/step_time.py.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class EngineKind(StrEnum):
+    """What `engine.kind`, `engine.zero_stage` and `engine.sharding` select together, as plans call it."""
+
+    ZERO_0 = "zero-0"
+    ZERO_1 = "zero-1"
+    ZERO_2 = "zero-2"
+    ZERO_3 = "zero-3"
+    FSDP_FULL = "fsdp-full"
+    FSDP_GRAD_OP = "fsdp-grad_op"
+    FSDP_HYBRID = "fsdp-hybrid"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine can do."""
+
+    settings: dict[str, Any] = field(compare=False)  # the keys of the section `engine` that select it
+    gathers_blocks: bool = False  # the weights are sharded, and gathered block by block during the passes
+    keeps_gathered: bool = False  # gathered weights are kept from the forward pass until the backward pass
+    in_groups: bool = False  # the state is sharded over a group of ranks, and the groups are replicas
+    accumulates_in_fp32: bool = True  # also if it computes in bf16
+    skips_steps: bool = True  # can skip a step whose gradient is NaN or infinite
+
+
+ENGINES: dict[EngineKind, EngineSpec] = {
+    EngineKind.ZERO_0: EngineSpec({"kind": "deepspeed", "zero_stage": 0}, accumulates_in_fp32=False, skips_steps=False),
+    EngineKind.ZERO_1: EngineSpec({"kind": "deepspeed", "zero_stage": 1}),
+    EngineKind.ZERO_2: EngineSpec({"kind": "deepspeed", "zero_stage": 2}),
+    EngineKind.ZERO_3: EngineSpec({"kind": "deepspeed", "zero_stage": 3}, gathers_blocks=True),
+    EngineKind.FSDP_FULL: EngineSpec({"kind": "fsdp", "sharding": "full"}, gathers_blocks=True),
+    EngineKind.FSDP_GRAD_OP: EngineSpec(
+        {"kind": "fsdp", "sharding": "grad_op"}, gathers_blocks=True, keeps_gathered=True
+    ),
+    EngineKind.FSDP_HYBRID: EngineSpec({"kind": "fsdp", "sharding": "hybrid"}, gathers_blocks=True, in_groups=True),
+}
+
+
+def engine_kind(kind: str, zero_stage: int, sharding: str) -> EngineKind:
+    """Returns the kind that the three keys of the section `engine` select."""
+    return EngineKind(f"zero-{zero_stage}" if kind == "deepspeed" else f"fsdp-{sharding}")
