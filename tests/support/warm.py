@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +39,7 @@ MODULES = (  # what stages import, so that a forked process finds it imported
     "randcond.train.engine.zero",
     "randcond.train.engine.fsdp",
     "randcond.eval.stage",
+    "randcond.eval.report.report",
     "randcond.eval.report.report_command",
 )
 ENVIRONMENT = {  # read when a library is imported, so the same for every forked process
@@ -60,7 +61,7 @@ class Command:
     module: str
     words: list[str]
     folder: Path
-    environment: dict[str, str]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def run(commands: Sequence[Command], timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
