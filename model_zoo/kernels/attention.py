@@ -9,7 +9,7 @@ built for another version of torch. Such modules keep SDPA, and the log gives th
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.configuration import once_per_configuration, plain_config
 
 ROUNDS = 5  # timed calls per backend; the fastest one counts
 REQUESTED = "requested"  # the reason for a backend that the configuration names
@@ -86,10 +86,15 @@ def choice_from(stored: dict[str, Any]) -> Choice:
 
 
 def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, AttentionShape]:
-    """Returns the shape of every attention module by name, from a forward pass on the meta device.
+    """Returns the shape of every attention module by name. tokens: length of the captions."""
+    return _measure_shapes(type(unet), plain_config(unet.config), tokens)
 
-    tokens: length of the captions.
-    """
+
+@once_per_configuration
+def _measure_shapes(
+    model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int
+) -> dict[str, AttentionShape]:
+    """Returns what attention_shapes() returns, from a forward pass on the meta device."""
     shapes: dict[str, AttentionShape] = {}
 
     def record(name: str) -> Any:
@@ -102,11 +107,11 @@ def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, Atten
         return hook
 
     with torch.device("meta"), torch.no_grad():
-        meta_unet = type(unet).from_config(plain_config(unet.config))
-        for name, module in meta_unet.named_modules():
+        unet = model.from_config(config)
+        for name, module in unet.named_modules():
             if isinstance(module, Attention):
                 module.register_forward_pre_hook(record(name), with_kwargs=True)
-        blank_forward(meta_unet, tokens=tokens)
+        blank_forward(unet, tokens=tokens)
     return shapes
 
 

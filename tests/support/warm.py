@@ -28,7 +28,9 @@ from tests.support.patience import HANG
 MODULES = (  # what stages import, so that a forked process finds it imported
     "tensorboard",
     "torch.utils.tensorboard",
+    "torch._dynamo",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "diffusers",
     "transformers",
     "randcond.launch.cli",
@@ -131,6 +133,7 @@ def serve(path: Path) -> None:
     """Imports what stages need, then forks a process for each connection, until its standard input is closed."""
     for module in MODULES:
         __import__(module)
+    _measure_networks()
     waiting = selectors.DefaultSelector()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path.with_suffix(".new")))
@@ -158,6 +161,28 @@ def serve(path: Path) -> None:
                 except OSError:
                     pass  # who asked is gone
                 line.close()
+
+
+def _measure_networks() -> None:
+    """Measures the demo's networks on the meta device, which every process of a stage would do once more."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from randcond.launch.config.experiments import load_config
+    from randcond.launch.config.paths import resolve_path
+    from randcond.model_zoo.cost.flops import unet_cost
+    from randcond.model_zoo.kernels.attention import attention_shapes
+    from randcond.model_zoo.networks import unet_of
+    from randcond.model_zoo.students.registry import find_rule, student_config
+    from randcond.train.checks import check_training
+
+    config = load_config("demo-with", [])
+    check_training(config, 1)
+    teacher, rule = unet_of(resolve_path(config.teacher.path)), find_rule(config.student.rule)
+    for model, of in ((UNet2DConditionModel, teacher), (rule.model, student_config(config.student.rule, teacher))):
+        unet_cost(model, of)
+        with torch.device("meta"):
+            attention_shapes(model.from_config(of), tokens=77)
 
 
 def _fork(line: socket.socket, listener: socket.socket) -> int:
