@@ -19,7 +19,7 @@ QUICK = {"test_older_artefacts.py"}  # a cache, a pool, an evaluation and a trai
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the tiny demo has run once, every stage of both arms, by the deepspeed launcher on two ranks.
+    """A folder where the tiny demo has run once, every stage of both arms, on two ranks.
 
     Made once for all of pytest-xdist's processes; each has its own copy.
     """
@@ -40,9 +40,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the quick tests, and skips tests marked gpu where there is none."""
+    """Orders the tests, marks the quick ones, and skips tests marked gpu where there is none.
+
+    Files without the small world come first: one process makes it while the others have something to do.
+    """
     import torch
 
+    of_world = {item.path for item in items if "world" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in of_world)
     for item in items:
         of_a_unit = UNIT in item.path.parents or item.path.name in QUICK
         if of_a_unit and not item.get_closest_marker("heavy") and "world" not in item.fixturenames:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.launch.config.sections import Engine as EngineSection
 from randcond.launch.errors import UserError

@@ -11,7 +11,7 @@ from randcond.data.inputs.catalogue import collecting_missing
 from randcond.data.stream.conditioning import probability_table
 from randcond.eval.checks import check_evaluation
 from randcond.eval.images.prompts import choose_prompts
-from randcond.launch.config.batch import batch_shape, shard_group
+from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError

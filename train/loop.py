@@ -7,7 +7,7 @@ import time
 import torch
 
 from randcond.data.stream.stream import Positions, batches
-from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import student_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.exit_codes import PREEMPTED

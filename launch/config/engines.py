@@ -1,4 +1,4 @@
-"""The engines by what they do with the training state: one specification for each, read wherever that matters.
+"""The engines by what they do with the training state, and how batch and state are divided over the ranks.
 
 The formulas for an engine's memory and traffic are in model_zoo/cost/memory.py and launch/planning/step_time.py.
 """
@@ -6,6 +6,8 @@ The formulas for an engine's memory and traffic are in model_zoo/cost/memory.py 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from randcond.launch.errors import UserError
 
 
 class EngineKind(StrEnum):
@@ -48,3 +50,38 @@ ENGINES: dict[EngineKind, EngineSpec] = {
 def engine_kind(kind: str, zero_stage: int, sharding: str) -> EngineKind:
     """Returns the kind that the three keys of the section `engine` select."""
     return EngineKind(f"zero-{zero_stage}" if kind == "deepspeed" else f"fsdp-{sharding}")
+
+
+def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple[int, int]:
+    """Returns (micro-batch, accumulation steps), whose product over all ranks is the global batch.
+
+    `micro_batch`: the setting `engine.micro_batch`. Raises UserError with the arithmetic if the batch does not divide.
+    """
+    if global_batch % ranks:
+        raise UserError(
+            f"train.global_batch: {global_batch} does not divide over {ranks} ranks "
+            f"({global_batch} / {ranks} = {global_batch / ranks:.2f}); "
+            f"take {global_batch // ranks * ranks or ranks} or {(global_batch // ranks + 1) * ranks}"
+        )
+    per_rank = global_batch // ranks
+    micro = micro_batch or per_rank
+    if per_rank % micro:
+        raise UserError(
+            f"engine.micro_batch: {micro} does not divide the {per_rank} samples of each rank "
+            f"(train.global_batch {global_batch} / {ranks} ranks)"
+        )
+    return micro, per_rank // micro
+
+
+def shard_group(kind: EngineKind, group: int | None, ranks: int, ranks_of_host: int) -> int:
+    """Returns the number of ranks that share one replica of the training state.
+
+    `group`: the setting `engine.shard_group`. Raises UserError if the groups don't divide the world size `ranks`.
+    """
+    if not ENGINES[kind].in_groups:
+        return ranks
+    size = group or ranks_of_host
+    if ranks % size:
+        origin = "" if group else f" (the ranks of one host: {ranks_of_host})"
+        raise UserError(f"engine.shard_group: {size}{origin} does not divide the {ranks} ranks")
+    return size

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from diffusers import UNet2DConditionModel
 
-from randcond.launch.config.batch import batch_shape, shard_group
+from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config

@@ -7,8 +7,7 @@ model_zoo counts the costs from the configurations of the networks. No weights a
 from dataclasses import dataclass, replace
 from typing import Any
 
-from randcond.launch.config.batch import batch_shape
-from randcond.launch.config.engines import ENGINES, EngineKind
+from randcond.launch.config.engines import ENGINES, EngineKind, batch_shape
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config

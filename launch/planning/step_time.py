@@ -5,8 +5,7 @@ In: an experiment, its costs, a cluster, an efficiency (share of the peak that a
 
 from dataclasses import dataclass
 
-from randcond.launch.config.batch import batch_shape
-from randcond.launch.config.engines import EngineKind
+from randcond.launch.config.engines import EngineKind, batch_shape
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes, sharding

@@ -56,6 +56,14 @@ def test_the_report_holds_every_arm(world: Path) -> None:
     assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
 
 
+def test_the_command_line_and_the_launcher_make_the_same_student(world: Path, tmp_path: Path) -> None:
+    """Every stage by the real command; the fixture's stages run in warm processes (tests/support/warm.py)."""
+    said = randcond(tmp_path, "run", "all", "demo-with", *TINY, launcher=True).stdout
+    assert "[1/6] check" in said and "[6/6] report demo-with" in said
+    assert same_bits(tmp_path / "runs/demo/with", world / "runs/demo/with")
+    assert (tmp_path / "runs/demo/with/student_ema/unet").is_dir()
+
+
 def test_a_finished_run_is_left_alone(world: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
     randcond(world, "run", "train", "demo-with", *TINY)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from randcond.data.stream.batch import Batch
-from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.model_zoo.teacher import Teacher

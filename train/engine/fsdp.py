@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from randcond.launch.config.batch import batch_shape, shard_group
+from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import local_ranks
 from randcond.model_zoo.denoiser.condition import Condition

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.model_zoo.cost.memory import BUCKET
 from randcond.model_zoo.denoiser.condition import Condition

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from randcond.data.cache.latent_cache import LatentCache
-from randcond.launch.config.batch import batch_shape
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.sections import Conditioning, Config, Student, Train
 from randcond.launch.runtime.files import read_json

@@ -11,7 +11,8 @@ from PIL import Image
 
 from randcond.data.cache.cache_command import preview, subset, verify
 from randcond.data.cache.latent_cache import LatentCache
-from randcond.data.cache.shards import Shard, describe, index_path, shard_done, write_shard
+from randcond.data.cache.manifest import describe
+from randcond.data.cache.shards import Shard, index_path, shard_done, write_shard
 from randcond.data.captions.caption_file import write_captions
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         **cache_identity(config),
     }
     shards = sorted(folder.glob("*.tar"))
-    write_json(folder / "manifest.json", {**manifest, "latent_shape": [4, 8, 8], "shards": list(map(describe, shards))})
+    entries = [asdict(describe(shard)) for shard in shards]
+    write_json(folder / "manifest.json", {**manifest, "latent_shape": [4, 8, 8], "shards": entries})
     ends: Counter[str] = Counter()
     for name in sorted(path.name for path in folder.iterdir()):
         good = (folder / name).read_bytes()

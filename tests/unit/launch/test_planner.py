@@ -13,8 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.autograd.graph import saved_tensors_hooks
 
-from randcond.launch.config.batch import shard_group
-from randcond.launch.config.engines import EngineKind
+from randcond.launch.config.engines import EngineKind, shard_group
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
@@ -150,7 +149,7 @@ def test_a_plan_adds_up(sizes: Sizes) -> None:
     assert sum(found.memory_gb.values()) == pytest.approx(found.needed_gb) and found.fits
     train = found.stages["train"]
     flop = (sizes.teacher.flop + 3 * sizes.student.flop) * 256_000
-    assert train["samples"] == 256_000
+    assert train.samples == 256_000
     assert found.arithmetic_seconds == pytest.approx(flop / 1000 / 8 / (989e12 * 0.5))
     assert train.gpu_hours == pytest.approx(1000 * found.step_seconds * 8 / 3600)
     one = plan(paper(*words), sizes, replace(eight, per_node=1), 0.5)
