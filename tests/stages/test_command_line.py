@@ -43,7 +43,7 @@ def test_a_misspelt_word_ends_before_any_file_is_written(tmp_path: Path, words: 
 
 def test_the_traceback_behind_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANDCOND_TRACEBACK", "1")
-    done = randcond(tmp_path, "run", "trane", "demo-with", code=1)
+    done = randcond(tmp_path, "run", "trane", "demo-with", code=2)
     assert "Traceback" in done.stderr and "unknown stage 'trane'" in done.stderr
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -208,6 +209,7 @@ def _fork(line: socket.socket, listener: socket.socket) -> int:
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         sys.argv = [request["module"], *request["words"]]
+        warnings.filterwarnings("ignore", message=".* found in sys.modules after import of package")
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:

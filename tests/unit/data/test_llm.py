@@ -61,6 +61,7 @@ def test_limits_are_kept(tmp_path: Path) -> None:
         assert time.monotonic() - began > 1.5
 
 
+@pytest.mark.heavy
 def test_the_token_limit_holds_nothing_back_that_was_answered(tmp_path: Path) -> None:
     """The limit lets a fraction through; what was answered is in the journal at once."""
     with scripted(lambda text: "word " * 200) as asked:
@@ -155,6 +156,7 @@ def words(*command: str, asked: Asked) -> list[str]:
     return [sys.executable, "-m", "randcond.launch.cli", *command, "model=m", f"url={asked.url}", "concurrency=4"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_captions_out_of_nothing_killed_in_the_middle(tmp_path: Path, sign: signal.Signals) -> None:
     """After Ctrl-C and SIGTERM no question is asked twice; after kill -9 only those whose answer was on its way."""
@@ -180,6 +182,7 @@ def test_captions_out_of_nothing_killed_in_the_middle(tmp_path: Path, sign: sign
     assert len(asked.answered) == len(NOUNS) + len(kept)  # none lost
 
 
+@pytest.mark.heavy
 def test_an_endpoint_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     (tmp_path / "nouns.txt").write_text("\n".join(NOUNS) + "\n")
     with scripted(reply, delay=0.05) as first:

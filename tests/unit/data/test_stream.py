@@ -51,6 +51,7 @@ def flat(batch_list: list[Batch]) -> list[tuple[int, ...]]:
     return [tuple(int(getattr(batch, key)[i]) for key in keys) for batch in batch_list for i in range(len(batch))]
 
 
+@pytest.mark.heavy
 def test_one_global_batch_is_the_same_set_on_any_ranks_and_workers(folder: Path) -> None:
     whole = flat(list(batches(stream(folder), Positions(0, 6, 12, 12, 0, 1), workers=0)))
     for ranks, micro, workers in ((2, 3, 0), (4, 3, 0), (2, 6, 2)):

@@ -69,6 +69,7 @@ def test_the_teacher_is_an_ordinary_diffusers_folder() -> None:
     assert image.size == (32, 32)
 
 
+@pytest.mark.heavy
 def test_the_teacher_draws_what_it_is_told() -> None:
     teacher, judge = Teacher.load(TEACHER, "fp32"), Judge.load()
     captions = world.all_captions()[::64]

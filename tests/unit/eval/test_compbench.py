@@ -471,6 +471,7 @@ def test_the_facts_name_the_networks(scorer: Scorer, models: dict[str, str]) -> 
     assert set(facts) == {"spacy", "blip", "detector", "detector_note", "clip"}
 
 
+@pytest.mark.heavy
 def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Path) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()

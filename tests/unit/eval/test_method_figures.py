@@ -42,6 +42,7 @@ def test_the_papers_p_of_t_is_drawn_without_any_training(tmp_path: Path) -> None
     assert loads(page) == [] and "data:image/png" in page and "How each row" not in page
 
 
+@pytest.mark.heavy
 def test_a_small_t_keeps_the_digit_and_a_large_t_takes_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("demo-with", WORDS)
     pipe = load_frozen_pipeline(resolve_path(config.teacher.path), "fp32", "cpu", "ddim")
@@ -87,6 +88,7 @@ def test_figures_are_drawn_as_the_experiment_says(monkeypatch: pytest.MonkeyPatc
     assert set(seen) == {(2, 0.0, config.eval.batch, 64)}
 
 
+@pytest.mark.heavy
 def test_sheets_and_shares_are_drawn(tmp_path: Path) -> None:
     config = load_config("demo-with", WORDS)
     picture = Picture("regenerated", ["demo-with"], "t", timesteps=[200, 900], captions=3, read=4)

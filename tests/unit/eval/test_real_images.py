@@ -157,6 +157,7 @@ def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
         cache.run(config)
 
 
+@pytest.mark.heavy
 def test_damaged_images_and_shards_stop_or_are_counted(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.heavy
 def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"no scores at .*one/scores.json: run `randcond run eval one` first"):
         load_report(["both"], [])
@@ -130,6 +131,7 @@ def test_experiments_side_by_side(tables: Path) -> None:
             load_report(["one"], [])
 
 
+@pytest.mark.heavy
 def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tables: Path) -> None:
     weights = inception_weights(tables / "inception.safetensors", digit_images(8))
     real = save_pictures(tables / "real", digit_images(8))

@@ -94,6 +94,7 @@ def assert_same(ours: dict, theirs: dict) -> None:
     assert theirs["inception_score_mean"] > 1.5
 
 
+@pytest.mark.heavy
 def test_fid_is_kid_as_torch_fidelity(inception: Path, tmp_path: Path) -> None:
     ours, theirs = compare(40, 64, inception, tmp_path, kid_subset=40)
     assert_same(ours, theirs)
@@ -122,6 +123,7 @@ def compare_with_pytorch_fid(
     return ours, fid_by_pytorch_fid(folders, inception, folder, monkeypatch)
 
 
+@pytest.mark.heavy
 def test_fid_as_pytorch_fid(inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = compare_with_pytorch_fid(16, inception, tmp_path, monkeypatch)
     assert ours == pytest.approx(theirs, rel=1e-3)

@@ -22,6 +22,7 @@ from randcond.train import dryrun
 from tests.support.patience import HANG
 
 
+@pytest.mark.heavy
 def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the words of a plan and the deepspeed launcher itself, which counts this machine's NUMA nodes as devices."""
     monkeypatch.setattr(commands, "on_gpus", lambda: True)

@@ -61,6 +61,7 @@ def paper(*words: str) -> Config:
     return load_config("demo-with", [*SD, "train.global_batch=256", *words])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "precision", "ranks"), CASES)
 def test_an_engine_takes_and_sends_what_is_predicted(
     kind: str, precision: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -174,6 +175,7 @@ def test_what_makes_it_fit_is_said_of_a_teacher_in_a_graph_too(sizes: Sizes) -> 
     assert any("teacher=sharded" in words for words in found)
 
 
+@pytest.mark.heavy
 def test_a_plan_follows_the_size_of_the_images(sizes: Sizes) -> None:
     real = ["cache.captions=[]", "cache.images=photos"]
     cluster = Cluster(find_gpu("h200"), 1, 8)
@@ -246,6 +248,7 @@ def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
     assert by[1024, "zero-1", 4].traffic_gb > by[8, "zero-1", 4].traffic_gb
 
 
+@pytest.mark.heavy
 def test_the_command(tmp_path: Path) -> None:
     said = randcond(tmp_path, "plan", "demo-with", *SD, "train.global_batch=256", "--gpu", "rtx4090").stdout
     assert "DOES NOT FIT" in said and "fits with  engine." in said and "GPU-hours" in said

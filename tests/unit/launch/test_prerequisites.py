@@ -42,6 +42,7 @@ def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypat
     assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/nowhere"
 
 
+@pytest.mark.heavy
 def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> None:
     """Torch's own, of the operator: its file stays where kill -9 came between taking and letting go."""
     shutil.copytree(Path(sys.prefix) / "torch_extensions", tmp_path / "built")

@@ -188,6 +188,7 @@ def test_rows_differ_in_nothing_else() -> None:
             assert bool(config.eval.compbench.lists) == (name == "tableD")
 
 
+@pytest.mark.heavy
 def test_rows_that_are_one_are_trained_once() -> None:
     """Rows of one folder must be one training: the same in all that decides its numbers."""
     by_folder: dict[str, dict[str, Any]] = {}
@@ -302,6 +303,7 @@ def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
         load_config("mini-table1-row4")
 
 
+@pytest.mark.heavy
 def test_what_every_table_needs_is_said_and_nothing_is_wrong(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_kernel_that_is_wrong_forward_or_backward_is_refused(
         assert self_test("flash", shape, Use(torch.float32, CPU, 2, trains=False)) > 0
 
 
+@pytest.mark.heavy
 def test_a_run_goes_on_with_its_kernels_but_only_where_they_were_chosen_for(tmp_path: Path) -> None:
     first = settled(tmp_path)
     kept = json.loads(json.dumps(first).replace('"sdpa"', '"flash"'))

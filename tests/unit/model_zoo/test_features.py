@@ -23,6 +23,7 @@ def forward_and_backward(module: TappedStudent, teacher: torch.nn.Module) -> Run
     return prediction.detach(), [feature.detach() for feature in features], gradients
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("layout", "name"), [("sd-v1-4", "block-base"), ("sdxl", "koala-700m")])
 @pytest.mark.parametrize("how", ["checkpointing", "compile", "both"])
 def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: str) -> None:

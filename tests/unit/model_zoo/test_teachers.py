@@ -88,6 +88,7 @@ def test_one_interface_predicts_noises_and_draws(layout: str, folders: dict[str,
     assert torch.allclose(decode(pipe, drawn) / 2 + 0.5, image, atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "sampler", ["ddim", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pndm", "euler", "dpm++"))]
 )
@@ -117,6 +118,7 @@ def test_a_damaged_weight_file_is_named(folders: dict[str, Path], tmp_path: Path
             load()
 
 
+@pytest.mark.heavy
 def test_what_a_teacher_is_shown_may_be_of_another_size(folders: dict[str, Path]) -> None:
     """Latents of real images (cache.resolution): SDXL is told their size, and FLOP are counted at it."""
     teacher = Teacher.load(folders["sdxl"], "fp32")
@@ -232,6 +234,7 @@ def test_sharded_weights_are_found_by_name(folders: dict[str, Path], tmp_path: P
     assert set(stored) == set(exact) and all(torch.equal(stored[name], exact[name]) for name in exact)
 
 
+@pytest.mark.heavy
 def test_a_v_prediction_student_is_exported_and_draws_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = Teacher.load(folders["sd-v2-1"], "fp32")
     unet = build_student("block-base", plain_config(teacher.unet.config), 0, teacher.stored_unet()).eval()

@@ -32,6 +32,7 @@ def compile_once() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.heavy
 def test_half_written_libraries_of_a_killed_compilation_are_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
