@@ -17,7 +17,7 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
@@ -126,6 +126,9 @@ tensorboard: $(READY) ## watch the runs
 docs: $(READY) ## the API reference, out of docstrings and types, into runs/api
 	PYTHONWARNINGS=ignore::UserWarning $(BIN)/pdoc -o runs/api $(PACKAGES)
 	@echo "open runs/api/index.html"
+
+layout: $(READY) ## docs/layout.md, the tree of the packages, out of docstrings
+	@$(BIN)/python -m tests.support.layout
 
 digits-teacher: $(READY) ## train the embedded teacher and judge from nothing into runs/digits-teacher
 	$(BIN)/python -m randcond.data.digits.train_teacher runs/digits-teacher

@@ -1,0 +1,1 @@
+"""Tests: a file per subject, in the packages' rooms; whole commands; faults; clusters; benches."""

@@ -1,0 +1,1 @@
+"""What breaks a run: lost ranks, kills, full disks, values that are not finite."""

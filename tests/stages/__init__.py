@@ -1,0 +1,1 @@
+"""Whole commands, from the command line to the report."""

@@ -14,6 +14,7 @@ import yaml
 
 from randcond.launch.config.experiments import table_row
 from randcond.launch.config.gpus import GPUS
+from tests.support import layout
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("launch", "model_zoo", "data", "train", "eval")
@@ -107,23 +108,8 @@ def test_stages_by_hand_resolve(line: str, tmp_path: Path) -> None:
     assert not report or "scores.json: run `randcond run eval" in done.stderr
 
 
-def test_the_tree_names_every_file_once() -> None:
-    """Of docs/layout.md: every .py file of the packages has a line, its folder's line stands for __init__.py."""
-    tree = (ROOT / "docs/layout.md").read_text().split("```")[1]
-    named: list[str] = []
-    folders: list[str] = []
-    for line in tree.strip().splitlines():
-        name, line_says = line.split(maxsplit=1)
-        depth = (len(line) - len(line.lstrip())) // 2
-        assert depth <= len(folders) and line_says, line
-        named.append("".join(folders[:depth]) + name)
-        if name.endswith("/"):
-            folders = [*folders[:depth], name]
-    assert [name for name, count in Counter(named).items() if count > 1] == []
-    there = {name for name in named if (ROOT / name).is_dir() == name.endswith("/") and (ROOT / name).exists()}
-    files = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    wanted = {str(file).removesuffix("__init__.py") for file in files}
-    assert {"gone": set(named) - there, "lacking": wanted - there} == {"gone": set(), "lacking": set()}
+def test_the_tree_is_what_the_docstrings_say() -> None:
+    assert layout.PAGE.read_text() == layout.page(), "run `make layout`"
 
 
 def test_the_map_names_every_room() -> None:

@@ -1,0 +1,1 @@
+"""A module at a time, by package."""
