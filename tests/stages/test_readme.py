@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from randcond.launch.config.experiments import table_row
 from randcond.launch.config.gpus import GPUS
-from tests.support import layout
+from tests.support import layout, warm
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("launch", "model_zoo", "data", "train", "eval")
@@ -66,6 +65,11 @@ def test_make_targets_exist(line: str) -> None:
         assert not re.search(r"-row\d+$", word) or table_row(word)  # a target is a pattern: make takes any number
 
 
+def run(folder: Path, *words: str, module: str = "randcond.launch.cli") -> subprocess.CompletedProcess[str]:
+    """Runs `python -m MODULE WORDS` in a folder."""
+    return warm.run([warm.Command(module, list(words), folder)])[0]
+
+
 @pytest.mark.parametrize("line", RANDCOND)
 def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """`run` lines dry, `students` for one rule, the others in full, in a folder that looks like the root."""
@@ -78,10 +82,9 @@ def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRe
         tmp_path = request.getfixturevalue("world")
     else:
         (tmp_path / "data").symlink_to(ROOT / "data")
-    command = [sys.executable, "-m", "randcond.launch.cli"]
     if words[:2] in (["pool", "sample"], ["pool", "take"]):
-        subprocess.run([*command, "pool", "build", words[2], "data/digits/captions.txt"], cwd=tmp_path, check=True)
-    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+        run(tmp_path, "pool", "build", words[2], "data/digits/captions.txt")
+    done = run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -89,8 +92,7 @@ def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRe
 @pytest.mark.parametrize("line", PUSHES)
 def test_flags_of_pushes_exist(line: str) -> None:
     words = shlex.split(line)[1:]
-    command = [sys.executable, "-m", "randcond.launch.cli", *words[1:2], "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = run(ROOT, *words[1:2], "--help").stdout
     assert words[0] == ".venv/bin/randcond"
     assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z]+", text))
 
@@ -102,8 +104,7 @@ def test_stages_by_hand_resolve(line: str, tmp_path: Path) -> None:
     marker = "--module" if "--module" in words else "-m"
     module, *rest = words[words.index(marker) + 1 :]
     report = module == "randcond.eval.report"  # which knows no dry run: of what is named nothing is evaluated here
-    command = [sys.executable, "-m", module, *rest, *([] if report else ["--dry-run"])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run(tmp_path, *rest, *([] if report else ["--dry-run"]), module=module)
     assert done.returncode == (2 if report else 0), done.stderr
     assert not report or "scores.json: run `randcond run eval" in done.stderr
 
