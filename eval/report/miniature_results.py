@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from randcond.eval.report.repetitions import CONFIDENCE, Verdict, claim_lines
 from randcond.eval.report.result_plots import COLOURS, plot_claims, plot_effects
 from randcond.eval.report.table import as_markdown
 from randcond.launch.config.experiments import table_names
 from randcond.launch.config.tables import load_table
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_json, write_text
+from randcond.launch.runtime.files import atomic_write, read_json, write_text
 
 KEPT = ("*.md", "*.json", "*.png")
 READING = "reading.md"  # written by hand, next to README.md
@@ -30,7 +32,17 @@ def keep(reports: Path, out: Path) -> list[str]:
         (out / name).mkdir(parents=True, exist_ok=True)
         for path in (path for kind in KEPT for path in (reports / name).glob(kind)):
             shutil.copy(path, out / name / path.name)
+        for path in (out / name).glob("*.png"):
+            shrink(path)
     return names
+
+
+def shrink(path: Path) -> None:
+    """Rewrites a PNG file with a palette of 256 colours, which takes about a third of the bytes."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    with atomic_write(path) as temporary:
+        small.save(temporary, format="PNG", optimize=True)
 
 
 def summarize(out: Path) -> None:
@@ -62,6 +74,9 @@ def summarize(out: Path) -> None:
     if verdicts:
         plot_claims(out / "claims.png", verdicts)
         plot_effects(out / "effects.png", verdicts, {name: reports[name]["repetitions"] for name in verdicts})
+        for name in ("claims.png", "effects.png"):
+            if (out / name).is_file():
+                shrink(out / name)
 
 
 def _limits(reports: dict[str, Any], has_margins: bool) -> list[str]:

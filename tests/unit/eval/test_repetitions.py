@@ -158,6 +158,15 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
             assert picture.width > 400 and len(set(picture.convert("RGB").getdata())) > 20
 
 
+def test_kept_pictures_are_small() -> None:
+    """With a palette, and of a size that a clone can bear."""
+    paths = list((PACKAGE / "launch/tables/results").rglob("*.png"))
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.mode == "P", path
+    assert sum(path.stat().st_size for path in paths) < 4e6
+
+
 def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
     """The page in the repository is what its reports say, and these are of the tables as they are now."""
     kept = PACKAGE / "launch/tables/results"
