@@ -113,6 +113,18 @@ def test_the_tree_is_what_the_docstrings_say() -> None:
     assert layout.PAGE.read_text() == layout.page(), "run `make layout`"
 
 
+def test_quoted_messages_are_ours() -> None:
+    """Of docs/troubleshooting.md: each message in the first column is a part of a string in the packages."""
+    _, text = page_with("# Troubleshooting\n")
+    rows = [line.split("|")[1] for line in text.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    sources = [path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    sources = [re.sub(r'"\s+f?"', "", source) for source in sources]  # strings over several lines
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row) if " " in message]
+    assert len(messages) >= 5
+    for message in messages:
+        assert message.startswith("randcond ") or any(message in source for source in sources), message
+
+
 def test_the_map_names_every_room() -> None:
     text = README.read_text().split("## Map")[1].split("\n## ")[0]
     named = set(re.findall(r"\]\(([^)]+)\)", text))
