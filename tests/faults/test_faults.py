@@ -15,13 +15,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.distributed import DistBackendError, DistNetworkError
 
+from randcond.data.inputs.fetch import FetchError
 from randcond.data.stream.stream import Positions, Stream, batches
 from randcond.launch.cluster import hosts, supervise
 from randcond.launch.cluster.commands import Step
 from randcond.launch.errors import TemporaryError, UserError
 from randcond.launch.runtime.exit_codes import FAULT, LOST_RANK, PREEMPTED, USER_ERROR, exit_code
 from randcond.train.faults.disk_space import check_folder
+from randcond.train.faults.heartbeat import peer_is_lost
 from randcond.train.watch.timing import trace_window
 from tests.support.demo import TINY
 from tests.support.interruptions import RANDCOND, ranks, wait_for
@@ -299,6 +302,13 @@ def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == "error: no space\n"
+
+
+def test_a_lost_peer_is_told_by_class_where_there_is_one() -> None:
+    assert peer_is_lost(DistNetworkError("whatever")) and peer_is_lost(DistBackendError("whatever"))
+    assert peer_is_lost(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+    assert not peer_is_lost(UserError("a file: Timed out")) and not peer_is_lost(FetchError("http://x: timed out"))
+    assert not peer_is_lost(RuntimeError("CUDA out of memory"))
 
 
 def test_what_passes_is_no_mistake() -> None:

@@ -18,12 +18,21 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from torch.distributed import DistError
+
 from randcond.launch.runtime.exit_codes import LOST_RANK, exit_code, record_first_exit, report_error
 from randcond.launch.runtime.logs import FILE_ONLY, dump_threads, log
 from randcond.train.engine import Engine
 
-# Parts of the messages with which torch.distributed's backends report a lost peer. Any other error is the rank's own.
-_LOST_PEER_MESSAGES = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "Timed out", "timed out")
+# gloo raises a plain RuntimeError for everything, so only its message tells that a peer is lost.
+_GLOO_MESSAGES = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
+
+
+def peer_is_lost(error: BaseException) -> bool:
+    """Returns True if a collective reports that another rank is lost. Any other error is this rank's own."""
+    if isinstance(error, DistError):  # NCCL, the rendezvous store
+        return True
+    return type(error) is RuntimeError and any(text in str(error) for text in _GLOO_MESSAGES)
 
 
 @dataclass
@@ -83,7 +92,7 @@ class Heartbeat:
             self.engine.barrier()  # other ranks may still write files; until then the heartbeat goes on
             self._finished.set()
             self.engine.barrier()  # now no rank watches any more, and connections may close
-        elif isinstance(error, Exception) and any(text in str(error) for text in _LOST_PEER_MESSAGES):
+        elif peer_is_lost(error):
             # Another rank is lost. Wait for the verdict, which names that rank and ends this process.
             time.sleep(self.silence + 2 * self.interval)
         elif report_error(error) and self.engine.rank:
