@@ -26,7 +26,7 @@ from randcond.launch.runtime.exit_codes import FAULT, LOST_RANK, PREEMPTED, USER
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.faults.heartbeat import peer_is_lost
 from randcond.train.watch.timing import trace_window
-from tests.support.demo import TINY
+from tests.support.demo import TINY, randcond
 from tests.support.interruptions import RANDCOND, ranks, wait_for
 from tests.support.patience import HANG
 from tests.support.runs import metrics, same_bits, samples
@@ -50,8 +50,7 @@ def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) ->
 
 def train(folder: Path, run: str, *more: str) -> str:
     """The same, left alone."""
-    command = [*RANDCOND, "launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=HANG).stdout
+    return randcond(folder, "run", "train", "demo-with", *WORDS, f"paths.run={run}", *more).stdout
 
 
 @pytest.fixture(scope="module")

@@ -114,22 +114,28 @@ def test_two_ranks_and_one_train_the_same_student(world: Path) -> None:
 BF16 = ["engine.precision=bf16", "engine.micro_batch=4", "train.steps=8", "train.sample_every=0"]
 
 
-def test_bf16_with_accumulation_follows_fp32(world: Path) -> None:
+@pytest.fixture(scope="module")
+def bf16(world: Path) -> Path:
+    """A run in bf16 with gradient accumulation."""
     randcond(world, "run", "train", "demo-with", *TINY, *BF16, "paths.run=runs/bf16")
-    ours, theirs = metrics(world / "runs/bf16"), metrics(world / "runs/demo/with")
+    return world / "runs/bf16"
+
+
+def test_bf16_with_accumulation_follows_fp32(world: Path, bf16: Path) -> None:
+    ours, theirs = metrics(bf16), metrics(world / "runs/demo/with")
     assert [line["step"] for line in ours] == [2, 4, 6, 8]
     for mine, its in zip(ours, theirs[: len(ours)], strict=True):
         assert mine["loss/total"] == pytest.approx(its["loss/total"], rel=0.05)
-    assert all(tensor.dtype == torch.float32 for tensor in weights(world / "runs/bf16").values())
+    assert all(tensor.dtype == torch.float32 for tensor in weights(bf16).values())
 
 
-def test_bf16_resumes_bit_by_bit(world: Path) -> None:
-    """Straight through (the run above) against stopped at step 4 and gone on: fp32 masters, moments and EMA return."""
+def test_bf16_resumes_bit_by_bit(world: Path, bf16: Path) -> None:
+    """Straight through against stopped at step 4 and gone on: fp32 masters, moments and EMA return."""
     words = ["demo-with", *TINY, *BF16, "paths.run=runs/bf16-cut"]
     randcond(world, "run", "train", *words, "train.steps=4")
     said = randcond(world, "run", "train", *words).stdout
     assert "resuming from step 4" in said
-    assert same_bits(world / "runs/bf16", world / "runs/bf16-cut")
+    assert same_bits(bf16, world / "runs/bf16-cut")
 
 
 def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:

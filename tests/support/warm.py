@@ -30,6 +30,7 @@ MODULES = (  # what stages import, so that a forked process finds it imported
     "tensorboard",
     "torch.utils.tensorboard",
     "torch._dynamo",
+    "torch.utils.hipify.hipify_python",
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "diffusers",
