@@ -125,7 +125,7 @@ def test_training_from_a_server_trains_the_same_student(world: Path, tmp_path: P
         words = [*TINY, f"paths.cache={url}", f"cache.local={tmp_path}", f"paths.run=runs/remote-{server}"]
         randcond(world, "run", "train", "demo-with", *words)
         assert same_bits(world / f"runs/remote-{server}", world / "runs/demo/with")
-        assert "a URL is read from" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
+        assert "a cache at a URL is read-only" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
     if server == "nginx":
         asked = re.findall(r"GET /(latents-\d+\.tar) ", (tmp_path / "nginx/access.log").read_text())
         assert len(set(asked)) == 3 < len(asked)  # one was cut in the middle
