@@ -63,16 +63,17 @@ plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone 
 	@$(BIN)/randcond plan $(ARGS)
 
 NOT_HERE := not slow and not gpu and not hosts and not slurm
+QUICK := tests/unit tests/stages/test_older_artefacts.py # of these, the tests without the marker heavy
 SPREAD := -n $(WORKERS) --dist worksteal # a process that is done takes tests from the other
 
 quick: $(READY) ## the tests that tell most, two minutes on two cores
-	$(BIN)/python -m pytest $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
+	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
 
 test: $(READY) ## the tests that guard a change, 15 minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m "$(NOT_HERE)" $(ARGS)
 
 coverage: $(READY) ## how much of the code `make quick` runs, by file
-	$(BIN)/python -m pytest $(SPREAD) -m "quick and $(NOT_HERE)" --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" --cov --cov-report=term $(ARGS)
 
 test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too, which it installs)
 	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)

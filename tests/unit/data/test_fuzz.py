@@ -53,6 +53,7 @@ def sources(folder: Path) -> list[Path]:
     return sorted(folder.glob("a.*"))
 
 
+@pytest.mark.heavy
 def test_damaged_caption_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A text file may still be one; what is compressed or has checksums is refused, or is as it was."""
     ends: Counter[str] = Counter()

@@ -167,6 +167,7 @@ def test_kept_pictures_are_small() -> None:
     assert sum(path.stat().st_size for path in paths) < 4e6
 
 
+@pytest.mark.heavy
 def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
     """The page in the repository is what its reports say, and these are of the tables as they are now."""
     kept = PACKAGE / "launch/tables/results"

@@ -105,6 +105,7 @@ def test_a_table_with_the_papers_figures(tables: Path, capsys: pytest.CaptureFix
     assert "A table of two" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_experiments_side_by_side(tables: Path) -> None:
     for name in ("one", "two"):
         evaluate(load_config(name))

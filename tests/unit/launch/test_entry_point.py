@@ -37,6 +37,7 @@ def test_a_stage_ends_with_its_own_code_whatever_its_libraries_do(code: int, tmp
     assert {1: "in run\nValueError: a bug", 2: "error: a mistake"}.get(code, "") in done.stderr
 
 
+@pytest.mark.heavy
 def test_the_first_of_several_ranks_that_ends_badly_is_kept(tmp_path: Path) -> None:
     """A rank that ends well is none, and the ones that are asked to end because of the first don't hide it."""
     first = tmp_path / "first"

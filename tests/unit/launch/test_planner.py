@@ -272,6 +272,7 @@ def test_the_command(tmp_path: Path) -> None:
 MLPERF = {8: (64, 126.6, 1e-6), 64: (16, 110.2, 0.01), 512: (4, 73.5, 0.05), 1024: (2, 48.8, 0.15)}
 
 
+@pytest.mark.heavy
 def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
     """MLPerf Training v4.0's Stable Diffusion on H100s: speeds of the logs' undisturbed blocks; fp16 all-reduced."""
     config = complete_config({**LAYOUTS["sd-v2-1"], "sample_size": 64})

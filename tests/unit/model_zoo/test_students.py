@@ -77,6 +77,7 @@ def test_sizes_and_costs_are_the_papers(tmp_path: Path) -> None:
     assert found["sd-v1-4", "block-base"]["block_out_channels"] == [320, 640, 1280, 1280]
 
 
+@pytest.mark.heavy
 def test_activations_are_what_a_real_forward_keeps(tmp_path: Path) -> None:
     config = plain_config(tiny_teacher("sd-v1-4").config)
     counted = saved_activations(UNet2DConditionModel, config, batch=3, tokens=7)
@@ -154,6 +155,7 @@ def test_slim_copies_all_but_its_samplers() -> None:
             assert torch.equal(tensor, theirs[expected_source("slim-base", key)])
 
 
+@pytest.mark.heavy
 def test_a_student_that_removes_nothing_is_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     for layout in ("sd-v1-4", "sdxl"):
         everything = StudentRule("all of it", dict, find_rule("block-base").pairs, lambda name: name)
@@ -170,6 +172,7 @@ def test_a_student_that_removes_nothing_is_the_teacher(monkeypatch: pytest.Monke
         assert all(loss.item() == 0 for loss in losses.values())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("layout", "name"), NINE + ELSEWHERE)
 def test_every_student_trains_and_its_features_meet(layout: str, name: str) -> None:
     teacher = tiny_teacher(layout)
