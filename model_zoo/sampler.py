@@ -179,7 +179,11 @@ def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Converts images [n, 3, H, W] in [-1, 1] to uint8 in [0, 255], rounding as diffusers' image processor does."""
+    """Converts images [n, 3, H, W] in [-1, 1] to uint8 in [0, 255], rounding as diffusers' image processor does.
+
+    >>> to_bytes(torch.tensor([-1.0, 0.0, 1.0])).tolist()
+    [0, 128, 255]
+    """
     return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
 
 

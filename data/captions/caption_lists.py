@@ -47,5 +47,9 @@ def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tup
 
 
 def names_any(words: list[str]) -> re.Pattern[str]:
-    """Returns a pattern that matches any of the words as a whole word, ignoring case. No words: matches nothing."""
+    """Returns a pattern that matches any of the words as a whole word, ignoring case. No words: matches nothing.
+
+    >>> bool(names_any(["cat"]).search("A Cat, asleep")), bool(names_any(["cat"]).search("a category"))
+    (True, False)
+    """
     return re.compile(r"\b(" + "|".join(map(re.escape, words)) + r")\b", re.IGNORECASE) if words else re.compile("(?!)")

@@ -96,7 +96,11 @@ def clean(captions: pa.Array) -> pa.StringArray:
 
 
 def clean_text(caption: str) -> str:
-    """Cleans one caption, as `clean` does."""
+    """Cleans one caption, as `clean` does.
+
+    >>> clean_text("  two   dogs\\tplay ")
+    'two dogs play'
+    """
     return clean(pa.array([caption], pa.string()))[0].as_py()
 
 

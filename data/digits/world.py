@@ -73,6 +73,10 @@ def read_label(text: str) -> Caption:
 
     Raises UserError unless the caption names exactly one of each. Captions that are not of the digits world therefore
     fail before any scoring.
+
+    >>> label = read_label("teal paper with a cyan three")
+    >>> DIGITS[label.digit]
+    'three'
     """
     words = text.lower().replace(",", " ").split()
 

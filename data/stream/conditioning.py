@@ -52,6 +52,9 @@ def probability_table(name: str, p_args: dict[str, float], timesteps: int) -> li
     """Returns p(t) for t = 0 .. timesteps - 1. `name`: conditioning.p. `p_args`: conditioning.p_args.
 
     Raises UserError if a name or argument is unknown, or if a value of p(t) is not in [0, 1].
+
+    >>> [round(p, 3) for p in probability_table("exponential", {"lam": 5.0}, timesteps=4)]
+    [0.007, 0.024, 0.082, 0.287]
     """
     if name not in PROBABILITIES:
         raise UserError(f"conditioning.p: unknown p(t) {name!r}; known: {', '.join(PROBABILITIES)}")

@@ -42,7 +42,11 @@ def object_name(noun: str) -> str:
 
 
 def relation(prompt: str) -> str | None:
-    """Returns the relation in a prompt, one of RELATIONS; None if it contains none of them (e.g. "above", "inside")."""
+    """Returns the relation in a prompt, one of RELATIONS, or None if it contains none of them.
+
+    >>> relation("a dog on the left of a cat"), relation("a dog above a cat")
+    ('on the left of', None)
+    """
     return next((words for words in RELATIONS if words in prompt), None)
 
 

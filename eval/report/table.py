@@ -133,7 +133,13 @@ def _plain(value: object) -> str:
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Returns the table as Markdown."""
+    """Returns the table as Markdown.
+
+    >>> print(as_markdown([["", "FID"], ["teacher", "13.05"]]))
+    |  | FID |
+    | --- | --- |
+    | teacher | 13.05 |
+    """
     rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -73,7 +73,11 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: `40 s`, `2 min 40 s`, `3 h 20 min`."""
+    """Returns a duration in words.
+
+    >>> duration(40), duration(160), duration(12_000)
+    ('40 s', '2 min 40 s', '3 h 20 min')
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -32,6 +32,9 @@ def find_rule(name: str) -> StudentRule:
     """Returns the named rule. `channel-M` works for any multiplier M.
 
     Raises UserError listing the known names if there is no such rule.
+
+    >>> find_rule("channel-0.65").summary
+    'all layers, 0.65 of the width'
     """
     if name in STUDENTS:
         return STUDENTS[name]

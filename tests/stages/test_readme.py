@@ -168,7 +168,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 def test_names_to_add_to_stand_where_it_says() -> None:
     """Of docs/developing.md: `NAME` (`file.py`)."""
-    pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", " ".join(page_with("Adding a student:")[1].split()))
+    pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", " ".join(page_with("## Adding a student")[1].split()))
     assert len(pairs) >= 4
     for name, file in pairs:
         assert re.search(rf"^(class )?{name}\b", (ROOT / file).read_text(), re.MULTILINE), f"{name} in {file}"

@@ -46,15 +46,18 @@ def _warm(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str] | 
     """Runs a command in warm processes; None if it has flags that only the real command line understands."""
     if not {"run", "launch"} & set(words[:1]) or {"--help", "--dry-run"} & set(words) or len(words) < 3:
         return warm.run([warm.Command("randcond.launch.cli", words, folder)])[0]
-    stage, experiment, *rest = words[1:]
-    gpus = int(rest.pop(rest.index("--gpus") + 1)) if "--gpus" in rest else None
-    overrides = [word for word in rest if word != "--gpus"]
-    if any(word.startswith("-") for word in [stage, *overrides]):
-        return None
+    stage, experiment, *overrides = words[1:]
     name = str(folder / experiment) if experiment.endswith(".yaml") else experiment
+    gpus = None
     try:
+        if "--gpus" in overrides:
+            place = overrides.index("--gpus")
+            _, number = overrides[place : place + 2]
+            gpus, overrides = int(number), overrides[:place] + overrides[place + 2 :]
+        if any(word.startswith("-") for word in [stage, *overrides]):
+            return None
         steps = plan(stage, name, overrides, Place(gpus=gpus))
-    except UserError:
+    except (UserError, ValueError):  # the command line says what is wrong
         return warm.run([warm.Command("randcond.launch.cli", words, folder)])[0]
     outputs, errors = [], []
     for step in steps:
