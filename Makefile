@@ -1,7 +1,7 @@
 # randcond: `make help` lists the targets.
 # Variables: VENV (default .venv), PYTHON, ARGS (section.key=value ...), and where to run: HOSTFILE, NODES,
 # GPUS (ranks per host), LAUNCHER (deepspeed, torchrun, slurm), RESTARTS, SBATCH (your site's options).
-# WORKERS: processes that make test runs in.
+# WORKERS: number of processes of make quick and make test.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
@@ -30,7 +30,7 @@ help: ## this list
 	@echo "one row of a table: table1-row5, table3-row2, ...; experiments (pool, cache, train, eval, report):"
 	@for f in $$(ls launch/experiments/*.yaml launch/experiments/*/*.yaml | grep -v /base/); do printf '  %-36s%s\n' "$$(basename $$f .yaml)" "$$(sed -n '1s/^# //p' $$f)"; done
 
-setup: $(READY) ## install everything into VENV (done by the other targets when missing)
+setup: $(READY) ## install everything into VENV (the other targets do this if it is missing)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) launch/prerequisites.py $(VENV)
@@ -53,32 +53,32 @@ $(foreach table,$(TABLES),$(eval $(call ROW,$(table))))
 
 MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini-tableG mini-fig7 mini-tableB mini-tableC mini-tableC-teacher mini-table1-fresh mini-tableC-fresh
 
-mini: $(READY) ## the paper in miniature, all its tables one after the other: most of a day on two cores
+mini: $(READY) ## all miniature tables of the paper, one after another: most of a day on two cores
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
 
-mini-results: $(READY) ## keep the reports of the demo and the tables in miniature that are done in launch/tables/results
+mini-results: $(READY) ## copy the finished reports of the demo and the miniature tables to launch/tables/results
 	@$(BIN)/python -m randcond.eval.report.miniature_results runs runs/mini launch/tables/results
 
-plan: $(READY) ## GPU-hours and disk of every table of the paper, before anyone starts
+plan: $(READY) ## predict GPU-hours and disk space of every table of the paper
 	@$(BIN)/randcond plan $(ARGS)
 
 NOT_HERE := not slow and not gpu and not hosts and not slurm
 QUICK := tests/unit tests/stages/test_older_artefacts.py # of these, the tests without the marker heavy
-SPREAD := -n $(WORKERS) --dist worksteal # a process that is done takes tests from the other
+SPREAD := -n $(WORKERS) --dist worksteal # an idle process takes tests from the other one
 
-quick: $(READY) ## the tests that tell most, two minutes on two cores
+quick: $(READY) ## the most informative tests, two minutes on two cores
 	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
 
-test: $(READY) ## the tests that guard a change, 15 minutes on two cores
+test: $(READY) ## the tests for every change, 15 minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m "$(NOT_HERE)" $(ARGS)
 
-coverage: $(READY) ## how much of the code `make quick` runs, by file
+coverage: $(READY) ## share of the code that `make quick` runs, by file
 	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" --cov --cov-report=term $(ARGS)
 
-test-all: $(READY) ## every test that can run on this machine (as root: those on two hosts and Slurm too, which it installs)
+test-all: $(READY) ## every test that can run on this machine (as root also on two hosts and Slurm; installs what they need)
 	$(BIN)/python -m pytest $(if $(filter 0,$(shell id -u)),,-m "not hosts and not slurm") $(ARGS)
 
-test-endurance: $(READY) ## loss curves on every engine, ten random kill -9, engines and ranks changed on the way, the EMA
+test-endurance: $(READY) ## loss curves on every engine, ten random kill -9, changes of engine and ranks during a run, the EMA
 	$(BIN)/python -m pytest tests/faults/test_endurance.py $(ARGS)
 
 test-hosts: $(READY) ## two hosts on this machine: deepspeed over ssh, a killed rank, a cut link (as root)
@@ -93,43 +93,43 @@ lint: $(READY) ## ruff and mypy
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/randcond # mypy does not follow the editable installation
 	MYPYPATH=build/typing $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
-format: $(READY) ## let ruff put the code in order
+format: $(READY) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-dryrun: $(READY) ## resolve and check every experiment, run none
+dryrun: $(READY) ## resolve and check every experiment without running it
 	$(BIN)/python -m randcond.train.dryrun
 
-# ARGS are for a bench's first part; who asks for help gets that of all its parts, and no timing.
+# ARGS go to the first part of a bench. With --help, all its parts print their help, and none measures anything.
 HELP := $(filter -h --help,$(ARGS))
 
-bench: $(READY) ## the training step beside the published recipe's and a bare one, caching and evaluation beside the stock tools
+bench: $(READY) ## compare the training step with the published recipe's and a bare one, caching and evaluation with the stock tools
 	$(BIN)/python -m tests.bench.step $(ARGS)
 	$(BIN)/python -m tests.bench.draw $(HELP)
 	$(BIN)/python -m tests.bench.evaluation --images 96 --many 0 $(HELP)
 
-bench-start: $(READY) ## what one waits for before the first step, by part
+bench-start: $(READY) ## the time to the first step, by part
 	$(BIN)/python -m tests.bench.startup $(ARGS)
 
-bench-scaling: $(READY) ## what of its traffic each engine hides on two ranks, and the planner's curves to 1,024 GPUs
+bench-scaling: $(READY) ## the share of its traffic that each engine hides on two ranks, and the planner's curves to 1,024 GPUs
 	$(BIN)/python -m tests.bench.overlap $(ARGS)
 
-bench-data: $(READY) ## 20M captions beside a pandas column, the stream beside a file per latent
+bench-data: $(READY) ## compare a pool of 20M captions with a pandas column, and the stream with one file per latent
 	$(BIN)/python -m tests.bench.pool $(ARGS)
 	$(BIN)/python -m tests.bench.loader $(HELP)
 
-bench-eval: $(READY) ## evaluation's part of make bench, and its memory over 10,000 images
+bench-eval: $(READY) ## the evaluation part of make bench, and its memory over 10,000 images
 	$(BIN)/python -m tests.bench.evaluation $(ARGS)
 
-tensorboard: $(READY) ## watch the runs
+tensorboard: $(READY) ## show the runs in TensorBoard
 	$(BIN)/tensorboard --logdir runs
 
-docs: $(READY) ## the API reference, out of docstrings and types, into runs/api
+docs: $(READY) ## write the API reference from docstrings and types to runs/api
 	PYTHONWARNINGS=ignore::UserWarning $(BIN)/pdoc -o runs/api $(PACKAGES)
 	@echo "open runs/api/index.html"
 
-layout: $(READY) ## docs/layout.md, the tree of the packages, out of docstrings
+layout: $(READY) ## write docs/layout.md, the tree of the packages, from docstrings
 	@$(BIN)/python -m tests.support.layout
 
-digits-teacher: $(READY) ## train the embedded teacher and judge from nothing into runs/digits-teacher
+digits-teacher: $(READY) ## train the embedded teacher and judge from random weights, into runs/digits-teacher
 	$(BIN)/python -m randcond.data.digits.train_teacher runs/digits-teacher

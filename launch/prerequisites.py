@@ -13,13 +13,13 @@ import sys
 import sysconfig
 from pathlib import Path
 
-GB = 9  # disk space that the environment needs: packages, and space to unpack them
+GB = 9  # disk space for the environment: the packages, and space to unpack them
 
 
 def missing(folder: Path) -> list[str]:
     """Returns what is missing, each with the Debian package that provides it.
 
-    `folder`: the environment's, which need not exist yet.
+    `folder`: the environment's folder; it may not exist yet.
     """
     lacks = []
     if sys.version_info < (3, 11):  # noqa: UP036 (an older Python may run this file)

@@ -58,7 +58,7 @@ def _extract(packed: tarfile.TarFile, folder: Path) -> None:
 
 
 def _lift_only_folder(folder: Path, name: str) -> None:
-    """Moves the content of FOLDER/NAME up if nothing else is in FOLDER: NAME/NAME says the name twice."""
+    """Moves the content of FOLDER/NAME to FOLDER if nothing else is in FOLDER, so that no path has NAME/NAME."""
     inner = list(folder.iterdir())
     if [each.name for each in inner] == [name] and inner[0].is_dir():
         lifted = inner[0].rename(folder.with_name(f"{folder.name}.inner"))

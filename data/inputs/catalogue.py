@@ -23,7 +23,7 @@ class Input:
     size: str = ""
     licence: str = ""
     made: list[str] = field(default_factory=list)  # instead of files: the commands that create the input
-    pattern: str = ""  # glob that selects files on such a page
+    pattern: str = ""  # glob that selects the files on such a page
     unpack: bool = False
     sha256: dict[str, str] = field(default_factory=dict)  # file name -> checksum, or the start of it, if published
 

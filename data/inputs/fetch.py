@@ -1,4 +1,4 @@
-"""Downloads whole files. A lost connection or a kill costs no byte that arrived; checksums are compared.
+"""Downloads whole files and compares their checksums. Keeps what has arrived after a lost connection or a kill.
 
 Reads http(s)://, s3:// and every other URL that fsspec opens.
 """
@@ -19,9 +19,9 @@ Answer = TypeVar("Answer")
 
 BLOCK = 16_000_000  # bytes per request
 STALL = 60.0  # seconds without a byte after which a connection counts as lost
-TRIES = 8  # without any progress
+TRIES = 8  # tries without any progress before an error
 PATIENCE = 1.0  # seconds before the second try, doubled for each further one
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of our own disk: another try does not help
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of the local disk: another try does not help
 
 
 class FetchError(ConnectionError):
@@ -52,11 +52,11 @@ def open_system(url: str) -> tuple[Any, str]:
 def fetch(
     url: str, target: Path, checksum: str | None = None, on_bytes: Callable[[int], object] = lambda count: None
 ) -> Path:
-    """Downloads a file to `target` and returns it. Continues TARGET.part, which an interrupted download left.
+    """Downloads a file to `target` and returns it. Continues an interrupted download from TARGET.part.
 
     `checksum`: SHA-256 in hex, or the start of it. `on_bytes` is called with the size of each block that arrived.
     Raises UserError if the server has no such file, refuses access, or has a file with another checksum; FetchError
-    after `TRIES` tries without progress; OSError if the disk is full or can't be written. Each message has the URL.
+    after `TRIES` tries without progress; OSError if the disk is full or can't be written. Each message names the URL.
     """
     system, path = open_system(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,11 @@ def fetch(
         try:
             size = system.info(path)["size"]
             if size is not None and before > size:
-                remove(part)  # it is a part of another file
+                remove(part)  # it belongs to another file
                 continue
             _append(system, path, part, before, size, on_bytes)
             break
-        except Exception as error:  # each file system's library has errors of its own for a lost connection
+        except Exception as error:  # each file system's library has its own errors for a lost connection
             _raise_if_refused(url, error)
             if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                 raise OSError(error.errno, f"{url}: can't write {part}: {error.strerror}") from None
@@ -88,7 +88,7 @@ def fetch(
 
 
 def ask(url: str, question: Callable[[], Answer]) -> Answer:
-    """Calls `question`, which asks a file system about a URL. A server is asked again while it fails, a disk is not.
+    """Returns the answer of `question`, which asks a file system about a URL. Retries for a server, not for a disk.
 
     Raises FetchError after `TRIES` tries, and UserError if the server has no such file or refuses access.
     """
@@ -96,7 +96,7 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
     while True:
         try:
             return question()
-        except Exception as error:  # each file system's library has errors of its own for a silent server
+        except Exception as error:  # each file system's library has its own errors for a silent server
             if not is_url(url):
                 raise
             _raise_if_refused(url, error)
@@ -121,7 +121,7 @@ def _raise_if_refused(url: str, error: Exception) -> None:
 def _is_not_there(error: Exception) -> bool:
     """Returns True if the server answered "no such file".
 
-    fsspec raises FileNotFoundError also if a web server does not answer. Only the error's cause tells them apart.
+    fsspec also raises FileNotFoundError if a web server does not answer. Only the error's cause shows the difference.
     """
     cause = error.__cause__
     answered = (

@@ -66,7 +66,7 @@ def _fetch_input(entry: Input, folder: Path, source: str) -> None:
         final = unpacked_path(target) if entry.unpack else target
         if name in record["files"] and final.exists():
             continue
-        if not target.exists():  # it exists if a kill came between the download and unpacking
+        if not target.exists():  # it exists if the process was killed between the download and unpacking
             part = target.with_name(f"{target.name}.part")
             start = part.stat().st_size if part.exists() else 0
             with Progress(total=_size(url), initial=start, desc=name, unit="B", unit_scale=True) as progress:
@@ -86,7 +86,10 @@ def _fetch_input(entry: Input, folder: Path, source: str) -> None:
 
 
 def _urls(entry: Input, source: str) -> dict[str, str]:
-    """Returns file name -> URL. Raises UserError if `source` lists no such file, or is not a folder but has to be."""
+    """Returns file name -> URL.
+
+    Raises UserError if `source` lists no matching file, or if it is not a folder although the input has several files.
+    """
     if entry.pattern:
         system, path = open_system(source or entry.files[0])
         found = sorted(system.glob(f"{path.rstrip('/')}/{entry.pattern}"))

@@ -1,4 +1,4 @@
-"""Settings that contradict each other, and numbers out of range."""
+"""Checks a configuration for settings that contradict each other, and for numbers out of range."""
 
 import operator
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def check_config(config: "Config") -> None:
-    """Raises ValueError that names the key and says what to do."""
+    """Raises ValueError if a setting is wrong. The message names the key and says what to do."""
     _check_ranges(config)
     if config.cache.used is not None and config.cache.used > config.cache.size:
         raise ValueError(f"cache.used: {config.cache.used} is more than cache.size, {config.cache.size}")
@@ -41,7 +41,7 @@ def check_config(config: "Config") -> None:
     if config.engine.teacher == "sharded" and (config.engine.teacher_graph or config.engine.teacher_fp8):
         raise ValueError("engine.teacher: a sharded teacher can't use engine.teacher_graph or engine.teacher_fp8")
     if config.trains and bool(config.cache.captions) == bool(config.cache.images):
-        raise ValueError("cache.captions: give either cache.captions (to draw) or cache.images (to encode), not both")
+        raise ValueError("cache.captions: give exactly one of cache.captions (to draw) and cache.images (to encode)")
     if config.train.keep_every % config.train.checkpoint_every:
         raise ValueError(
             f"train.keep_every: must be a multiple of train.checkpoint_every ({config.train.checkpoint_every}), "
@@ -57,7 +57,7 @@ def check_config(config: "Config") -> None:
 
 
 def _check_ranges(config: "Config") -> None:
-    """Raises ValueError that names a number outside its range. Keys that are null are not checked."""
+    """Raises ValueError naming the key if a number is outside its range. Does not check keys that are null."""
     at_least = {
         1: """cache.used cache.resolution cache.steps cache.batch cache.shard_size train.steps train.global_batch
             train.log_every train.checkpoint_every train.keep_checkpoints train.eval_size engine.processes

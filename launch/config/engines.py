@@ -1,4 +1,4 @@
-"""The engines by what they do with the training state, and how batch and state are divided over the ranks.
+"""What each engine does with the training state, and how batch and state are divided over the ranks.
 
 The formulas for an engine's memory and traffic are in model_zoo/cost/memory.py and launch/planning/step_time.py.
 """
@@ -11,7 +11,7 @@ from randcond.launch.errors import UserError
 
 
 class EngineKind(StrEnum):
-    """What `engine.kind`, `engine.zero_stage` and `engine.sharding` select together, as plans call it."""
+    """The engine that `engine.kind`, `engine.zero_stage` and `engine.sharding` select together, as plans name it."""
 
     ZERO_0 = "zero-0"
     ZERO_1 = "zero-1"
@@ -30,7 +30,7 @@ class EngineSpec:
     gathers_blocks: bool = False  # the weights are sharded, and gathered block by block during the passes
     keeps_gathered: bool = False  # gathered weights are kept from the forward pass until the backward pass
     in_groups: bool = False  # the state is sharded over a group of ranks, and the groups are replicas
-    accumulates_in_fp32: bool = True  # also if it computes in bf16
+    accumulates_in_fp32: bool = True  # even if it computes in bf16
     skips_steps: bool = True  # can skip a step whose gradient is NaN or infinite
 
 
@@ -55,7 +55,7 @@ def engine_kind(kind: str, zero_stage: int, sharding: str) -> EngineKind:
 def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple[int, int]:
     """Returns (micro-batch, accumulation steps), whose product over all ranks is the global batch.
 
-    `micro_batch`: the setting `engine.micro_batch`. Raises UserError with the arithmetic if the batch does not divide.
+    `micro_batch`: the setting `engine.micro_batch`. Raises UserError with the arithmetic if the batch can't be divided.
     """
     if global_batch % ranks:
         raise UserError(

@@ -1,7 +1,7 @@
-"""One experiment = one strict YAML: composition of bases, overrides, errors that name the key.
+"""Resolves an experiment: one strict YAML file over its bases, and overrides. Errors name the key.
 
-In: an experiment's name or file and `key=value` overrides. Out: a frozen `Config` (launch/sections.py).
-A leaf: imports no torch, so that a login node reads a configuration in a fraction of a second.
+In: an experiment's name or file, and `key=value` overrides. Out: a frozen `Config` (launch/config/sections.py).
+Imports no torch, so that a login node reads a configuration in a fraction of a second.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from randcond.launch.errors import UserError
 
 
 def experiment_names() -> list[str]:
-    """The experiments that ship with randcond, one YAML each below launch/experiments."""
+    """Returns the names of the experiments that ship with randcond (one YAML file each, in launch/experiments)."""
     return sorted(yaml_files(EXPERIMENTS))
 
 
 def table_names() -> list[str]:
-    """The tables (sets of experiments compared in one report), one YAML each below launch/tables."""
+    """Returns the names of the tables: several experiments in one report (one YAML file each, in launch/tables)."""
     return sorted(yaml_files(TABLES))
 
 
 def find_table(name: str) -> Path:
-    """The YAML file of a table; raises UserError with the nearest names."""
+    """Returns a table's YAML file. Raises UserError with the nearest name if there is none."""
     found = yaml_files(TABLES).get(name)
     if found is None:
         raise UserError(f"unknown table {name!r}{suggest(name, table_names())}")
@@ -37,9 +37,9 @@ def find_table(name: str) -> Path:
 
 
 def find_experiment(name: str) -> Path:
-    """The YAML file of an experiment given by name, by path, or as a table's row (table1-row5).
+    """Returns the YAML file of an experiment given by name, by path, or as a table's row (table1-row5).
 
-    Raises UserError with the nearest names.
+    Raises UserError if there is none, with the nearest name.
     """
     given = Path(name)
     if given.suffix in {".yaml", ".yml"}:
@@ -48,12 +48,12 @@ def find_experiment(name: str) -> Path:
         raise UserError(f"no experiment file {name}")
     if name in table_names():
         arms = ", ".join(filter(None, _rows(name)))
-        raise UserError(f"{name} is a table: `randcond run` takes it, a single stage takes its experiments: {arms}")
+        raise UserError(f"{name} is a table: run it with `randcond run`, or name one of its experiments: {arms}")
     table, name = table_row(name) or ("", name)
     if table and compose(find_table(table), TABLES / "base").get("replicates"):
         raise UserError(
-            f"{table} has repetitions: `randcond run` takes its rows, other commands the table, or {name} with "
-            "replicate=NAME and that repetition's overrides"
+            f"{table} has repetitions: `randcond run` accepts one of its rows; other commands need the table, or "
+            f"{name} with replicate=NAME and that repetition's overrides"
         )
     found = yaml_files(EXPERIMENTS).get(name)
     if found is None:
@@ -63,7 +63,10 @@ def find_experiment(name: str) -> Path:
 
 
 def table_row(name: str) -> tuple[str, str] | None:
-    """Table and experiment of a row by its number (table1-row5), or None for another name; ValueError: no such row."""
+    """Returns the table and the experiment of a row by its number (table1-row5), or None for another name.
+
+    Raises UserError if the table has no such row, or if the row has no experiment.
+    """
     table, _, row = name.rpartition("-row")
     if table not in table_names() or not row.isdigit():
         return None
@@ -71,18 +74,18 @@ def table_row(name: str) -> tuple[str, str] | None:
     if not 1 <= int(row) <= len(rows):
         raise UserError(f"{name}: {table} has {len(rows)} rows")
     if not rows[int(row) - 1]:
-        raise UserError(f"{name}: that row is quoted from the paper, it is not run")
+        raise UserError(f"{name}: that row is quoted from the paper; it has no experiment")
     return table, rows[int(row) - 1]
 
 
 def _rows(table: str) -> list[str]:
-    """The experiment of each row of a table, "" for a quoted one."""
+    """Returns the experiment of each row of a table, "" for a row that is only quoted."""
     arms = compose(find_table(table), TABLES / "base").get("arms") or {}
     return [arm if isinstance(arm, str) else arm.get("experiment", "") for arm in arms.values()]
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolves an experiment and its `section.key=value` overrides; raises UserError naming file and key."""
+    """Returns a resolved experiment with its `section.key=value` overrides. Raises UserError naming file and key."""
     path = find_experiment(name)
     data = compose(path, EXPERIMENTS / "base")
     data.setdefault("name", path.stem)
@@ -94,7 +97,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _named(data: dict[str, Any]) -> dict[str, Any]:
-    """With {name} and {replicate} in folders replaced by the experiment's: rows of a table need not say theirs."""
+    """Returns `data` with {name} and {replicate} in folders replaced. So a base can set the folders of many rows."""
     names = {"{name}": str(data["name"]), "{replicate}": str(data.get("replicate", ""))}
 
     def fill(value: Any) -> Any:
@@ -111,10 +114,10 @@ def _named(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain data, in the order of the sections."""
+    """Returns the resolved configuration as plain data, in the order of the sections."""
     return dataclasses.asdict(config)  # type: ignore[call-overload]
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML; it loads back to the same configuration."""
+    """Returns the resolved configuration as YAML, from which the same configuration can be loaded."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)

@@ -1,4 +1,4 @@
-"""What a GPU can do, by its maker's data sheet: the floor that speeds are measured against and plans are made with."""
+"""Data-sheet figures of GPUs: plans use them, and measured speeds are compared with them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +8,17 @@ from randcond.launch.errors import UserError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU of a host; bandwidths are of one direction."""
+    """One GPU of a host. Bandwidths are for one direction."""
 
     tflops: float  # dense bf16, TFLOP/s
     memory_gb: float  # 1e9 bytes
-    within_gb_s: float  # to the other GPUs of its host, NVLink where it has it, GB/s
-    across_gb_s: float  # its share of the host's usual network, GB/s
+    within_gb_s: float  # GB/s to the other GPUs of its host, over NVLink if there is one
+    across_gb_s: float  # GB/s: its share of a typical host's network
     cores: int  # streaming multiprocessors
 
 
 def nvidia_here() -> bool:
-    """Whether this machine has a GPU of NVIDIA's, asked without torch."""
+    """Returns True if this machine has an NVIDIA GPU. Needs no torch."""
     return Path("/dev/nvidiactl").exists()
 
 
@@ -35,7 +35,7 @@ GPUS = {
     "l40s": Gpu(362, 48, 32, 12.5, 142),
     "rtx4090": Gpu(165, 24, 32, 3, 128),
 }
-_DEVICE_NAMES = {  # as the driver says it, the most special first
+_DEVICE_NAMES = {  # part of the driver's device name -> short name; the most specific first
     "A100-SXM4-40": "a100-40",
     "A100-PCIE-40": "a100-40",
     "A100": "a100-80",
@@ -52,12 +52,12 @@ _DEVICE_NAMES = {  # as the driver says it, the most special first
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its short name; raises UserError listing them."""
+    """Returns a GPU by its short name. Raises UserError with the known names if there is none."""
     if name not in GPUS:
         raise UserError(f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def gpu_of(device_name: str) -> Gpu | None:
-    """The GPU that a driver's device name ("NVIDIA H100 80GB HBM3") stands for, if it is known."""
+    """Returns the GPU with a driver's device name ("NVIDIA H100 80GB HBM3"), or None if it is unknown."""
     return next((GPUS[short] for part, short in _DEVICE_NAMES.items() if part in device_name), None)

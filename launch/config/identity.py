@@ -1,7 +1,7 @@
-"""Which settings decide an artefact: declared with each key in sections.py, compared leaf by leaf.
+"""Identities: which settings an artefact depends on, and how stored identities are compared.
 
-A setting that a stored identity does not have counts as its key's default. So a key that a later version adds changes
-no existing artefact, as long as it has its default.
+Each key in sections.py declares which artefacts depend on it. A setting that is missing in a stored identity counts as
+its key's default. So a new key does not invalidate existing artefacts as long as it has its default.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Decides(NamedTuple):
-    """Declares which artefacts depend on a key; none: the key changes no artefact's content."""
+    """Declares which artefacts depend on a key. If there are none, the key changes no artefact's content."""
 
     kinds: tuple[str, ...] = ()
-    absent: Any = dataclasses.MISSING  # what a stored identity without the key stands for; else the key's default
+    absent: Any = dataclasses.MISSING  # value of a stored identity without the key; if not given, the key's default
 
 
 # How sections.py declares a key. `OfRun[float]` is a float that decides a run; keys of several kinds use Annotated.
@@ -23,16 +23,16 @@ OfRun = Annotated[T, Decides(("run",))]
 OfCache = Annotated[T, Decides(("cache",))]
 OfDrawnCache = Annotated[T, Decides(("drawn cache",))]  # latents that the teacher draws
 OfImageCache = Annotated[T, Decides(("image cache",))]  # latents of real images
-OfShards = Annotated[T, Decides(("shards",))]  # how a cache is cut and computed; training takes any
+OfShards = Annotated[T, Decides(("shards",))]  # how a cache is split and computed; training accepts any
 OfPool = Annotated[T, Decides(("pool",))]
 OfEvaluation = Annotated[T, Decides(("evaluation",))]
-OfLoss = Annotated[T, Decides(("run",), absent=0.0)]  # a loss that is left out stands in no identity
-ByContent = Annotated[T, Decides(("content",))]  # a path: the identity holds a hash of what is there
+OfLoss = Annotated[T, Decides(("run",), absent=0.0)]  # a loss with weight 0 is in no identity
+ByContent = Annotated[T, Decides(("content",))]  # a path: the identity has a hash of its content
 Free = Annotated[T, Decides()]
 
 
 def declared(section: type) -> dict[str, Decides | None]:
-    """What each key of a section decides; None for a key without a declaration, and for a section inside it."""
+    """Returns what each key of a section decides: None for a key without a declaration and for a nested section."""
     hints = get_type_hints(section, include_extras=True)
     found: dict[str, Decides | None] = {}
     for field in dataclasses.fields(section):
@@ -42,7 +42,7 @@ def declared(section: type) -> dict[str, Decides | None]:
 
 
 def identity_of(section: Any, *kinds: str) -> dict[str, Any]:
-    """The settings of a section, and of the sections inside it, that decide artefacts of these kinds."""
+    """Returns the settings of a section and its nested sections that artefacts of these kinds depend on."""
     settings: dict[str, Any] = {}
     for name, decides in declared(type(section)).items():
         value = getattr(section, name)
@@ -55,7 +55,7 @@ def identity_of(section: Any, *kinds: str) -> dict[str, Any]:
 
 
 def absent_settings(section: type, *kinds: str, above: str = "") -> dict[str, Any]:
-    """Dotted key -> the value that its absence from a stored identity stands for."""
+    """Returns dotted key -> the value that counts if a stored identity has no such key."""
     settings: dict[str, Any] = {}
     hints = get_type_hints(section)
     marks = declared(section)
@@ -83,7 +83,7 @@ class Difference(NamedTuple):
     expected: Any
 
     def __str__(self) -> str:
-        """`guidance is 7.5, expected 3`; of two long lists the first place where they differ."""
+        """Returns e.g. `guidance is 7.5, expected 3`. For two long lists: the first place where they differ."""
         one, other = self.stored, self.expected
         if isinstance(one, list) and isinstance(other, list) and max(len(one), len(other)) > 8:
             place = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
@@ -97,10 +97,10 @@ class Difference(NamedTuple):
 def differences(
     stored: Mapping[str, Any], expected: Mapping[str, Any], absent: Mapping[str, Any] | None = None
 ) -> list[Difference]:
-    """Every leaf in which a stored identity differs from the expected one.
+    """Returns every leaf in which a stored identity differs from the expected one.
 
-    `absent`: dotted key -> what a missing leaf stands for (else None). Keys that only `stored` has are ignored at the
-    top, where an artefact keeps more than its identity; below it they count.
+    `absent`: dotted key -> the value that counts for a missing leaf (default None). Top-level keys that only `stored`
+    has are ignored, because an artefact stores more than its identity. Nested ones count.
     """
     absent = absent or {}
     ours, theirs = _leaves(expected), _leaves({key: value for key, value in stored.items() if key in expected})
@@ -113,7 +113,10 @@ def differences(
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys. `p_args`, whose keys are free, is one leaf; so is an empty mapping."""
+    """Returns nested settings by their dotted keys, without empty mappings.
+
+    `p_args` is one leaf, even if it is empty, because its keys are free.
+    """
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value and key != "p_args":

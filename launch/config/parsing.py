@@ -1,4 +1,4 @@
-"""Plain data -> a section of the configuration, strictly: every error names file and key."""
+"""Parses plain data into sections of the configuration. Strict: every error names file and key."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ Settings = TypeVar("Settings")
 
 
 def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
-    """A tool's settings out of `key=value` words, as strict as an experiment's; raises UserError naming the key."""
+    """Returns a tool's settings from `key=value` words. As strict as `load_config`: raises UserError naming the key."""
     data: dict[str, Any] = {}
     for word in words:
         data = merge(data, read_override(word, "key=value"))
@@ -24,13 +24,13 @@ def read_settings(kind: type[Settings], words: Sequence[str]) -> Settings:
 
 
 def read_override(word: str, form: str) -> dict[str, Any]:
-    """`section.key=value` as nested mappings; `form` is what an error says was expected."""
+    """Returns `section.key=value` as nested mappings. `form`: the expected form, for the error message."""
     key, found, text = word.partition("=")
     if not found:
         raise UserError(f"override {word!r} is not of the form {form}")
     try:
         value = yaml.load(text, Loader=StrictLoader)
-    except (yaml.YAMLError, UserError, ValueError) as error:  # PyYAML's dates raise the last
+    except (yaml.YAMLError, UserError, ValueError) as error:  # ValueError: PyYAML reads an invalid date
         raise UserError(f"override {word!r}: {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -38,16 +38,16 @@ def read_override(word: str, form: str) -> dict[str, Any]:
 
 
 def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
-    """Data as a dataclass, strictly; raises UserError naming file and key."""
+    """Returns the data as a dataclass. Raises UserError naming file and key."""
     try:
-        # Strict mode takes nested mappings only from JSON.
+        # In strict mode pydantic accepts nested mappings only from JSON.
         return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise UserError("\n".join(_explain(kind, problem, where) for problem in error.errors())) from None
 
 
 def _explain(kind: Any, problem: Any, where: str) -> str:
-    """One pydantic error as a line that names file and key and says what would do."""
+    """Returns one pydantic error as a line that names file and key and says what is expected."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         section: Any = kind
@@ -63,7 +63,7 @@ def _explain(kind: Any, problem: Any, where: str) -> str:
 
 
 def suggest(word: str, known: Sequence[str], listed: str = "") -> str:
-    """The end of an error about an unknown word: the nearest known one, else where all of them are listed."""
+    """Returns the end of an error about an unknown word: the nearest known word, or where all are listed."""
     near = difflib.get_close_matches(word, known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

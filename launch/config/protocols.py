@@ -1,6 +1,6 @@
-"""Evaluation protocols by name: which sampler draws, and what happens to an image before it is scored.
+"""Evaluation protocols by name: which sampler draws, and how an image is prepared for scoring.
 
-A leaf, like the configuration: the planner prices evaluations by it on a login node.
+Imports no torch, because the planner predicts the costs of evaluations on a login node.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from randcond.launch.errors import UserError
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are drawn and what is done to them; None: the pipeline's own."""
+    """How images are drawn and prepared. None: the pipeline's own setting."""
 
     name: str
     sampler: str
     steps: int | None
     guidance: float | None
-    size: int | None = None  # pixels of the side that scores read, by Pillow's default filter; None: as drawn
-    jpeg: bool = False  # saved as JPEG at Pillow's default quality, before that resize and after it
-    fixed: bool = False  # sampler, steps and guidance are part of the name
+    size: int | None = None  # side of the scored image in pixels, resized by Pillow's default filter; None: as drawn
+    jpeg: bool = False  # saved as JPEG at Pillow's default quality, before and after the resize
+    fixed: bool = False  # the experiment can't change sampler, steps and guidance
 
     @property
     def images(self) -> str:
-        """What happens to an image, in words."""
+        """Returns how an image is prepared, in words."""
         steps = [*(["JPEG"] if self.jpeg else []), *([f"resize to {self.size}"] if self.size else [])]
         steps += ["JPEG"] if self.jpeg and self.size else []
         return ", ".join(steps) or "as drawn"
@@ -41,9 +41,9 @@ PROTOCOLS = {
 
 
 def protocol_of(ev: Eval) -> Protocol:
-    """The named protocol with what the experiment says of sampler, steps and guidance.
+    """Returns the named protocol with the experiment's sampler, steps and guidance.
 
-    Raises UserError when the name is unknown, or stands for another sampler than the experiment asks for.
+    Raises UserError if the name is unknown, or if the protocol fixes one of these to another value.
     """
     if ev.protocol not in PROTOCOLS:
         raise UserError(f"eval.protocol: unknown {ev.protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -53,7 +53,7 @@ def protocol_of(ev: Eval) -> Protocol:
     for key, value in given.items():
         if named.fixed and value != getattr(named, key):
             raise UserError(
-                f"eval.{key}: protocol {named.name} stands for {getattr(named, key)}, got {value}; leave the key out, "
-                f"or take eval.protocol={'sdxl' if named.size else 'native'}, which leaves it open"
+                f"eval.{key}: protocol {named.name} fixes it to {getattr(named, key)}, got {value}; leave the key out, "
+                f"or use eval.protocol={'sdxl' if named.size else 'native'}, where it can be chosen"
             )
     return Protocol(**{**vars(named), **given})

@@ -1,7 +1,7 @@
-"""The sections of an experiment's YAML: keys, defaults, ranges, and combinations that contradict each other.
+"""The sections of an experiment's YAML: keys, types and defaults.
 
-Each key declares which artefacts depend on it (`OfRun`, `OfCache`, ...; see config/identity.py). No torch is imported
-here: login nodes read this file.
+Each key declares which artefacts depend on it (`OfRun`, `OfCache`, ...; see config/identity.py). Ranges and
+contradictions are checked in config/contradictions.py. Imports no torch, because login nodes read configurations.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ Compile = Literal["none", "blocks", "whole"]  # torch.compile: the repeated tran
 
 
 def _list(*items: Any) -> Any:
-    """A list as a key's default."""
+    """Returns a field whose default is a list of these items."""
     return dataclasses.field(default_factory=lambda: list(items))
 
 
@@ -61,7 +61,7 @@ class Cache:
     """N captions whose latents the teacher draws once (paper Sec. 3.2), or N real images (Table 1, rows 3 and 6)."""
 
     size: OfCache[int] = 0  # N: number of latents
-    used: ByContent[int | None] = None  # train on the first so many latents only (Figure 7); null: all
+    used: ByContent[int | None] = None  # number of latents to train on, the first ones (Figure 7); null: all
     captions: ByContent[list[str]] = _list()  # caption sources: txt, csv, jsonl or parquet files
     images: ByContent[str | None] = None  # instead of captions: a folder of captioned images, or WebDataset tars
     # Real images: pixels of the shorter side before the centre crop is encoded; null: the teacher's resolution.
@@ -86,18 +86,18 @@ class Pool:
     size: OfPool[int | None] = None  # number of captions chosen at random from the sources (Table B); null: all
     whole: Free[str] = ""  # with pool.size: folder of the full pool, which several experiments share
     seed: OfPool[int] = 0  # seed of that choice; with one seed, a larger choice contains a smaller one
-    also: ByContent[list[str]] = _list()  # further sources that are taken whole (Table 2)
-    excluded_only: OfPool[bool] = False  # only captions that contain a word of cache.exclude (Table 2, row 2)
+    also: ByContent[list[str]] = _list()  # more sources, whose captions are all used (Table 2)
+    excluded_only: OfPool[bool] = False  # use only captions that contain a word of cache.exclude (Table 2, row 2)
     min_length: OfPool[int] = 1  # characters per caption
     max_length: OfPool[int] = 1000  # characters per caption; 0: no limit
     nsfw: OfPool[list[str]] = _list()  # accepted values of the column NSFW, e.g. [UNLIKELY]
     min_similarity: OfPool[float] = 0.0  # of the column similarity (LAION: CLIP, caption to image); 0: no limit
-    min_width: OfPool[int] = 0  # of the column WIDTH: pixels of the image
-    min_height: OfPool[int] = 0  # of the column HEIGHT: pixels of the image
+    min_width: OfPool[int] = 0  # smallest value of the column WIDTH: pixels of the image
+    min_height: OfPool[int] = 0  # smallest value of the column HEIGHT: pixels of the image
 
     @property
     def read(self) -> list[str]:
-        """The sources to read captions from; none if no caption is to be taken."""
+        """The sources to read captions from; none if `size` is 0."""
         return [] if self.size == 0 else self.sources
 
 
@@ -107,7 +107,7 @@ class Conditioning:
 
     p: OfRun[str] = "exponential"  # p(t) of Table C: a name in data/stream/conditioning.py
     p_args: OfRun[dict[str, float]] = dataclasses.field(default_factory=dict)  # arguments of p(t), e.g. {lam: 5}
-    null: OfRun[float] = 0.1  # share of null captions, drawn after the replacement
+    null: OfRun[float] = 0.1  # share of null captions, chosen after the replacement
     # The condition of a null caption. teacher: the unconditional input of its own pipeline (SDXL: zeros);
     # empty: the encoding of "".
     null_embedding: OfRun[Literal["teacher", "empty"]] = "teacher"
@@ -148,7 +148,7 @@ class Train:
     eval_every: Free[int] = 0  # steps between evaluations by the `eval:` section (supplement K: 25,000); 0: none
     eval_size: Free[int | None] = None  # captions of each split in these evaluations; null: eval.size
     eval_weights: Free[list[Literal["raw", "ema"]]] = _list("raw", "ema")
-    skip_nonfinite: Free[int] = 0  # how many steps with a NaN or infinite gradient to skip before the run stops
+    skip_nonfinite: Free[int] = 0  # steps with a NaN or infinite gradient to skip before the run stops
     log_samples: Free[bool] = False  # log the samples of every step to samples/rank-NNNN.jsonl
     profile: Free[list[int]] = _list()  # [first, last] step of a torch profiler trace
 
@@ -159,7 +159,7 @@ class Train:
 
     @property
     def evaluations(self) -> int:
-        """Number of evaluations during training, raw and EMA weights counted apart."""
+        """Number of evaluations during training. Raw and EMA weights count separately."""
         return self.steps // self.eval_every * len(self.eval_weights) if self.eval_every else 0
 
 
@@ -179,8 +179,8 @@ class Engine:
     compile: Free[Compile] = "none"  # compile teacher and student; whole is the fastest, after minutes of compilation
     teacher_graph: Free[bool] = False  # replay the teacher as one CUDA graph; needs compile: whole
     teacher_fp8: OfRun[bool] = False  # the teacher's linear layers multiply in fp8; the log reports the error
-    channels_last: Free[bool] = False  # memory format [B, h, w, C], the one tensor cores prefer
-    activation_checkpointing: Free[bool] = False  # less memory for a third more student compute
+    channels_last: Free[bool] = False  # memory format [B, h, w, C], which tensor cores prefer
+    activation_checkpointing: Free[bool] = False  # saves memory, costs a third more student compute
     teacher: Free[Literal["replicated", "sharded"]] = "replicated"  # sharded: by FSDP2, to save memory
     heartbeat: Free[float] = 60.0  # seconds of silence from a rank that end the job
     timeout: Free[float] = 1800.0  # seconds without progress on any rank that end the job; compilation takes minutes
@@ -213,11 +213,11 @@ class CompBench:
 
 @dataclass(frozen=True, config=STRICT)
 class Eval:
-    """Generation and scoring: which networks draw which captions, by which protocol, and what is measured."""
+    """Generation and scoring: which networks draw which captions, by which protocol, and which metrics."""
 
     captions: ByContent[list[str]] = _list()  # caption sources
-    unseen: ByContent[str | None] = None  # a list of unseen captions, beside those with a word of cache.exclude
-    size: ByContent[int | None] = None  # captions drawn from each of seen and unseen, in a seeded order; null: all
+    unseen: ByContent[str | None] = None  # file of unseen captions, in addition to those with a word of cache.exclude
+    size: ByContent[int | None] = None  # captions of each split (seen, unseen), in a seeded random order; null: all
     of: Free[list[Literal["teacher", "student"]]] = _list("teacher", "student")  # [teacher]: nothing is trained
     protocol: OfEvaluation[str] = "paper"  # a name in launch/config/protocols.py: paper, bk-sdm, sdxl, native
     sampler: OfEvaluation[Literal["ddim", "pndm", "euler", "dpm++", "teacher"] | None] = None  # null: the protocol's
@@ -232,12 +232,12 @@ class Eval:
     statistics: ByContent[str | None] = None  # of real images (`randcond eval stats`): a folder of SPLIT.npz, or a file
     inception: ByContent[str] = "inputs/inception/weights-inception-2015-12-05-6726825d.pth"  # .pth or .safetensors
     fid: ByContent[Literal["torch-fidelity", "pytorch-fid"]] = (
-        "torch-fidelity"  # whose Inception port gives FID features
+        "torch-fidelity"  # the port of Inception that computes FID features
     )
     clip: ByContent[str] = "ViT-g-14"  # an open_clip model
-    clip_weights: ByContent[str] = "laion2b_s34b_b88k"  # its tag, or a file
+    clip_weights: ByContent[str] = "laion2b_s34b_b88k"  # tag of its weights, or a file
     dino: ByContent[str] = "facebook/dinov2-large"  # a transformers folder or hub id, for fd-dinov2
-    grid: Free[list[str]] = _list()  # caption sources that are drawn for the report only
+    grid: Free[list[str]] = _list()  # caption sources drawn for the report only, not scored
     compbench: CompBench = CompBench()
     shown: Free[int] = 12  # captions of each split whose images are kept for the contact sheet
     save: Free[Literal["none", "shards", "files"]] = "none"  # keep all images: WebDataset tars, or one file each
@@ -273,13 +273,13 @@ class Config:
 
     @property
     def home(self) -> str:
-        """The folder that belongs to this experiment alone."""
+        """The folder that only this experiment uses."""
         return self.paths.run or self.paths.reference
 
     @property
     def trains(self) -> bool:
-        """Returns False if a published model is evaluated as it is (Table 4's other systems): no student."""
+        """False if there is no student: a published model is evaluated unchanged (Table 4's other systems)."""
         return "student" in self.eval.of
 
     def __post_init__(self) -> None:
-        check_config(self)  # raises ValueError: pydantic collects it, and `parse` makes a UserError of it
+        check_config(self)  # raises ValueError, because pydantic collects it; `parse` turns it into a UserError

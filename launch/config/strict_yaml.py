@@ -1,4 +1,4 @@
-"""Strict YAML files and their bases: no key twice, numbers as YAML 1.2 reads them."""
+"""Strict YAML files and their bases: duplicate keys are errors, and numbers follow YAML 1.2."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ import yaml
 from randcond.launch.errors import UserError
 
 
-class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where it is built in
-    """YAML 1.2 floats (PyYAML reads 5e-5 as a string), and a key written twice is an error."""
+class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, if built in
+    """A loader that reads YAML 1.2 floats (PyYAML reads 5e-5 as a string), and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Raises UserError naming line and key where a key is written twice."""
+        """Returns the mapping. Raises UserError naming line and key if a key is written twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -30,10 +30,10 @@ StrictLoader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; raises UserError naming the file when it is broken or no mapping."""
+    """Returns a YAML mapping. Raises UserError naming the file if it is damaged or is not a mapping."""
     try:
         data = yaml.load(path.read_text(), Loader=StrictLoader)
-    except (yaml.YAMLError, UserError, ValueError) as error:  # a ValueError: not UTF-8, or no date
+    except (yaml.YAMLError, UserError, ValueError) as error:  # ValueError: not UTF-8, or an invalid date
         raise UserError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
@@ -41,12 +41,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def yaml_files(folder: Path) -> dict[str, Path]:
-    """The YAML files below a folder by name, those in base/ left out."""
+    """Returns the YAML files in a folder and its subfolders by name, without those in base/."""
     return {path.stem: path for path in folder.rglob("*.yaml") if path.parent.name != "base"}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key, anything else above replaces what is below."""
+    """Returns `below` with `above` over it. Mappings are merged key by key; anything else is replaced."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -55,17 +55,18 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file over its bases; `base:` names one file or a list, beside this file, of the bases or of those that ship.
+    """Returns a file's mapping over those of its bases.
 
-    Raises UserError naming a file that is broken, a base that is not found, or one that is its own.
+    `base:` names one file or a list. They are looked for next to this file, in `bases_at`, and among the files that
+    ship with randcond. Raises UserError naming a file that is damaged, a base that is not found, or a circle of bases.
     """
     if path in seen:
-        raise UserError(f"{path}: is its own base, by way of {seen[-1]}")
+        raise UserError(f"{path}: is its own base, through {seen[-1]}")
     data = read_yaml(path)
     said = data.pop("base", [])
     bases = said if isinstance(said, list) else [said]
     if not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{path}: base: a name or a list of names, got {said!r}")
+        raise UserError(f"{path}: base: expected a name or a list of names, got {said!r}")
     below: dict[str, Any] = {}
     for base in bases:
         places = [path.parent / f"{base}.yaml", bases_at / f"{base}.yaml"]
@@ -73,7 +74,8 @@ def compose(path: Path, bases_at: Path, seen: tuple[Path, ...] = ()) -> dict[str
         found = there[0] if there else yaml_files(bases_at.parent).get(base)
         if found is None:
             raise UserError(
-                f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}, and what ships"
+                f"{path}: base {base!r} not found; looked for {' and '.join(map(str, places))}, "
+                "and among the files that ship with randcond"
             )
         below = merge(below, compose(found, bases_at, (*seen, path)))
     return merge(below, data)

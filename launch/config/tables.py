@@ -1,4 +1,4 @@
-"""Tables: experiments whose scores stand in one report, one YAML each (launch/tables/*.yaml, by folder).
+"""Tables: several experiments whose scores are in one report. Each table is a YAML file in launch/tables.
 
 In: a table's name. Out: its rows with the paper's figures, its repetitions, its claims, its pictures.
 Imports no torch.
@@ -18,14 +18,14 @@ from randcond.launch.config.sections import STRICT, Config
 from randcond.launch.config.strict_yaml import compose
 from randcond.launch.errors import UserError
 
-OWN_FOLDERS = ("paths", "paths.cache", "paths.reference", "paths.run")  # that repetitions must not share
+OWN_FOLDERS = ("paths", "paths.cache", "paths.reference", "paths.run")  # repetitions must not share these
 
 
 @dataclass(frozen=True, config=STRICT)
 class Arm:
-    """A row of a table: an experiment, or figures that are quoted."""
+    """A row of a table: an experiment, or figures quoted from the paper."""
 
-    experiment: str = ""  # empty: a row of the literature, quoted and not run
+    experiment: str = ""  # empty: the row is quoted and not run
     paper: dict[str, Any] = dataclasses.field(
         default_factory=dict
     )  # score or {split: {score}} -> the paper's figure(s)
@@ -34,53 +34,56 @@ class Arm:
 
 @dataclass(frozen=True, config=STRICT)
 class Claim:
-    """Something the paper says that a table's repetitions can show or not: a sum that is above -margin."""
+    """A statement of the paper that a table's repetitions can confirm or not.
+
+    It holds if the weighted sum of the rows' scores is above -margin.
+    """
 
     text: str
     contrast: dict[str, float]  # row -> weight
     score: str = "digit_accuracy"
     split: str = "all"
-    margin: float = 0.0  # how far below 0 the sum may be: for "no worse than"
-    afterwards: bool = False  # put to the runs when these were known: its interval does not cover that
+    margin: float = 0.0  # how far below 0 the sum may be, for "no worse than"
+    afterwards: bool = False  # written after the results were known; its interval does not account for that
 
 
 @dataclass(frozen=True, config=STRICT)
 class Picture:
-    """A picture that a report draws itself, out of experiments' configurations: no training is needed."""
+    """A picture that a report draws from experiments' configurations. No training is needed."""
 
     kind: Literal["probabilities", "regenerated", "overlap"]  # Figure A, Figure 3, Figure 5
-    experiments: list[str]  # probabilities: one each; else the one whose teacher and captions are taken
+    experiments: list[str]  # probabilities: one per curve; else one, whose teacher and captions are used
     title: str
     timesteps: list[int] = dataclasses.field(default_factory=list)
-    captions: int = 8  # how many are shown; overlap: images of each of two captions
-    read: int = 0  # regenerated, digits: how many pairs are drawn and read beside those shown
+    captions: int = 8  # captions shown; overlap: images of each of two captions
+    read: int = 0  # regenerated, digits: pairs that are drawn and classified in addition to those shown
 
 
 @dataclass(frozen=True, config=STRICT)
 class Table:
-    """Experiments whose scores stand in one report."""
+    """Several experiments whose scores are in one report."""
 
     name: str
     title: str
     claim: str  # what the table shows, in a sentence or two
-    takes: str  # how long it takes, on what
+    takes: str  # how long it takes, and on which machine
     report: str  # the folder of its report
-    arms: dict[str, Arm]  # row name -> what stands in it
+    arms: dict[str, Arm]  # row name -> row
     next: list[str] = dataclasses.field(default_factory=list)  # commands to try after it
-    teacher: Arm = dataclasses.field(default_factory=Arm)  # the paper's figures of the teacher
-    replicates: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # name -> its overrides of every row
+    teacher: Arm = dataclasses.field(default_factory=Arm)  # the paper's figures for the teacher
+    replicates: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # name -> overrides of every row
     claims: list[Claim] = dataclasses.field(default_factory=list)
     pictures: list[Picture] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # ValueError, which pydantic collects: `parse` makes a UserError of it that names the key.
+        # ValueError, because pydantic collects it; `parse` turns it into a UserError that names the key.
         for claim in self.claims:
             if unknown := set(claim.contrast) - set(self.arms):
-                raise ValueError(f"claims: {claim.text!r}: no row {sorted(unknown)}")
+                raise ValueError(f"claims: {claim.text!r}: unknown rows {sorted(unknown)}")
 
     @property
     def experiments(self) -> list[str]:
-        """The experiments of its rows, each once, in their order."""
+        """The experiments of its rows, without duplicates, in the order of the rows."""
         return list(dict.fromkeys(arm.experiment for arm in self.arms.values() if arm.experiment))
 
 
@@ -93,7 +96,7 @@ class Run(NamedTuple):
 
 
 def load_table(name: str) -> Table:
-    """A table by name; a row may be just its experiment. Raises UserError naming a wrong key."""
+    """Returns a table by name. In the file, a row may be only its experiment. Raises UserError naming a wrong key."""
     path = find_table(name)
     data = {"name": name, **compose(path, configuration.TABLES / "base")}
     data["report"] = str(data.get("report", "")).replace("{name}", name)
@@ -103,9 +106,10 @@ def load_table(name: str) -> Table:
 
 
 def load_runs(name: str, overrides: Sequence[str] = (), only: str = "") -> dict[str, dict[str, Run]]:
-    """Every run of a table, or of `only` one of its experiments: repetition ("": it has none) -> experiment -> run.
+    """Returns every run of a table, or of the experiment `only`: repetition -> experiment -> run.
 
-    Raises UserError naming an override of a key in which the rows differ: it would make them one.
+    A table without repetitions has one, named "". Raises UserError naming an override of a key in which the rows or
+    the repetitions differ: the override would make them equal.
     """
     wanted = load_table(name)
     experiments = [only] if only else wanted.experiments
@@ -118,7 +122,7 @@ def load_runs(name: str, overrides: Sequence[str] = (), only: str = "") -> dict[
 
 
 def runs_of(name: str, overrides: list[str]) -> list[Run]:
-    """Every run of a table or of a row of it (table1-row5), repetition by repetition, or an experiment's one."""
+    """Returns every run of a table or of one row (table1-row5), by repetition. An experiment has one run."""
     table, only = (name, "") if name in table_names() else table_row(name) or ("", "")
     if not table:
         return [Run(name, overrides, load_config(name, overrides))]
@@ -126,7 +130,7 @@ def runs_of(name: str, overrides: list[str]) -> list[Run]:
 
 
 def out_folder(name: str, runs: list[Run]) -> Path:
-    """Where what belongs to a whole table, or to one experiment, is written."""
+    """Returns the folder for files that belong to a whole table, or to one experiment."""
     return Path(load_table(name).report if name in table_names() else runs[0].config.home)
 
 
@@ -140,17 +144,17 @@ def _check_overrides(wanted: Table, experiments: list[str], overrides: Sequence[
         below = [each for each in (settings[0] if settings else ()) if each == key or each.startswith(f"{key}.")]
         if any(row[each] != settings[0][each] for row in settings for each in below):
             raise UserError(
-                f"{key} is what the arms of {wanted.name} differ in; override it for one of its experiments: "
+                f"{key}: the rows of {wanted.name} differ in it; override it for one of its experiments: "
                 f"{', '.join(wanted.experiments)}"
             )
         if said and key in OWN_FOLDERS and "{replicate}" not in override:
-            raise UserError(f"{key}: the repetitions of {wanted.name} need one each; write {{replicate}} in it")
+            raise UserError(f"{key}: each repetition of {wanted.name} needs its own folder; add {{replicate}} to it")
         if any(each == key or each.startswith(f"{key}.") for each in said):
-            raise UserError(f"{key} is what the repetitions of {wanted.name} differ in")
+            raise UserError(f"{key}: the repetitions of {wanted.name} differ in it; it can't be overridden")
 
 
 def leaves(data: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys; p_args, whose keys are its own, as one."""
+    """Returns nested settings by their dotted keys. `p_args` is one setting, because its keys are free."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict) and key != "p_args":

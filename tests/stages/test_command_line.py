@@ -30,8 +30,8 @@ from tests.support.demo import randcond
         (["run", "train", "demo-with", "--hostfile", "hots"], "--hostfile: no such file: hots"),
         (["run", "train", "demo-with", "--nodes", "2"], "--nodes needs a --hostfile"),
         (["run", "train", "demo-with", "--gpus", "0"], "must be at least 1"),
-        (["run", "all", "demo", "paths.run=runs/x"], "paths.run is what the arms of demo differ in"),
-        (["run", "all", "demo", "conditioning.p=sigmoid"], "conditioning.p is what the arms of demo differ in"),
+        (["run", "all", "demo", "paths.run=runs/x"], "paths.run: the rows of demo differ in it"),
+        (["run", "all", "demo", "conditioning.p=sigmoid"], "conditioning.p: the rows of demo differ in it"),
     ],
 )
 def test_a_misspelt_word_ends_before_any_file_is_written(tmp_path: Path, words: list[str], said: str) -> None:

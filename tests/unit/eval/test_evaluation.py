@@ -303,7 +303,7 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
         (["eval.metrics=[is]", "eval.size=9"], "eval.metrics: is needs at least 10 images, seen has 9"),
         (["eval.captions=[]"], "eval.captions: is missing"),
         (["eval.unseen=nowhere.csv"], "no such file"),
-        (["eval.protocol=paper"], "eval.steps: protocol paper stands for 25, got 3"),
+        (["eval.protocol=paper"], "eval.steps: protocol paper fixes it to 25, got 3"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, words: list[str], said: str) -> None:

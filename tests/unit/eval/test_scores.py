@@ -223,8 +223,8 @@ def test_a_protocols_name_fixes_its_sampler() -> None:
     assert protocol_of(Eval(protocol="native", steps=7)).steps == 7
     assert protocol_of(Eval(protocol="sdxl")).steps is None
     for ev, said in (
-        (Eval(protocol="paper", sampler="pndm"), "eval.sampler: protocol paper stands for ddim, got pndm"),
-        (Eval(protocol="bk-sdm", guidance=5.0), "eval.guidance: protocol bk-sdm stands for 7.5"),
+        (Eval(protocol="paper", sampler="pndm"), "eval.sampler: protocol paper fixes it to ddim, got pndm"),
+        (Eval(protocol="bk-sdm", guidance=5.0), "eval.guidance: protocol bk-sdm fixes it to 7.5"),
         (Eval(protocol="ours"), "eval.protocol: unknown 'ours'; known: paper, bk-sdm, sdxl, native"),
     ):
         with pytest.raises(UserError, match=said):

@@ -93,7 +93,7 @@ def test_a_circle_of_bases_and_a_key_written_twice_are_errors(tmp_path: Path) ->
     with pytest.raises(UserError, match="its own base"):
         cfg.load_config(str(tmp_path / "a.yaml"))
     (tmp_path / "d.yaml").write_text("base: 5\n")
-    with pytest.raises(UserError, match=r"d\.yaml: base: a name or a list of names, got 5"):
+    with pytest.raises(UserError, match=r"d\.yaml: base: expected a name or a list of names, got 5"):
         cfg.load_config(str(tmp_path / "d.yaml"))
     (tmp_path / "c.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
     with pytest.raises(UserError, match="'steps' is written twice"):

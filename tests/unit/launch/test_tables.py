@@ -272,11 +272,11 @@ def test_repetitions_have_folders_and_overrides_of_their_own() -> None:
     assert runs["b"]["mini-teacher"].config.cache.exclude == ["zero", "two", "four", "six", "nine"]
     assert {run.config.train.seed for run in runs["c"].values()} == {2}
     for override, said in (
-        ("train.seed=3", "train.seed is what the repetitions of mini-table1 differ in"),
+        ("train.seed=3", "train.seed: the repetitions of mini-table1 differ in it"),
         ("replicate=d", "replicate: each row of mini-table1 has its own"),
         ("name=one", "name: each row of mini-table1 has its own"),
-        ("train.losses.task=1", "train.losses.task is what the arms of mini-table1 differ in"),
-        ("train.losses={task: 1}", "train.losses is what the arms of mini-table1 differ in"),
+        ("train.losses.task=1", "train.losses.task: the rows of mini-table1 differ in it"),
+        ("train.losses={task: 1}", "train.losses: the rows of mini-table1 differ in it"),
     ):
         with pytest.raises(UserError, match=said):
             load_runs("mini-table1", [override])
@@ -292,14 +292,14 @@ def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
         *(f"report mini-random {each}" for each in "abc"),
     ]
     for override, said in (
-        ("train.seed=3", "train.seed is what the repetitions of mini-table1 differ in"),
-        ("paths.run=runs/short", "paths.run: the repetitions of mini-table1 need one each"),
+        ("train.seed=3", "train.seed: the repetitions of mini-table1 differ in it"),
+        ("paths.run=runs/short", "paths.run: each repetition of mini-table1 needs its own folder"),
     ):
         with pytest.raises(UserError, match=said):
             runs_of("mini-table1-row4", [override])
     apart = runs_of("mini-table1-row4", ["paths.run=runs/short/{replicate}"])
     assert [run.config.paths.run for run in apart] == [f"runs/short/{each}" for each in "abc"]
-    with pytest.raises(UserError, match="mini-table1 has repetitions: `randcond run` takes its rows"):
+    with pytest.raises(UserError, match="mini-table1 has repetitions: `randcond run` accepts one of its rows"):
         load_config("mini-table1-row4")
 
 
