@@ -1,4 +1,4 @@
-"""Small models with random weights in the formats of the published ones, and a small spaCy pipeline that can parse."""
+"""Makes small models with random weights in the published formats, and a small trained spaCy pipeline."""
 
 import json
 import random
@@ -31,8 +31,11 @@ VERBS = ("sat", "lay", "stood", "floated")
 
 
 def make_blip(folder: Path, words: tuple[str, ...] = ("yes", "no"), extra: int = 2) -> Path:
-    """A BLIP for questions at 32 pixels; like the published tokenizer, its own lacks [DEC] and [ENC] (`extra`)."""
-    torch.manual_seed(2)  # answers that are neither sure nor alike
+    """Saves a small BLIP for question answering on images of 32 pixels; returns `folder`.
+
+    `extra`: the number of token ids that the tokenizer lacks. The published tokenizer lacks two: [DEC] and [ENC].
+    """
+    torch.manual_seed(2)  # a seed that gives answers that are neither certain nor equal
     folder.mkdir(parents=True)
     known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "a", "the", *words, *NOUNS, *ADJECTIVES]
     (folder / "words.txt").write_text("\n".join(known))
@@ -50,7 +53,7 @@ def make_blip(folder: Path, words: tuple[str, ...] = ("yes", "no"), extra: int =
 
 
 def make_clip(folder: Path) -> Path:
-    """A CLIP in open_clip's folder format, with CLIP's own vocabulary."""
+    """Saves a small CLIP in open_clip's folder format, with CLIP's own vocabulary; returns `folder`."""
     torch.manual_seed(1)
     folder.mkdir(parents=True)
     config = {
@@ -68,7 +71,7 @@ def make_clip(folder: Path) -> Path:
 
 
 def make_detector(folder: Path) -> Path:
-    """An OWLv2 at 32 pixels, with CLIP's own vocabulary."""
+    """Saves a small OWLv2 for images of 32 pixels, with CLIP's own vocabulary; returns `folder`."""
     torch.manual_seed(2)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": 49408, "max_position_embeddings": 16, "initializer_range": 0.5}
@@ -83,7 +86,8 @@ def make_detector(folder: Path) -> Path:
     return folder
 
 
-# Sentences of the benchmark's kinds: word or its class / part of speech / dependency / the word it depends on.
+# Sentence patterns like the benchmark's. Each token: word or word class / part of speech / dependency / index of the
+# token it depends on.
 GRAMMAR = (
     "a/DET/det/2 ADJ/ADJ/amod/2 N/NOUN/ROOT/2 and/CCONJ/cc/2 a/DET/det/6 ADJ/ADJ/amod/6 N/NOUN/conj/2",
     "a/DET/det/1 N/NOUN/ROOT/1 on/ADP/prep/1 the/DET/det/4 SIDE/NOUN/pobj/2 of/ADP/prep/4 a/DET/det/7 N/NOUN/pobj/5",
@@ -105,7 +109,7 @@ CLASSES = {"N": NOUNS, "ADJ": ADJECTIVES, "V": VERBS, "SIDE": ("left", "right", 
 
 
 def annotated(rng: random.Random, count: int) -> list[dict]:
-    """Sentences of the grammar, each kind in turn, as spaCy takes annotations."""
+    """Returns `count` sentences of the grammar, all patterns in turn, as annotations for spaCy."""
     kinds = (kind for _ in range(count) for kind in GRAMMAR)
     sentences = []
     for kind in islice(kinds, count):
@@ -117,7 +121,7 @@ def annotated(rng: random.Random, count: int) -> list[dict]:
 
 
 def make_pipeline(folder: Path, parts: tuple[str, ...] = ("morphologizer", "parser"), epochs: int = 12) -> Path:
-    """A real English pipeline, trained until it parses sentences of the grammar that it has not seen."""
+    """Trains and saves a small English pipeline that parses new sentences of the grammar; returns `folder`."""
     rng = random.Random(0)
     spacy.util.fix_random_seed(0)
     nlp = spacy.blank("en")
@@ -130,7 +134,7 @@ def make_pipeline(folder: Path, parts: tuple[str, ...] = ("morphologizer", "pars
             "extra_state_tokens": False, "maxout_pieces": 2, "use_upper": True, "tok2vec": small,
         },
     }  # fmt: skip
-    rare = {"parser": {"min_action_freq": 1}}  # else it forgets labels that are seen seldom
+    rare = {"parser": {"min_action_freq": 1}}  # by default, the parser drops rare labels
     for part in parts:
         nlp.add_pipe(part, config={"model": models[part], **rare.get(part, {})})
     train = [Example.from_dict(Doc(nlp.vocab, each["words"]), each) for each in annotated(rng, 60)]

@@ -1,4 +1,4 @@
-"""The tiny demo that most stage tests run, and the command line they run it by."""
+"""Settings of the tiny demo that most stage tests run, and a function to run `randcond` commands."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.support import warm
 from tests.support.patience import HANG
 from tests.support.web import free_port
 
-# Small enough for a test, through the very stages and engine of the demo.
+# Overrides that make the demo small enough for a test. Its stages and its engine stay the same.
 TINY = [
     "cache.size=96",
     "cache.batch=16",
@@ -32,8 +32,8 @@ TINY = [
 def randcond(folder: Path, *words: str, code: int = 0, launcher: bool = False) -> subprocess.CompletedProcess[str]:
     """Runs `randcond WORDS` in a folder and checks its exit code.
 
-    The command, or the stages that it starts, run in warm processes (tests/support/warm.py), which saves most of the
-    time. `launcher`: everything by the real command line and launcher, which some flags need anyway.
+    The command or the stages that it starts run in warm processes (tests/support/warm.py), which saves most of the
+    time. `launcher`: use the real command line and launcher instead. Some flags always need them.
     """
     if launcher or not (done := _warm(folder, list(words))):
         command = [sys.executable, "-m", "randcond.launch.cli", *words]
@@ -43,7 +43,7 @@ def randcond(folder: Path, *words: str, code: int = 0, launcher: bool = False) -
 
 
 def _warm(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str] | None:
-    """Runs a command in warm processes; None if it has flags that only the real command line understands."""
+    """Runs a command in warm processes. Returns None if it has flags that only the real command line understands."""
     if not {"run", "launch"} & set(words[:1]) or {"--help", "--dry-run"} & set(words) or len(words) < 3:
         return warm.run([warm.Command("randcond.launch.cli", words, folder)])[0]
     stage, experiment, *overrides = words[1:]
@@ -70,7 +70,7 @@ def _warm(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str] | 
 
 
 def _ranks(folder: Path, step: Step) -> list[warm.Command]:
-    """The processes of a step, as its launcher would start them."""
+    """Returns the processes of a step, as its launcher would start them."""
     start = step.command.index("--module" if "--module" in step.command else "-m")
     launcher, (module, *arguments) = step.command[:start], step.command[start + 1 :]
     ranks = int(launcher[launcher.index("--num_accelerators") + 1]) if "--num_accelerators" in launcher else 1
@@ -84,6 +84,6 @@ def _ranks(folder: Path, step: Step) -> list[warm.Command]:
 
 
 def _environment(rank: int, ranks: int) -> dict[str, str]:
-    """What a launcher puts into a rank's environment."""
+    """Returns the environment variables that a launcher sets for a rank."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "CROSS_RANK": 0}
     return {**{name: str(number) for name, number in numbers.items()}, "MASTER_ADDR": "127.0.0.1"}

@@ -1,4 +1,4 @@
-"""One image from a pipeline: here, and in a fresh process that imports diffusers alone."""
+"""Draws one image with a pipeline, in this process or in a new one without randcond."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def draw_here(pipe: Any) -> np.ndarray:
 
 
 def draw_elsewhere(folder: Path, out: Path, pipeline: str = "StableDiffusionPipeline") -> np.ndarray:
-    """The same in a fresh process, diffusers alone."""
+    """Draws the image of draw_here() in a new process that imports diffusers but not randcond; returns the image."""
     code = (
         f"import sys, torch, numpy; from diffusers import {pipeline}\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint with scripted answers, over real HTTP, that remembers every question it was asked."""
+"""A local OpenAI-compatible HTTP server that gives scripted answers and records every question."""
 
 import asyncio
 import threading
@@ -12,10 +12,10 @@ from aiohttp import web
 
 @dataclass
 class Asked:
-    """What came and what went wrong on purpose."""
+    """The records of the server: its address, and what it was asked."""
 
     url: str = ""
-    answered: Counter[str] = field(default_factory=Counter)  # questions whose answer left whole
+    answered: Counter[str] = field(default_factory=Counter)  # question -> how often it was answered
     keys: set[str] = field(default_factory=set)
     open: int = 0
     most_open: int = 0
@@ -29,10 +29,11 @@ def scripted(
     port: int = 0,
     said: str = "",
 ) -> Iterator[Asked]:
-    """`answer`: a question's text -> its answer.
+    """Runs the server until the context ends; yields its records.
 
-    `said`: what every reply is instead.
-    `trouble`: which request (1, 2, ...) gets which status instead of an answer; 0: a line that is cut.
+    `answer`: returns the answer to a question.
+    `trouble`: number of a request (1, 2, ...) -> its HTTP status, instead of an answer; 0 cuts the connection.
+    `said`: the text of every reply, instead of a completion.
     """
     asked, ready, loop, over = Asked(), threading.Event(), asyncio.new_event_loop(), asyncio.Event()
     trouble = dict(trouble or {})

@@ -1,8 +1,9 @@
-"""Under torchrun: trains three steps and prints, as JSON, what the first rank's state takes and what it sends.
+"""Trains three steps under torchrun, and prints the memory and the traffic of rank 0 as JSON.
 
-`torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`. "resident": bytes of every
-tensor that is alive after a step's last backward, without those from before the student was built, every storage once.
-"sent": bytes of one step's collectives, in rings.
+`torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`
+"resident": bytes of the tensors that are alive after a backward pass (the largest value), without those that existed
+before the student was built. Each storage counts once.
+"sent": bytes that the collectives of one step send in rings.
 """
 
 import gc
@@ -26,7 +27,7 @@ from randcond.train.engine import build_engine
 
 
 def alive() -> int:
-    """Bytes of all tensors' storages, gradients included."""
+    """Returns the bytes of all tensors' storages, including gradients."""
     gc.collect()
     storages: dict[int, int] = {}
     tensors = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter, DTensor)]
@@ -43,11 +44,11 @@ TIMES = {
     "broadcast_": 1,
     "_allgather_base_": 1,
     "_reduce_scatter_base_": 1,
-}  # of (N - 1) / N of the whole tensor
+}  # collective -> how often a ring of N ranks sends (N - 1) / N of the tensor
 
 
 class Sent(TorchDispatchMode):
-    """Adds up what the collectives inside it send from one rank."""
+    """A context that adds up the bytes that one rank sends in collectives."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()

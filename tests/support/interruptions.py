@@ -1,6 +1,6 @@
-"""Interrupts the demo in every stage, by Ctrl-C and by kill -9 of whatever part of it, and lets the same command go on.
+"""Interrupts every stage of the demo by Ctrl-C or kill -9, and resumes it with the same command.
 
-`python -m tests.support.interruptions FOLDER [section.key=value ...]` does it at the demo's own size.
+`python -m tests.support.interruptions FOLDER [section.key=value ...]` does this with the demo at its real size.
 """
 
 import json
@@ -23,12 +23,12 @@ RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
 
 
 def below(process: subprocess.Popen[Any]) -> list[psutil.Process]:
-    """Everything a running `randcond` command has started."""
+    """Returns all processes that a running `randcond` command has started."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
 def ranks(process: subprocess.Popen[Any]) -> list[psutil.Process]:
-    """The stage processes among them."""
+    """Returns the stage processes of a running `randcond` command."""
     found = []
     for child in below(process):
         try:
@@ -41,7 +41,7 @@ def ranks(process: subprocess.Popen[Any]) -> list[psutil.Process]:
 
 
 def launcher(process: subprocess.Popen[Any], name: str) -> psutil.Process:
-    """The deepspeed front end ("deepspeed") or its node process ("deepspeed.launcher.launch")."""
+    """Returns a process of the launcher. `name`: "bin/deepspeed" (the front end) or NODE."""
     for child in below(process):
         if any(word.endswith(name) for word in child.cmdline()[:5]):
             return child
@@ -49,7 +49,7 @@ def launcher(process: subprocess.Popen[Any], name: str) -> psutil.Process:
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = HANG) -> None:
-    """Waits until something happened; fails if the process ends before."""
+    """Waits until `happened` returns True. Fails if the process ends first."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, f"ended with {process.returncode} too early"
@@ -58,7 +58,7 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], secon
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    """Waits until every process has ended. A zombie has ended: its new parent has not collected it yet."""
+    """Waits until every process has ended. A zombie counts as ended: its new parent has just not collected it yet."""
 
     def runs(process: psutil.Process) -> bool:
         try:
@@ -74,7 +74,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 @dataclass
 class Blow:
-    """How a command is struck: by what, once `sign` is there, after a delay."""
+    """An interruption of a command: `strike` is called `delay` seconds after `sign` first returns True."""
 
     what: str
     strike: Callable[[Any], None]
@@ -83,7 +83,7 @@ class Blow:
 
 
 def interrupt(folder: Path, words: list[str], blow: Blow) -> int:
-    """Starts `randcond WORDS`, strikes while its stage runs, waits for all to be gone; returns the exit code."""
+    """Starts `randcond WORDS`, interrupts its stage and waits until all processes have ended; returns the exit code."""
     with (folder / "log.txt").open("a") as out:
         process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
         wait_for(lambda: bool(ranks(process)) and blow.sign(), process)
@@ -97,7 +97,7 @@ def interrupt(folder: Path, words: list[str], blow: Blow) -> int:
 
 
 def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Runs the demo stage by stage, each interrupted and then run again by the same command; returns its report."""
+    """Runs the demo stage by stage, interrupts each stage and runs its command again; returns the report."""
     demo = folder / "runs" / "demo"
 
     def there(pattern: str, count: int = 1) -> Callable[[], bool]:
@@ -161,7 +161,7 @@ def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The demo's report without what only a clock decides."""
+    """Returns the demo's report without the training times, which differ between equal runs."""
     report = json.loads((folder / "runs/demo/report.json").read_text())
     for arm in report["arms"].values():
         arm.pop("seconds")

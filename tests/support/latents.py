@@ -1,4 +1,4 @@
-"""Latent caches of shards that a test wrote, opened without an experiment or a teacher."""
+"""Opens a latent cache that a test wrote, without an experiment or a teacher."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from randcond.data.captions.caption_file import Captions
 
 
 def opened(folder: Path) -> LatentCache:
-    """The cache of a folder's shards and captions.arrow."""
+    """Returns the cache of the shards and captions.arrow in a folder."""
     shards = sorted(folder.glob("*.tar"))
     entries = [describe(shard) for shard in shards]
     manifest = {"latent_shape": list(Shard(shards[0]).latent(0).shape)}

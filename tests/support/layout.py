@@ -1,4 +1,4 @@
-"""Writes docs/layout.md: the tree of the packages, with the first sentence of each file's docstring (`make layout`)."""
+"""Writes docs/layout.md (`make layout`): a tree of the files with the first sentence of each docstring."""
 
 import ast
 import re
@@ -62,7 +62,7 @@ def lines(folder: Path, depth: int) -> list[str]:
 
 
 def page() -> str:
-    """Returns the page."""
+    """Returns the text of docs/layout.md."""
     tree = []
     for name in PACKAGES:
         tree.append(f"{name + '/':{WIDTH}}{summary(ROOT / name / '__init__.py')}")

@@ -1,6 +1,7 @@
-"""Scoring networks with random weights in the published formats: the architectures are the real ones or smaller.
+"""Makes scoring networks with random weights in the published formats.
 
-Inception is full size, its batch norms fitted on images, so that features vary and the Inception score is above 1.5.
+Inception has its full size. Its batch norms are fitted on images, so that features vary and the Inception score is
+above 1.5. The other networks are smaller than the published ones.
 """
 
 import json
@@ -20,7 +21,7 @@ from randcond.model_zoo.sampler import to_bytes
 
 
 def digit_images(count: int, side: int = 32, seed: int = 0) -> Tensor:
-    """Coloured handwriting, uint8 [n, 3, side, side]."""
+    """Returns images of coloured handwritten digits, uint8 [n, 3, side, side]."""
     glyphs, labels = load_glyphs("held_out")
     images, _ = sample_images(glyphs, labels, count, seed=seed)
     if side != 32:
@@ -29,7 +30,7 @@ def digit_images(count: int, side: int = 32, seed: int = 0) -> Tensor:
 
 
 def save_pictures(folder: Path, images: Tensor, kind: str = "png") -> Path:
-    """A file for each image."""
+    """Saves each image in a file of its own; returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         to_picture(image).save(folder / f"{number:05d}.{kind}")
@@ -37,9 +38,9 @@ def save_pictures(folder: Path, images: Tensor, kind: str = "png") -> Path:
 
 
 def inception_weights(path: Path, images: Tensor) -> Path:
-    """TF Inception v3 (1008 classes) with random weights and fitted batch norms, as safetensors or .pth."""
+    """Saves TF Inception v3 (1008 classes) with random weights, in the format of the suffix; returns `path`."""
     torch.manual_seed(0)
-    with patch.object(nn.Module, "load_state_dict"), patch("torch.load"):  # its constructor wants weights to load
+    with patch.object(nn.Module, "load_state_dict"), patch("torch.load"):  # its constructor loads weights
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path="none"
         )
@@ -47,7 +48,7 @@ def inception_weights(path: Path, images: Tensor) -> Path:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the average of all batches
+            module.momentum = None  # average over all batches
             module.train()
     with torch.no_grad():
         for part in images.split(16):
@@ -55,7 +56,7 @@ def inception_weights(path: Path, images: Tensor) -> Path:
         network.eval()
         logits = torch.cat([network(part)[0] for part in images.split(16)])
         centred = logits - logits.mean(dim=0)
-        network.fc.weight *= 2.0 / centred.std()  # images differ in what they are taken for
+        network.fc.weight *= 2.0 / centred.std()  # so that the predicted classes differ between images
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     if path.suffix == ".safetensors":
         save_file(state, path)
@@ -65,7 +66,7 @@ def inception_weights(path: Path, images: Tensor) -> Path:
 
 
 def clip_folder(folder: Path) -> Path:
-    """A small open_clip model in the form that `local-dir:` loads."""
+    """Saves a small open_clip model in the format that `local-dir:` loads; returns `folder`."""
     torch.manual_seed(0)
     model_cfg = {
         "embed_dim": 32,
@@ -82,7 +83,7 @@ def clip_folder(folder: Path) -> Path:
 
 
 def dino_folder(folder: Path) -> Path:
-    """A small DINOv2 as transformers saves it."""
+    """Saves a small DINOv2 in the format of transformers; returns `folder`."""
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14)
     Dinov2Model(config).save_pretrained(folder)

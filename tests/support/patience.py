@@ -1,3 +1,3 @@
-"""How long tests wait. No verdict depends on a machine's speed: a test that waits this long hangs."""
+"""The time limit for waits in tests. It is long, so that a test that reaches it hangs and is not just slow."""
 
-HANG = 2400.0  # seconds; below pytest's own limit for a test, so that the message names what was waited for
+HANG = 2400.0  # seconds; shorter than pytest's limit for a test, so that the message says what the test waits for

@@ -1,4 +1,4 @@
-"""What a training run left in its folder: its students, its metrics, the samples it saw."""
+"""Reads what a training run left in its folder: students, metrics, and the samples that it trained on."""
 
 import json
 from pathlib import Path
@@ -9,19 +9,19 @@ from safetensors.torch import load_file
 
 
 def weights(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
-    """The exported student's tensors ("student": raw weights, "student_ema")."""
+    """Returns the tensors of an exported student. `name`: "student" (raw weights) or "student_ema"."""
     return load_file(run / name / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 def difference(one: Path, other: Path, name: str = "student") -> float:
-    """The largest absolute difference between two runs' weights."""
+    """Returns the largest absolute difference between two runs' weights."""
     ours, theirs = weights(one, name), weights(other, name)
     assert ours.keys() == theirs.keys()
     return max((ours[key] - theirs[key]).abs().max().item() for key in ours)
 
 
 def same_bits(one: Path, other: Path) -> bool:
-    """Whether two runs ended with equal students, raw and EMA, bit by bit."""
+    """Returns True if two runs ended with bit-identical students, raw and EMA."""
     for name in ("student", "student_ema"):
         ours, theirs = weights(one, name), weights(other, name)
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
@@ -30,12 +30,12 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The logged lines, in order."""
+    """Returns the logged lines, in order."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def samples(run: Path) -> dict[int, list[tuple[int, ...]]]:
-    """Step -> (key, timestep, noise seed, caption) of its samples, of all ranks, in the order of the global batch."""
+    """Returns step -> (key, timestep, noise seed, caption) of all ranks' samples, in the order of the global batch."""
     seen: dict[int, list[tuple[int, ...]]] = {}
     for path in sorted((run / "samples").iterdir()):
         for line in map(json.loads, path.read_text().splitlines()):

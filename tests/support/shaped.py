@@ -1,6 +1,7 @@
-"""Teachers with random weights in the published layouts, saved as real diffusers folders: tiny for tests, or full size.
+"""Makes teachers with random weights in the published layouts as diffusers folders, tiny or full size.
 
-`python -m tests.support.shaped LAYOUT FOLDER` writes one at full size in bf16, drawn on the GPU where there is one.
+`python -m tests.support.shaped LAYOUT FOLDER` saves a teacher at full size in bf16. The GPU draws its weights, if there
+is one.
 """
 
 import gzip
@@ -26,7 +27,7 @@ from randcond.model_zoo.networks import LAYOUTS, TEXT_ENCODERS, VAE, VOCABULARY,
 
 CPU = torch.device("cpu")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-# As the published checkpoints' own scheduler_config.json have them.
+# The settings in scheduler_config.json of the published checkpoints.
 SCHEDULERS = {
     "sd-v1-4": lambda: PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
     "sd-v2-1": lambda: DDIMScheduler(
@@ -38,7 +39,7 @@ SCALING = {"sd-v1-4": 0.18215, "sd-v2-1": 0.18215, "sdxl": 0.13025}
 
 
 def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
-    """CLIP's real tokenizer, from the merges that open_clip ships."""
+    """Returns CLIP's real tokenizer, built from the merges that open_clip ships."""
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
     pairs = [tuple(merge.split()) for merge in merges]
@@ -50,7 +51,7 @@ def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
 
 
 def unet_config(layout: str, tiny: bool) -> dict[str, Any]:
-    """The layout's U-Net; tiny: a tenth of the width or less, the same blocks."""
+    """Returns the configuration of the layout's U-Net. `tiny`: the same blocks with a tenth of the width or less."""
     config = dict(LAYOUTS[layout])
     if tiny:
         stages = len(config["block_out_channels"])
@@ -63,7 +64,7 @@ def unet_config(layout: str, tiny: bool) -> dict[str, Any]:
 
 
 def text_sizes(layout: str, tiny: bool) -> list[dict[str, Any]]:
-    """Sizes of the layout's text encoders."""
+    """Returns the sizes of the layout's text encoders."""
     if not tiny:
         return TEXT_ENCODERS[layout]
     small = {"num_hidden_layers": 3, "num_attention_heads": 2}
@@ -74,9 +75,10 @@ def build(
     layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dict[str, Any] | None = None,
     where: torch.device = CPU,
 ) -> Path:  # fmt: skip
-    """Saves a random teacher of the layout; full size in bf16, tiny in fp32. `unet`: what is otherwise in its U-Net.
+    """Saves a teacher of the layout with random weights, tiny in fp32 or full size in bf16; returns `folder`.
 
-    `where`: the device that draws its weights, a GPU's are others and there at once.
+    `unet`: changes to the configuration of its U-Net.
+    `where`: the device that draws the weights. A GPU is much faster, but draws other weights.
     """
     small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
     sizes = {**unet_config(layout, tiny), **(unet or {})}

@@ -1,9 +1,9 @@
-"""A warm Python for tests: it has imported what stages need, and forks a process for each command.
+"""Runs test commands in processes forked from a server that has already imported torch and the stages.
 
-Importing torch, diffusers and DeepSpeed takes most of a small stage's time. A forked process runs the same entry points
-(`python -m MODULE`) with its own arguments, environment, folder and output. One server serves a pytest process.
+Importing torch, diffusers and DeepSpeed takes most of a small stage's time. A forked process runs the same entry point
+(`python -m MODULE`) with its own arguments, environment, folder and output. Each pytest process has its own server.
 
-`python -m tests.support.warm SOCKET` is the server.
+`python -m tests.support.warm SOCKET` starts a server.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tests.support.patience import HANG
 
-MODULES = (  # what stages import, so that a forked process finds it imported
+MODULES = (  # what stages import; forked processes need not import it again
     "tensorboard",
     "torch.utils.tensorboard",
     "torch._dynamo",
@@ -46,7 +46,7 @@ MODULES = (  # what stages import, so that a forked process finds it imported
     "randcond.eval.report.report",
     "randcond.eval.report.report_command",
 )
-ENVIRONMENT = {  # read when a library is imported, so the same for every forked process
+ENVIRONMENT = {  # libraries read these on import, so all forked processes have the same values
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
@@ -69,7 +69,10 @@ class Command:
 
 
 def run(commands: Sequence[Command], timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
-    """Runs commands at once and waits for all; raises TimeoutExpired, with every process killed, after `timeout`."""
+    """Runs commands at the same time and waits for all of them.
+
+    If a command takes more than `timeout` seconds, kills it and raises TimeoutExpired.
+    """
     return [_finished(*begun, deadline=time.monotonic() + timeout) for begun in [_begin(each) for each in commands]]
 
 
@@ -116,13 +119,13 @@ def _finished(
 
 @cache
 def _server() -> Path:
-    """The socket of this process's server, started when it is first needed."""
+    """Returns the socket of this process's server. The first call starts the server."""
     path = Path(tempfile.mkdtemp(prefix="randcond-warm-")) / "socket"
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.warm", str(path)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, **ENVIRONMENT},
-        stdin=subprocess.PIPE,  # closed when this process ends, however it ends: the server ends too
+        stdin=subprocess.PIPE,  # closed whenever this process ends, which also ends the server
     )
     atexit.register(process.kill)
     while not path.exists():
@@ -132,7 +135,7 @@ def _server() -> Path:
 
 
 def serve(path: Path) -> None:
-    """Imports what stages need, then forks a process for each connection, until its standard input is closed."""
+    """Imports what stages need, then forks a process for each connection until standard input is closed."""
     for module in MODULES:
         __import__(module)
     _measure_networks()
@@ -161,12 +164,12 @@ def serve(path: Path) -> None:
                 try:
                     line.sendall(code.to_bytes(8, "big", signed=True))
                 except OSError:
-                    pass  # who asked is gone
+                    pass  # the client is gone
                 line.close()
 
 
 def _measure_networks() -> None:
-    """Measures the demo's networks on the meta device, which every process of a stage would do once more."""
+    """Measures the demo's networks on the meta device, so that forked processes need not do it again."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -188,7 +191,7 @@ def _measure_networks() -> None:
 
 
 def _fork(line: socket.socket, listener: socket.socket) -> int:
-    """Forks the process that a connection asks for; returns its number."""
+    """Forks the process that a connection asks for; returns its process id."""
     head, files, _, _ = socket.recv_fds(line, 8, 2)
     size, data = int.from_bytes(head, "big"), b""
     while len(data) < size:

@@ -1,4 +1,4 @@
-"""Real servers of a folder (aiohttp, nginx, an S3 API), and a line to one that is cut now and then."""
+"""Serves a folder by real servers (aiohttp, nginx, an S3 API), over connections that can be cut."""
 
 import asyncio
 import os
@@ -20,8 +20,9 @@ from aiohttp import web
 
 @contextmanager
 def line_to(port: int, cuts: list[int]) -> Iterator[int]:
-    """Yields the port of a line to another one; `cuts`: after how many bytes each of its first connections is closed
-    without a word.
+    """Yields a port that forwards to another port, and cuts some connections.
+
+    `cuts`: connection i is closed without notice after cuts[i] bytes of the response.
     """
     cuts, given_port = list(cuts), []
 
@@ -61,7 +62,7 @@ def line_to(port: int, cuts: list[int]) -> Iterator[int]:
 
 @contextmanager
 def _in_thread(start: Any) -> Iterator[None]:
-    """Runs `start(ready, over)` in an event loop of its own until the context is left."""
+    """Runs `start(ready, over)` in an event loop in a thread until the context ends."""
     ready, held = threading.Event(), []
 
     async def main() -> None:
@@ -69,7 +70,7 @@ def _in_thread(start: Any) -> Iterator[None]:
         held.append((asyncio.get_running_loop(), over))
         await start(ready, over)
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)  # ends what is still open, too
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)  # run() also cancels open connections
     thread.start()
     assert ready.wait(10)
     try:
@@ -82,9 +83,9 @@ def _in_thread(start: Any) -> Iterator[None]:
 
 @contextmanager
 def served(folder: Path, cuts: list[int] | None = None, busy: int = 0) -> Iterator[str]:
-    """A folder by aiohttp's own server, over a line with cuts; yields the address.
+    """Serves a folder by aiohttp's own server, with cuts (see line_to()); yields the address.
 
-    `busy`: how many of the first requests it answers with 503.
+    `busy`: how many of the first requests are answered with 503.
     """
     ports: list[int] = []
     left = [busy]
@@ -113,7 +114,7 @@ def served(folder: Path, cuts: list[int] | None = None, busy: int = 0) -> Iterat
 
 @contextmanager
 def plain(folder: Path) -> Iterator[str]:
-    """A folder by Python's own server, which knows no ranges; yields the address."""
+    """Serves a folder by Python's own server, which does not support range requests; yields the address."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -157,7 +158,7 @@ http {{
 
 @contextmanager
 def nginx(folder: Path, work: Path, cuts: list[int]) -> Iterator[str]:
-    """A folder by nginx, over a line with cuts; yields the address."""
+    """Serves a folder by nginx, with cuts (see line_to()); yields the address."""
     work.mkdir()
     port, program = free_port(), shutil.which("nginx") or "/usr/sbin/nginx"
     (work / "nginx.conf").write_text(NGINX.format(work=work, port=port, folder=folder))
@@ -168,7 +169,7 @@ def nginx(folder: Path, work: Path, cuts: list[int]) -> Iterator[str]:
 
 @contextmanager
 def s3(folder: Path, work: Path, cuts: list[int]) -> Iterator[dict[str, str]]:
-    """A folder as s3://bucket/cache of a real S3 API, over a line with cuts; yields the environment to find it."""
+    """Serves a folder as s3://bucket/cache by moto's S3 API, with cuts; yields the environment variables to use."""
     work.mkdir()
     port = free_port()
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -1,1 +1,1 @@
-"""A module at a time, by package."""
+"""Tests of single modules, by package."""

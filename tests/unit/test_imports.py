@@ -1,4 +1,7 @@
-"""The house: imports point one way between packages and rooms, and only the engines' seam knows the engines."""
+"""Rules that all source files follow: one-way imports, small rooms, no pickles.
+
+A room is a folder of a package, see docs/layout.md.
+"""
 
 import ast
 import subprocess
@@ -9,20 +12,20 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GROUND_FLOOR = {"launch.errors", "launch.config", "launch.runtime"}  # what packages stand on
-ALLOWED = {  # package -> packages of ours it may import
-    "launch": {"model_zoo"},  # launch/planning alone: the rest of it starts without torch
+GROUND_FLOOR = {"launch.errors", "launch.config", "launch.runtime"}  # all packages but model_zoo may import these
+ALLOWED = {  # package -> other packages that it may import
+    "launch": {"model_zoo"},  # only in launch/planning: the rest of launch starts without torch
     "model_zoo": set(),
     "data": {"model_zoo"},
     "eval": {"data", "model_zoo"},
     "train": {"data", "eval", "model_zoo"},
 }
-BELOW_MODEL_ZOO = {"launch.errors", "launch.config.engines"}  # model_zoo knows no configuration
+BELOW_MODEL_ZOO = {"launch.errors", "launch.config.engines"}  # what model_zoo may import of them
 LARGEST_ROOM = 12  # files
 
 
 def imported(path: Path) -> set[str]:
-    """Every module a file imports, wherever in it; of `from PACKAGE import MODULE` the module."""
+    """Returns every module that a file imports, at any place; for `from PACKAGE import MODULE`, the module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -36,12 +39,12 @@ def imported(path: Path) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The room of a module named below randcond: its folder in the package; a file at a package's top is its own."""
+    """Returns the room of a module (named without `randcond.`). A file at the top of a package is a room of its own."""
     return ".".join(module.split(".")[:2])
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the five packages, named below randcond."""
+    """Returns every module of the five packages: name without `randcond.` -> path."""
     found = {}
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
@@ -51,7 +54,7 @@ def modules() -> dict[str, Path]:
 
 
 def rooms_imported(path: Path) -> set[str]:
-    """The rooms a file imports from."""
+    """Returns the rooms that a file imports from."""
     return {room(name.removeprefix("randcond.")) for name in imported(path) if name.startswith("randcond.")}
 
 
@@ -69,7 +72,7 @@ def test_rooms_import_each_other_in_no_circle() -> None:
     edges: dict[str, set[str]] = {}
     for name, path in modules().items():
         edges.setdefault(room(name), set()).update(rooms_imported(path) - {room(name)})
-    order = list(TopologicalSorter(edges).static_order())  # raises CycleError naming the circle
+    order = list(TopologicalSorter(edges).static_order())  # raises CycleError, which names the cycle
     assert order.index("launch.config") < order.index("launch.runtime") < order.index("train.loop")
 
 
@@ -79,14 +82,14 @@ def test_a_room_holds_at_most_a_dozen_files() -> None:
 
 
 def test_every_room_is_installed() -> None:
-    """setuptools takes the packages that pyproject.toml lists."""
+    """pyproject.toml lists every folder, because setuptools installs only what it lists."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in modules().values()}
     assert set(settings["packages"]) == {f"randcond.{folder}" for folder in folders}
 
 
 def test_git_ignores_no_source_file() -> None:
-    """A folder named like an ignored one (inputs, runs) would be here, and missing in every clone."""
+    """A folder with an ignored name (inputs, runs) would exist here but be missing in every clone."""
     command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "--", *ALLOWED, "tests", "docs"]
     ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert [path for path in ignored if "__pycache__" not in path] == []
@@ -106,7 +109,7 @@ def test_the_command_line_starts_without_torch() -> None:
 
 
 def test_stages_start_without_torch() -> None:
-    """Threads are pinned by the configuration, which is read first: torch counts them when it is imported."""
+    """Torch reads the number of threads on import, and the configuration sets it. So torch is imported later."""
     stages = ", ".join(f"randcond.{package}.__main__" for package in ("data", "train", "eval"))
     code = f"import sys, {stages}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -123,8 +126,8 @@ def test_nothing_executable_is_loaded() -> None:
                 if isinstance(node, ast.Call):
                     name = ast.unparse(node.func)
                     assert name not in ("eval", "exec", "yaml.load_all", "yaml.unsafe_load"), where
-                    if name == "torch.load":  # published .pth files: tensors only
+                    if name == "torch.load":  # for published .pth files; loads only tensors
                         given = {each.arg: ast.unparse(each.value) for each in node.keywords}
                         assert given.get("weights_only") == "True", where
                     if name == "yaml.load":
-                        assert "StrictLoader" in ast.unparse(node), where  # ours, a SafeLoader
+                        assert "StrictLoader" in ast.unparse(node), where  # our own subclass of SafeLoader

@@ -1,4 +1,4 @@
-"""Caches checked, looked at, and used in part."""
+"""`randcond cache` verify, preview and subset, and experiments that use a part of a cache."""
 
 import json
 import pickle
@@ -76,12 +76,12 @@ def test_a_preview_shows_latents_as_the_teacher_decodes_them(cache: Path) -> Non
 
 
 def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path: Path) -> None:
-    """Across a shard's end, opened by an experiment of that size; drawing it is done already."""
+    """An experiment of this size opens the part, which ends inside a shard, and draws nothing more."""
     out = world / "runs/part"
     subset(str(world / "runs/demo/cache"), str(out), n=40)
     subset(str(world / "runs/demo/cache"), str(out), n=40)  # the same again: nothing to do
     assert not list(out.glob("*.tar"))
-    (out / "manifest.json").unlink()  # killed before it, and captions of another cache
+    (out / "manifest.json").unlink()  # as after a kill, with captions of another cache
     write_captions(out / "captions.arrow", [f"another, {number}" for number in range(40)])
     subset(str(world / "runs/demo/cache"), str(out), n=40)
     verify(str(out))
@@ -98,7 +98,7 @@ def test_a_part_of_a_cache_is_what_a_smaller_one_would_be(world: Path, tmp_path:
 
 
 def test_an_experiment_trains_on_the_first_of_a_cache(world: Path, tmp_path: Path) -> None:
-    """`cache.used`: the same latents, captions and pool as a smaller cache's own."""
+    """`cache.used` gives the same latents and captions as a smaller cache."""
     whole = world / "runs/demo/cache"
     subset(str(whole), str(tmp_path / "part"), n=40)
     fingerprint = json.loads((whole / "manifest.json").read_text())["teacher"]

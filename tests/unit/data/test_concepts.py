@@ -1,4 +1,4 @@
-"""Unseen concepts: words, a model's verdicts, BLIP's captions of the cached images, COCO's supercategories."""
+"""Unseen concepts, found by words, a language model, BLIP's captions of images or COCO's categories."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.errors import UserError
 from tests.support.endpoint import scripted
 
-EXCERPT = Path(__file__).parent / "wordnet"  # of WordNet 3.0's own files
+EXCERPT = Path(__file__).parent / "wordnet"  # an excerpt of WordNet 3.0's files
 COCO_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 
 
@@ -29,11 +29,11 @@ def verdicts(out: Path) -> dict[str, dict]:
 def test_wordnet_gives_common_nouns_by_depth_and_the_kinds_of_a_concept() -> None:
     nouns = WordNet(EXCERPT)
     assert {"dog", "justice", "entity", "house sparrow"} <= set(nouns.nouns(20))
-    assert "Paris" not in nouns.nouns(20)  # an instance
+    assert "Paris" not in nouns.nouns(20)  # a proper noun (an instance in WordNet)
     assert "entity" in nouns.nouns(0) and len(nouns.nouns(0)) == 1 and "dog" not in nouns.nouns(7)
     animals = nouns.under("animal")
     assert {"dog", "poodle", "house sparrow", "kitten", "human"} <= animals and "ambulance" not in animals
-    assert "jack" not in animals  # a tool first
+    assert "jack" not in animals  # its first meaning is a tool
     plurals = [nouns.plural(noun) for noun in ("house mouse", "wolf", "grizzly", "finch", "goose", "day", "poodle")]
     assert plurals == ["house mice", "wolves", "grizzlies", "finches", "geese", "days", "poodles"]
     with pytest.raises(UserError, match="has no noun 'quux'"):
@@ -50,7 +50,7 @@ def test_the_animals_that_come_along() -> None:
         assert animals.find(caption)
     for caption in ("a man and a woman", "people on a beach", "a catalogue of dogma", "a red car", "young queen", ""):
         assert animals.find(caption) is None
-    assert WordList(["bear", "polar bear"]).find("the polar bear") == "polar bear"  # the longest
+    assert WordList(["bear", "polar bear"]).find("the polar bear") == "polar bear"  # the longest match
 
 
 def test_word_lists_that_are_none(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ CAPTIONS = ["a red car", "my dog", "rex plays fetch", "a sunset", "nemo swims", 
 
 
 def opinion(text: str) -> str:
-    """A model that knows two names, stumbles over one caption, and puts a fence around its JSON."""
+    """Answers like a model that knows two names, fails on one caption, and puts its JSON into a code block."""
     sentences = json.loads(text.split("Input: ")[1])
     if any("unclear" in sentence for sentence in sentences):
         return "I would rather not."
@@ -98,7 +98,7 @@ def test_captions_are_split_by_words_and_by_a_model(tmp_path: Path, capsys: pyte
         assert asked.answered == counts and verdicts(out) == found  # nothing is asked twice
         (tmp_path / "captions.txt").write_text("\n".join(["a new one", *CAPTIONS]) + "\n")
         tools.split(str(out), source, *words, per_question=2)
-        new = asked.answered - counts  # a caption keeps its verdict, whichever captions it stands beside
+        new = asked.answered - counts  # a caption keeps its verdict, whatever the other captions are
         assert len(new) == 1 and "a new one" in next(iter(new)) and "sunset" not in next(iter(new))
         (tmp_path / "captions.txt").write_text("\n".join([*CAPTIONS, "a sunset"]) + "\n")
         tools.split(str(out), source, *words, per_question=3)
@@ -129,7 +129,7 @@ def test_answers_that_are_no_verdicts(answer: str) -> None:
 
 
 def make_blip(folder: Path) -> None:
-    """A small BLIP with random weights, saved as the published ones are."""
+    """Saves a small BLIP with random weights in the format of the published ones."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *(f"thing{n}" for n in range(26))]
     (folder / "words.txt").parent.mkdir(parents=True)
     (folder / "words.txt").write_text("\n".join(words))
@@ -167,7 +167,7 @@ def test_images_show_what_their_captions_do_not_name(world: Path, tmp_path: Path
     common = Counter(text.split()[0] for text in described.values() if text).most_common(1)[0][0]
     (tmp_path / "words.txt").write_text(f"{common}\n")
     tools.split(str(out), source, words=str(tmp_path / "words.txt"), **more)
-    assert (out / "blip.jsonl").read_bytes() == journal  # no image is looked at twice
+    assert (out / "blip.jsonl").read_bytes() == journal  # no image is captioned twice
     unseen = {caption for caption, verdict in verdicts(out).items() if verdict["unseen"]}
     assert unseen == {caption for caption, text in described.items() if common in text.split()} and unseen
     with pytest.raises(UserError, match="must be given together"):

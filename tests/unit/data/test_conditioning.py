@@ -1,4 +1,4 @@
-"""p(t) of Table C, and what the stream makes of it."""
+"""The values of p(t) in Table C, and errors that name the key."""
 
 import math
 
@@ -12,7 +12,7 @@ T = 1000
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "at"),  # values worked out from the paper's formulas
+    ("name", "args", "at"),  # values computed from the paper's formulas
     [
         ("none", {}, {0: 0.0, 999: 0.0}),
         ("exponential", {}, {0: math.exp(-5), 500: math.exp(-2.5), 900: math.exp(-0.5)}),

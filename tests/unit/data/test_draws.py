@@ -1,4 +1,4 @@
-"""The stream's chances over a million samples, its epochs on any ranks and workers, its order wherever it stops."""
+"""The stream: probabilities over a million samples, epochs on any ranks, and the order after stops."""
 
 import math
 import random
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(folder: Path, variant: str = "exponential", window: int | None = None) -> Stream:
-    """`window`: shards whose latents are mixed, as with a server's cache that has no room for all."""
+    """Returns a stream. `window`: number of shards whose latents are mixed, as for a large remote cache."""
     name, p_args = VARIANTS[variant]
     cache = opened(folder)
     cache.window = window
@@ -58,9 +58,9 @@ def stream(folder: Path, variant: str = "exponential", window: int | None = None
 def test_a_million_draws_are_what_the_paper_says(
     folder: Path, variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a thousand timesteps, three in a thousand may be beyond 3 sigma by chance alone: as many, within chance."""
+    """By chance, about 3 of 1,000 timesteps are more than 3 sigma from p(t). Not significantly more of them are."""
     source = stream(folder, variant)
-    counts = np.zeros((2, 1000))  # samples and replaced ones, by timestep
+    counts = np.zeros((2, 1000))  # all samples, and those with a replaced caption, by timestep
     others = np.zeros(N + EXTRA)
     nulls = 0
     for position in range(DRAWS):
@@ -76,7 +76,7 @@ def test_a_million_draws_are_what_the_paper_says(
     assert (away[never] == 0).all()
     z = away[~never] / sigma[~never]
     beyond = int((z > 3).sum())
-    # A count this small is skewed: its own binomial says how likely it is.
+    # Small counts are not normally distributed. The binomial distribution gives their probability.
     chance = np.minimum(stats.binom.cdf(counts[1], counts[0], p), stats.binom.sf(counts[1] - 1, counts[0], p))[~never]
     total = abs(counts[1].sum() - (counts[0] * p).sum()) / max(np.sqrt((sigma**2).sum()), 1e-9)
     uniform = stats.chisquare(counts[0]).pvalue
@@ -111,7 +111,7 @@ def test_an_epoch_shows_every_latent_once_on_any_ranks_and_workers(
 
 
 def replay(source: Stream, first: int, last: int, ranks: int) -> list[tuple[int, int, int]]:
-    """(key, timestep, caption) of the steps first .. last - 1 in the order of the global batch, drawn by some ranks."""
+    """Returns (key, timestep, caption) of steps first to last - 1 on all ranks, in the order of the global batch."""
     share = 48 // ranks
     parts = [list(batches(source, Positions(first, last, 48, share, rank, ranks), 0)) for rank in range(ranks)]
     return [
@@ -126,7 +126,7 @@ def replay(source: Stream, first: int, last: int, ranks: int) -> list[tuple[int,
 def test_the_sequence_is_the_same_wherever_it_is_stopped_and_on_how_many_ranks_it_goes_on(
     folder: Path, window: int | None
 ) -> None:
-    """Twenty random positions over two epochs, each stop with another number of ranks before and after."""
+    """The stream stops at 20 random steps of two epochs. After each stop, a random number of ranks continues."""
     steps = 40
     whole = replay(stream(folder, window=window), 0, steps, 1)
     dice = random.Random(0)

@@ -1,4 +1,4 @@
-"""`randcond fetch`: the table, and what it brings, from a real server whose line is cut."""
+"""`randcond fetch`: the list of inputs, and downloads from a real server whose connections are cut."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ def test_an_archive_is_brought_over_a_line_that_is_cut(tmp_path: Path, monkeypat
     assert len(list((folder / "preprocessed_11k/pictures").iterdir())) == 3
     note = json.loads((folder / "fetched.json").read_text())
     assert note["files"]["preprocessed_11k.tar.gz"]["sha256"] == checksum
-    inputs.fetch("laion-11k", to=str(tmp_path / "inputs"))  # it is there: no server is asked
+    inputs.fetch("laion-11k", to=str(tmp_path / "inputs"))  # already there: no server is asked
     write_tar(archive, ["other.jpg"])
     (folder / "preprocessed_11k").rename(folder / "gone")
     with pytest.raises(UserError, match=r"checksum is .* expected"):
@@ -111,7 +111,7 @@ def test_a_file_of_another_name_comes_under_its_own(tmp_path: Path) -> None:
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror/metadata.csv").write_text("file_name,text\n")
     with served(tmp_path / "mirror") as url:
-        inputs.fetch("coco-prompts", from_=url, to=str(tmp_path / "one"))  # a folder, without the slash
+        inputs.fetch("coco-prompts", from_=url, to=str(tmp_path / "one"))  # a folder, without a slash at the end
     (tmp_path / "mirror/metadata.csv").rename(tmp_path / "mine.csv")
     inputs.fetch("coco-prompts", from_=str(tmp_path / "mine.csv"), to=str(tmp_path / "two"))
     for folder in ("one", "two"):

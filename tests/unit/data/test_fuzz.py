@@ -1,4 +1,4 @@
-"""Damaged caption files and caches, hundreds of them: an error that names the file, or what was there; never else."""
+"""Randomly damaged caption files and caches give an error that names them, or the original content."""
 
 import gzip
 import json
@@ -23,12 +23,12 @@ from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256, write_json
 
-CASES = 100  # of each file
+CASES = 100  # per file
 TEXTS = [f"a caption number {number} of é" for number in range(2000)]
 
 
 def damaged(good: bytes, seed: int) -> bytes:
-    """Cut off, some bytes changed, a run of them taken out, or set to zero."""
+    """Returns damaged bytes: cut off, some bytes changed, or a range of bytes removed or set to zero."""
     dice, data = random.Random(seed), bytearray(good)
     place, run = dice.randrange(len(data)), dice.randrange(1, 4000)
     match dice.randrange(4):
@@ -55,7 +55,7 @@ def sources(folder: Path) -> list[Path]:
 
 @pytest.mark.heavy
 def test_damaged_caption_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A text file may still be one; what is compressed or has checksums is refused, or is as it was."""
+    """A damaged text file may still be readable. Compressed files and files with checksums are refused or unchanged."""
     ends: Counter[str] = Counter()
     for source in sources(tmp_path):
         good = source.read_bytes()
@@ -77,7 +77,7 @@ def test_damaged_caption_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Any file of a cache, damaged any way: it does not open, and the file is named; else every pair is as it was."""
+    """If any file of a cache is damaged, the error names its path. If there is no error, every pair is unchanged."""
     folder = tmp_path / "cache"
     words = ["cache.size=64", "cache.batch=32", "cache.shard_size=32", f"paths.cache={folder}"]
     config = load_config("demo-with", words)
@@ -105,7 +105,7 @@ def test_damaged_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         good = (folder / name).read_bytes()
         for seed in range(CASES):
             bad = damaged(good, seed)
-            if bad == good:  # zeros set to zero
+            if bad == good:  # they were zeros before
                 continue
             (folder / name).write_bytes(bad)
             try:

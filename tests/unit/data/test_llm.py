@@ -1,4 +1,4 @@
-"""Many questions to a language model: each answered once, over trouble, kills and restarts of either side."""
+"""Each question to a language model is answered once, despite errors, kills and restarts on both sides."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ANY = Question("", "")
 
 
 def take(question: Question, answer: Answer) -> str:
-    """Answers that say "mumble" can't be read."""
+    """Returns the text of an answer. Raises Unusable if it contains "mumble"."""
     if "mumble" in answer.text:
         raise Unusable
     return answer.text
@@ -55,7 +55,7 @@ def test_what_cannot_be_read_is_asked_again_and_given_up(tmp_path: Path) -> None
 
 def test_limits_are_kept(tmp_path: Path) -> None:
     with scripted(str) as asked:
-        endpoint = Endpoint(model="m", url=asked.url, rpm=600)  # ten a second
+        endpoint = Endpoint(model="m", url=asked.url, rpm=600)  # ten per second
         began = time.monotonic()
         ask(endpoint, QUESTIONS[:30], tmp_path / "a.jsonl", take, 5, "asking")
         assert time.monotonic() - began > 1.5
@@ -63,7 +63,7 @@ def test_limits_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_the_token_limit_holds_nothing_back_that_was_answered(tmp_path: Path) -> None:
-    """The limit lets a fraction through; what was answered is in the journal at once."""
+    """The token limit lets only some questions through. Their answers are in the journal at once."""
     with scripted(lambda text: "word " * 200) as asked:
         words = f"""
 import sys
@@ -73,7 +73,7 @@ ask(Endpoint(model="m", url="{asked.url}", tpm=40, concurrency=8), QUESTIONS, Pa
 """
         process = subprocess.Popen([sys.executable, "-c", words], cwd=Path(__file__).parents[3])
         time.sleep(8)
-        assert process.poll() is None  # it waits for the rate
+        assert process.poll() is None  # it waits because of the limit
         process.kill()
         process.wait()
     kept = Journal(tmp_path / "a.jsonl", "m")
@@ -129,7 +129,7 @@ def test_a_journal_whose_last_line_was_cut_loses_that_line(tmp_path: Path, cut: 
     journal.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    seen = Journal(path, "m", read_only=True)  # whose line may be another's, who is just writing it
+    seen = Journal(path, "m", read_only=True)  # keeps the line: another process may be writing it
     assert path.read_bytes() == whole[:-cut]
     again = Journal(path, "m")
     assert list(again.answers) == list(seen.answers) == [question.id for question in QUESTIONS[:2]]
@@ -145,7 +145,7 @@ NOUNS = [f"noun{number}" for number in range(80)]
 
 
 def reply(text: str) -> str:
-    """Every third noun is abstract; prompts are given as asked for."""
+    """Answers questions about nouns: every third noun is abstract, and each noun gets eight prompts."""
     noun = text.split("'")[1]
     if text.startswith("Can"):
         return "No, it is abstract." if int(noun[4:]) % 3 == 0 else "**Yes** - it is a thing."
@@ -159,7 +159,7 @@ def words(*command: str, asked: Asked) -> list[str]:
 @pytest.mark.heavy
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_captions_out_of_nothing_killed_in_the_middle(tmp_path: Path, sign: signal.Signals) -> None:
-    """After Ctrl-C and SIGTERM no question is asked twice; after kill -9 only those whose answer was on its way."""
+    """After Ctrl-C and SIGTERM no question is asked twice. After kill -9 only those with pending answers are."""
     (tmp_path / "nouns.txt").write_text("\n".join(NOUNS) + "\n")
     with scripted(reply, delay=0.1) as asked:
         for command in (("visual", str(tmp_path)), ("prompts", str(tmp_path), "--per-noun", "8")):
@@ -179,7 +179,7 @@ def test_captions_out_of_nothing_killed_in_the_middle(tmp_path: Path, sign: sign
     assert (tmp_path / "visual.txt").read_text().split() == kept
     captions = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert captions == [{"caption": f"{noun} in style {n}", "noun": noun} for noun in kept for n in range(1, 9)]
-    assert len(asked.answered) == len(NOUNS) + len(kept)  # none lost
+    assert len(asked.answered) == len(NOUNS) + len(kept)  # no question is lost
 
 
 @pytest.mark.heavy
@@ -196,7 +196,7 @@ def test_an_endpoint_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     with scripted(reply, port=port or 0) as second:
         assert process.wait(60) == 0, process.communicate()
     twice = (first.answered + second.answered).most_common(5)
-    assert sum(times > 1 for _, times in twice) <= 4  # those it had not said to the end
+    assert sum(times > 1 for _, times in twice) <= 4  # those whose answers were pending
     assert set(first.answered) | set(second.answered) == {datafree.VISUAL.format(noun=noun) for noun in NOUNS}
 
 

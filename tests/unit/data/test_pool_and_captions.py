@@ -1,4 +1,4 @@
-"""Caption sources and the pool: what is read, what is dropped, and how bad input is named."""
+"""Caption sources and pools: what is read, what is dropped, and which errors bad input gives."""
 
 import codecs
 import csv
@@ -38,7 +38,7 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id,TEXT\n1,a café\n2,two  dogs\tplay\n3,"a cat, asleep"\n')
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"caption": text}) + "\n" for text in texts))
     pq.write_table(pa.table({"TEXT": texts, "width": [1, 2, 3]}), tmp_path / "a.parquet")
-    for kind in ("txt", "csv", "jsonl"):  # a byte-order mark, and empty lines, as spreadsheets leave them
+    for kind in ("txt", "csv", "jsonl"):  # a byte-order mark and empty lines, as spreadsheets write them
         path = tmp_path / f"a.{kind}"
         path.write_text((codecs.BOM_UTF8 if kind != "jsonl" else b"").decode() + path.read_text() + "\n\n")
     for kind in ("txt", "csv", "jsonl", "parquet"):
@@ -69,7 +69,7 @@ def test_bad_sources_are_named(tmp_path: Path, name: str, content: str | None, m
 
 
 def test_captions_that_are_taken_whole_may_be_long(tmp_path: Path) -> None:
-    """The pool's filter is not theirs; where there are too few, what was dropped is told."""
+    """The pool's filter does not apply to them. If there are too few, the error counts the dropped ones."""
     rambling = "a very " + "long " * 300 + "caption"
     (tmp_path / "a.txt").write_text(f"a cat\n{rambling}\na cat\n\n")
     source = str(tmp_path / "a.txt")
@@ -124,7 +124,7 @@ def test_captions_are_cleaned_alike_and_rows_filtered_by_their_columns(tmp_path:
 
 
 def test_folders_globs_and_duplicates_across_files(tmp_path: Path) -> None:
-    """More than one record batch, so that a caption's place is found in each."""
+    """The pool has several record batches, and captions are found by index in each of them."""
     texts = [f"caption {number % 150_000}" for number in range(200_000)]
     (tmp_path / "in/deeper").mkdir(parents=True)
     (tmp_path / "in/a.txt").write_text("\n".join(texts[:90_000]))
@@ -184,7 +184,7 @@ def test_parts_of_a_pool_hold_each_other(tmp_path: Path) -> None:
 
 
 def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None, some of a whole that is shared, with others beside them, or only those of excluded concepts."""
+    """No texts, a part of a shared whole pool, that part with other texts, or only texts with excluded concepts."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("\n".join(f"caption {number}" for number in range(1000)))
     (tmp_path / "b.txt").write_text("caption 3\na Seven\nanother\n")
@@ -203,7 +203,7 @@ def test_an_experiments_extra_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert beside == ["caption 3", "a Seven", "another", *(text for text in few if text != "caption 3")]
     assert extra("alone", "pool.size=0", "pool.also=[b.txt]") == beside[:3]
     assert extra("other", "pool.size=10", "pool.seed=1") != few
-    # Whole means whole: the filter is not theirs, however many are taken of the others.
+    # The filter does not apply to pool.also, whatever pool.size is.
     for size in (["pool.size=10", "pool.whole=long"], ["pool.size=0"], ["pool.size=null"]):
         longer = ["pool.also=[b.txt]", "pool.min_length=10", *size]
         assert extra(f"longer-{size[0].partition('=')[2]}", *longer)[:3] == beside[:3]
@@ -248,7 +248,10 @@ def test_a_pool_and_a_cache_find_the_same_words_in_any_script() -> None:
 
 
 def test_what_a_source_comes_over_is_not_its_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is gone, a disk that fails: a pool without the source would count as whole for ever."""
+    """A lost server or a failing disk ends the build, even with skip=True.
+
+    Otherwise, the pool would count as complete for ever, without this source.
+    """
     monkeypatch.setattr(fetching, "TRIES", 1)
     (tmp_path / "a.txt").write_text("one\n")
     with served(tmp_path) as url:
@@ -283,7 +286,7 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     assert captions[:3] == ["one", "two", "a caption of its own, number 0"]
     assert 2 < len(captions) == manifest["captions"] < 200_000
     taken = take(tmp_path / "pool", tmp_path / "some", 10, seed=0)
-    assert taken["damaged"] == manifest["damaged"]  # what a training says that it goes without
+    assert taken["damaged"] == manifest["damaged"]  # a training reports it as missing
     also = take(tmp_path / "pool", tmp_path / "beside", 10, seed=0, also=[sources[0], sources[2]], skip=True)
     assert list(also["damaged"]) == sources[1:] and also["captions"] >= 10
     with pytest.raises(UserError, match="no column caption"):

@@ -1,4 +1,4 @@
-"""The stream: exact, the same on any ranks and workers, resumable anywhere, and distributed as the paper says."""
+"""The stream: exact, resumable, the same on any ranks and workers, and distributed as in the paper."""
 
 import time
 from collections import Counter
@@ -112,7 +112,10 @@ def test_null_captions_are_the_encoding_of_nothing(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none", "exponential", "mirrored", "linear", "sigmoid", "constant"])
 def test_shares_are_the_papers(folder: Path, name: str) -> None:
-    """Replacement by timestep bin within 4 sigma of p(t); uniform timesteps, null share and pool draws alike."""
+    """In every bin of timesteps, the share of replaced captions is within 4 sigma of p(t).
+
+    Timesteps and draws from the pool are uniform, and a tenth of the captions are null, within similar limits.
+    """
     source = stream(folder, name)
     draws = 30_000
     samples = [source[position] for position in range(draws)]
@@ -167,7 +170,7 @@ def test_unreplaced_samples_are_counted_over_the_global_batch(folder: Path) -> N
 
 
 def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> None:
-    """Order, noise and the batch's other facts; fetching twice fetches once."""
+    """Prefetched batches have the same order, noise and content. A second fetch() in a row does nothing."""
     plain = list(batches(stream(folder), Positions(0, 3, 4, 2, 0, 1), 0))
     ahead = Prefetcher(batches(stream(folder), Positions(0, 3, 4, 2, 0, 1), 0), torch.device("cpu"))
     for batch in plain:
@@ -178,13 +181,13 @@ def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> N
         assert torch.equal(ready.latents, batch.latents.float())
         assert torch.equal(ready.timesteps, batch.timesteps)
         assert to_device(ready, torch.device("cpu")) is ready
-    ahead.fetch()  # behind the last one: the last step goes on
+    ahead.fetch()  # after the last batch: no error, so that the last step is finished
     with pytest.raises(StopIteration):
         ahead.take()
 
 
 def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:
-    """The step that has its batch is done first, and can be saved."""
+    """take() raises the error of fetch(), so that the current step can be finished and saved before."""
 
     def loader() -> Iterator[Batch]:
         yield next(batches(stream(folder), Positions(0, 1, 4, 4, 0, 1), 0))
@@ -212,7 +215,7 @@ def test_a_wait_for_data_counts_on_a_cpu_and_ends_with_what_it_waits_for() -> No
 
 @pytest.mark.gpu
 def test_a_wait_behind_queued_work_is_no_loss() -> None:
-    """The device computes for longer than the first wait takes, and has nothing to do during the second."""
+    """During the first wait the device is busy, so no time is lost. During the second wait it is idle."""
     device = torch.device("cuda")
     stalls, square = DataStalls(device), torch.randn(8192, 8192, device=device)
     square @ square

@@ -1,4 +1,4 @@
-"""The embedded world: its captions, its handwriting, and the teacher and judge that ship with it."""
+"""The digits world: its captions, its handwriting, and the teacher and judge that ship with it."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_every_word_is_one_token_and_the_shipped_tokenizer_is_the_built_one() ->
     texts = [caption.text for caption in world.all_captions()]
     ids = built(texts, padding="max_length").input_ids
     assert np.array_equal(ids, shipped(texts, padding="max_length").input_ids)
-    assert built.tokenize("zürich")[-1].endswith("</w>")  # any other word falls into bytes
+    assert built.tokenize("zürich")[-1].endswith("</w>")  # any other word is split into bytes
 
 
 def test_the_teacher_is_an_ordinary_diffusers_folder() -> None:

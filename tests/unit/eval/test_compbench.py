@@ -1,4 +1,4 @@
-"""T2I-CompBench: its lists, what spaCy takes out of a prompt, the three scores and their mean, on real components."""
+"""T2I-CompBench: its lists, the nouns that spaCy finds, and all scores, with small real models."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_a_prompt_is_what_stands_before_the_first_tab(lists: Path) -> None:
     assert prompts.read_prompts(lists, "color") == [
         "a green bench and a blue bowl",
         "a red cup",
-        "a round bagel and a square toaster.",  # the published list has it without the full stop, too
+        "a round bagel and a square toaster.",  # the published list also has it without the full stop
     ]
     whole = prompts.read_prompts(lists, "complex")
     assert prompts.read_complex_kinds(lists, whole) == ["spatial", "spatialaction", "action"]
@@ -100,7 +100,7 @@ def test_a_fetched_list_that_is_missing_says_how_to_fetch_it() -> None:
 
 
 def box(x: float, y: float, confidence: float = 0.8, half: float = 10) -> Box:
-    """A square of 2 * half around (x, y)."""
+    """Returns a square box around (x, y) with sides of 2 * half."""
     return Box(confidence, x - half, y - half, x + half, y + half)
 
 
@@ -123,11 +123,11 @@ HERE, WIDE = box(100, 100), box(100, 100, half=50)
         ("on the bottom of", box(150, 0), 1.0),  # dy = -100
         ("on the bottom of", box(150, 200), 0.0),  # dy = 100
         ("on the bottom of", box(200, 50), 0.0),  # |dy| = 50 < |dx| = 100
-        ("on top of", box(150, 200), 0.0),  # no rule without "the"
+        ("on top of", box(150, 200), 0.0),  # only "on the top of" has a rule
         (None, box(200, 150), 0.0),
         ("next to", box(240, 900), 1.0),  # |dx| = 140 < 150
         ("near", box(900, 240), 1.0),  # |dy| = 140 < 150
-        ("on side of", box(250, 400), 0.5),  # |dx| = 150 is not under 150; 150 / max(150, 300)
+        ("on side of", box(250, 400), 0.5),  # |dx| = 150 is not below 150; 150 / max(150, 300)
         ("near", HERE, 1.0),  # at distance 0, whatever the IoU
         ("on the left of", HERE, 0.0),  # dx = 0
     ],
@@ -139,14 +139,14 @@ def test_the_position_of_two_boxes(words: str | None, second: Box, position: flo
 @pytest.mark.parametrize(
     ("words", "dx", "dy", "position"),
     [
-        # Squares of 100: shared / covered. A shift by 80 leaves 20 * 100 / (20000 - 2000) = 1/9; 0.1 / (1/9) = 0.9
+        # Squares of 100. A shift by 80 gives the IoU 20 * 100 / (20000 - 2000) = 1/9, and 0.1 / (1/9) = 0.9
         ("on the left of", 80, 0, 0.9),
         ("on the right of", -80, 0, 0.9),
         ("on the top of", 0, 80, 0.9),
         ("on the bottom of", 0, -80, 0.9),
-        # by 90: 10 * 100 / (20000 - 1000) = 1/19, under 0.1
+        # A shift by 90: 10 * 100 / (20000 - 1000) = 1/19, below 0.1
         ("on the left of", 90, 0, 1.0),
-        # by 50: 5000 / 15000 = 1/3; 0.1 / (1/3) = 0.3
+        # A shift by 50: 5000 / 15000 = 1/3, and 0.1 / (1/3) = 0.3
         ("on the top of", 0, 50, 0.3),
     ],
 )
@@ -163,7 +163,7 @@ def test_overlap_takes_from_a_direction(words: str, dx: float, dy: float, positi
         ("a cat on the right of a dog", HERE, box(300, 100, 0.6), 0.0),
         # 0.25 (0.8 + 0.6) + 0.5 * 0.3 = 0.5, not below it
         ("a cat on the top of a dog", Box(0.8, 0, 0, 100, 100), Box(0.6, 0, 50, 100, 150), 0.5),
-        # 0.25 (1 + 1) + 0.5 * 0 = 0.5: two sure boxes in no relation
+        # 0.25 (1 + 1) + 0.5 * 0 = 0.5: two certain boxes without the relation
         ("The cat was on top of the dog.", box(100, 100, 1.0), box(100, 300, 1.0), 0.5),
         ("a cat near a dog", HERE, None, 0.0),  # 0.25 * 0.8 = 0.2, below 0.5
         ("a cat near a dog", None, box(0, 0, 1.0), 0.0),  # 0.25 * 1 = 0.25
@@ -216,7 +216,7 @@ def test_what_a_pipeline_takes_out_of_prompts(pipeline: Path) -> None:
 
 
 def read(tagged: str) -> Doc:
-    """A Doc whose words have these parts of speech: "cat/NOUN near/ADP"."""
+    """Returns a Doc of words with given parts of speech, as in "cat/NOUN near/ADP"."""
     words, pos = zip(*(token.split("/") for token in tagged.split()), strict=True)
     return Doc(spacy.blank("en").vocab, list(words), pos=list(pos))
 
@@ -227,15 +227,15 @@ def read(tagged: str) -> Doc:
         ("The/DET red/ADJ hat/NOUN on/ADP top/NOUN of/ADP a/DET coat/NOUN rack/NOUN ./PUNCT", ("hat", "coat")),
         ("a/DET water/NOUN bottle/NOUN next/ADV to/ADP a/DET cat/NOUN", ("bottle", "cat")),
         ("Rex/PROPN near/ADP a/DET cat/NOUN", ("Rex", "cat")),
-        ("a/DET cat/NOUN near/ADP New/PROPN York/PROPN ./PUNCT", ("cat", "York")),  # the last of the run
+        ("a/DET cat/NOUN near/ADP New/PROPN York/PROPN ./PUNCT", ("cat", "York")),  # the last proper noun in a row
         ("a/DET cat/NOUN near/ADP Rex/PROPN", ("cat", "Rex")),
-        ("a/DET cat/NOUN near/ADP Rex/PROPN and/CCONJ a/DET dog/NOUN", ("cat", "dog")),  # a noun goes before
-        ("a/DET cat/NOUN inside/ADP a/DET box/NOUN", None),  # no preposition of the list
-        ("a/DET cat/NOUN on/ADP the/DET top/NOUN of/ADP a/DET box/NOUN", None),  # nor this one
-        ("near/ADP a/DET cat/NOUN", None),  # one object
+        ("a/DET cat/NOUN near/ADP Rex/PROPN and/CCONJ a/DET dog/NOUN", ("cat", "dog")),  # a common noun is preferred
+        ("a/DET cat/NOUN inside/ADP a/DET box/NOUN", None),  # not a preposition of the list
+        ("a/DET cat/NOUN on/ADP the/DET top/NOUN of/ADP a/DET box/NOUN", None),  # neither is this one
+        ("near/ADP a/DET cat/NOUN", None),  # only one object
         ("a/DET cat/NOUN lies/VERB near/ADP", None),
-        ("a/DET cat/NOUN near/ADP a/DET dog/NOUN next/ADV to/ADP a/DET mug/NOUN", None),  # four
-        ("cat/NOUN on/ADP the/DET left/NOUN", None),  # nothing behind it
+        ("a/DET cat/NOUN near/ADP a/DET dog/NOUN next/ADV to/ADP a/DET mug/NOUN", None),  # four objects
+        ("cat/NOUN on/ADP the/DET left/NOUN", None),  # no object after it
         ("cat/NOUN on/ADP side/NOUN of/ADP dog/NOUN", ("cat", "dog")),
         ("cat/NOUN on/ADP bottom/NOUN of/ADP dog/NOUN", ("cat", "dog")),
         ("cat/NOUN on/ADP the/DET right/NOUN of/ADP dog/NOUN", ("cat", "dog")),
@@ -303,7 +303,7 @@ def models(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Six images of 64 pixels: coarse coloured squares."""
+    """Six images of coarse coloured squares, uint8 [6, 3, 64, 64]."""
     coarse = torch.randint(0, 256, (6, 3, 4, 4), generator=torch.Generator().manual_seed(3))
     return coarse.repeat_interleave(16, 2).repeat_interleave(16, 3).to(torch.uint8)
 
@@ -314,7 +314,7 @@ def test_the_probability_of_yes(models: dict[str, str], images: torch.Tensor) ->
     found = yes_probability(blip, encode_images(blip, images[:2]), questions, owners)
     logits: list[torch.Tensor] = []
     hook = blip.model.text_decoder.register_forward_hook(lambda *call: logits.append(call[2].logits))
-    for question, owner in zip(questions, owners, strict=True):  # the library's own way through, one by one
+    for question, owner in zip(questions, owners, strict=True):  # by the library, one question at a time
         size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
         pixels = blip.image_processor(images=[images[owner]], size=size, return_tensors="pt")["pixel_values"]
         ids = torch.tensor([blip.tokenizer(question.lower())["input_ids"]])
@@ -362,7 +362,7 @@ def test_every_category_is_scored_whatever_the_batch(scorer: Scorer, images: tor
     found = scorer.score(category, images, PROMPTS[category], kinds)
     low, high = RANGES[category]
     assert found.shape == (6,) and found.dtype == torch.float64 and bool(torch.isfinite(found).all())
-    assert low <= found.min() and found.max() <= high and (found[0] - found[3]).abs() > 1e-6  # the image counts
+    assert low <= found.min() and found.max() <= high and (found[0] - found[3]).abs() > 1e-6  # the image matters
     one_by_one = [
         scorer.score(category, images[n : n + 1], PROMPTS[category][n : n + 1], kinds and kinds[n : n + 1])
         for n in range(6)
@@ -396,14 +396,14 @@ def test_a_detector_is_asked_for_the_two_objects_and_distances_are_in_the_publis
 
     staged = Scorer(nlp=scorer.nlp, blip=scorer.blip, clip=scorer.clip, detector=two_boxes)
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    # 30 of 64 pixels are 30 * 479 / 64 = 224.53 of the frame: 0.25 * 2 + 0.5 * 150 / 224.53
+    # 30 of 64 pixels are 30 * 479 / 64 = 224.53 in the published frame: 0.25 * 2 + 0.5 * 150 / 224.53
     found = staged.score("spatial", image, ["a girl near a sofa"])
     assert found.item() == pytest.approx(0.5 + 0.5 * 150 / (30 * 479 / 64))
     both = "The green plant stood near the round lamp and the soft sofa."
     staged.score("spatial", image, [both])
     staged.score("complex", image, [both], ["spatialaction"])
     assert asked == [["person", "sofa"], ["plant", "sofa"], ["plant", "lamp"]]
-    nobody = "The fluffy cat sat on the soft sofa."  # no preposition of a spatial relation: nothing to look for
+    nobody = "The fluffy cat sat on the soft sofa."  # no spatial preposition, so there is nothing to detect
     assert staged.score("complex", image, [nobody], ["spatial"]) * 2 == staged.score("color", image, [nobody])
     assert asked[3:] == [[]]
 
@@ -420,7 +420,7 @@ def test_a_detector_gives_each_name_its_surest_box(models: dict[str, str], image
     )
     with torch.no_grad():
         answer = detector.model(**inputs)
-    for column, box in enumerate(found[0]):  # of the patches that prefer this name, the surest
+    for column, box in enumerate(found[0]):  # the most certain of the patches that prefer this name
         mine = answer.logits[0].argmax(dim=1) == column
         assert (box is not None) == bool(mine.any())
         if box is not None:
@@ -442,7 +442,7 @@ def test_clip_gives_raw_cosines(models: dict[str, str], images: torch.Tensor) ->
     assert torch.allclose(found, torch.cosine_similarity(seen, said).double(), atol=1e-6)
 
 
-# --- what is loaded, and what is not
+# --- loading
 
 
 def test_only_what_the_categories_need_is_loaded(models: dict[str, str], images: torch.Tensor) -> None:
@@ -491,7 +491,7 @@ def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Pat
     check_evaluation(config)
     run(config)
     found = json.loads((tmp_path / "out" / "compbench" / "scores.json").read_text())
-    assert set(found["scores"]) == {"color", "non_spatial", "complex"}  # an average is of all six
+    assert set(found["scores"]) == {"color", "non_spatial", "complex"}  # an average needs all six categories
     held = load_features(tmp_path / "out" / "compbench" / "color", 6, 4, "compbench")
     assert held.shape == (6,) and found["scores"]["color"] == pytest.approx(held.mean().item())
     assert held[0] != held[1]  # two images of one prompt
@@ -529,7 +529,7 @@ def test_a_spatial_prompt_without_a_noun_is_named(scorer: Scorer, images: torch.
 
 
 def test_folders_that_hold_something_else(models: dict[str, str], tmp_path: Path, pipeline: Path) -> None:
-    # A BLIP of another kind would answer with weights that nobody trained.
+    # A BLIP of another kind would answer with untrained weights.
     other = shutil.copytree(models["blip"], tmp_path / "captions")
     config = load_blip(Path(models["blip"]), "cpu").model.config
     BlipForConditionalGeneration(config).save_pretrained(other)
@@ -568,7 +568,7 @@ def test_pickles_are_not_taken(models: dict[str, str], tmp_path: Path) -> None:
 def test_a_hub_id_names_its_revision(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    cached = tmp_path / "models--owner--blip"  # as the hub's client lays it out
+    cached = tmp_path / "models--owner--blip"  # the folder layout of the hub's client
     shutil.copytree(models["blip"], cached / "snapshots" / "0123abcd")
     (cached / "refs/refs/pr").mkdir(parents=True)
     (cached / "refs/refs/pr/7").write_text("0123abcd")

@@ -1,4 +1,4 @@
-"""The evaluation harness on the embedded teacher: what is drawn, read, scored, kept, and refused."""
+"""Evaluations of the digits teacher: what is drawn, scored, kept and refused."""
 
 import io
 import json
@@ -58,7 +58,7 @@ paths: {reference: OUT}
 
 
 def system(folder: Path, *overrides: str) -> Config:
-    """The embedded teacher evaluated as it is, into a folder."""
+    """Returns the configuration of an evaluation of the digits teacher, without a student, into a folder."""
     path = folder / "system.yaml"
     path.write_text(SYSTEM.replace("OUT", str(folder / "out")))
     return load_config(str(path), overrides)
@@ -113,7 +113,7 @@ def test_an_image_is_the_stock_pipelines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("protocol", "kind"), [("native", "png"), ("paper", "jpg")])
 def test_images_are_kept_where_asked_for(tmp_path: Path, protocol: str, kind: str) -> None:
     words = []
-    if protocol == "paper":  # whose images are of another size than the judge reads
+    if protocol == "paper":  # its images do not have the size that the judge needs
         words = ["eval.steps=null", "eval.guidance=null", "eval.sampler=null", "eval.metrics=[clip]"]
         words.append(f"eval.clip=local-dir:{clip_folder(tmp_path / 'clip')}")
     words += [f"eval.protocol={protocol}", "eval.save=shards", "eval.size=5", "eval.shown=2"]
@@ -157,7 +157,7 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
     for name, size in (("one", None), ("other", 32)):
         images = real if name == "one" else save_pictures(tmp_path / "reals", digit_images(12, seed=4))
         statistics_of_folder(images, tmp_path / name, ev, None, size, jpeg=False)
-    words = [f"eval.inception={weights}", "cache.exclude=[]"]  # one split: a Fréchet distance takes seconds
+    words = [f"eval.inception={weights}", "cache.exclude=[]"]  # one split, because each Fréchet distance takes seconds
     first = scores_of(system(tmp_path, *words, "eval.metrics=[is]"))
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
     second = scores_of(system(tmp_path, *words, "eval.metrics=[is,fid]", f"eval.statistics={tmp_path / 'one'}"))
@@ -207,7 +207,7 @@ def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp
 
 @pytest.mark.heavy
 def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> None:
-    """And drawn no more than once: a teacher's images serve every table."""
+    """The images are not drawn again, because all tables use the same images of a teacher."""
     digits = ("red three", "red seven", "blue two", "green three", "green seven")
     (tmp_path / "list.txt").write_text("".join(f"a {digit} on a black background\n" for digit in digits))
     words = [f"eval.captions=[{tmp_path / 'list.txt'}]", "eval.size=null"]
@@ -222,7 +222,10 @@ def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> No
 
 @pytest.mark.heavy
 def test_an_evaluation_that_was_begun_is_ended_as_it_was_begun(tmp_path: Path) -> None:
-    """What is missing would lack what the rest has; when all is there, less may be asked of it."""
+    """An unfinished evaluation must be finished with its own metrics and eval.save, so that all chunks hold the same.
+
+    A finished one may be scored with fewer metrics.
+    """
     clip = f"eval.clip=local-dir:{clip_folder(tmp_path / 'clip')}"
     both = [clip, "eval.metrics=[digits,clip]", "eval.save=files"]
     run(system(tmp_path, *both))
@@ -265,7 +268,7 @@ def test_a_published_list_is_drawn_as_it_is(tmp_path: Path) -> None:
     whole = ["eval.size=null", f"eval.captions=[{tmp_path / 'list.csv'}]"]
     prompts = choose_prompts(system(tmp_path, *whole, f"eval.unseen={tmp_path / 'unseen.csv'}"))
     assert prompts.captions == ["a red one", "a red one", "a green three"]
-    assert prompts.splits == {"seen": [0], "unseen": [1, 2], "all": [0, 1, 2]}  # b by its image, c by its word
+    assert prompts.splits == {"seen": [0], "unseen": [1, 2], "all": [0, 1, 2]}  # b by its file name, c by a word
     assert first_prompts(prompts, 1).splits == {"seen": [0], "unseen": [1], "all": [0, 1]}
     plain = choose_prompts(system(tmp_path, *whole, "cache.exclude=[]"))
     assert plain.splits == {"all": [0, 1, 2]} and plain.shown(2) == {"all": [0, 1]}
@@ -324,7 +327,7 @@ def small_vae(**more: Any) -> AutoencoderKL:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer of letters, of T5's own class."""
+    """Returns a T5 tokenizer whose tokens are single letters."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
     return T5Tokenizer(vocab=[(piece, -float(rank)) for rank, piece in enumerate(pieces)], extra_ids=0)
 
@@ -397,7 +400,7 @@ def test_other_systems_by_the_same_command(tmp_path: Path, build: Any) -> None:
     found = scores_of(config)
     assert np.isfinite(found["splits"]["all"]["clip"]) and found["protocol"]["guidance"] > 1
     assert load_features(tmp_path / "out", 4, 3, "clip").shape == (4,)
-    # Two of its images as the stock pipeline makes them, at one batch.
+    # The first batch equals the images of the stock pipeline.
     pipe = load_frozen_pipeline(tmp_path / "model", "fp32", "cpu")
     captions = choose_prompts(config).captions[:3]
     generators = [torch.Generator().manual_seed(caption_seed(config.eval.seed, n)) for n in range(3)]

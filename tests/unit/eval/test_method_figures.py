@@ -1,4 +1,4 @@
-"""Pictures of the method: p(t), images regenerated under another caption, overlap; on the embedded teacher."""
+"""Pictures of the method, with the digits teacher: p(t), regenerated images, and overlap."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def test_the_papers_p_of_t_is_drawn_without_any_training(tmp_path: Path) -> None
         assert picture.width > 600
         colours = {tuple(colour) for colour in np.asarray(picture.convert("RGB")).reshape(-1, 3)[::7].tolist()}
     lines = {(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75)}
-    assert lines <= colours  # matplotlib's own, one per p(t)
+    assert lines <= colours  # matplotlib's default colours, one per p(t)
     page = (tmp_path / "report.html").read_text()
     assert loads(page) == [] and "data:image/png" in page and "How each row" not in page
 

@@ -1,4 +1,4 @@
-"""Real images in the cache: folders and WebDataset tars through the VAE, marked real, trained on like drawn ones."""
+"""Real images in a cache: read from folders and WebDataset tars, encoded by the VAE, and trained on."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ COUNT = 24
 
 
 def picture(number: int) -> Image.Image:
-    """A grey square with a light bar that moves, wider than high."""
+    """Returns a grey landscape image with a light bar. `number` decides the bar's position and the brightness."""
     pixels = np.full((40, 56, 3), 40 + 5 * number, np.uint8)
     pixels[:, 8 + number : 20 + number] = 255 - 5 * number
     return Image.fromarray(pixels)
@@ -110,11 +110,14 @@ def test_images_without_what_they_need(tmp_path: Path) -> None:
 
 
 def test_an_image_is_its_vae_posterior(tmp_path: Path) -> None:
-    """Scaled as the U-Net sees it, by its own seed, whatever else is in the batch; decoded it is the image again."""
+    """A latent is a sample of the VAE's posterior, scaled as the U-Net sees it.
+
+    It depends on its own seed and not on the rest of the batch. Decoded, it gives the image again.
+    """
     teacher = Teacher.load(resolve_path(TEACHER))
     bars = torch.stack([to_square(32)(picture(number)) for number in range(3)])
     assert bars.shape == (3, 3, 32, 32) and -1 <= bars.min() < -0.5 and 0.5 < bars.max() <= 1
-    squares, _ = sample_images(*load_glyphs("held_out"), 3, seed=0)  # what this VAE was trained on
+    squares, _ = sample_images(*load_glyphs("held_out"), 3, seed=0)  # images like those that this VAE was trained on
     latents = encode(teacher.pipe, squares, [5, 6, 7], batch=4)
     again = encode(teacher.pipe, squares[1:2], [6], batch=4)
     assert torch.allclose(latents[1:2], again, atol=1e-5)
@@ -153,7 +156,7 @@ def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source is 'images', expected 'teacher'"):
         LatentCache.open(drawn, manifest["teacher"])
     (tmp_path / "in/003.png").write_bytes((tmp_path / "in/004.png").read_bytes()[:-9])
-    with pytest.raises(UserError, match="images_sha256 is"):  # other images are another cache
+    with pytest.raises(UserError, match="images_sha256 is"):  # other images need another cache
         cache.run(config)
 
 
@@ -161,7 +164,10 @@ def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
 def test_damaged_images_and_shards_stop_or_are_counted(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained on with the task loss of Table 1's third row; what is left out stands in log and report."""
+    """Without on_error=skip they are errors. With it, the log and train.json name what is left out.
+
+    The training uses the task loss, as in row 3 of Table 1.
+    """
     write_folder(tmp_path / "in")
     (tmp_path / "in/003.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"image 003\.png: cannot identify .* on_error=skip"):
@@ -211,7 +217,7 @@ def test_fewer_samples_than_a_batch_and_wrong_shapes_are_refused(world: Path, tm
 
 
 def test_a_shard_of_another_cache_is_refused(world: Path, tmp_path: Path) -> None:
-    """Drawn by another teacher, sampler or seed: its bytes are sound, but it does not belong here."""
+    """A shard drawn with another teacher, sampler or seed is intact, but does not belong to this cache."""
     folder = tmp_path / "cache"
     shutil.copytree(world / "runs/demo/cache", folder)
     for name in ("manifest.json", "plan.json"):
@@ -221,7 +227,10 @@ def test_a_shard_of_another_cache_is_refused(world: Path, tmp_path: Path) -> Non
 
 
 def test_tars_as_people_make_them(tmp_path: Path) -> None:
-    """Names with a leading ./ or dots in a folder; a compressed one is refused, as nothing could be read in it."""
+    """Member names may start with ./ or have dots in a folder's name.
+
+    A compressed tar is refused, because images are read by their offsets.
+    """
     write_tars(tmp_path / "in")
     with tarfile.open(tmp_path / "in/00000.tar") as source, tarfile.open(tmp_path / "other.tar", "w") as target:
         for number, member in enumerate(source):

@@ -1,4 +1,4 @@
-"""Repetitions of a table: means, spread, and what they say of a claim, against hand-worked cases."""
+"""Repetitions of a table: means, deviations and verdicts, compared with cases worked out by hand."""
 
 import json
 import math
@@ -39,7 +39,7 @@ NEARER = Claim("it harms", {"with": -1.0, "without": 1.0}, split="unseen", margi
 
 
 def write_report(path: Path, title: str, claims: list[dict[str, Any]]) -> None:
-    """A report whose rows, whatever their names, have the scores of THREE."""
+    """Writes a report whose rows have the scores of THREE, whatever their names are."""
     named = {row: int("without" not in row) for claim in claims for row in claim["contrast"]}
     scores = {
         each: {row: {"scores": lines[place].scores} for row, place in named.items()} for each, lines in THREE.items()
@@ -60,7 +60,7 @@ def test_means_and_standard_deviations() -> None:
 
 
 def test_rows_are_put_together_by_name(tmp_path: Path) -> None:
-    """One repetition's best step could be compared with its last, the other's could not, but another row's could."""
+    """A row that is not in all repetitions, such as a best step, is left out with a note."""
     (without, with_), (again, still) = rows(0.1, 0.5), rows(0.3, 0.7)
     best = Row("with, best step", {"unseen": {"digit_accuracy": 0.9}})
     other = Row("without, best step", {"unseen": {"digit_accuracy": 0.8}})
@@ -83,7 +83,7 @@ def test_one_repetition_is_itself() -> None:
 
 
 def test_verdicts_by_students_t() -> None:
-    """Differences 0.4, 0.5, 0.3: mean 0.4, deviation 0.1, and t(0.975, 2) = 4.302653 by the printed tables."""
+    """The differences 0.4, 0.5, 0.3 have mean 0.4 and deviation 0.1. Printed tables give t(0.975, 2) = 4.302653."""
     (found,) = verdicts([HELPS], THREE)
     assert found.values == pytest.approx([0.4, 0.5, 0.3])
     assert found.interval == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
@@ -100,13 +100,16 @@ def test_verdicts_by_students_t() -> None:
         "reproduced",
     ]
     same = {"a": rows(0.1, 0.1), "b": rows(0.2, 0.2)}
-    assert verdicts([HELPS], same)[0].outcome == "within noise"  # no difference at all, and no spread of it
+    assert verdicts([HELPS], same)[0].outcome == "within noise"  # no difference, and no deviation
     with pytest.raises(UserError, match=r"row with has no colour_accuracy of unseen"):
         verdicts([Claim("colours", {"with": 1.0}, score="colour_accuracy", split="unseen")], THREE)
 
 
 def test_repetitions_that_agree_are_no_sharper_than_their_images() -> None:
-    """One image of 300 less in each of three repetitions, and none of 300 missed by either row."""
+    """The interval is at least as wide as 300 images allow, even if the repetitions agree exactly.
+
+    First, one row has one correct image less in each repetition. Then, both rows have all 300 images correct.
+    """
     alike = {name: rows(0.99, 0.99 - 1 / 300) for name in "abc"}
     (found,) = verdicts([HELPS], alike)
     shares = [(300 * share + 1) / 302 for share in (0.99, 0.99 - 1 / 300)]
@@ -117,7 +120,7 @@ def test_repetitions_that_agree_are_no_sharper_than_their_images() -> None:
     assert 0.004 < found.interval < 0.006  # half a point
     distances = Claim("nearer", {"without": 1.0, "with": -1.0}, score="fid", split="unseen")
     far = {name: [Row("without", {"unseen": {"fid": 20.0}}), Row("with", {"unseen": {"fid": 19.0}})] for name in "ab"}
-    assert verdicts([distances], far)[0].interval == 0  # a distance's own error is not known
+    assert verdicts([distances], far)[0].interval == 0  # the error of a distance is not known
 
 
 def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> None:
@@ -133,9 +136,9 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
     plot_repetitions(reports / "mini-fig2/repetitions.png", THREE, [("digit_accuracy", "unseen")])
     keep(reports, out)
     summarize(out)
-    other = {**again, "contrast": {"5 teacher init": 1.0, "2 teacher init, without": -1.0}}  # equal by chance
+    other = {**again, "contrast": {"5 teacher init": 1.0, "2 teacher init, without": -1.0}}  # the same values by chance
     write_report(reports / "mini-table1" / "report.json", "again", [again, other])
-    # Of other digits and seeds, which is no repetition of the same; and the same runs on another machine.
+    # One report of other digits and seeds, which counts again, and one of the same runs on another machine.
     write_report(reports / "mini-table1-fresh" / "report.json", "others", [again])
     here = {**again, "values": [value + 0.001 for value in again["values"]]}
     here["contrast"] = {"2 exponential": 1.0, "1 without": -1.0}
@@ -159,7 +162,7 @@ def test_reports_are_kept_and_their_claims_stand_on_one_page(tmp_path: Path) -> 
 
 
 def test_kept_pictures_are_small() -> None:
-    """With a palette, and of a size that a clone can bear."""
+    """They have a palette, and together they are small enough for a clone of the repository."""
     paths = list((PACKAGE / "launch/tables/results").rglob("*.png"))
     for path in paths:
         with Image.open(path) as picture:
@@ -169,7 +172,7 @@ def test_kept_pictures_are_small() -> None:
 
 @pytest.mark.heavy
 def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
-    """The page in the repository is what its reports say, and these are of the tables as they are now."""
+    """The page in the repository matches its reports, and the reports match the current tables."""
     kept = PACKAGE / "launch/tables/results"
     copied = shutil.copytree(kept, tmp_path / "results")
     summarize(copied)
@@ -182,7 +185,7 @@ def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
             for replicate, each in report.get("repetitions", {}).items()
         }
         said = json.loads(json.dumps([verdict.facts() for verdict in verdicts(wanted.claims, repetitions)]))
-        assert report.get("claims", []) == said, f"{name}: its claims, or how they are judged, have changed since"
+        assert report.get("claims", []) == said, f"{name}: its claims, or the rules for verdicts, have changed since"
         assert (
             not said
             or as_markdown(claim_lines([Verdict.read(facts) for facts in said]))
@@ -192,6 +195,6 @@ def test_the_kept_results_are_of_their_reports(tmp_path: Path) -> None:
         for experiment, run in next(iter(load_runs(name).values())).items():
             now = leaves(json.loads(json.dumps(to_dict(run.config))))
             then = leaves(report["configurations"][experiment])
-            # Keys that a report is too old for are left out of the comparison.
+            # Keys that are newer than the report are not compared.
             differ = {key for key in now.keys() & then.keys() if now[key] != then[key]}
-            assert not differ, f"{name}: {experiment} was run with another {sorted(differ)}"
+            assert not differ, f"{name}: {experiment} was run with other values of {sorted(differ)}"

@@ -1,4 +1,4 @@
-"""The report: the paper's figures beside ours, differences, notes, quoted rows; a page that loads nothing."""
+"""Reports: the paper's figures next to ours, differences, notes, and a page that loads nothing."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ paths: {{reference: {folder}}}
 
 
 class Loads(HTMLParser):
-    """What a page would load from elsewhere."""
+    """A parser that collects what a page would load from elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def loads(page: str) -> list[str]:
 
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of experiments and tables of its own, both evaluated."""
+    """A folder with two experiments and a table of both, which replace the shipped ones."""
     experiments = tmp_path / "experiments"
     shutil.copytree(configuration.EXPERIMENTS / "base", experiments / "base")
     for name, seed in (("one", 1), ("two", 2)):
@@ -125,7 +125,7 @@ def test_experiments_side_by_side(tables: Path) -> None:
             load_report(["one"], [word])
     path = tables / "one" / "scores.json"
     scored = json.loads(path.read_text())
-    # Of weights that were replaced since, or scored by the lists of another experiment that shares the images.
+    # Weights that were replaced since, or scores by the lists of another experiment with the same images.
     for key in ("network", "splits_sha256"):
         write_json(path, {**scored, "protocol": {**scored["protocol"], key: "another"}})
         with pytest.raises(UserError, match=f"{key} is 'another', expected"):
@@ -150,7 +150,7 @@ def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tabl
         load_report(["one"], [*words, f"eval.statistics={tables / 'again'}"])
     with pytest.raises(UserError, match=r"of one \(eval\.inception, eval\.fid\) does not match .*by pytorch-fid"):
         load_report(["one"], [*words, "eval.fid=pytorch-fid"])
-    shutil.rmtree(tables / "once")  # a report is also made where only the scores are
+    shutil.rmtree(tables / "once")  # a report can be made on a machine that has only the scores
     load_report(["one"], words)
 
 
@@ -199,7 +199,10 @@ def test_curves_are_the_same_bytes_and_load_nothing() -> None:
 
 
 def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
-    """Of evaluations on all captions, the paper's figure beside both; where it was scored otherwise, a note."""
+    """The paper's figure stands next to both rows.
+
+    A best step that was scored with other settings gives a note instead of a row.
+    """
     config = load_config("demo-with", [*TINY, f"paths.run={tmp_path}", "eval.weights=raw"])
     protocol = {"seed": 1, "prompts_sha256": "same"}
     write_json(tmp_path / "eval-raw/scores.json", {"size": {"unet": 5}})
@@ -208,12 +211,12 @@ def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
     best = {"score": "fid", "value": 9.0, "split": "all", "step": 4, "weights": "raw"}
     write_json(tmp_path / "best.json", best)
     facts = {"steps": 12, "seconds": 60.0}
-    paper = {"all": {"fid": 8.0, "color": 0.5}}  # CompBench is not scored while training
+    paper = {"all": {"fid": 8.0, "color": 0.5}}  # CompBench is not scored during training
     last = Row("arm", {"all": {"fid": 12.0}}, paper, protocol, facts=facts, folder=tmp_path / "eval-raw", run=tmp_path)
     (row,) = _best(last, config)
     assert (row.name, row.facts, row.folder) == ("arm, best step", {"steps": 4, "weights": "raw"}, watched)
     assert (row.scores["all"], row.paper) == ({"fid": 9.0, "unet": 5}, {"all": {"fid": 8.0}})
-    assert row.run is None and not last.notes  # its curves are the last step's
+    assert row.run is None and not last.notes  # the row of the last step shows the curves
     other = replace(last, protocol={**protocol, "prompts_sha256": "others"}, notes=[])
     assert not _best(other, config)
     assert other.notes == ["best fid during training, at step 4 (raw), scored with other settings: 9"]

@@ -1,4 +1,4 @@
-"""Scores against the tools that published them: torch-fidelity, pytorch-fid, open_clip, Pillow on a disk."""
+"""Scores equal those of the reference tools: torch-fidelity, pytorch-fid, open_clip and Pillow."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def reference_of(folder: Path, out: Path, ev: Eval, row: str = "inception") -> R
 
 
 def compare(images: int, side: int, inception: Path, folder: Path, kid_subset: int) -> tuple[dict, dict]:
-    """(ours, torch-fidelity's) scores of drawn against real images, by the same weights."""
+    """Returns our scores and torch-fidelity's for the same drawn and real images, with the same weights."""
     drawn, real = digit_images(images, side, seed=1), digit_images(images, side, seed=2)
     drawn = 255 - drawn // 2  # another distribution
     one, other = save_pictures(folder / "drawn", drawn), save_pictures(folder / "real", real)
@@ -73,7 +73,7 @@ def compare(images: int, side: int, inception: Path, folder: Path, kid_subset: i
         prc=True,
         kid=True,
         kid_subset_size=kid_subset,
-        feature_extractor="inception-v3-compat",  # else precision and recall would take another network
+        feature_extractor="inception-v3-compat",  # by default, precision and recall use another network
         cuda=False,
         verbose=False,
         cache=False,
@@ -101,7 +101,7 @@ def test_fid_is_kid_as_torch_fidelity(inception: Path, tmp_path: Path) -> None:
 
 
 def fid_by_pytorch_fid(folders: list[Path], inception: Path, where: Path, monkeypatch: pytest.MonkeyPatch) -> float:
-    """As its command line computes it, with these weights where it keeps the published ones."""
+    """Returns the FID as pytorch-fid's command line computes it. `inception` stands in for the published weights."""
     cached = where / "torch" / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
     cached.parent.mkdir(parents=True)
     cached.write_bytes(inception.read_bytes())
@@ -114,7 +114,7 @@ def fid_by_pytorch_fid(folders: list[Path], inception: Path, where: Path, monkey
 def compare_with_pytorch_fid(
     images: int, inception: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[float, float]:
-    """(ours, pytorch-fid's) FID at the protocol's 256 pixels; against statistics of its own making, too."""
+    """Returns our FID and pytorch-fid's at the protocol's 256 pixels."""
     drawn, real = 255 - digit_images(images, 256, seed=1) // 2, digit_images(images, 256, seed=2)
     folders = [save_pictures(folder / "drawn", drawn), save_pictures(folder / "real", real)]
     ev = Eval(inception=str(inception), metrics=["fid"], fid="pytorch-fid")
@@ -156,7 +156,7 @@ def test_clip_score_is_open_clips_cosine(tmp_path: Path) -> None:
 
 
 def test_a_network_is_told_by_its_settings_too(tmp_path: Path) -> None:
-    """The same weights with another activation or another normalisation read something else."""
+    """The same weights with another activation give other features, so the identity changes."""
     clip, dino = clip_folder(tmp_path / "clip"), dino_folder(tmp_path / "dino")
     ev = Eval(clip=f"local-dir:{clip}", dino=str(dino))
     before = {name: each.identity for name, each in load_extractors(["clip", "dino"], ev, "cpu").items()}

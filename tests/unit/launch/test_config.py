@@ -1,4 +1,4 @@
-"""One strict YAML per experiment: composition, overrides, and errors that name the key."""
+"""Experiments as strict YAML files: bases, overrides, and errors that name the key."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_bases_merge_key_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
     assert resolved.cache.exclude == ["four", "five"]
     with pytest.raises(UserError, match=r"base '\.\./experiments-elsewhere' not found"):
         cfg.load_config(str(tmp_path / "broken.yaml"))
-    (tmp_path / "mine.yaml").write_text("base: b-base-random\ntrain: {steps: 7}\n")  # one that ships
+    (tmp_path / "mine.yaml").write_text("base: b-base-random\ntrain: {steps: 7}\n")  # the base is a shipped experiment
     mine, theirs = cfg.load_config(str(tmp_path / "mine.yaml")), cfg.load_config("b-base-random")
     assert (mine.train.steps, mine.student) == (7, theirs.student) and mine.name == "mine"
 

@@ -1,4 +1,4 @@
-"""How a stage's process ends."""
+"""Exit codes of stages, and the record of the first rank that fails."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_a_stage_ends_with_its_own_code_whatever_its_libraries_do(code: int, tmp
 
 @pytest.mark.heavy
 def test_the_first_of_several_ranks_that_ends_badly_is_kept(tmp_path: Path) -> None:
-    """A rank that ends well is none, and the ones that are asked to end because of the first don't hide it."""
+    """A rank that ends with 0 is not recorded. Ranks that are stopped later do not replace the first one."""
     first = tmp_path / "first"
     for word in ("0", "2", "SIGTERM", "1"):
         environment = {**os.environ, FIRST_EXIT: str(first)}
@@ -47,7 +47,7 @@ def test_the_first_of_several_ranks_that_ends_badly_is_kept(tmp_path: Path) -> N
         assert first.exists() == (word != "0")
     assert first.read_text() == "2\n"
     first.unlink()
-    for word in ("SIGTERM", "SIGUSR1"):  # srun's, because a rank was killed, which can say nothing; Slurm's notice
+    for word in ("SIGTERM", "SIGUSR1"):  # from srun after a rank was killed; from Slurm before its time limit
         done = subprocess.run([sys.executable, "-c", _STAGE, word], cwd=tmp_path, env=environment, capture_output=True)
         assert (done.returncode, first.exists()) == (75, word == "SIGUSR1")
     assert first.read_text() == "75\n"

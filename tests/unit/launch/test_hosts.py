@@ -1,4 +1,4 @@
-"""Before anything starts on other hosts, and which of this one's GPUs are taken."""
+"""Checks before a step starts on other hosts, the environment it gets, and the choice of GPUs."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from tests.support.patience import HANG
 
 @pytest.mark.heavy
 def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the words of a plan and the deepspeed launcher itself, which counts this machine's NUMA nodes as devices."""
+    """Uses a planned command and the real deepspeed launcher, which counts this machine's NUMA nodes as devices."""
     monkeypatch.setattr(commands, "on_gpus", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6,7")
     step, *_ = plan("train", "demo-with", [], Place(gpus=2))
@@ -39,7 +39,7 @@ def test_the_gpus_that_are_visible_are_the_ones_taken(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-1")
     with pytest.raises(UserError, match=r"takes indices \(4,5\), got GPU-8932f937,GPU-1"):
         plan("train", "demo-with", [], Place(gpus=2))
-    assert plan("train", "demo-with", [], Place(gpus=1))[0].command[1] == "-m"  # no launcher: torch heeds it itself
+    assert plan("train", "demo-with", [], Place(gpus=1))[0].command[1] == "-m"  # no launcher: torch reads it itself
 
 
 def test_the_users_own_environment_stands_over_the_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

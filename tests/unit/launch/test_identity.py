@@ -1,4 +1,4 @@
-"""Which settings decide an artefact, and how two identities are compared."""
+"""Which settings belong to the identity of an artefact, and how two identities are compared."""
 
 import dataclasses
 from typing import get_type_hints
@@ -12,7 +12,7 @@ from randcond.train.state.identity import ABSENT
 
 
 def test_every_key_declares_what_it_decides() -> None:
-    """A key without a declaration would change artefacts in silence, or orphan them."""
+    """A key without a declaration could change an artefact unnoticed, or make existing artefacts unusable."""
     sections, missing = [Config], []
     while sections:
         section = sections.pop()
@@ -30,20 +30,20 @@ def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
     assert list(train) == [
         *("global_batch", "lr", "warmup", "betas", "weight_decay", "eps", "grad_clip", "ema_decay", "losses", "seed")
     ]
-    assert train["losses"] == {"output": 1.0, "feature": 1.0}  # a loss without a weight is left out
+    assert train["losses"] == {"output": 1.0, "feature": 1.0}  # losses with weight 0 are left out
 
 
 @pytest.mark.parametrize(
     ("stored", "expected", "said"),
     [
-        ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-8}}, []),  # absent: the default
+        ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-8}}, []),  # an absent key has its default
         ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-6}}, ["train.eps is 1e-08, expected 1e-06"]),
         ({"train": {"lr": 1e-3, "eps": 1e-8}}, {"train": {"lr": 1e-3}}, []),
         ({"train": {"losses": {"task": 1.0}}}, {"train": {"losses": {}}}, ["train.losses.task is 1.0, expected 0.0"]),
         ({"train": {"gone": 1}}, {"train": {}}, ["train.gone is 1, expected None"]),
         ({"student": {"rule": "a"}}, {"student": {"rule": "a", "start_from": ""}}, []),
         ({"conditioning": {"p_args": {}}}, {"conditioning": {"p_args": {"lam": 5.0}}}, ["conditioning.p_args is {}"]),
-        ({"made_by": "anything"}, {"teacher": "a"}, ["teacher is None, expected 'a'"]),  # more at the top is no matter
+        ({"made_by": "anything"}, {"teacher": "a"}, ["teacher is None, expected 'a'"]),  # other top keys are ignored
     ],
 )
 def test_identities_are_compared_leaf_by_leaf(stored: dict, expected: dict, said: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What of a rank's log the console shows, and on which of its two outputs: a process each."""
+"""Which log lines of a rank go to standard output, to standard error, and to its file."""
 
 import re
 import subprocess

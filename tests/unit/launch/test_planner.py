@@ -1,4 +1,4 @@
-"""The planner: what it predicts is what the engines take, what does not fit is said with the knob that makes it fit."""
+"""The planner: predictions match the engines, and a plan that does not fit says what makes it fit."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def paper(*words: str) -> Config:
 def test_an_engine_takes_and_sends_what_is_predicted(
     kind: str, precision: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights, gradients, masters, moments, EMA and buckets tensor by tensor; a step's collectives byte by byte."""
+    """Memory (weights, gradients, masters, moments, EMA, buckets) and traffic of a step are within 5% of a real run."""
     words = [*ENGINES[kind], f"engine.precision={precision}", "train.global_batch=8", "engine.micro_batch=1"]
     config, cluster = load_config("demo-with", words), Cluster(find_gpu("h200"), nodes=1, per_node=ranks)
     how, found = sharding(config, cluster), counted(config)
@@ -100,13 +100,16 @@ def test_shares_follow_the_ranks() -> None:
         state = state_memory(shapes, blocks, Sharding(EngineKind(kind), ranks=8))
         assert (state.weights, state.optimizer) == (2 * weights, 16 * total // 8)
     fsdp = state_memory(shapes, blocks, Sharding(EngineKind.FSDP_FULL, 8))
-    assert fsdp.optimizer == 16 * (125 * 1000 + 1 * 10)  # whole rows
+    assert fsdp.optimizer == 16 * (125 * 1000 + 1 * 10)  # FSDP2 divides whole rows
     hybrid = Sharding(EngineKind.FSDP_HYBRID, ranks=64, group=8)
     assert state_memory(shapes, blocks, hybrid) == state_memory(shapes, blocks, replace(hybrid, ranks=8))
 
 
 def test_a_ring_leaves_a_host_once(sizes: Sizes) -> None:
-    """Over four hosts of eight GPUs: a card carries an eighth of the ring; a hybrid's replicas use all of it."""
+    """On four hosts of eight GPUs, each network card carries an eighth of the traffic of the ring.
+
+    With hybrid sharding, each GPU sends its share to its replicas over its own card.
+    """
     gpu = find_gpu("h200")
     four = Cluster(gpu, nodes=4, per_node=8)
     full = step_traffic(paper("engine.kind=fsdp", "engine.micro_batch=8"), sizes, four)
@@ -137,7 +140,7 @@ def test_what_does_not_fit_is_said_with_the_knob(sizes: Sizes) -> None:
     assert not fits(training_memory(config, sizes, small), small)
     found = dict(knobs(config, sizes, small))
     assert "engine.micro_batch=16" in found and "engine.activation_checkpointing=true" in found
-    assert "engine.micro_batch=8" not in found  # the largest is enough
+    assert "engine.micro_batch=8" not in found  # only the largest that fits is listed
     for words in found:
         assert fits(training_memory(paper(*words.split()), sizes, small), small)
 
@@ -155,7 +158,7 @@ def test_a_plan_adds_up(sizes: Sizes) -> None:
     assert train.gpu_hours == pytest.approx(1000 * found.step_seconds * 8 / 3600)
     one = plan(paper(*words), sizes, replace(eight, per_node=1), 0.5)
     assert one.stages["cache"].gpu_hours == pytest.approx(found.stages["cache"].gpu_hours)
-    # 9 hosts' worth of GPUs for 8 shards: no faster
+    # 72 GPUs are no faster for 8 shards than 8 GPUs.
     many = plan(paper(*words, "train.global_batch=288"), sizes, Cluster(eight.gpu, 9, 8), 0.5)
     assert many.stages["cache"].hours == pytest.approx(found.stages["cache"].hours)
 
@@ -187,7 +190,7 @@ def test_a_plan_follows_the_size_of_the_images(sizes: Sizes) -> None:
     assert plans[512].memory_gb == usual.memory_gb and plans[512].stages == usual.stages
     grown = plans[1024].memory_gb["activations"] / usual.memory_gb["activations"]
     assert 3.9 < grown < 4.1
-    assert plans[1024].arithmetic_seconds > 4 * usual.arithmetic_seconds  # attention grows by the square
+    assert plans[1024].arithmetic_seconds > 4 * usual.arithmetic_seconds  # attention grows with the square of the size
     assert plans[1024].stages["eval"].hours > 4 * usual.stages["eval"].hours
 
 
@@ -227,7 +230,10 @@ def test_a_hybrids_groups_divide_the_ranks(sizes: Sizes) -> None:
 
 
 def test_a_runs_mfu_is_of_what_it_computed(tmp_path: Path) -> None:
-    """The log counts no pass twice; with activation checkpointing the student's forward is computed twice."""
+    """The MFU in the log does not count recomputed passes.
+
+    With activation checkpointing, the student's forward pass is computed twice.
+    """
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "mfu": 0.3}\n')
     reached = {}
     for checkpointing in ("false", "true"):
@@ -253,7 +259,7 @@ def test_the_command(tmp_path: Path) -> None:
     said = randcond(tmp_path, "plan", "demo-with", *SD, "train.global_batch=256", "--gpu", "rtx4090").stdout
     assert "DOES NOT FIT" in said and "fits with  engine." in said and "GPU-hours" in said
     (tmp_path / "run").mkdir()
-    lines = '{"step": 1, "mfu": 0.31}\n{"step": 2, "mfu": NaN}\n{"step": 3, "m'  # the last cut off by a kill
+    lines = '{"step": 1, "mfu": 0.31}\n{"step": 2, "mfu": NaN}\n{"step": 3, "m'  # the last one was cut off by a kill
     (tmp_path / "run/metrics.jsonl").write_text(lines)
     (tmp_path / "run/config.yaml").write_text(to_yaml(load_config("demo-with")))
     words = ["plan", "demo", "--efficiency", "run", "--gpus", "1", "--json"]
@@ -268,13 +274,16 @@ def test_the_command(tmp_path: Path) -> None:
         assert named in randcond(tmp_path, "plan", "demo-with", *wrong, code=2).stderr
 
 
-# GPUs -> micro-batch, samples/s per GPU, how far off the plan may be.
+# GPUs -> micro-batch, samples/s per GPU, relative tolerance of the prediction.
 MLPERF = {8: (64, 126.6, 1e-6), 64: (16, 110.2, 0.01), 512: (4, 73.5, 0.05), 1024: (2, 48.8, 0.15)}
 
 
 @pytest.mark.heavy
 def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
-    """MLPerf Training v4.0's Stable Diffusion on H100s: speeds of the logs' undisturbed blocks; fp16 all-reduced."""
+    """Predicted speeds match MLPerf Training v4.0's Stable Diffusion on H100s, with an all-reduce in fp16.
+
+    The published speeds are those of undisturbed blocks of the logs.
+    """
     config = complete_config({**LAYOUTS["sd-v2-1"], "sample_size": 64})
     cost, forward, gpu = (
         unet_cost(UNet2DConditionModel, config),
@@ -284,7 +293,7 @@ def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
     flop, efficiency = 3 * cost.flop, 1.0
     for gpus, (micro, published, within) in MLPERF.items():
         traffic = ring_traffic(gpus, 2 * 2 * cost.parameters * (gpus - 1) / gpus, Cluster(gpu, gpus // 8, 8)).seconds
-        if gpus == 8:  # its efficiency is taken from this one
+        if gpus == 8:  # gives the efficiency for all cases
             efficiency = flop * micro / (micro / published - traffic) / (1e12 * gpu.tflops)
             assert 0.30 < efficiency < 0.32
         arithmetic = flop * micro / (1e12 * gpu.tflops * efficiency)

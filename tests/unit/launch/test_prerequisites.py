@@ -1,4 +1,4 @@
-"""Setting up: what is missing is said before anything is downloaded, and the environment's own tools are found."""
+"""Setup: missing requirements are reported before any download, and the environment's tools are found."""
 
 import os
 import shutil
@@ -29,11 +29,11 @@ def test_what_a_machine_lacks_is_named_with_its_package(tmp_path: Path, monkeypa
     assert done.returncode == 1 and done.stderr == "error: make setup needs\n  a C++ compiler (g++)\n"
     monkeypatch.setattr(needs, "GB", 1e9)
     (lacks,) = needs.missing(tmp_path / "new" / "venv")
-    assert lacks.startswith(f"1000000000.0 GB in {tmp_path};") and not needs.missing(tmp_path)  # which is there
+    assert lacks.startswith(f"1000000000.0 GB in {tmp_path};") and not needs.missing(tmp_path)  # it exists
 
 
 def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed calls it by name on every start on a CPU; `make` puts no environment's folder on PATH."""
+    """DeepSpeed calls ninja by name on every start on a CPU, and `make` does not add the environment to PATH."""
     monkeypatch.setenv("PATH", "/nowhere")
     assert not shutil.which("ninja")
     find_tools()
@@ -44,7 +44,7 @@ def test_ninja_is_found_where_no_shell_has_the_environment_on_its_path(monkeypat
 
 @pytest.mark.heavy
 def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> None:
-    """Torch's own, of the operator: its file stays where kill -9 came between taking and letting go."""
+    """Torch locks an operator by a file. The file stays if the process is killed by kill -9 while it builds."""
     shutil.copytree(Path(sys.prefix) / "torch_extensions", tmp_path / "built")
     (lock,) = [folder / "lock" for folder in (tmp_path / "built").iterdir()]
     lock.touch()
@@ -53,6 +53,4 @@ def test_a_lock_that_a_killed_process_left_is_not_waited_for(tmp_path: Path) -> 
     command = [sys.executable, "-m", "randcond.train.engine.build_ops"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0 and "built DeepSpeed's CPU operator" in done.stdout and not lock.exists()
-    assert (
-        "Setting accelerator" not in done.stdout + done.stderr
-    )  # DeepSpeed looks for a GPU only where there may be one
+    assert "Setting accelerator" not in done.stdout + done.stderr  # DeepSpeed does not look for a GPU

@@ -1,4 +1,4 @@
-"""The paper as experiments: every table's rows as the paper has them, held here as a list, resolved and priced."""
+"""The paper's tables as experiments: their rows equal the list in this file, and all can be planned."""
 
 import json
 import subprocess
@@ -22,8 +22,8 @@ from randcond.train import dryrun
 
 M = 1_000_000
 K = 1000
-# (student, initialisation, p(t), steps, cached latents, extra texts, real images) of each row; None: a quoted row; a
-# text: a published model.
+# Each row: (student, initialisation, p(t), steps, cached latents, extra texts, real images). None is a quoted row, and
+# a string a published model.
 NOT, EXP, SIG = "none", "exponential", "sigmoid"
 
 
@@ -94,7 +94,7 @@ PAPER: dict[str, list[Any]] = {
 }
 
 
-PUBLISHED = {  # model -> protocols it may be scored by: with a dagger in Table 4 PNDM, Figure 6 by the paper's own
+PUBLISHED = {  # model -> its protocols: PNDM for rows with a dagger in Table 4, the paper's own for Figure 6
     "CompVis/stable-diffusion-v1-4": {"bk-sdm"},
     **{f"nota-ai/bk-sdm-{size}": {"bk-sdm", "paper"} for size in ("base", "small", "tiny")},
     "PixArt-alpha/PixArt-XL-2-1024-MS": {"sdxl"},
@@ -105,7 +105,7 @@ PUBLISHED = {  # model -> protocols it may be scored by: with a dagger in Table 
 
 def facts(experiment: str) -> Any:
     config = load_config(experiment)
-    assert config.eval.fid == "pytorch-fid"  # whose statistics BK-SDM published
+    assert config.eval.fid == "pytorch-fid"  # BK-SDM published its statistics
     if not config.trains:
         assert config.eval.protocol in PUBLISHED[config.teacher.path]
         return config.teacher.path
@@ -122,7 +122,7 @@ def test_rows_are_the_papers(name: str) -> None:
 
 
 def test_what_rows_have_beside_that() -> None:
-    """Constant p(t), the texts of Tables 2 and 3, the teachers, SLIM's weights, what references are shared."""
+    """Values of a constant p(t), the texts of Tables 2 and 3, SLIM's loss weights and the teachers are the paper's."""
     values = {p: load_config(f"p-random-{p}").conditioning.p_args for p in ("half", "one", "exponential", "sigmoid")}
     assert values == {"half": {"value": 0.5}, "one": {"value": 1.0}, "exponential": {}, "sigmoid": {}}
     unseen = ["inputs/animals/unseen.txt"]
@@ -165,7 +165,7 @@ def test_every_table_of_the_paper_is_there() -> None:
 
 
 def test_rows_differ_in_nothing_else() -> None:
-    """What no table varies is the recipe's (reference facts): read off every experiment that trains."""
+    """Every experiment that trains has the paper's settings for all keys that no table varies."""
     for name in PAPER:
         for experiment in load_table(name).experiments:
             config = load_config(experiment)
@@ -190,7 +190,7 @@ def test_rows_differ_in_nothing_else() -> None:
 
 @pytest.mark.heavy
 def test_rows_that_are_one_are_trained_once() -> None:
-    """Rows of one folder must be one training: the same in all that decides its numbers."""
+    """Rows with the same run folder have the same settings; so have rows with the same cache or pool."""
     by_folder: dict[str, dict[str, Any]] = {}
     for name in table_names():
         for run in runs_of(name, []):
@@ -218,18 +218,18 @@ def test_rows_that_are_one_are_trained_once() -> None:
 
 
 def test_figures_of_the_paper_that_stand_twice_agree() -> None:
-    """One configuration has one set of figures (or the two that the paper gives it) in whichever table."""
+    """A configuration has the same figures in every table, or the same two if the paper gives two."""
     found: dict[tuple[str, str], Any] = {}
     for name in PAPER:
         wanted = load_table(name)
         arms = [(arm.experiment.removeprefix("compbench-"), arm.paper) for arm in wanted.arms.values()]
-        teacher = {"tableF": "sdxl-base"}.get(name, "sd14-pndm")  # as Table 4's row of it is called
+        teacher = {"tableF": "sdxl-base"}.get(name, "sd14-pndm")  # the name of its row in Table 4
         for experiment, paper in (*arms, (teacher, wanted.teacher.paper)):
             for score in ("fid", "is", "clip"):
                 if experiment and score in paper:
                     key = experiment, score
                     values = sorted(paper[score]) if isinstance(paper[score], list) else [paper[score]]
-                    # Tables 3, D and E round the CLIP score of Table 1's 0.2895 otherwise.
+                    # Tables 3, D and E round a CLIP score in another way than Table 1 (0.2895).
                     alike = pytest.approx(values, abs=1.01e-4 * (score == "clip"), rel=0)
                     assert found.setdefault(key, values) == alike, (name, key)
 
@@ -307,7 +307,7 @@ def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
 def test_what_every_table_needs_is_said_and_nothing_is_wrong(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where no inputs are
+    monkeypatch.chdir(tmp_path)  # a folder without inputs
     with pytest.raises(SystemExit) as ended:
         dryrun.main([])
     said = capsys.readouterr().out
@@ -332,7 +332,7 @@ def test_what_every_table_needs_is_said_and_nothing_is_wrong(
 
 
 def test_no_yaml_repeats_its_base() -> None:
-    """A row says only what differs: no key of an experiment has its base's value."""
+    """An experiment sets only keys whose values differ from its base."""
     for path in (PACKAGE / "launch/experiments").rglob("*.yaml"):
         data = read_yaml(path)
         bases = data.pop("base", [])
@@ -362,7 +362,7 @@ def test_all_tables_are_priced() -> None:
 
 
 def test_a_packed_install_has_them_all(tmp_path: Path) -> None:
-    """Every YAML, prompt list and picture that the code reads is named in pyproject.toml."""
+    """pyproject.toml lists every data file that the code reads."""
     import tomllib
 
     data = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]

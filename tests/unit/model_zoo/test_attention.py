@@ -1,4 +1,4 @@
-"""Attention backends: chosen per shape, xformers only where it can run, and the reason said."""
+"""Attention backends: the choice for each shape, the self-test, and the reported reasons."""
 
 import json
 from dataclasses import asdict
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def settled(folder: Path, *words: str) -> dict[str, Any]:
-    """attention.json after a run of the embedded world has settled its kernels in a folder."""
+    """Returns attention.json after a run of the demo has chosen its kernels in a folder."""
     config = load_config("demo-with", list(words))
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, CPU)
     module, _ = build_step(config, teacher)
@@ -79,7 +79,7 @@ def test_head_dims_that_xformers_refuses_keep_sdpa(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failing_self_test_falls_back_and_says_why() -> None:
-    """xformers is really asked here, and has no operator for this machine's CPU."""
+    """This uses the real xformers, which has no operator for a CPU."""
     choices = choose_attention(full_size("block-tiny"), "xformers", Use(torch.float32, CPU, 1, trains=False))  # type: ignore[arg-type]
     assert {choice.backend for choice in choices} == {"sdpa"}
     assert all("failed its self-test: NotImplementedError" in choice.why for choice in choices)
@@ -113,7 +113,7 @@ def test_auto_takes_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kernel_of_sdpa_by_name() -> None:
-    """The flash kernel runs on a CPU, cuDNN's does not: one is taken, the other refused with its reason."""
+    """The flash kernel runs on a CPU and is taken. cuDNN's kernel does not, and is refused with the reason."""
     teacher = tiny_teacher("sd-v1-4")
     before = denoise(teacher, *inputs(teacher))
     choices = choose_attention(teacher, "flash", Use(torch.float32, CPU, 2, trains=True), tokens=7)
@@ -132,7 +132,10 @@ def test_the_self_test_runs_the_real_layer() -> None:
 
 
 def test_one_key_whose_softmax_has_no_gradient_is_no_disagreement() -> None:
-    """What a softmax over one key passes back is 0 or rounding, by the CPU: 4 x 32, here, was 0 / 0 on one with AMX."""
+    """The gradient of a softmax over one key is 0 or a rounding error, depending on the CPU.
+
+    With 4 heads of 32, the relative difference was 0 / 0 on a CPU with AMX.
+    """
     for heads, head_dim in ((2, 8), (4, 32), (3, 20)):
         for dtype in (torch.float32, torch.bfloat16):
             assert self_test("flash", AttentionShape(heads, head_dim, 1, 1), Use(dtype, CPU, 2, trains=True)) > 0
@@ -143,7 +146,7 @@ def test_one_key_whose_softmax_has_no_gradient_is_no_disagreement() -> None:
 def test_a_kernel_that_is_wrong_forward_or_backward_is_refused(
     wrong: str, said: str, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A teacher takes one whose gradients are wrong: it needs none."""
+    """A teacher may use a kernel with wrong gradients, because it needs none."""
 
     class Wrong(torch.autograd.Function):
         @staticmethod
@@ -171,7 +174,7 @@ def test_a_run_goes_on_with_its_kernels_but_only_where_they_were_chosen_for(tmp_
     first = settled(tmp_path)
     kept = json.loads(json.dumps(first).replace('"sdpa"', '"flash"'))
     (tmp_path / "attention.json").write_text(json.dumps(kept))
-    assert settled(tmp_path) == kept  # as it began
+    assert settled(tmp_path) == kept  # the kernels that it started with
     for words in (["student.rule=channel-tiny"], ["engine.compile=whole"], ["engine.attention=sdpa"]):
         (tmp_path / "attention.json").write_text(json.dumps(kept))
         chosen = settled(tmp_path, *words)

@@ -1,4 +1,4 @@
-"""Feature taps: exact under activation checkpointing and torch.compile, and loud when they capture nothing."""
+"""Feature taps are exact with activation checkpointing and compilation, and fail if they capture nothing."""
 
 import pytest
 import torch
@@ -36,19 +36,19 @@ def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: 
     if how in ("compile", "both"):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        # aot_eager: dynamo's and autograd's tracing, no C++ to wait for; the hardest case with the real compiler
+        # aot_eager traces like the real compiler but compiles no C++, which is slow. Only the hardest case compiles.
         module.unet.compile_repeated_blocks(backend="inductor" if (layout, how) == ("sdxl", "both") else "aot_eager")
-    for _ in range(2):  # a second step must not see what the first one's backward ran again
+    for _ in range(2):  # a second step must not see features that the first backward pass recomputed
         again = forward_and_backward(module, teacher)
         assert torch.allclose(plain[0], again[0], atol=1e-5)
         for before, after in zip(plain[1], again[1], strict=True):
             assert torch.allclose(before, after, atol=1e-5)
         for key, gradient in plain[2].items():
             assert torch.allclose(gradient, again[2][key], atol=1e-5, rtol=1e-3), key
-        assert not any(tap.feature is not None for tap in module.taps.taps.values())  # nothing held over
+        assert not any(tap.feature is not None for tap in module.taps.taps.values())  # no feature is kept
     if how in ("compile", "both"):
         counted = torch._dynamo.utils.counters
-        assert 0 < counted["stats"]["unique_graphs"] <= 6, "a graph per block: the hooks' guards tell blocks apart"
+        assert 0 < counted["stats"]["unique_graphs"] <= 6, "one graph per block, because the hooks' guards differ"
         assert not counted["graph_break"]
 
 
@@ -60,7 +60,7 @@ def test_taps_name_what_is_missing() -> None:
     with pytest.raises(RuntimeError, match="captured nothing at mid_block"):
         taps.collect()
     denoise(teacher, *inputs(teacher))
-    taps.forget()  # what an earlier forward left belongs to no feature
+    taps.forget()  # an earlier forward pass must not count
     with pytest.raises(RuntimeError, match="captured nothing at mid_block"):
         taps.collect()
     taps.remove()

@@ -1,4 +1,4 @@
-"""Students as rules: the paper's sizes, bit-equal teacher weights, features that meet, on every layout."""
+"""Student rules on every layout: the paper's sizes, exact copies of weights, and matching features."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from randcond.train.losses import feature_loss, output_loss
 from tests.support.demo import randcond
 from tests.support.shaped import unet_config
 
-TABLE_A = {  # teacher layout -> student -> parameters (millions), MACs and attention MACs (G): Tables A and F
+TABLE_A = {  # teacher layout -> student -> parameters (millions), MACs and attention MACs (G), from Tables A and F
     "sd-v1-4": {
         "teacher": (859.5, 338.6, 63.0),
         "block-base": (579.4, 223.7, 37.8),
@@ -97,7 +97,7 @@ def test_activations_are_what_a_real_forward_keeps(tmp_path: Path) -> None:
 
 
 def expected_source(name: str, key: str) -> str:
-    """The block map in the paper's words, not the rule's code."""
+    """Returns the teacher's key for a student's key, following the paper's text and not the code of the rules."""
     if not key.startswith("up_blocks"):
         return key
     parts = key.split(".")
@@ -149,7 +149,7 @@ def test_slim_copies_all_but_its_samplers() -> None:
     student = build_student("slim-base", plain_config(teacher.config), 0, theirs)
     assert isinstance(student, SlimUNet2DConditionModel)
     fresh = [key for key in student.state_dict() if "samplers" in key]
-    assert len(fresh) == 3 * 4 + 3 * 6  # a gate of two linear layers each, and the upsamplers' convolution
+    assert len(fresh) == 3 * 4 + 3 * 6  # gates of two linear layers; upsamplers also have a convolution
     for key, tensor in student.state_dict().items():
         if key not in fresh:
             assert torch.equal(tensor, theirs[expected_source("slim-base", key)])
@@ -253,6 +253,6 @@ def test_haar_transform_is_orthonormal_and_inverts() -> None:
     assert bands.square().sum() == pytest.approx(x.square().sum().item(), rel=1e-6)
     assert torch.allclose(bands[:, 0], 2 * torch.nn.functional.avg_pool2d(x, 2), atol=1e-6)
     left = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).expand(1, 1, 2, 2)
-    assert haar_dwt(left).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # a vertical edge is LH's alone
+    assert haar_dwt(left).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # the only detail of a vertical edge is in LH
     with pytest.raises(UserError, match="must be even"):
         haar_dwt(x[..., :5])

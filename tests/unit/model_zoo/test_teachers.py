@@ -1,4 +1,4 @@
-"""Teachers of every family behind one interface, each against its own diffusers pipeline."""
+"""Teachers of every family have one interface, and give the same results as their diffusers pipelines."""
 
 import json
 import shutil
@@ -51,9 +51,9 @@ def test_captions_become_the_pipelines_own_condition(layout: str, folders: dict[
         assert torch.equal(condition["text_embeds"][place], pooled[place])
     assert torch.equal(text[1], empty[1]) and text[1].abs().max() == 0  # force_zeros_for_empty_prompt
     assert torch.equal(condition["text_embeds"][1], empty_pooled[1])
-    encoded = teacher.encode(ids, torch.tensor([False, True, False]), zeros=False)  # the authors' way, an option
+    encoded = teacher.encode(ids, torch.tensor([False, True, False]), zeros=False)  # optional, as the authors do it
     assert torch.equal(encoded["encoder_hidden_states"][1], drawn[1])
-    assert condition["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]] * 3  # 16x16 latents of 8x8 pixels
+    assert condition["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]] * 3  # 16x16 latents, 8x8 pixels each
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -78,7 +78,7 @@ def test_one_interface_predicts_noises_and_draws(layout: str, folders: dict[str,
     assert isinstance(pipe.scheduler, DDIMScheduler)
     settings = pipe.scheduler.config
     assert (settings.timestep_spacing, settings.steps_offset, settings.clip_sample) == ("leading", 1, False)
-    explicit = type(teacher.pipe.scheduler).from_config(dict(shaped.BETAS))  # says nothing of clipping
+    explicit = type(teacher.pipe.scheduler).from_config(dict(shaped.BETAS))  # does not set clip_sample
     teacher.pipe.scheduler = DDIMScheduler.from_config(explicit.config)
     assert not teacher.pipeline("ddim").scheduler.config.clip_sample
     assert settings.prediction_type == ("v_prediction" if layout == "sd-v2-1" else "epsilon")
@@ -93,7 +93,10 @@ def test_one_interface_predicts_noises_and_draws(layout: str, folders: dict[str,
     "sampler", ["ddim", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pndm", "euler", "dpm++"))]
 )
 def test_a_teacher_in_bf16_starts_from_normal_noise_and_steps_in_fp32(sampler: str, folders: dict[str, Path]) -> None:
-    """Torch's normal numbers in bf16 are made of 256 levels: none is beyond 3.33, and their variance is 0.986."""
+    """Noise is drawn in fp32, because torch's normal numbers in bf16 have only 256 levels.
+
+    None of them is beyond 3.33, and their variance is 0.986.
+    """
     teacher = Teacher.load(folders["sdxl"], "bf16")
     pipe = teacher.pipeline(sampler)
     shown: list[torch.Tensor] = []
@@ -103,7 +106,7 @@ def test_a_teacher_in_bf16_starts_from_normal_noise_and_steps_in_fp32(sampler: s
     exact = torch.cat([torch.randn(1, 4, 16, 16, generator=each) for each in generators])
     first = pipe.scheduler.scale_model_input(exact * pipe.scheduler.init_noise_sigma, pipe.scheduler.timesteps[0])
     assert shown[0].dtype == torch.bfloat16 and drawn.dtype == torch.float32
-    if sampler != "euler":  # whose scale is of the step that its scheduler is at
+    if sampler != "euler":  # its scale depends on the scheduler's current step
         assert torch.equal(shown[0][:16], first.bfloat16())
         assert shown[0].float().abs().max() > 3.5
     assert "step" not in vars(pipe.scheduler) and "scale_model_input" not in vars(pipe.scheduler)
@@ -120,7 +123,7 @@ def test_a_damaged_weight_file_is_named(folders: dict[str, Path], tmp_path: Path
 
 @pytest.mark.heavy
 def test_what_a_teacher_is_shown_may_be_of_another_size(folders: dict[str, Path]) -> None:
-    """Latents of real images (cache.resolution): SDXL is told their size, and FLOP are counted at it."""
+    """Latents of real images may have another size (cache.resolution). SDXL gets it, and FLOP are counted for it."""
     teacher = Teacher.load(folders["sdxl"], "fp32")
     own = flop_per_sample(teacher, teacher.unet)
     teacher.latent_side = 8
@@ -141,7 +144,7 @@ def test_students_start_from_the_stored_weights_not_from_the_rounded_ones(
 
 
 def change(folder: Path, out: Path, file: str, **settings: object) -> Path:
-    """A copy of a teacher with other settings in one of its JSON files; None removes a key."""
+    """Copies a teacher to `out` and changes settings in one of its JSON files; None removes a key. Returns `out`."""
     shutil.copytree(folder, out)
     found = {**json.loads((out / file).read_text()), **settings}
     (out / file).write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
@@ -197,7 +200,7 @@ def test_the_fingerprint_follows_weights_and_settings_alone(folders: dict[str, P
 def test_the_step_gives_gradients_to_student_and_projectors_alone(
     layout: str, rule: str, folders: dict[str, Path]
 ) -> None:
-    """The real step on a teacher whose every parameter would take a gradient if one came."""
+    """Every parameter of the teacher requires a gradient here, but the step gives it none."""
     config = load_config(
         "demo-with", [f"teacher.path={folders[layout]}", f"student.rule={rule}", "train.losses.task=1.0"]
     )

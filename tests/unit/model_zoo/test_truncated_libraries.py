@@ -1,4 +1,4 @@
-"""A compilation that is killed while it links costs the next one that link, not every later start."""
+"""Truncated libraries of a killed compilation are removed and built again by the next one."""
 
 import subprocess
 import sys
@@ -42,14 +42,14 @@ def test_half_written_libraries_of_a_killed_compilation_are_built_again(
     kernel = next(path for path in whole if path.name.endswith(".main.so"))
     assert not any(is_truncated(path) for path in whole)
 
-    for path, was in whole.items():  # as far as a linker had come that is killed
-        path.write_bytes(bytes(len(was) // 2))  # contents, and the header not yet
+    for path, was in whole.items():  # as a killed linker leaves them
+        path.write_bytes(bytes(len(was) // 2))  # the header, which is written last, is still zeros
         assert is_truncated(path)
         for length in (len(was) - 1, len(was) // 2, 64, 10, 0):
             path.write_bytes(was[:length])
             assert is_truncated(path), f"{path.name}: {length} of {len(was)} bytes"
 
-    with FileLock(tmp_path / "locks" / f"{kernel.name.split('.')[0]}.lock"):  # another process builds that one
+    with FileLock(tmp_path / "locks" / f"{kernel.name.split('.')[0]}.lock"):  # another process is building this one
         assert set(remove_truncated_libraries()) == set(whole) - {kernel}
     compile_once()
     assert not any(is_truncated(path) for path in tmp_path.glob("*/*.so"))

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked, the damaged one passed over; locks that die with their holder."""
+"""Checkpoints are complete or absent, and damaged ones are skipped; locks end with their process."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ SHAPES = {"a": (3, 4), "b": (5,)}
 
 
 def write(folder: Path, step: int, ranks: int = 2, keep: int = 2, keep_every: int = 0) -> None:
-    """A checkpoint in which the flattened value i of every tensor is step + i, cut unevenly over the ranks."""
+    """Writes a checkpoint: value i of every flattened tensor is step + i, and the ranks have unequal parts of it."""
     writers = [checkpoint.Writer(folder, rank, ranks, keep, keep_every) for rank in range(ranks)]
     for rank, writer in enumerate(writers):
         state: checkpoint.State = {kind: {} for kind in STATE_KINDS}
@@ -56,7 +56,10 @@ def test_the_newest_is_read_in_any_cut(tmp_path: Path) -> None:
 
 
 def test_a_rank_is_done_with_the_folder_once_its_note_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first rank renames it then; a disk on which the other one's last write takes long is no error."""
+    """Rank 0 renames the folder once all notes are there. So a rank must not use the folder after its own note.
+
+    Here every sync of a folder by rank 1 is slow: a sync after its note would fail.
+    """
 
     def slow(path: Path, deep: bool = True) -> None:
         time.sleep(0.3 if threading.current_thread() is not quick and path.is_dir() else 0)
@@ -90,7 +93,7 @@ def test_an_old_one_that_can_not_be_removed_does_not_end_the_run(
 
 
 def test_what_can_not_be_read_now_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a rank's share; another rank's damage is said by the first one."""
+    """A file that can't be read at the moment raises its error; the checkpoint is not skipped as damaged."""
     write(tmp_path, 5)
 
     def stale(path: Path) -> str:
@@ -110,7 +113,7 @@ def test_the_first_rank_says_what_another_one_found(tmp_path: Path, capsys: pyte
 def test_a_claim_that_was_removed_on_another_host_is_held_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS says so by ESTALE, between our opening of the file and our lock."""
+    """NFS raises ESTALE if another host removes the file after it is opened here and before it is locked."""
     flock, stale = fcntl.flock, [OSError(errno.ESTALE, "Stale file handle")]
 
     def once(handle: int, operation: int) -> None:
@@ -125,7 +128,10 @@ def test_a_claim_that_was_removed_on_another_host_is_held_by_it(
 
 
 def test_of_two_containers_with_one_host_name_none_removes_what_the_other_writes(tmp_path: Path) -> None:
-    """By the numbers of their processes, which each counts anew; nor does an odd name stop anybody."""
+    """Both containers may use the same process numbers, so only files of the own PID namespace are removed.
+
+    A file with an unexpected name is kept and causes no error.
+    """
     here = f".text.{platform.node()}"
     ours = os.stat("/proc/self/ns/pid").st_ino
     names = [f"{here}.{ours + 1}.999999999.part", f"{here}.{ours}.odd.part", f"{here}.{ours}.999999999.part"]
@@ -154,7 +160,7 @@ def test_a_rank_that_never_writes_leaves_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_any_damaged_byte_falls_back_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bytes all over every file of the newest, one by one."""
+    """In each file of the newest checkpoint, about 150 bytes are damaged, one at a time."""
     for step in (5, 10):
         write(tmp_path, step)
     for path in sorted((tmp_path / "step-00000010").iterdir()):
@@ -189,7 +195,7 @@ def test_after_a_fallback_the_damaged_one_is_written_again(tmp_path: Path) -> No
 def test_an_error_gives_up_a_checkpoint_that_another_rank_will_not_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no thread is left that Python would wait for at its end."""
+    """The thread of the writer ends, too. Otherwise, Python would wait for it at exit."""
     monkeypatch.setattr(checkpoint, "FINAL_WRITE_TIMEOUT", 0.3)
     writer = checkpoint.Writer(tmp_path, 0, 2, 2)
     with pytest.raises(MemoryError), writer:
@@ -241,7 +247,7 @@ def test_pieces_are_claimed_once_and_a_killed_workers_piece_is_free_again(tmp_pa
 
 
 def test_a_piece_is_held_while_it_is_finished_beside_the_next(tmp_path: Path) -> None:
-    """The last claim but one is let go of when the next but one is asked for; an error lets go of all."""
+    """With unfinished=1, the claims on the current and the previous piece are held. An error releases all claims."""
     pieces = [tmp_path / str(number) for number in range(4)]
 
     def held() -> list[int]:
@@ -261,7 +267,7 @@ def test_a_piece_is_held_while_it_is_finished_beside_the_next(tmp_path: Path) ->
 
 
 def _landed(path: Path, seen: list[list[int]]) -> bool:
-    if len(seen) == 4:  # all are begun, the last is not finished
+    if len(seen) == 4:  # all are started, the last one is not finished
         raise RuntimeError("the thread failed")
     return path.is_file()
 
@@ -277,4 +283,4 @@ def test_one_run_folder_has_one_writer(tmp_path: Path) -> None:
         hold_lock(tmp_path, patience=0.5)
     other.kill()
     other.wait()
-    hold_lock(tmp_path, patience=5.0)  # the system lets go of a dead holder's
+    hold_lock(tmp_path, patience=5.0)  # the system releases the lock of a dead process

@@ -1,4 +1,4 @@
-"""Every loss term against an independent computation in float64, and the weighing."""
+"""Every loss term equals an independent computation in float64; weights add the terms up to the total."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_task_loss_is_the_global_sum_over_the_global_count() -> None:
     exact = errors[kept].sum().item() / 4
     whole = task_loss(prediction, target, kept, 4, global_batch=8)["task"]
     assert near(whole, exact)
-    for parts in ([2] * 4, [4, 4]):  # equal micro-batches, on whatever ranks: engines average over them
+    for parts in ([2] * 4, [4, 4]):  # engines average over the micro-batches of all ranks, which are equal
         split = [x.split(parts) for x in (prediction, target, kept)]
         terms = [task_loss(*part, 4, global_batch=8)["task"] for part in zip(*split, strict=True)]
         assert abs(torch.stack(terms).mean().item() - exact) < 1e-5 * exact
@@ -64,12 +64,12 @@ def test_frequency_loss_by_numpy() -> None:
     ours, theirs = tensors(2, (2, 5, 4, 4))
     (latents,) = tensors(1, (2, 4, 8, 8), seed=2)
     difference = np.fft.fft2(theirs.double().numpy() - ours.double().numpy(), norm="ortho")
-    small = latents.double().numpy().reshape(2, 4, 4, 2, 4, 2).mean(axis=(3, 5))  # 8x8 -> 4x4 by areas
+    small = latents.double().numpy().reshape(2, 4, 4, 2, 4, 2).mean(axis=(3, 5))  # 8x8 -> 4x4, means of areas
     weight = 1 / np.maximum(np.abs(np.fft.fft2(small, norm="ortho")).mean(axis=1, keepdims=True), 1e-2)
     exact = (weight * np.abs(difference) ** 2).mean()
     assert near(frequency_loss(["x"], [ours], [theirs], latents)["frequency/x"], exact)
     flat = frequency_loss(["x"], [ours], [theirs], latents, alpha=0.0)["frequency/x"]
-    assert near(flat, ((ours.double() - theirs.double()) ** 2).mean().item())  # Parseval
+    assert near(flat, ((ours.double() - theirs.double()) ** 2).mean().item())  # by Parseval's theorem
 
 
 def test_features_that_are_no_images_have_no_frequencies() -> None:
@@ -96,7 +96,7 @@ def outputs(**changes: object) -> Outputs:
 
 
 def test_weights_make_the_total_and_zero_leaves_a_loss_out() -> None:
-    weights = {"output": 0.0, "feature": 0.0, "task": 1.0, "spatial": 0.1, "frequency": 0.1}  # SLIM's
+    weights = {"output": 0.0, "feature": 0.0, "task": 1.0, "spatial": 0.1, "frequency": 0.1}  # the weights of SLIM
     total, terms = weigh(weights, outputs())
     exact = terms["task"] + 0.1 * (terms["spatial/prediction"] + terms["spatial/block"])
     exact = exact + 0.1 * (terms["frequency/prediction"] + terms["frequency/block"])
