@@ -20,6 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -71,9 +72,19 @@ class Command:
 def run(commands: Sequence[Command], timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
     """Runs commands at the same time and waits for all of them.
 
-    If a command takes more than `timeout` seconds, kills it and raises TimeoutExpired.
+    If a command takes more than `timeout` seconds, kills it and those after it, and raises TimeoutExpired.
     """
-    return [_finished(*begun, deadline=time.monotonic() + timeout) for begun in [_begin(each) for each in commands]]
+    running = [_begin(each) for each in commands]
+    done = []
+    try:
+        while running:
+            done.append(_finished(*running[0], deadline=time.monotonic() + timeout))
+            running.pop(0)
+    finally:
+        for _, _, pid, _ in running:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return done
 
 
 Begun = tuple[Command, socket.socket, int, list[Path]]
@@ -100,14 +111,13 @@ def _begin(command: Command) -> Begun:
 
 
 def _finished(
-    command: Command, line: socket.socket, pid: int, outputs: list[Path], deadline: float
+    command: Command, line: socket.socket, _: int, outputs: list[Path], deadline: float
 ) -> subprocess.CompletedProcess[str]:
     words = ["python", "-m", command.module, *command.words]
     line.settimeout(max(0.1, deadline - time.monotonic()))
     try:
         code = int.from_bytes(line.recv(8), "big", signed=True)
     except TimeoutError:
-        os.kill(pid, signal.SIGKILL)
         raise subprocess.TimeoutExpired(words, deadline) from None
     finally:
         line.close()

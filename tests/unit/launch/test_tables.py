@@ -355,9 +355,9 @@ def test_no_yaml_repeats_its_base() -> None:
 def test_all_tables_are_priced() -> None:
     command = [sys.executable, "-m", "randcond.launch.cli", "plan", "--json", "--gpu", "h100"]
     rows = {row["table"]: row for row in json.loads(subprocess.run(command, capture_output=True, check=True).stdout)}
-    assert set(rows) == {*PAPER, "all, what they share once"}
+    assert set(rows) == {*PAPER, "all, shared work once"}
     alone = sum(row["gpu_hours"] for name, row in rows.items() if name in PAPER)
-    together = rows["all, what they share once"]["gpu_hours"]
+    together = rows["all, shared work once"]["gpu_hours"]
     assert max(row["gpu_hours"] for name, row in rows.items() if name in PAPER) < together < 0.8 * alone
 
 
