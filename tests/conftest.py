@@ -1,4 +1,4 @@
-"""Shared fixtures: the command line in a folder of its own, and one small world that the tests train in."""
+"""Shared by all tests: the fixture `world`, where the tiny demo has run, and the order and marks of tests."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ from filelock import FileLock
 from randcond.launch.runtime.logs import start_console
 from tests.support.demo import TINY, randcond
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several test processes share the cores: no thread waits busily
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # test processes share the cores: threads must not busy-wait
 
 
 UNIT = Path(__file__).parent / "unit"
-QUICK = {"test_older_artefacts.py"}  # a cache, a pool, an evaluation and a training, from end to end
+QUICK = {"test_older_artefacts.py"}  # also quick: a cache, a pool, an evaluation and a training, end to end
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the tiny demo has run once, every stage of both arms, on two ranks.
+    """Returns a folder where the tiny demo has run: every stage of both arms, on two ranks.
 
-    Made once for all of pytest-xdist's processes; each has its own copy.
+    It runs once for all processes of pytest-xdist. Each process has its own copy of the folder.
     """
     base = tmp_path_factory.getbasetemp()
     made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-demo"
@@ -35,14 +35,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure() -> None:
-    """Shows the log on the console, as every command does: tests read it with capsys."""
+    """Shows the log on the console, as every command does, because tests read it with capsys."""
     start_console()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders the tests, marks the quick ones, and skips tests marked gpu where there is none.
+    """Orders the tests, marks the quick ones, and skips tests marked gpu on a machine without a GPU.
 
-    Files without the small world come first: one process makes it while the others have something to do.
+    Files that don't use `world` come first, so that the other processes have work while one process makes it.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""What is measured, as ratios: `make bench` and its parts."""
+"""Benchmarks, reported as ratios: `make bench` and its parts."""

@@ -1,8 +1,10 @@
-"""`make bench`: caching beside the stock pipeline at its best batch, interleaved in one process, ratios first.
+"""Times caching against diffusers' stock pipeline, each at its best batch size (part of `make bench`).
 
-Ours is what `randcond run cache` does with a compute batch: per-caption seeds, the sampler, the shard written. Theirs
-is diffusers' own pipeline on the same prompts in a plain loop. `--sizes LIST`, `--rounds N`, `--batch N` (ours;
-default: the best found, as theirs is), `--largest N`; other words are overrides of the experiment.
+Both run in one process, in interleaved rounds. Ours is what `randcond run cache` does with a compute batch: it seeds
+each caption, samples, and writes the shard. The other side is diffusers' own pipeline on the same prompts in a plain
+loop. `--sizes LIST`: sizes of tests/bench/sizes.py, separated by commas. `--rounds N`: the timed rounds. `--batch N`:
+our batch size (default: the best one found, as for the stock pipeline). `--largest N`: the largest batch size to try.
+All other words override keys of the experiment.
 """
 
 from argparse import ArgumentParser
@@ -28,7 +30,7 @@ from tests.bench.results import interval, save
 from tests.bench.sizes import TEACHERS, configured
 from tests.bench.step import interleaved
 
-ON_CPU, ON_GPU = "world", "b-base,koala-700m"  # the teacher draws: the student's rule does not matter
+ON_CPU, ON_GPU = "world", "b-base,koala-700m"  # only the teacher draws: the student's rule does not matter
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, largest: int) -> dict[str, Any]:
-    """Images per second of both, each at its best batch, and the ratio of the time that an image takes."""
+    """Returns the images per second of both sides, each at its best batch, and the ratio of their times per image."""
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     flop = 2 * config.cache.steps * unet_cost(type(teacher.unet), plain_config(teacher.unet.config)).flop
     stock, ours = stock_pipeline(config, teacher), our_cache(config, teacher, folder)
@@ -59,8 +61,8 @@ def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, la
     rates = [floor.flop / taken for taken in times.pop("products")]
     each = {side: [seconds / best[side] for seconds in taken] for side, taken in times.items()}
     middle, low, high = interval([b / a for a, b in zip(each["ours"], each["stock"], strict=True)])
-    print(f"\n{name}: {config.cache.steps} steps, guidance {config.cache.guidance}, {flop / 1e12:.3g} TFLOP an image")
-    print(f"  stock / ours        {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
+    print(f"\n{name}: {config.cache.steps} steps, guidance {config.cache.guidance}, {flop / 1e12:.3g} TFLOP per image")
+    print(f"  stock / ours        {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % interval of {rounds} rounds)")
     found: dict[str, Any] = {"stock / ours": {"median": middle, "low": low, "high": high, "rounds": rounds}}
     for side, taken in each.items():
         speed = 1 / interval(taken)[0]
@@ -71,9 +73,9 @@ def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, la
 
 
 def stock_pipeline(config: Config, teacher: Teacher) -> Callable[[int], int]:
-    """diffusers' pipeline with the same sampler, as a script would call it."""
+    """Returns a function that draws a batch with diffusers' pipeline and the same sampler, as a script would."""
     cache = config.cache
-    loaded = Teacher.load(teacher.folder, config.teacher.dtype, device())  # its own networks: ours are compiled
+    loaded = Teacher.load(teacher.folder, config.teacher.dtype, device())  # its own networks, because ours are compiled
     pipe = loaded.pipeline(cache.sampler)
 
     captions = TeacherLatents(config).captions
@@ -86,7 +88,7 @@ def stock_pipeline(config: Config, teacher: Teacher) -> Callable[[int], int]:
 
 
 def our_cache(config: Config, teacher: Teacher, folder: Path) -> Callable[[int], int]:
-    """A compute batch of the cache, down to its shard."""
+    """Returns a function that draws a compute batch of the cache and writes its shard."""
     content = TeacherLatents(config)
     content.begin(teacher)
 

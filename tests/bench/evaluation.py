@@ -1,7 +1,9 @@
-"""`make bench`, `make bench-eval`: what scoring adds to drawing, one pass beside tool after tool, memory over many.
+"""Times scoring and one-pass evaluation, and measures memory (`make bench`, `make bench-eval`).
 
-Ratios in one run, on the embedded teacher; networks of the published architectures with random weights.
-`--images N` for the first two, `--many N` for the memory (0: not measured).
+It measures on the embedded teacher, with scoring networks of the published architectures and random weights: the time
+that scoring adds to drawing; our one pass against separate tools, one after the other; the memory while many images
+are evaluated. `--images N`: the images of the first two. `--many N`: the images for the memory (0: not measured).
+`--rounds N`: the rounds of the first.
 """
 
 import csv
@@ -45,7 +47,7 @@ def configured(folder: Path, *words: str) -> Config:
 
 
 def captions(folder: Path, count: int) -> str:
-    """A list of so many captions, each with an image's name: captions may repeat."""
+    """Writes a list of `count` captions with image names; captions may repeat. Returns the override that names it."""
     known = (resolve_path("package:data/digits/captions.txt")).read_text().splitlines()
     path = folder / f"list-{count}.csv"
     with path.open("w", newline="") as file:
@@ -61,7 +63,7 @@ def loaded(config: Config) -> EvaluatedModel:
 
 
 def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
-    """Drawing with the digits' scores beside drawing alone, interleaved."""
+    """Returns the time of drawing with the digits' scores over the time of drawing alone, in interleaved rounds."""
     config = configured(folder, "eval.size=null", captions(folder, images))
     system, task = loaded(config), prepare(config)
     bare, ratios = replace(task, extractors={}), []
@@ -76,15 +78,18 @@ def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
             seconds[name] = time.perf_counter() - began
         ratios.append(seconds["with"] / seconds["bare"])
     middle, low, high = interval(ratios)
-    print(f"scored / drawn alone      {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)", flush=True)
+    print(
+        f"scored / drawn alone      {middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % interval of {rounds} rounds)",
+        flush=True,
+    )
     return {"median": middle, "low": low, "high": high, "rounds": rounds, "images": images}
 
 
 def one_pass(folder: Path, images: int) -> dict[str, Any]:
-    """FID, IS and CLIP in the pass that draws; files on a disk, then pytorch-fid, fidelity and open_clip on them.
+    """Returns the time of separate tools over the time of one pass that draws and computes FID, IS and CLIP.
 
-    Once each, both sides' loading of networks included, as one who evaluates waits for it: with more images it weighs
-    less.
+    The tools are pytorch-fid, torch-fidelity and open_clip; they read image files from a disk. Each side runs once.
+    Loading the networks is included on both sides, because a user waits for it. With more images it matters less.
     """
     weights = inception_weights(folder / "inception.pth", digit_images(16))
     real = save_pictures(folder / "real", digit_images(images, 64, seed=3))
@@ -125,14 +130,14 @@ def one_pass(folder: Path, images: int) -> dict[str, Any]:
     clip = clip_of_files(config.eval.clip, drawn, task.prompts.captions)
     tools = time.perf_counter() - began
     ratio = tools / spent
-    print(f"tool after tool / one pass{ratio:8.3f}   {tools:.0f} s (drawing to files {drawing:.0f} s) by {spent:.0f} s")
-    fids, clips = f"{ours['fid']:.1f} and {fid:.1f} (they resize otherwise)", f"{ours['clip']:.6f} and {clip:.6f}"
+    print(f"tool after tool / one pass{ratio:8.3f}   {tools:.0f} s (drawing to files: {drawing:.0f} s) / {spent:.0f} s")
+    fids, clips = f"{ours['fid']:.1f} and {fid:.1f} (they resize differently)", f"{ours['clip']:.6f} and {clip:.6f}"
     print(f"          FID {fids}, CLIP {clips}", flush=True)
     return {"median": ratio, "rounds": 1, "images": images, "fid": [ours["fid"], fid], "clip": [ours["clip"], clip]}
 
 
 def drawn_to_files(system: EvaluatedModel, task: Task, folder: Path) -> Path:
-    """The protocol on a disk: JPEG, resize, JPEG."""
+    """Draws the images to files with the protocol's steps: JPEG, resize, JPEG. Returns the folder."""
     (folder / "drawn").mkdir(parents=True)
     (folder / "256").mkdir()
     ev, protocol, texts = task.ev, task.protocol, task.prompts.captions
@@ -149,7 +154,7 @@ def drawn_to_files(system: EvaluatedModel, task: Task, folder: Path) -> Path:
 
 
 def clip_of_files(name: str, folder: Path, texts: list[str]) -> float:
-    """The usual script: one image after the other from the disk."""
+    """Returns the mean CLIP score as the usual script computes it: one image file after the other."""
     model, preprocess = open_clip.create_model_from_pretrained(name, device=device())
     tokenize, found = open_clip.get_tokenizer(name), []
     with torch.no_grad():
@@ -160,7 +165,7 @@ def clip_of_files(name: str, folder: Path, texts: list[str]) -> float:
 
 
 def memory(folder: Path, images: int) -> list[float]:
-    """Resident memory while so many images are drawn, read and scored."""
+    """Returns the resident memory in MB: the peak in each tenth of the drawing, and the value after scoring."""
     config = configured(folder, captions(folder, images), "eval.size=null", "eval.steps=2", "eval.guidance=1.0")
     seen: list[float] = []
     mine = psutil.Process()
@@ -172,7 +177,7 @@ def memory(folder: Path, images: int) -> list[float]:
     score(task, {}, folder / "many")
     after = mine.memory_info().rss / 1e6
     said = " ".join(f"{mark:.0f}" for mark in marks)
-    print(f"MB while {images:,} images were drawn, by tenths: {said}; after scoring {after:.0f}", flush=True)
+    print(f"memory in MB while {images:,} images are drawn, by tenths: {said}; after scoring: {after:.0f}", flush=True)
     return [*marks, after]
 
 
@@ -182,13 +187,13 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    torch.set_num_threads(1)  # as the embedded world's ranks; two would wait for each other beside other work
+    torch.set_num_threads(1)  # like a rank of the embedded world; on a busy machine, two would wait for each other
     with TemporaryDirectory() as folder:
-        if asked.many:  # first: room that the others' networks left would hide what it grows by
+        if asked.many:  # first, because memory that the others freed would hide its growth
             save(f"evaluation-memory-{asked.many}", {"memory_mb": memory(Path(folder), asked.many)})
         found = {"scored / drawn alone": scoring_share(Path(folder), asked.images, asked.rounds)}
         found["tool after tool / one pass"] = one_pass(Path(folder), asked.images)
-    save(f"evaluation-{asked.images}", found)  # a file for each size: ratios hang on it
+    save(f"evaluation-{asked.images}", found)  # a file per number of images, because the ratios depend on it
 
 
 if __name__ == "__main__":

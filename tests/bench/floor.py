@@ -1,7 +1,7 @@
-"""The floor a step is measured against: its FLOP over this device's measured matmul rate, its bytes over its memory's.
+"""The lower bound of a step's time: FLOP over the measured matmul rate, bytes over the memory rate.
 
-Bytes are those of everything that is not a matrix product, convolution or attention, run op by op: what fusion can
-take away at most.
+The bytes are those of all ops except matrix products, convolutions and attention, run op by op. Fusion can save these
+bytes at most.
 """
 
 import time
@@ -22,15 +22,15 @@ _VIEWS = ("view", "reshape", "permute", "transpose", "t", "unsqueeze", "expand",
 
 @dataclass(frozen=True)
 class Products:
-    """Matrix products to time in the same rounds as what they are the floor of: a busy machine slows both."""
+    """Matrix products that are timed in the same rounds as the step, because a busy machine slows down both."""
 
     flop: int
     run: Callable[[], None]
-    rate: str  # what their rate is called: a bf16 step on a CPU is measured against fp32 products too
+    rate: str  # the name of their rate; on a CPU, a bf16 step is compared with fp32 products too
 
 
 def products(device: torch.device) -> Products:
-    """Large ones, in bf16 on a GPU and in fp32 on a CPU."""
+    """Returns large matrix products, in bf16 on a GPU and in fp32 on a CPU."""
     cuda = device.type == "cuda"
     side, count, dtype = (8192, 8, torch.bfloat16) if cuda else (1536, 4, torch.float32)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -43,13 +43,13 @@ def products(device: torch.device) -> Products:
 
 
 def matmul_rate(device: torch.device) -> float:
-    """FLOP/s of these products, the best of several."""
+    """Returns the FLOP/s of these products, the best of several measurements."""
     large = products(device)
     return large.flop / _best(large.run, device)
 
 
 def memory_rate(device: torch.device) -> float:
-    """Bytes/s of a copy, read and written, the best of several."""
+    """Returns the bytes/s that a copy reads and writes, the best of several measurements."""
     values = torch.empty(1 << (28 if device.type == "cuda" else 26), device=device)
     into = torch.empty_like(values)
     return 2 * values.nbytes / _best(lambda: into.copy_(values), device)
@@ -69,7 +69,7 @@ def _best(work: Any, device: torch.device, rounds: int = 12) -> float:
 
 
 class _NoAttention(TorchFunctionMode):
-    """Attention gives a tensor of its shape and does nothing: its kernels keep their scores to themselves."""
+    """A mode in which attention only returns an empty tensor: its kernels write no scores to memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
@@ -78,7 +78,7 @@ class _NoAttention(TorchFunctionMode):
 
 
 class _Bytes(TorchDispatchMode):
-    """Adds up what ops other than products read and write."""
+    """A mode that adds up the bytes that ops other than products read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Bytes(TorchDispatchMode):
 
 
 def elementwise_bytes(unet: Any, low: int) -> int:
-    """Bytes that one sample's forward moves outside of its products, op by op; `low`: bytes of a number."""
+    """Returns the bytes that one sample's forward moves outside of its products, op by op. `low`: bytes per number."""
     with torch.device("meta"), torch.no_grad():
         shadow = type(unet).from_config(plain_config(unet.config))
         with _NoAttention(), _Bytes() as counted:

@@ -1,8 +1,9 @@
-"""Full-size training steps on random weights: memory, time and how far they get; on a GPU, backends side by side.
+"""Runs full-size training steps on random weights; reports memory, time and attention backends.
 
 `python -m tests.bench.full_size TEACHER RULE [section.key=value ...]`: TEACHER is a folder made by
-`python -m tests.support.shaped LAYOUT FOLDER`; RULE is a student rule. Everything is what the trainer runs (teacher,
-student, taps, projectors, engine, losses); only the latents are noise. One JSON line per phase: a kill shows where.
+`python -m tests.support.shaped LAYOUT FOLDER`, RULE is a student rule. Teacher, student, taps, projectors, engine and
+losses are those of the trainer. Only the latents are noise. Each phase prints one JSON line, so if the process is
+killed, the output shows in which phase. On a GPU, all attention backends run on the same batch.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ SPARE = 1.5e9  # bytes left to the rest of the machine
 
 
 def main() -> None:
-    """Runs the phases; ends with 0 also where memory does not allow them all, and says so."""
+    """Runs the phases. If memory runs out, prints this and exits with 0."""
     folder, rule, *overrides = sys.argv[1:]
     cuda = torch.cuda.is_available()
     fixed = [f"teacher.path={folder}", "teacher.dtype=bf16", f"student.rule={rule}", "engine.processes=1"]
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def watch_memory() -> None:
-    """Ends the process, saying so, before it takes the machine's last memory."""
+    """Ends the process with a message before it uses up the machine's memory."""
     while (left := psutil.virtual_memory().available) > SPARE:
         time.sleep(0.02)
     print(json.dumps({"stopped": "out of memory", "left_gb": round(left / 1e9, 2)}), flush=True)
@@ -56,7 +57,7 @@ def watch_memory() -> None:
 
 
 def steps(config: Config, cuda: bool) -> None:
-    """The phases of the first step; on a GPU more steps, then every attention backend on the same batch."""
+    """Runs the phases of the first step. On a GPU, runs more steps, then each attention backend on the same batch."""
     with phase("teacher"):
         teacher = Teacher.load(config.teacher.path, config.teacher.dtype, device())  # type: ignore[arg-type]
     with phase("student"):
@@ -99,14 +100,14 @@ def compare(
     name: str, step: Any, config: Config, teacher: Any, module: Any, distil: Any, engine: Any, batch: Any, context: Any,
     wanted: str = "sdpa",
 ) -> None:  # fmt: skip
-    """The loss at the same weights, then the speed, with one attention backend."""
+    """Prints the loss at the same weights, and the speed, with one attention backend."""
     try:
         with phase(name) as said, context:
             attend(config, teacher, module.unet, wanted, said)
             with torch.no_grad():
                 said["loss"] = distil(engine.forward, batch, engine.dtype).total.item()
             said["samples_per_s"] = speed(step, config.train.global_batch)
-    except RuntimeError as error:  # a backend that has no kernel for these shapes, or too little memory
+    except RuntimeError as error:  # the backend has no kernel for these shapes, or memory is short
         print(json.dumps({"phase": name, "failed": str(error).strip().splitlines()[0][:300]}), flush=True)
         torch.cuda.empty_cache()
 
@@ -121,7 +122,7 @@ def attend(config: Config, teacher: Teacher, unet: Any, wanted: str, said: dict[
 
 
 def speed(step: Any, batch: int) -> float:
-    """Samples per second over some steps, after two to warm up."""
+    """Returns samples per second over TIMED_STEPS steps, after two warm-up steps."""
     for _ in range(2):
         step()
     torch.cuda.synchronize()
@@ -140,7 +141,7 @@ def phase(name: str) -> Iterator[dict[str, Any]]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counter starts again
+        Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak counter
     began = time.perf_counter()
     yield said
     if torch.cuda.is_available():

@@ -1,7 +1,8 @@
-"""`make bench-data`, second part: the stream alone beside a dataset of one file per latent, pages dropped before each.
+"""Times the training stream against a dataset with one file per latent (part of `make bench-data`).
 
-Latents of 4 x 64 x 64 and their captions in shards, against the published loader's way (`torch.load` of one file per
-latent, captions in a list). Both tokenize with CLIP's tokenizer.
+The stream reads latents of 4 x 64 x 64 and their captions from shards. The other side does it like the published
+loader: `torch.load` of one file per latent, captions in a list. Both tokenize with CLIP's tokenizer. The files are
+dropped from the page cache before each measurement.
 """
 
 import ctypes
@@ -28,11 +29,11 @@ from tests.support.latents import opened
 from tests.support.shaped import clip_tokenizer
 
 SHARD, BATCH, WORDS = 1024, 64, 9
-WANTED = 150  # samples per second that one H200 trains, of B-Tiny, the fastest measured (record/step-b-tiny.json)
+WANTED = 150  # samples/s that one H200 trains with B-Tiny, the fastest measured (record/step-b-tiny.json)
 
 
 def main() -> None:
-    """Prints samples per second with 0, 1 and 2 workers, ours and the plain way."""
+    """Prints the samples per second of both sides with 0, 1 and 2 workers."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("samples", type=int, nargs="?", default=20_480)
     count = parser.parse_args().samples
@@ -49,14 +50,14 @@ def main() -> None:
                 assert cold < 0.01, f"{cold:.0%} of the files' pages are still in memory"
                 rates[side] = rate(make(folder, captions, tokenizers, workers))
             print(
-                f"{workers} workers   ours {rates['ours']:7,.0f} samples/s   a file each {rates['plain']:7,.0f}   "
-                f"ratio {rates['ours'] / rates['plain']:.1f}   one H200 needs {WANTED}",
+                f"{workers} workers   ours {rates['ours']:7,.0f} samples/s   one file per latent {rates['plain']:7,.0f}"
+                f"   ratio {rates['ours'] / rates['plain']:.1f}   one H200 needs {WANTED}",
                 flush=True,
             )
 
 
 def write(folder: Path, count: int) -> list[str]:
-    """The same latents as shards and as files; returns the captions."""
+    """Writes the same latents as shards and as one file each. Returns the captions."""
     random = np.random.default_rng(0)
     words = [line.split() for line in (Path(__file__).parents[2] / "data/digits/captions.txt").read_text().splitlines()]
     vocabulary = sorted({word for line in words for word in line})
@@ -77,7 +78,7 @@ def write(folder: Path, count: int) -> list[str]:
 
 
 def ours(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int) -> Iterator[Any]:
-    """The training stream."""
+    """Returns the batches of the training stream."""
     cache = opened(folder)
     stream = Stream(
         cache,
@@ -92,7 +93,7 @@ def ours(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int
 
 
 class OneFileEach(Dataset[dict[str, Any]]):
-    """The plain way."""
+    """A dataset with one file per latent, as the published loader reads it."""
 
     def __init__(self, folder: Path, captions: list[str], tokenizers: Tokenizers) -> None:
         self.files = sorted((folder / "plain").iterdir())
@@ -102,18 +103,18 @@ class OneFileEach(Dataset[dict[str, Any]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        latent = torch.load(self.files[index], weights_only=True)  # the tests' own files, to compare with
+        latent = torch.load(self.files[index], weights_only=True)  # files that `write` made
         return {"latents": latent.float(), **{k: v[0] for k, v in self.tokenizers([self.captions[index]]).items()}}
 
 
 def plain(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int) -> Iterator[Any]:
-    """torch.load of a file per latent, a caption tokenized at a time, shuffled."""
+    """Returns shuffled batches of OneFileEach. Captions are tokenized one at a time."""
     dataset = OneFileEach(folder, captions, tokenizers)
     return iter(DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True))
 
 
 def drop(files: list[Path]) -> None:
-    """Asks the system to forget the files' pages."""
+    """Asks the kernel to drop the files from the page cache."""
     gc.collect()
     for path in files:
         handle = os.open(path, os.O_RDONLY)
@@ -122,7 +123,7 @@ def drop(files: list[Path]) -> None:
 
 
 def resident(files: list[Path]) -> float:
-    """The share of the files' pages that are in memory, as the kernel's mincore tells."""
+    """Returns the share of the files' pages that are in memory, as mincore reports it."""
     libc = ctypes.CDLL(None, use_errno=True)
     held = pages = 0
     for path in files:
@@ -139,7 +140,7 @@ def resident(files: list[Path]) -> float:
 
 
 def rate(loader: Iterator[Any]) -> float:
-    """Samples per second from the first batch to the last: the workers' start and end take no part."""
+    """Returns samples per second from the first batch to the last, without the start and end of the workers."""
     next(loader)
     began = last = time.perf_counter()
     seen = 0

@@ -1,8 +1,10 @@
-"""`make bench-scaling`: how much of its traffic each engine hides, on two ranks here, and the planner's curves.
+"""Measures how much of its traffic each engine hides on two ranks (`make bench-scaling`).
 
-Per engine: our step on two ranks, the same arithmetic without an engine on both at once, and the engine's collectives
-alone, interleaved. Hidden is what of the traffic does not lengthen the step. On CPUs both use the same cores: what gloo
-hides there, NCCL's copy engines hide better. `--steps N`, `--size world`; other words are overrides.
+For each engine, three things are timed in interleaved rounds on two ranks: our step; the same arithmetic without an
+engine; as much traffic as the engine's, alone. Traffic that does not make the step longer is hidden. On CPUs,
+arithmetic and gloo's traffic share the cores; NCCL's copy engines hide more. Then the planner's curves are printed.
+`--steps N`: the timed rounds. `--size NAME`: a size of tests/bench/sizes.py. All other words override keys of the
+experiment.
 """
 
 import json
@@ -29,7 +31,7 @@ CURVES = (256, 2048)  # global batches
 
 
 def main() -> None:
-    """Starts two ranks per engine, then prints the curves; as a rank: measures."""
+    """Starts two ranks per engine, then prints the curves. In one of these ranks, measures."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--size", default="mid")
@@ -40,7 +42,7 @@ def main() -> None:
     from tests.bench.results import save
     from tests.bench.sizes import TEACHERS, configured
 
-    configured(asked.size, TEACHERS, words)  # the ranks find the teacher made
+    configured(asked.size, TEACHERS, words)  # makes the teacher before the ranks load it
     found: dict[str, Any] = {}
     print(f"{'engine':14}{'step ms':>9}{'arithmetic':>12}{'traffic':>9}{'sent MB':>9}{'hidden':>8}")
     for name, overrides in ENGINES.items():
@@ -49,7 +51,7 @@ def main() -> None:
             command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node=2"]
             command += ["-m", "tests.bench.overlap", "--size", asked.size, "--steps", str(asked.steps)]
             environment = {**os.environ, RESULT: str(result), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-            environment["CUDA_VISIBLE_DEVICES"] = ""  # two ranks need two GPUs: here they are CPUs' everywhere
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # two ranks would need two GPUs, so they always use CPUs
             done = subprocess.run([*command, *overrides, *words], env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{name}: {done.stderr[-3000:]}")
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def rank(size: str, steps: int, words: list[str]) -> None:
-    """One of two ranks; the first writes what was found."""
+    """Measures as one of two ranks. Rank 0 writes the result."""
     import torch
     import torch.distributed as dist
 
@@ -81,7 +83,7 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     from randcond.train.tools.tune_command import noise_batch
     from tests.bench.sizes import TEACHERS, configured
 
-    batch = 8  # of both ranks together: little arithmetic, so that there is something to hide
+    batch = 8  # of both ranks: with little arithmetic, the traffic takes a larger part of the step
     config = configured(size, TEACHERS, [*words, "engine.threads=1", f"train.global_batch={batch}"])
     torch.set_num_threads(1)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
@@ -89,15 +91,15 @@ def rank(size: str, steps: int, words: list[str]) -> None:
     alone, other = build_step(config, teacher)
     other.taps.remove()
     engine = build_engine(config, module)
-    alone.to(engine.dtype)  # in bf16 its optimizer is bf16's too: it has no master weights
+    alone.to(engine.dtype)  # in bf16 its optimizer updates bf16 weights: there are no master weights
     mine = noise_batch(teacher, batch // 2, seed=engine.rank)
     traffic = step_traffic(config, counted(config), Cluster(GPUS["h200"], 1, 2)).sent
-    share, half = [], sum(p.numel() for p in alone.parameters()) / 2  # of the optimizer's work: two ranks share it
+    share, half = [], sum(p.numel() for p in alone.parameters()) / 2  # each rank does half of the optimizer's work
     for parameter in alone.parameters():
         if sum(p.numel() for p in share) < half:
             share.append(parameter)
     optimizer = torch.optim.AdamW(share, lr=1e-5, fused=True)
-    # As many bytes as the engine sends, by all-gathers, in pieces of a block's size.
+    # All-gathers send as many bytes as the engine, in pieces of a block's size.
     piece = torch.zeros(1 << 20)
     pieces = max(1, round(traffic / piece.nbytes))
     into = torch.zeros(2 << 20)

@@ -1,7 +1,7 @@
-"""`make bench-data`, first part: a caption pool of 20M beside a pandas column; time, memory, disk, random reads.
+"""Measures a pool of 20M captions against a pandas column (part of `make bench-data`).
 
-The captions are synthetic, as long as LAION's (log-normal, median 52 characters), a tenth of them duplicates, in
-parquet files of a million.
+It measures time, memory, disk space and random reads. The captions are synthetic and as long as LAION's (log-normal,
+median 52 characters); a tenth of them are duplicates. The sources are parquet files of a million captions.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ PER_FILE = 1_000_000
 
 
 def main() -> None:
-    """Builds, opens and reads the pool; prints a line per measurement."""
+    """Builds, opens and reads the pool. Prints a line per measurement."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("captions", type=int, nargs="?", default=20_000_000)
     total = parser.parse_args().captions
@@ -47,13 +47,11 @@ def main() -> None:
         print(
             f"built      {total:,} captions ({raw / 1e6:,.0f} MB) in {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
         )
-        print(f"on disk    {len(pool):,} captions, {size / 1e6:,.0f} MB, {size / text:.3f} of their raw text")
+        print(f"on disk    {len(pool):,} captions, {size / 1e6:,.0f} MB, {size / text:.3f} times their raw text")
         print(f"opened     in {1000 * opened:.1f} ms")
-        print(f"random     {reads(pool):,.0f} captions/s of one core (warm)")
+        print(f"random     {reads(pool):,.0f} captions/s on one core (warm)")
         bare, ours = private(nothing, folder), private(read_pool, folder)
-        print(
-            f"workers    {WORKERS} hold {WORKERS * (ours - bare) / 1e6:.0f} MB beyond their interpreter, all together"
-        )
+        print(f"workers    {WORKERS} hold {WORKERS * (ours - bare) / 1e6:.0f} MB in total, without their interpreters")
         began = time.perf_counter()
         column(folder)
         plain = time.perf_counter() - began
@@ -68,7 +66,7 @@ BUILD = (
 
 
 def synthetic(folder: Path, total: int) -> int:
-    """Writes parquet files with a column TEXT; returns the bytes of their captions."""
+    """Writes parquet files with a column TEXT. Returns the bytes of their captions."""
     folder.mkdir()
     random = np.random.default_rng(0)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", dtype=np.uint8)
@@ -86,9 +84,9 @@ def synthetic(folder: Path, total: int) -> int:
 
 
 def reads(pool: Captions) -> float:
-    """Random captions per second, from pages that are in memory."""
+    """Returns how many random captions are read per second, from pages in memory."""
     order = np.random.default_rng(1).integers(len(pool), size=READS).tolist()
-    for _ in range(2):  # the first time brings the pages in
+    for _ in range(2):  # the first pass loads the pages
         began = time.perf_counter()
         for index in order:
             pool[index]
@@ -97,11 +95,11 @@ def reads(pool: Captions) -> float:
 
 
 def nothing(folder: Path) -> Any:
-    """A worker with its imports alone."""
+    """Stands for a worker that has only its imports."""
 
 
 def read_pool(folder: Path) -> Any:
-    """A worker that has read all over the pool."""
+    """Reads random captions of the pool, as a worker does. Returns the pool."""
     pool = open_pool(folder / "pool")
     for index in np.random.default_rng(2).integers(len(pool), size=200_000).tolist():
         pool[index]
@@ -109,7 +107,7 @@ def read_pool(folder: Path) -> Any:
 
 
 def column(folder: Path) -> Any:
-    """The plain way: the captions as a pandas column of Python strings."""
+    """Returns the captions as a pandas column of Python strings, for comparison."""
     import pandas
 
     return pandas.concat(
@@ -121,7 +119,7 @@ def column(folder: Path) -> Any:
 
 
 def private(hold: Any, folder: Path) -> float:
-    """Private bytes (USS) of a fresh process that holds what `hold` gives."""
+    """Returns the private bytes (USS) of a fresh process that holds what `hold` returns."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_hold, args=(hold, folder, theirs))

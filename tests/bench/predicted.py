@@ -1,6 +1,6 @@
-"""What an optimisation should give, by the cost model and this device's measured rates: stands beside what it gave.
+"""Predicts the gain of each optimisation from the cost model and this device's measured rates.
 
-In: a built size and its plain step's seconds. Out: how many times as fast; nothing where the model says nothing.
+The step's bench prints it beside the measured gain. Optimisations that the model does not cover have no prediction.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from randcond.model_zoo.denoiser.condition import blank_forward
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.kernels.fp8 import takes_fp8
 
-FUSED = 3  # ops outside of products that one fused kernel stands for, each of which read and wrote memory: assumed
+FUSED = 3  # assumed: ops outside of products that one fused kernel replaces; each of them reads and writes memory
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What a step of a size is made of, in seconds on this device; `teacher`, `student`: FLOP of a sample's forward."""
+    """The parts of a step, in seconds on this device. `teacher`, `student`: FLOP of one sample's forward."""
 
     plain: float  # the plain step, measured
-    elementwise: float  # its bytes outside of products over the memory's rate, the backward pass twice its forward
+    elementwise: float  # its bytes outside of products over the memory rate; a backward counts as two forwards
     teacher: float
     student: float
-    fp8: float  # the teacher's products that fp8 takes, at the measured matmul rate
+    fp8: float  # the teacher's products that can run in fp8, at the measured matmul rate
 
     def gains(self) -> dict[str, float]:
-        """Switch of the bench -> how many times as fast as the plain step."""
+        """Returns switch of the bench -> how many times as fast as the plain step."""
         compiled = self.plain - self.elementwise * (1 - 1 / FUSED)
         again = self.plain * self.student / (self.teacher + 3 * self.student)
         seconds = {
@@ -39,7 +39,7 @@ class Floor:
 
 
 def fp8_flop(unet: Any) -> int:
-    """FLOP of one sample's forward in the linear layers that fp8 takes."""
+    """Returns the FLOP of one sample's forward in the linear layers that can run in fp8."""
     found = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
-"""The published recipe's settings as a plain loop: what an ordinary training script of this kind does around a step.
+"""A training step with the published recipe's settings, as an ordinary training script does it.
 
-A student under fp16 autocast over fp32 weights (bf16 or none on a CPU), teacher and text encoder in fp16 themselves,
-activation checkpointing, AdamW as torch's default, losses gathered and read at every micro-batch, an EMA of all
-weights, the VAE resident. Its authors' GPUs took 64 samples at once (SDXL: 8); where those do not fit, micro-batches
-are accumulated.
+The student has fp32 weights under fp16 autocast (on a CPU: bf16 or none). Teacher and text encoder are in fp16
+themselves. Activation checkpointing is on, AdamW is torch's default, losses are gathered and read at every micro-batch,
+an EMA follows all weights, and the VAE stays in memory. The authors' GPUs took 64 samples at once (SDXL: 8). Where
+these do not fit, micro-batches are accumulated.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ from randcond.model_zoo.teacher import Teacher
 def published_step(
     config: Config, teacher: Teacher, student: TappedStudent, micro: int, low: torch.dtype
 ) -> Callable[[Any], float]:
-    """One optimizer step over a batch of the stream, in micro-batches of `micro`; returns its loss."""
+    """Returns a function that does one optimizer step over a batch of the stream and returns its loss.
+
+    `micro`: samples of a micro-batch; `low`: the dtype of autocast, fp32 for none.
+    """
     device = teacher.device
     student.unet.enable_gradient_checkpointing()
     captured: dict[str, torch.Tensor] = {}

@@ -1,6 +1,7 @@
-"""What a bench found: medians with their intervals, a file of it, and the file before beside it.
+"""Saves the results of a bench, as medians with intervals, and compares them with the last saved ones.
 
-In tests/bench/record are the files behind the README's figures: what a first run here is compared with.
+The results behind the figures of README.md and docs/speed.md are in tests/bench/record. The first run on a machine is
+compared with them.
 """
 
 import json
@@ -23,14 +24,14 @@ PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "xformers", "trit
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """(median, and the 95 % interval of it by 10,000 bootstrap samples)."""
+    """Returns (median, low, high): the median and its 95 % interval by 10,000 bootstrap samples."""
     drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
     return float(np.median(values)), float(low), float(high)
 
 
 def environment() -> dict[str, Any]:
-    """On what it was measured."""
+    """Returns what a measurement depends on: date, arguments, commit, device, threads and library versions."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -50,19 +51,19 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU by name, and how it does bf16."""
+    """Returns the name of the CPU, and whether it does bf16 in hardware."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     known = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{known[0] if known else platform.machine()}, bf16 in {'hardware' if bf16_in_hardware() else 'software'}"
 
 
 def bf16_in_hardware() -> bool:
-    """Whether this CPU multiplies in bf16 itself."""
+    """Returns True if this CPU multiplies bf16 in hardware."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def save(name: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
-    """Writes what a bench found, and says how each of its ratios stood in the last saved result."""
+    """Saves the results of a bench. Prints each median beside the one of the last saved result."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     last = path if path.is_file() else RECORD / path.name
@@ -79,7 +80,7 @@ def save(name: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
 
 
 def _ratios(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every median in nested results by its path."""
+    """Returns path of keys -> median, for every median in nested results."""
     flat: dict[str, float] = {}
     for key, value in found.items():
         if isinstance(value, dict) and "median" in value:

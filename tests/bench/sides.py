@@ -1,7 +1,7 @@
-"""The three sides of the step's bench, each a function of nothing that does one step.
+"""The three sides of the step's bench; each is a function without arguments that does one step.
 
-(a) ours: stream, step, engine and monitor, as the loop runs them; (b) the published recipe's settings; (c) a bare
-teacher forward and student step, with our kernels and nothing around them. All in one process, on one device.
+(a) ours: stream, step, engine and monitor, as the training loop runs them; (b) the published recipe's settings; (c) a
+bare teacher forward and student step with our kernels and nothing else. All run in one process, on one device.
 """
 
 import time
@@ -39,25 +39,29 @@ LOGGED = 4  # steps between the monitor's lines
 
 
 def published_sides(batch: int, micro: int) -> dict[str, tuple[str, int]]:
-    """Side -> the type of its autocast and how many samples it takes at once: all, as its authors' GPUs, and fewer.
+    """Returns side -> (dtype of its autocast, samples at once: the batch, as on the authors' GPUs, or `micro`).
 
-    A CPU's bf16 is no gain, and minutes a step where it is done in software.
+    On a CPU with bf16 in hardware, fp32 is timed too, because bf16 may be slower there. On a CPU that does bf16 in
+    software, a bf16 step takes minutes, so only fp32 is timed.
     """
     if torch.cuda.is_available():
         low, also = "fp16", {}
     elif bf16_in_hardware():
         low, also = "bf16", {"published, fp32": ("fp32", batch)}
     else:
-        print("the published recipe is timed in fp32 alone: this CPU does bf16 in software")
+        print("the published recipe is timed in fp32 only, because this CPU does bf16 in software")
         return {"published, fp32": ("fp32", batch)}
     return {"published": (low, batch), **also, f"published, {micro} at once": (low, micro)}
 
 
 class Sides:
-    """Built once for a configuration; `ours` and each of `others` do a step."""
+    """The sides for one configuration. `ours` and each function in `others` do one step."""
 
     def __init__(self, config: Config, folder: Path, micro: int, steps: int, alone: bool = False) -> None:
-        """`micro`: the published recipe's micro-batch; `steps`: how often `ours` may be called; `alone`: no others."""
+        """Builds the sides; with `alone`, only ours.
+
+        `micro`: the micro-batch of the published recipe; `steps`: how often `ours` may be called.
+        """
         batch, options = config.train.global_batch, config.engine
         self.batch = batch
         self.teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
@@ -93,7 +97,7 @@ class Sides:
         return monitor
 
     def ours(self, mark: Callable[[str], None] = lambda part: None) -> None:
-        """A step as the loop runs it; `mark` is told each part that is done."""
+        """Does a step like the training loop. Calls `mark` with the name of each part when it is done."""
         self.number += 1
         drawn = self.ahead.take()
         mark("data")
@@ -110,7 +114,7 @@ class Sides:
         mark("watching")
 
     def _bare(self, config: Config, module: Any) -> Callable[[], None]:
-        """Condition and noise are made beforehand; bf16 weights with AdamW on them, no master weights."""
+        """Returns the bare step. Condition and noise are made once; AdamW has no master weights, also in bf16."""
         teacher, taps, dtype = self.teacher, self.distil.taps, self.engine.dtype
         module.to(dtype)
         if config.engine.activation_checkpointing:
@@ -144,12 +148,15 @@ class Sides:
     def _published(self, config: Config, micro: int, low: str) -> Callable[[], None]:
         teacher = Teacher.load(resolve_path(config.teacher.path), low, device())
         module, distil = build_step(config, teacher)
-        distil.taps.remove()  # the loop has its own
+        distil.taps.remove()  # published_step has its own
         step = published_step(config, teacher, module, micro, DTYPES[low])
         return lambda: void(step(self.fixed))
 
     def parts(self, rounds: int) -> dict[str, float]:
-        """Seconds of our step by part, each waited for: the sum is above a step that overlaps them."""
+        """Returns the seconds of our step by part.
+
+        It waits for the device after each part, so the sum is more than the time of a step that overlaps them.
+        """
         spent: dict[str, float] = {}
         last = 0.0
 
@@ -167,13 +174,13 @@ class Sides:
         return spent
 
     def close(self) -> None:
-        """Ends the engine and what watches it; the loader goes with its last reference."""
+        """Closes the monitor and the engine. The loader ends with its last reference."""
         self.monitor.close()
         self.engine.close()
 
 
 def void(_: object) -> None:
-    """Forgets a value."""
+    """Does nothing. Turns a value into None."""
 
 
 def wait() -> None:
@@ -183,7 +190,7 @@ def wait() -> None:
 
 
 def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
-    """A stream over 256 latents of noise in a real shard: the step's cost does not depend on what they show."""
+    """Returns a stream over 256 latents of noise in a real shard. A step costs the same with real latents."""
     captions = list(resolve_path("package:data/digits/captions.txt").read_text().splitlines())[:256]
     latents = np.random.default_rng(0).standard_normal((len(captions), *teacher.latent_shape))
     write_captions(folder / "captions.arrow", captions)

@@ -1,4 +1,4 @@
-"""What is timed: student, teacher, batch and engine settings by name; those for a GPU have the paper's sizes."""
+"""The sizes to time: student, teacher, batch and engine settings by name, on a GPU those of the paper."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,14 @@ MID = {"block_out_channels": (64, 128, 256, 256), "attention_head_dim": 8, "norm
 
 @dataclass(frozen=True)
 class Size:
-    """One experiment to time. `layout`: of a teacher with random weights; none: the embedded one."""
+    """One experiment to time. `layout`: the layout of a teacher with random weights; empty: the embedded teacher."""
 
     rule: str
-    batch: int  # samples of a step, here the micro-batch too
-    published_micro: int  # the published recipe's where its GPU is smaller than its authors': it accumulates them
+    batch: int  # samples per step, in one micro-batch
+    published_micro: int  # of the published recipe, where the authors' batch does not fit
     layout: str = ""
     tiny: bool = False
-    bf16: bool = False  # on a CPU too, where it multiplies in bf16 itself: faster than fp32 at these widths
+    bf16: bool = False  # also on a CPU with bf16 in hardware: faster than fp32 at these widths
     unet: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,14 +42,15 @@ ON_GPU = ("b-base", "b-tiny", "c-micro", "koala-700m")
 
 
 def default_sizes() -> list[str]:
-    """The sizes that this machine is made for."""
+    """Returns the sizes that suit this machine, by name."""
     return list(ON_GPU if torch.cuda.is_available() else ON_CPU)
 
 
 def configured(name: str, folder: Path, words: list[str]) -> Config:
-    """The experiment of a size; its teacher is made in `folder` when it is not there.
+    """Returns the experiment of a size. Makes its teacher in `folder` if it is not there.
 
-    On a CPU in the faster of fp32 and bf16; on a GPU as the README says for the tables.
+    On a CPU it runs in the faster of fp32 and bf16. On a GPU it has the switches that docs/speed.md lists for the
+    tables.
     """
     size = SIZES[name]
     fixed = [f"student.rule={size.rule}", "engine.processes=1", f"train.global_batch={size.batch}"]

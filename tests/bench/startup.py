@@ -1,7 +1,7 @@
-"""`make bench-start`: what a user waits for before anything happens, by part.
+"""Times what a user waits for before the first training step, by part (`make bench-start`).
 
-`randcond --help`, `randcond run --dry-run`, and the embedded world's training from its launch to its first step.
-`--rounds N`.
+It times `randcond --help`, a dry run, and a training of the embedded world from the command to the end of its first
+step. `--rounds N`: how often each is timed.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def training(folder: Path, rounds: int) -> dict[str, Any]:
-    """Seconds from the command to the end of the first step, by part."""
+    """Returns the seconds from the command to the end of the first step, by part."""
     parts: dict[str, list[float]] = {}
     for number in range(rounds):
         run = folder / f"run-{number}"
@@ -48,14 +48,14 @@ def training(folder: Path, rounds: int) -> dict[str, Any]:
         whole = (run / "startup.json").stat().st_mtime - began
         for part, seconds in {"command and launcher": whole - sum(mine.values()), **mine, "whole": whole}.items():
             parts.setdefault(part, []).append(seconds)
-    print("a training of the embedded world, two ranks, to the end of its first step")
+    print("training of the embedded world on two ranks, from the command to the end of its first step:")
     for part, taken in parts.items():
         print(f"  {part:28}{interval(taken)[0]:6.2f} s   ({min(taken):.2f} to {max(taken):.2f})")
     return {part: {"median": interval(taken)[0]} for part, taken in parts.items()}
 
 
 def timed(command: list[str], folder: Path) -> float:
-    """Seconds of a command that must succeed."""
+    """Returns the seconds that a command takes. Raises SystemExit if it fails."""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:

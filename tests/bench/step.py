@@ -1,11 +1,13 @@
-"""`make bench`: our training step beside the published recipe's settings and beside a bare step, ratios first.
+"""Times our training step against the published recipe's settings and against a bare step (`make bench`).
 
-Rounds are interleaved in one process, the order rotating; a ratio is the median over the rounds with its 95 % interval.
-`--sizes LIST` (on a CPU: world,mid; on a GPU: b-base,b-tiny,c-micro,koala-700m), `--rounds N`; `--switches all` (or a
-list, "channels last;checkpointing"): our step with each optimisation alone, after the plain one, beside what the cost
-model predicts; `--agree N`: losses of N steps with this size's settings beside the plain step's, and what rounding
-alone does to them; `--profile`: where the time goes, op by op; `--out FOLDER`; other words are overrides of the
-experiment (engine.compile=none). What is done is saved before the next begins; what fails is noted, and passed over.
+The sides run in interleaved rounds in one process, in rotating order. A ratio is the median over the rounds, with its
+95 % interval. Each result is saved before the next measurement begins. A failure is recorded, and the bench continues.
+
+`--sizes LIST`: by default world,mid on a CPU and b-base,b-tiny,c-micro,koala-700m on a GPU. `--rounds N`: the timed
+rounds. `--switches all`, or a list such as "channels last;checkpointing": the gain of each optimisation alone over the
+plain step, beside the prediction of the cost model. `--agree N`: how far the losses of N steps with this size's
+settings are from the plain step's, and how far rounding alone moves them. `--profile`: the time of each op.
+`--out FOLDER`: where results are saved. All other words override keys of the experiment (engine.compile=none).
 """
 
 import gc
@@ -48,25 +50,25 @@ SWITCHES: dict[str, list[str]] = {
 def main() -> None:
     """Prints and saves the ratios of every size."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default=",".join(default_sizes()), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", default=",".join(default_sizes()), help=f"separated by commas: {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--switches", default="", help=f"all, or of {'; '.join(SWITCHES)}")
+    parser.add_argument("--switches", default="", help=f"all, or separated by semicolons: {'; '.join(SWITCHES)}")
     parser.add_argument("--agree", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked, words = parser.parse_known_args()
     wanted = list(SWITCHES) if asked.switches == "all" else [each.strip() for each in asked.switches.split(";") if each]
     if unknown := set(wanted) - set(SWITCHES):
-        parser.error(f"--switches: of {'; '.join(SWITCHES)}, got {'; '.join(sorted(unknown))}")
-    print(f"this device copies {memory_rate(device()) / 1e9:.3g} GB/s")
+        parser.error(f"--switches: expected some of {'; '.join(SWITCHES)}, got {'; '.join(sorted(unknown))}")
+    print(f"memory rate of this device: {memory_rate(device()) / 1e9:.3g} GB/s")
     for name in asked.sizes.split(","):
         found: dict[str, Any] = {}
         try:
             found |= beside(name, words, asked.rounds, asked.profile)
         except torch.OutOfMemoryError as error:
             found["failed"] = first_line(error)
-            traceback.clear_frames(error.__traceback__)  # they hold the networks
-            print(f"{name}: {found['failed']}; a smaller batch: train.global_batch=N")
+            traceback.clear_frames(error.__traceback__)  # the frames hold the networks in memory
+            print(f"{name}: {found['failed']}; try a smaller batch: train.global_batch=N")
         save(f"step-{name}", found, asked.out)
         if wanted:
             save(f"switches-{name}", {"switches": switches(name, words, asked.rounds, wanted)}, asked.out)
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def beside(name: str, words: list[str], rounds: int, profiled: bool) -> dict[str, Any]:
-    """What the three sides of a size give; they are gone when this ends, whatever ends it."""
+    """Returns the results of the three sides of a size. The sides are taken down in any case, also on an error."""
     with measured(name, words, rounds) as sides:
         found = compare(name, sides, rounds)
         if profiled:
@@ -84,7 +86,7 @@ def beside(name: str, words: list[str], rounds: int, profiled: bool) -> dict[str
 
 
 class measured:
-    """The three sides of a size, or ours alone, built and taken down."""
+    """A context with the three sides of a size, or with ours alone."""
 
     def __init__(self, name: str, words: list[str], rounds: int, alone: bool = False) -> None:
         self.folder = TemporaryDirectory()
@@ -93,7 +95,7 @@ class measured:
 
     def __enter__(self) -> Sides:
         steps = 4 * (self.rounds + WARM_UP) + 200
-        gc.collect()  # of the ones before, which their caller held until now
+        gc.collect()  # frees the previous sides, which their caller held until now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -108,38 +110,38 @@ class measured:
 
 
 def compare(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
-    """(a)/(c) and (b)/(a), speeds, and the parts of our step."""
+    """Returns the ratios (a)/(c) and (b)/(a) of the sides in sides.py, their speeds, and the parts of our step."""
     batch = sides.batch
     floor_of = products(device())
     times = interleaved({"ours": sides.ours, **sides.others, "products": floor_of.run}, rounds)
     rates = [floor_of.flop / taken for taken in times.pop("products")]
     found: dict[str, Any] = {"matmul_tflops": interval(rates)[0] / 1e12}
-    print(f"\n{name}: {SIZES[name].rule}, {batch} samples a step, {sides.flop / 1e12:.3g} TFLOP a sample")
+    print(f"\n{name}: {SIZES[name].rule}, {batch} samples per step, {sides.flop / 1e12:.3g} TFLOP per sample")
     pairs = [("ours", "bare"), *((side, "ours") for side in times if side.startswith("published"))]
     for over, under in pairs:
         label = f"{over} / {under}"
         middle, low, high = interval([a / b for a, b in zip(times[over], times[under], strict=True)])
         found[label] = {"median": middle, "low": low, "high": high, "rounds": rounds}
-        print(f"  {label:32}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % of {rounds} rounds)")
+        print(f"  {label:32}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % interval of {rounds} rounds)")
     for side, taken in times.items():
         second = interval(taken)[0]
         speed = batch / second
         share = interval([batch * sides.flop / each / rate for each, rate in zip(taken, rates, strict=True)])[0]
         found[side] = {"seconds": second, "samples_per_s": speed, "share_of_matmul_rate": share}
         print(f"  {side:24}{1e3 * second:9.1f} ms{speed:10.1f} samples/s   {share:6.1%} of the {floor_of.rate}")
-    print(f"  that rate, taken in every round: {found['matmul_tflops']:.3g} TFLOP/s")
+    print(f"  this rate, measured in every round: {found['matmul_tflops']:.3g} TFLOP/s")
     moved = moved_bytes(sides)
     found["elementwise_gb"] = moved / 1e9
-    print(f"  beside its products a forward of teacher and student moves {moved / 1e9:.3g} GB, op by op")
+    print(f"  a forward of teacher and student moves {moved / 1e9:.3g} GB outside of its products, op by op")
     parts = sides.parts(max(3, rounds // 3))
     whole = sum(parts.values())
     found["parts"] = {part: seconds / whole for part, seconds in parts.items()}
-    print("  ours by part, each waited for: " + ", ".join(f"{p} {s / whole:.1%}" for p, s in parts.items()))
+    print("  our step by part, waiting after each: " + ", ".join(f"{p} {s / whole:.1%}" for p, s in parts.items()))
     return found
 
 
 def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each by round, the order rotating from round to round."""
+    """Returns the seconds of each function in each round. The order rotates from round to round."""
     times: dict[str, list[float]] = {name: [] for name in work}
     order = list(work)
     for number in range(rounds + WARM_UP):
@@ -154,20 +156,20 @@ def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def switches(name: str, words: list[str], rounds: int, wanted: list[str]) -> dict[str, Any]:
-    """What each optimisation gives: our step with it, by the plain step that is timed right before it.
+    """Returns the gain of each optimisation alone over the plain step, which is timed right before it.
 
-    On a GPU, whose speed is steady, the plain step is timed once. Beside it what the cost model predicts, where it does
-    (tests/bench/predicted.py).
+    On a GPU, whose speed is steady, the plain step is timed once. The result includes the prediction of the cost model
+    where there is one (tests/bench/predicted.py).
     """
     found: dict[str, Any] = {}
-    print(f"\n{name}: each alone, after the plain step")
+    print(f"\n{name}: each optimisation alone, against the plain step")
     plain, predicted = 0.0, {}
     for label in wanted:
         try:
             if not plain or not torch.cuda.is_available():
                 plain, predicted = alone(name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took).gains())
             seconds, memory = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, lambda *_: largest_memory())
-        except Exception as error:  # one that this device or compiler can't do says so beside the others
+        except Exception as error:  # this device or compiler can't do it: record it and go on
             found[label] = {"failed": first_line(error)}
             print(f"  {label:34}failed: {found[label]['failed']}", flush=True)
             continue
@@ -179,19 +181,19 @@ def switches(name: str, words: list[str], rounds: int, wanted: list[str]) -> dic
 
 
 def alone(name: str, words: list[str], rounds: int, look: Callable[[Sides, float], T]) -> tuple[float, T]:
-    """Our step's median seconds with nothing beside it, and what `look` finds before the sides are taken down."""
+    """Returns the median seconds of our step alone, and what `look` returns before the sides are taken down."""
     with measured(name, words, rounds, alone=True) as sides:
         seconds = interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
         return seconds, look(sides, seconds)
 
 
 def largest_memory() -> float | None:
-    """A GPU's largest memory in GB so far."""
+    """Returns the peak memory of the GPU so far in GB, or None on a CPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
 
 
 def floor(sides: Sides, seconds: float) -> Floor:
-    """What a plain step of so many seconds is made of, for what switches should give."""
+    """Returns the parts of a plain step that takes `seconds`, to predict the gains of switches."""
     outside = moved_bytes(sides, trained=3) / memory_rate(device())
     teacher, student = (unet_cost(type(u), plain_config(u.config)).flop for u in (sides.teacher.unet, sides.student))
     fp8 = sides.batch * fp8_flop(sides.teacher.unet) / matmul_rate(device())
@@ -199,40 +201,40 @@ def floor(sides: Sides, seconds: float) -> Floor:
 
 
 def moved_bytes(sides: Sides, trained: int = 1) -> int:
-    """Bytes that a step's forward moves outside of its products, op by op; the student's `trained` times."""
+    """Returns the bytes that a step's forward moves outside of products, op by op, the student's times `trained`."""
     low = sides.engine.dtype.itemsize
     each = elementwise_bytes(sides.teacher.unet, low) + trained * elementwise_bytes(sides.student, low)
     return sides.batch * each
 
 
 def first_line(error: Exception) -> str:
-    """An error in a line."""
+    """Returns an error as one line."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def agree(name: str, words: list[str], steps: int) -> dict[str, float]:
-    """How far apart losses of the same steps are, plain and with this size's settings.
+    """Returns how far losses with this size's settings are from those of the plain step.
 
-    The yardstick is rounding: the plain step once more, the samples of every batch in the opposite order.
+    Rounding is measured too: the plain step runs again with the samples of every batch in the opposite order.
     """
     plain = curve(name, [*words, *PLAIN], steps)
     rounding = apart(plain, curve(name, [*words, *PLAIN], steps, backwards=True))
     ours = curve(name, words, steps)
     found = {"largest": apart(plain, ours), "by_rounding": rounding, "first": plain[0].item(), "last": plain[-1].item()}
     print(
-        f"{name}: over {steps} steps losses are {found['largest']:.2e} apart at most; {rounding:.2e} by rounding alone"
+        f"{name}: over {steps} steps, losses differ by at most {found['largest']:.2e}; by rounding alone {rounding:.2e}"
     )
-    print(f"  from {plain[0]:.4f} to {plain[-1]:.4f} plain, to {ours[-1]:.4f}")
+    print(f"  plain: from {plain[0]:.4f} to {plain[-1]:.4f}; with the settings: to {ours[-1]:.4f}")
     return found
 
 
 def apart(plain: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest relative difference of two curves [steps]."""
+    """Returns the largest relative difference of two curves [steps]."""
     return ((other - plain) / plain).abs().max().item()
 
 
 def curve(name: str, words: list[str], steps: int, backwards: bool = False) -> torch.Tensor:
-    """Total losses [steps] of our step."""
+    """Returns the total losses [steps] of our step. `backwards`: with the samples in the opposite order."""
     losses = []
     with measured(name, words, steps, alone=True) as sides:
         for _ in range(steps):
@@ -247,7 +249,7 @@ def curve(name: str, words: list[str], steps: int, backwards: bool = False) -> t
 
 
 def profile(sides: Sides) -> None:
-    """Where the time of our step goes, by op (a GPU's kernels under their op)."""
+    """Prints the time of our step by op. A GPU's kernels count for their op."""
     cuda = torch.cuda.is_available()
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=kinds) as found:

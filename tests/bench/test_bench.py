@@ -1,4 +1,4 @@
-"""The benches run, in tiny form: what is timed is real, what is said of it adds up. No time is asserted."""
+"""Runs the benches at a tiny size and checks that their results add up. No time is asserted."""
 
 import json
 import re
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def bench(folder: Path, module: str, *words: str) -> str:
-    """Runs a bench from the root with its results in `folder`."""
+    """Runs a bench that saves its results in `folder`. Returns what it printed."""
     command = [sys.executable, "-m", f"tests.bench.{module}", *words]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, env=environment)
@@ -35,12 +35,13 @@ def bench(folder: Path, module: str, *words: str) -> str:
 
 @pytest.mark.slow
 def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
-    words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]  # one engine after another
+    # --agree builds one engine after the other.
+    words = ["--sizes", "world", "--rounds", "2", "train.global_batch=4", "--agree", "2"]
     words += ["--switches", "channels last;checkpointing", "--profile"]
     first = bench(tmp_path, "step", *words, "engine.channels_last=true")
     recorded = json.loads((RECORD / "step-world.json").read_text())["environment"]["date"]
     assert "ours / bare" in first and f"last saved, {recorded}" in first
-    assert re.search(r"^  published(, fp32)? / ours ", first, re.MULTILINE)  # not both where a CPU has no bf16
+    assert re.search(r"^  published(, fp32)? / ours ", first, re.MULTILINE)  # fp32 alone on a CPU without bf16
     assert bf16_in_hardware() == ("published, 4 at once / ours" in first)
     kept = json.loads((tmp_path / "runs/bench/step-world.json").read_text())
     found = kept["found"]
@@ -52,7 +53,7 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     assert 0.5 < gave["checkpointing"]["predicted"] < 1 and gave["channels last"]["predicted"] is None
     assert kept["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     agreed = json.loads((tmp_path / "runs/bench/agree-world.json").read_text())["found"]["agree"]
-    assert 0 <= agreed["by_rounding"] < 1e-4 and 0 <= agreed["largest"] < 1e-4  # some CPUs turn no bit in two steps
+    assert 0 <= agreed["by_rounding"] < 1e-4 and 0 <= agreed["largest"] < 1e-4  # 0 if no bit changes in two steps
     assert f"last saved, {kept['environment']['date']}" in bench(tmp_path, "step", *words)
 
 
@@ -81,7 +82,7 @@ def test_the_startup_bench(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_overlap_bench_measures_two_ranks(tmp_path: Path) -> None:
-    words = ["teacher.dtype=bf16", "engine.precision=bf16"]  # as the larger size where the CPU multiplies in bf16
+    words = ["teacher.dtype=bf16", "engine.precision=bf16"]  # like the larger size on a CPU with bf16
     said = bench(tmp_path, "overlap", "--steps", "2", "--size", "world", *words)
     assert all(name in said for name in ("zero-1", "zero-3", "fsdp-full")) and "global batch 2048" in said
 
@@ -100,11 +101,11 @@ def test_who_asks_a_bench_for_help_gets_no_timing(target: str, first: str, parts
 
 
 def test_what_switches_should_give_by_hand() -> None:
-    """A step of 10 s, 3 of them outside of products; the teacher twice the student; 1 s of its products fp8 takes."""
+    """A step of 10 s, 3 s outside of products. The teacher is twice the student; 1 s of its products can run in fp8."""
     gains = Floor(plain=10, elementwise=3, teacher=2, student=1, fp8=1).gains()
     assert gains["compiled whole"] == pytest.approx(10 / 8)
     assert gains["compiled whole, teacher in fp8"] == pytest.approx(10 / 7.5)
-    assert gains["checkpointing"] == pytest.approx(10 / 12)  # the student's forward once more: a fifth of the step
+    assert gains["checkpointing"] == pytest.approx(10 / 12)  # the student's forward again: a fifth of the step
     unet = Teacher.load(ROOT / "data/digits/models/teacher", "fp32").unet
     whole = unet_cost(type(unet), plain_config(unet.config)).flop
     assert 0.1 * whole < fp8_flop(unet) < 0.5 * whole
@@ -133,26 +134,26 @@ def test_sizes_double_until_speed_or_memory_ends() -> None:
 
 
 def test_products_fill_a_gpu_by_hand() -> None:
-    """132 tiles on 132 cores keep all busy, one more wears; a long sum is split."""
+    """132 tiles keep 132 cores busy. With one tile more, some cores are idle. A long sum is split."""
     tile = Product(128, 128, 256)
     full = Product(128 * 132, 128, 256)
-    assert occupancy(None, Work((full,), 1), 1, 132) < 1  # its weights' gradient is one tile, split in 33
+    assert occupancy(None, Work((full,), 1), 1, 132) < 1  # the gradient of its weights has few tiles
     forward = Work((full,), 1)
     nothing = Work((), 0)
     assert occupancy(forward, nothing, 1, 132) == 1
-    # In large tiles two rounds; in small ones five, each 3/8 of a large one's time.
+    # Large tiles take two rounds. Small tiles take five, each 3/8 of a large one's time.
     assert occupancy(Work((Product(128 * 133, 128, 256),), 1), nothing, 1, 132) == pytest.approx(
         133 / 132 / (5 * 3 / 8)
     )
-    assert occupancy(Work((tile,), 1), nothing, 132, 132) == 1  # a batch makes rows
+    assert occupancy(Work((tile,), 1), nothing, 132, 132) == 1  # the batch multiplies the rows
     long = Product(128, 128, 512 * 66)
     assert occupancy(Work((long,), 1), nothing, 1, 132) == pytest.approx(
         2 / 3
-    )  # four small tiles, each sum among 33 cores
+    )  # four small tiles, each sum split among 33 cores
 
 
 def test_what_fills_is_what_costs() -> None:
-    """The products of a U-Net hold all of its MACs."""
+    """The products of a U-Net add up to all of its MACs."""
     from diffusers import UNet2DConditionModel
 
     from randcond.model_zoo.cost.gpu_occupancy import forward_work

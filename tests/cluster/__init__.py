@@ -1,1 +1,1 @@
-"""Tests on real hosts and a real scheduler, built on this machine and taken down again; they need root."""
+"""Tests with two hosts and a Slurm cluster, which they set up on this machine; they need root."""

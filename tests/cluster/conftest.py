@@ -1,4 +1,4 @@
-"""A folder with a pool, a cache, and the student that two ranks of one host trained from them."""
+"""The folder of the cluster tests: a pool, a cache, and a student that two ranks of one host trained."""
 
 from pathlib import Path
 

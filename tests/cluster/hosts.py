@@ -1,6 +1,6 @@
-"""Two hosts on one machine: a network namespace, a host name and an sshd each, joined by a switch.
+"""Two hosts on one machine: each has a network namespace, a host name and an sshd. A switch joins them.
 
-They share this machine's files, as hosts of a cluster share a file system; `ssh host-a` works from either.
+They share this machine's files, as hosts of a cluster share a file system. `ssh host-a` works on both.
 """
 
 import os
@@ -18,14 +18,14 @@ LINK = "cluster0"
 
 
 def sh(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a command and shows what it said if it fails."""
+    """Runs a command. If it fails and `check` is set, the test fails and shows the output."""
     done = subprocess.run(words, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stderr or done.stdout}"
     return done
 
 
 class TwoHosts:
-    """A context in which both hosts are up; `on` runs a command on one, `cut` and `mend` handle the link."""
+    """A context in which both hosts are up. `on` is for running commands, `cut` and `mend` are for the link."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class TwoHosts:
         sh("ip", "link", "add", SWITCH, "type", "bridge")
         sh("ip", "link", "set", SWITCH, "up")
         for name, address in zip(NAMES, ADDRESSES, strict=True):
-            own = Path("/etc/netns", name)  # what `ip netns exec` shows as /etc/hosts: a Debian host's own name
+            own = Path("/etc/netns", name)  # `ip netns exec` mounts it over /etc/hosts, here as on Debian
             own.mkdir(parents=True, exist_ok=True)
             (own / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
             sh("ip", "netns", "add", name)
@@ -57,7 +57,7 @@ class TwoHosts:
         self._take_down()
 
     def _keys(self) -> None:
-        """A key for all, names for addresses, and an ssh that knows both; nothing in the user's own folders."""
+        """Writes a key, an ssh configuration with the host names, and an `ssh` that uses both. All is in `folder`."""
         key = self.folder / "key"
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
         (self.folder / "authorized_keys").write_text((self.folder / "key.pub").read_text())
@@ -103,21 +103,21 @@ class TwoHosts:
             time.sleep(0.3)
 
     def on(self, name: str) -> list[str]:
-        """The words before a command that run it on a host."""
+        """Returns the words to put before a command to run it on a host."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         inside = f'hostname {name}; PATH="{path}"; export PATH; exec "$@"'
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", inside, "sh"]
 
     def cut(self) -> None:
-        """The second host's cable is pulled out of the switch: nothing gets through, and no host is told."""
+        """Disconnects the second host from the switch. Packets are lost, but no host sees its link go down."""
         sh("ip", "link", "set", NAMES[1], "nomaster")
 
     def mend(self) -> None:
-        """The link is back."""
+        """Connects the second host again."""
         sh("ip", "link", "set", NAMES[1], "master", SWITCH)
 
     def processes(self, name: str) -> list[int]:
-        """What runs on a host, its sshd's own processes apart."""
+        """Returns the ids of the randcond processes on a host."""
         found = []
         for pid in map(int, sh("ip", "netns", "pids", name).stdout.split()):
             try:

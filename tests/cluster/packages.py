@@ -1,4 +1,4 @@
-"""Debian packages that the cluster tests need, installed when they are missing and this is root."""
+"""Installs the Debian packages that the cluster tests need, if they are missing and the user is root."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client",
 
 
 def need(packages: dict[str, str]) -> None:
-    """Installs the packages (command -> package) that are missing; fails naming them where that can't be done."""
+    """Installs missing packages (command -> package). Fails the test if the user is not root or apt-get fails."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     missing = sorted({package for command, package in packages.items() if not shutil.which(command)})
     if os.geteuid():

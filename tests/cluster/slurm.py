@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on one machine: munge, slurmctld and two slurmd, with nothing of the system's own."""
+"""A Slurm cluster of two nodes on one machine, apart from the system's own: munged, slurmctld, two slurmd."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ NODES = ("node1", "node2")
 
 
 class Slurm:
-    """A context in which the cluster is up; its tools are called with `environment`."""
+    """A context in which the cluster is up. Slurm commands need its `environment`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,13 +43,13 @@ class Slurm:
                 daemon.kill()
 
     def sh(self, *words: str, cwd: Path | None = None) -> str:
-        """What a Slurm command printed."""
+        """Runs a Slurm command and returns what it printed."""
         done = subprocess.run(words, env=self.environment, cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}{self._logs()}"
         return done.stdout
 
     def state(self, job: str) -> str:
-        """A job's state in a word, such as RUNNING."""
+        """Returns the state of a job, such as RUNNING."""
         said = self.sh("scontrol", "show", "job", job)
         return said.split("JobState=")[1].split()[0]
 
@@ -58,7 +58,7 @@ class Slurm:
         self.daemons.append(subprocess.Popen(words, env=self.environment, stdout=log, stderr=log))
 
     def _start_munge(self) -> None:
-        """A munged of our own, with a key of our own; it accepts only folders that no one else can write."""
+        """Starts a munged with its own key. It accepts only folders that no other user can write to."""
         place = self.folder / "munge"
         place.mkdir(mode=0o755)
         key = place / "key"

@@ -1,6 +1,6 @@
-"""Real Slurm on two nodes: submit, run, requeue in the middle, finish with the same student.
+"""Tests on a real Slurm cluster of two nodes: jobs are submitted, requeued and train the same student.
 
-`make test-slurm`
+Run by `make test-slurm`.
 """
 
 import subprocess
@@ -29,14 +29,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def launch(slurm: Slurm, folder: Path, run: str, *more: str) -> str:
-    """Submits a training on two nodes; returns the job's number."""
+    """Submits a training on two nodes. Returns the id of the job."""
     words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", "--launcher", "slurm", "--nodes", "2", *more]
     said = slurm.sh(*RANDCOND, *words, cwd=folder)
     return said.rsplit("Submitted batch job ", 1)[1].strip()
 
 
 def wait_for(slurm: Slurm, job: str, folder: Path, *states: str, seconds: float = HANG) -> str:
-    """Waits until a job is in one of the states; fails showing what it printed."""
+    """Waits until a job is in one of the states. Returns its state. A failure shows what the job printed."""
     deadline = time.monotonic() + seconds
     while (state := slurm.state(job)) not in states:
         outputs = [path.read_text(errors="replace") for path in folder.rglob(f"slurm-{job}*.out")]
@@ -54,7 +54,7 @@ def wait_for_file(path: Path, seconds: float = HANG) -> None:
 
 
 def apart(folder: Path, run: str) -> float:
-    """The largest difference from the student that two ranks of one host trained."""
+    """Returns the largest difference from the student that two ranks of one host trained."""
     return difference(folder / run, folder / ONE_HOST)
 
 
@@ -70,7 +70,7 @@ def test_two_nodes_train_what_one_machine_does(slurm: Slurm, folder: Path) -> No
 
 
 def test_a_requeued_job_goes_on(slurm: Slurm, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`scontrol requeue`, as an administrator does it: the ranks get SIGTERM, save, and the job starts again."""
+    """After `scontrol requeue`, as an administrator calls it, the ranks get SIGTERM and save. The job starts again."""
     job = launch(slurm, folder, "runs/requeued")
     wait_for_file(folder / "runs/requeued/checkpoints/step-00000010")
     slurm.sh("scontrol", "requeue", job)
@@ -84,7 +84,7 @@ def test_a_requeued_job_goes_on(slurm: Slurm, folder: Path, capsys: pytest.Captu
 
 
 def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folder: Path) -> None:
-    """SIGUSR1 to the ranks, as Slurm sends it before the end: the job queues itself again and goes on."""
+    """Slurm sends SIGUSR1 to the ranks before the time limit. The job requeues itself and resumes."""
     job = launch(slurm, folder, "runs/noticed")
     wait_for_file(folder / "runs/noticed/checkpoints/step-00000010")
     slurm.sh("scancel", "--signal=USR1", job)
@@ -95,7 +95,7 @@ def test_the_notice_before_the_time_limit_saves_and_requeues(slurm: Slurm, folde
 
 
 def test_a_table_becomes_a_job_array(slurm: Slurm, folder: Path) -> None:
-    """Both arms of the demo; their caches are there already."""
+    """Both arms of the demo train. Their cache is there already."""
     words = ["launch", "train", "demo", *TINY, "engine.processes=1", "train.sample_every=0", "--launcher", "slurm"]
     said = slurm.sh(*RANDCOND, *words, cwd=folder)
     job = said.rsplit("Submitted batch job ", 1)[1].strip()
@@ -118,7 +118,7 @@ def test_a_lost_rank_requeues_as_often_as_asked(slurm: Slurm, folder: Path) -> N
 
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_rank_killed_while_it_evaluates_was_not_asked_to_end(slurm: Slurm, folder: Path, restarts: int) -> None:
-    """For want of memory, say: it can tell nobody, and srun asks the others to end."""
+    """A rank that is killed, for example out of memory, reports nothing. srun then sends SIGTERM to the others."""
     run = f"runs/killed-{restarts}"
     words = ["base: digits", "eval: {of: [teacher], size: 200, batch: 2, steps: 4}", f"paths: {{reference: {run}}}"]
     (folder / "evaluated.yaml").write_text("\n".join([*words, "engine: {processes: 1}"]))
@@ -136,10 +136,10 @@ def test_a_rank_killed_while_it_evaluates_was_not_asked_to_end(slurm: Slurm, fol
 
 
 def test_a_mistake_of_one_rank_is_not_queued_again(slurm: Slurm, folder: Path) -> None:
-    """srun asks the other rank to end, whose code says so; the job ends with why the first one did."""
+    """srun sends SIGTERM to the other rank, which exits as preempted. The job's code is that of the failed rank."""
     log = folder / "runs/mistaken/logs/train-rank-0001.log"
     log.parent.mkdir(parents=True)
-    log.symlink_to(folder / "nowhere/train-rank-0001.log")  # that rank can't write its log
+    log.symlink_to(folder / "nowhere/train-rank-0001.log")  # so rank 1 can't write its log
     job = launch(slurm, folder, "runs/mistaken", "--max-restarts", "3")
     wait_for(slurm, job, folder, "FAILED")
     found = slurm.sh("scontrol", "show", "job", job)

@@ -1,6 +1,6 @@
-"""The deepspeed launcher over pdsh and ssh on two real hosts; a killed rank, a cut link, and what comes after.
+"""Tests of the deepspeed launcher over pdsh and ssh on two hosts: a killed rank, a cut link, restarts.
 
-`make test-hosts`
+Run by `make test-hosts`.
 """
 
 import os
@@ -23,7 +23,7 @@ from tests.support.runs import difference, metrics
 pytestmark = pytest.mark.hosts
 
 TIMEOUTS = ["engine.heartbeat=10", "engine.timeout=60"]
-BOUND = 90.0  # seconds from the blow until everything has ended on both hosts
+BOUND = 90.0  # seconds from the fault until everything has ended on both hosts
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
 
 
 class Launch:
-    """`randcond launch train` from the first host, watched until both hosts are empty again."""
+    """A `randcond launch train` on the first host, watched until no process of it is left on either host."""
 
     def __init__(
         self, hosts: TwoHosts, folder: Path, run: str, *flags: str, environment: dict[str, str] | None = None
@@ -54,7 +54,7 @@ class Launch:
             time.sleep(0.1)
 
     def end(self, bound: float) -> float:
-        """Waits until the command has ended and nothing of it is left on either host; returns the seconds."""
+        """Waits until the command has ended and no process of it is left on either host. Returns the seconds."""
         began = time.monotonic()
         while self.process.poll() is None or any(map(self.hosts.processes, NAMES)):
             assert time.monotonic() - began < bound, f"not over after {bound} s\n{self.said()}"
@@ -66,7 +66,7 @@ class Launch:
 
 
 def rank_on(hosts: TwoHosts, name: str) -> int:
-    """The process of the rank on a host."""
+    """Returns the process id of the rank on a host."""
     for pid in hosts.processes(name):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if b"randcond.train" in words and b"deepspeed.launcher.launch" not in words:
@@ -75,18 +75,18 @@ def rank_on(hosts: TwoHosts, name: str) -> int:
 
 
 def environment_of(process: int) -> list[str]:
-    """What a process was started with."""
+    """Returns the environment that a process was started with, as NAME=value."""
     return [line for line in Path(f"/proc/{process}/environ").read_text().split("\0") if "=" in line]
 
 
 def same_student(folder: Path, run: str) -> float:
-    """The largest difference from the student that two ranks of one host trained."""
+    """Returns the largest difference from the student that two ranks of one host trained. No step may be missing."""
     assert [line["step"] for line in metrics(folder / run)] == list(range(2, STEPS + 1, 2))
     return difference(folder / run, folder / ONE_HOST)
 
 
 def test_two_hosts_train_what_one_does(hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a run folder whose name pdsh would take apart."""
+    """The run folder's name has quotes and spaces, which pdsh would split. The ranks get the launcher's environment."""
     run = 'runs/it\'s "two" hosts'
     (folder / ".deepspeed_env").write_text('# over the shell\'s\nNCCL_DEBUG=INFO\nSECRET="a b"\n')
     shells = {**os.environ, "NCCL_DEBUG": "WARN", "TORCHINDUCTOR_FREEZING": "0", "AWS_SECRET_ACCESS_KEY": "x"}
@@ -179,7 +179,7 @@ def test_an_evaluation_that_is_asked_to_end_leaves_no_rank_on_either_host(hosts:
 def test_one_command_evaluates_on_both_hosts_and_gives_one_row(
     hosts: TwoHosts, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The teacher as it is, 26 captions in chunks of 2; then the same by one host."""
+    """The teacher draws 26 captions in chunks of 2 on two hosts, and the same on one host."""
     (folder / "system.yaml").write_text(
         "base: digits\n"
         "cache: {exclude: [three]}\n"

@@ -1,4 +1,4 @@
-"""What is trained on the clusters: the demo's arm, one rank per host."""
+"""The training that the cluster tests run: the demo's arm with one rank per host."""
 
 from tests.support.demo import TINY
 
@@ -10,4 +10,4 @@ WORDS = [
     "train.sample_every=0",
     "engine.processes=1",  # per host
 ]
-ONE_HOST = "runs/demo/with"  # what every cluster's student is compared with
+ONE_HOST = "runs/demo/with"  # the students of the cluster tests are compared with this run's

@@ -1,1 +1,1 @@
-"""What breaks a run: lost ranks, kills, full disks, values that are not finite."""
+"""Tests of faults: preemption, lost ranks, kills, full disks, NaN and infinite values."""

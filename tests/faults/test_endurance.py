@@ -1,4 +1,4 @@
-"""A training is the same numbers on any engine and world size, and whatever happens to it (`make test-endurance`)."""
+"""Training gives the same numbers with any engine, world size, kill and restart (`make test-endurance`)."""
 
 import random
 import time
@@ -25,13 +25,13 @@ BF16_ROUNDING = torch.finfo(torch.bfloat16).eps
 
 
 def train(world: Path, run: str | Path, *words: str, ranks: int = 2) -> str:
-    """Trains the demo's arm under `paths.run=run` by the launcher; returns what was said."""
+    """Trains the demo's arm in the folder `run` with the launcher. Returns what the command printed."""
     command = ["launch", "train", "demo-with", *EVERY_STEP, f"paths.run={run}", *words, "--gpus", str(ranks)]
     return randcond(world, *command).stdout
 
 
 def steps(run: Path) -> int:
-    """How many steps a run has logged."""
+    """Returns how many steps a run has logged."""
     path = run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0  # the last line may be half written
 
@@ -52,7 +52,7 @@ ENGINES = {
 def test_every_engine_has_the_loss_curve_of_one_process(
     world: Path, precision: str, bound: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At each of 50 steps; the same samples too. (DeepSpeed's stage 0 adds up gradients in bf16: it is refused.)"""
+    """The samples are the same too. ZeRO-0 is left out in bf16: it sums gradients in bf16, which is refused."""
     words = ["train.steps=50", "train.checkpoint_every=50", f"engine.precision={precision}"]
     alone = world / f"runs/{precision}-alone"
     train(world, alone, *words, ranks=1)
@@ -72,7 +72,7 @@ def test_every_engine_has_the_loss_curve_of_one_process(
 
 
 def test_kill_9_of_random_ranks_at_random_moments(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At its start, in a step, while it saves; ten times: each run finishes with the bits of the one left alone."""
+    """Ten runs lose a rank at start-up, in a step or while saving. Each ends with the bits of the undisturbed run."""
     words = ["train.steps=40", "train.checkpoint_every=10"]
     train(world, "runs/unhurt", *words)
     unhurt = world / "runs/unhurt"
@@ -104,7 +104,7 @@ def test_kill_9_of_random_ranks_at_random_moments(world: Path, capsys: pytest.Ca
 def test_moving_between_world_sizes_and_engines_costs_no_more_than_another_world_size(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """100 steps, the engine or the number of ranks changed after 33 and 66."""
+    """Of 100 steps, the engine or the world size changes after step 33 and after step 66."""
     zero, fsdp = ["engine.zero_stage=1"], ["engine.kind=fsdp"]
     whole = ["train.checkpoint_every=100", "train.steps=100"]
     train(world, "runs/one", *whole, ranks=1)
@@ -129,7 +129,7 @@ def test_moving_between_world_sizes_and_engines_costs_no_more_than_another_world
 
 
 def test_the_ema_of_two_ranks_is_that_of_one_process(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Recomputed in double precision from the fp32 master weights of each of 200 steps; stopped at 100 and gone on."""
+    """Recomputes it in double precision from the fp32 master weights of 200 steps. The run stops and resumes at 100."""
     words = ["student.rule=channel-micro", "train.checkpoint_every=1", "train.keep_checkpoints=201"]
     train(world, "runs/ema", *words, "train.steps=100")
     said = train(world, "runs/ema", *words, "train.steps=200")

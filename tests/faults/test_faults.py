@@ -1,4 +1,4 @@
-"""What clusters do to a training: pre-emption, lost and hung ranks, values that are not finite, full disks."""
+"""Tests of faults in a training: preemption, lost and hung ranks, full disks, NaN and infinite values."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.samp
 
 
 def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) -> tuple[int, str]:
-    """Trains on two ranks, strikes after the first logged steps; exit code, what was said."""
+    """Trains on two ranks and calls `strike` after the first logged steps. Returns the exit code and the output."""
     log = folder / f"{run.replace('/', '-')}.log"
     with log.open("wb") as out:
         words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
@@ -49,19 +49,19 @@ def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) ->
 
 
 def train(folder: Path, run: str, *more: str) -> str:
-    """The same, left alone."""
+    """Trains without a fault. Returns what the command printed."""
     return randcond(folder, "run", "train", "demo-with", *WORDS, f"paths.run={run}", *more).stdout
 
 
 @pytest.fixture(scope="module")
 def whole(world: Path) -> Path:
-    """The run that nothing happens to."""
+    """Trains the undisturbed run, with which the others are compared. Returns the folder."""
     train(world, "runs/unhurt")
     return world
 
 
 def assert_same(folder: Path, run: str) -> None:
-    """A run ended as the uninterrupted one did: the same weights, bit by bit, and the same samples at every step."""
+    """Asserts that a run ended like the undisturbed one: same weights bit by bit, same samples at every step."""
     assert same_bits(folder / run, folder / "runs/unhurt")
     seen = samples(folder / run)
     assert seen == samples(folder / "runs/unhurt")
@@ -77,7 +77,7 @@ def asks_a_rank(process: Any) -> None:
 
 
 def asks_all(process: Any) -> None:
-    """As when a container is stopped: every process gets the signal, the launcher's own and the loaders' too."""
+    """Sends SIGTERM to every process, launcher and loaders included, as when a container is stopped."""
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         each.send_signal(signal.SIGTERM)
 
@@ -152,7 +152,7 @@ def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_pat
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    """A real file system of a few MB: the writer's error comes up at the next step, naming the file."""
+    """On a real file system of 4 MB, the writer's error is raised at the next step."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("mounting a small file system takes root, and no chroot")
     code = (
@@ -222,7 +222,7 @@ print("both are done")
 
 
 def test_a_rank_that_still_saves_is_waited_for(tmp_path: Path) -> None:
-    """The other one is done with its share long before, and goes on saying that it lives."""
+    """Rank 1 is done with its share long before rank 0, and keeps sending heartbeats."""
     words = [sys.executable, "-c", HEARTBEAT]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
     both = [
@@ -236,7 +236,7 @@ def test_a_rank_that_still_saves_is_waited_for(tmp_path: Path) -> None:
 
 
 def answering(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """An `ssh` that does what the script says."""
+    """Puts an `ssh` that runs the script into PATH."""
     folder.mkdir()
     (folder / "ssh").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "ssh").chmod(0o755)
@@ -269,7 +269,7 @@ def test_a_host_that_stays_away_after_it_was_lost_is_no_mistake(
 def test_asked_to_end_as_one_step_ends_the_next_is_not_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a stop file that a killed command of the same process number left asks for nothing."""
+    """A stop file that a killed command with the same process id left is ignored."""
     left = tmp_path / f".stop.{platform.node()}.{os.getpid()}"
     left.touch()
     asks = (
@@ -283,7 +283,7 @@ def test_asked_to_end_as_one_step_ends_the_next_is_not_begun(
     assert ended.value.code == PREEMPTED
     said = capsys.readouterr().out
     assert "preempted: saving" in said and "[2/2]" not in said
-    supervise.run_steps(steps[:1])  # of which nothing is left to do
+    supervise.run_steps(steps[:1])  # no step is left to begin: it ends normally
 
 
 def test_a_verdict_ends_the_process_though_the_log_has_no_room() -> None:
@@ -311,7 +311,7 @@ def test_a_lost_peer_is_told_by_class_where_there_is_one() -> None:
 
 
 def test_what_passes_is_no_mistake() -> None:
-    """A full disk stays full; a stale file handle or a lost line does not: the same command may go on."""
+    """A full disk stays full. A stale file handle or a lost connection is temporary: the same command may continue."""
     for error in (UserError(), OSError(errno.ENOSPC, "full"), PermissionError(errno.EACCES, "denied")):
         assert exit_code(error) == USER_ERROR
     for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError(), TemporaryError()):
@@ -330,7 +330,7 @@ def test_what_passes_is_no_mistake() -> None:
     ],
 )
 def test_an_error_in_a_loader_process_is_what_it_was(error: Exception, code: int) -> None:
-    """Its class, its number and its one line, with where it was raised."""
+    """It keeps its class, number and message. A note says where it was raised."""
     with pytest.raises(type(error)) as raised:
         next(batches(Unreadable(error), Positions(0, 1, 2, 2, 0, 1), workers=1))
     assert exit_code(raised.value) == code and str(raised.value) == str(error)
@@ -338,7 +338,7 @@ def test_an_error_in_a_loader_process_is_what_it_was(error: Exception, code: int
 
 
 class Unreadable(Stream):
-    """Raises an error at every sample."""
+    """A stream that raises an error at every sample."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -357,11 +357,11 @@ class Unreadable(Stream):
     ("engine", "precision"),
     [
         pytest.param("engine.zero_stage=1", "bf16", marks=pytest.mark.slow),
-        pytest.param("engine.zero_stage=1", "fp32", marks=pytest.mark.slow),  # another optimizer of DeepSpeed's
+        pytest.param("engine.zero_stage=1", "fp32", marks=pytest.mark.slow),  # DeepSpeed uses another optimizer
         pytest.param("engine.zero_stage=2", "bf16", marks=pytest.mark.slow),
         pytest.param("engine.zero_stage=3", "bf16", marks=pytest.mark.slow),
         pytest.param("engine.kind=fsdp", "bf16", marks=pytest.mark.slow),
-        ("engine.kind=fsdp student.rule=channel-tiny", "fp32"),  # with weights that have no gradient here: projectors
+        ("engine.kind=fsdp student.rule=channel-tiny", "fp32"),  # has projectors, which get no gradient here
     ],
 )
 def test_masters_are_exact_and_a_skipped_step_leaves_everything_as_it_was(

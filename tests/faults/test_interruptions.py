@@ -1,4 +1,4 @@
-"""Interrupted in every stage, the demo ends with the report of the uninterrupted one."""
+"""A demo that is interrupted in every stage ends with the same report as an uninterrupted one."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Whole commands, from the command line to the report."""
+"""Tests of whole commands, from the command line to the report."""

@@ -1,4 +1,4 @@
-"""The command line: teaching help, and no work before every word is understood."""
+"""Tests of the command line: help, dry runs, launch commands, and mistakes that are found before any work."""
 
 import socket
 import subprocess
@@ -69,7 +69,7 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
     words = ["run", "train", "demo-with", "--hostfile", "hosts", "--nodes", "2", "--gpus", "8", "--dry-run"]
     said = randcond(tmp_path, *words).stdout
     launched = "--hostfile hosts --force_multi --num_nodes 2 --num_gpus 8 --module randcond.train"
-    assert f"{launched} runs/demo/with/launch/train.yaml" in said  # no argument that pdsh could take apart
+    assert f"{launched} runs/demo/with/launch/train.yaml" in said  # no argument that pdsh could split
     assert "--num_gpus 8 --master_port 29600 --module" in randcond(tmp_path, *words, "--master-port", "29600").stdout
     (tmp_path / "hosts").write_text("one slots=8\ntwo slots=4\n")
     hosts = str(tmp_path / "hosts")
@@ -81,14 +81,14 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
         (Place(launcher="slurm", nodes=3), 3),
         (Place(gpus=3), 3),
     ):
-        check, *_ = plan("all", "table1", [], place)  # what is checked before the cache is drawn is the batch of all
+        check, *_ = plan("all", "table1", [], place)  # the check before all work knows the world size
         assert check.label == "check" and check.command[-1] == f"engine.processes={ranks}"
     check, *_ = plan("all", "table1", [], Place())
     assert "engine.processes" not in check.command[-1]
 
 
 def test_a_port_is_chosen_when_a_step_starts() -> None:
-    """Hours may lie between a table's plan and a step of it; another program may have taken the port by then."""
+    """The plan has no port. Hours may pass before a step starts, and another program may take the port by then."""
     steps = plan("all", "demo", [], Place(gpus=2))
     assert [step.label for step in steps if step.needs_port] == [step.label for step in steps if step.distributed] != []
     for step in steps:
@@ -128,7 +128,7 @@ def test_a_wrong_place_is_named(tmp_path: Path, flags: list[str], said: str) -> 
 
 
 def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
-    """A table's arms become a job array; a path with quotes reaches srun in one piece."""
+    """The arms of a table become a job array. A path with quotes reaches srun as one argument."""
     words = [
         "launch",
         "train",
@@ -147,11 +147,11 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     for line in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "array=0-1", "partition=gpu", "signal=USR1@120"):
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --requeue\n" in script and "-le 3 ]" in script
-    assert "srun --kill-on-bad-exit=1 --wait=0 " in script  # ranks that are done wait for the one that scores
-    assert "#SBATCH --cpus-per-task=2\n" in script  # Slurm gives one, which loaders and writers would share
-    more = randcond(tmp_path, *words, "demo", "--sbatch", "--cpus-per-gpu=12").stdout  # not both, says sbatch
+    assert "srun --kill-on-bad-exit=1 --wait=0 " in script  # finished ranks wait for the one that scores
+    assert "#SBATCH --cpus-per-task=2\n" in script  # Slurm's default is 1, too few for loaders and writers
+    more = randcond(tmp_path, *words, "demo", "--sbatch", "--cpus-per-gpu=12").stdout  # sbatch refuses both
     assert "#SBATCH --cpus-per-gpu=12\n" in more and "cpus-per-task" not in more
-    pool = randcond(tmp_path, "launch", "pool", *words[2:], "demo").stdout  # one process: no GPU waits for it
+    pool = randcond(tmp_path, "launch", "pool", *words[2:], "demo").stdout  # one process, without a GPU
     assert "#SBATCH --nodes=1\n" in pool and "#SBATCH --ntasks-per-node=1\n" in pool and "gpus" not in pool
     without = [*words[:6], *words[8:]]
     assert (
@@ -169,7 +169,7 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     run = f'{stubs} sleep() {{ :; }}; export SLURM_JOB_ID=7; . "{tmp_path / "job"}"'
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True)
     assert done.stdout.splitlines() == ['it\'s "one" run/launch/train.yaml', "requeued 7"] and done.returncode == 75
-    # A lost rank three times at most, whatever else the job was queued again for; of an array the task alone.
+    # A lost rank requeues the job at most three times; preemptions don't count. Of an array, only the task is requeued.
     (tmp_path / 'it\'s "one" run/launch').mkdir(parents=True)
     codes = []
     for code in (69, 75, 69, 69, 75, 69):
@@ -221,7 +221,7 @@ def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> No
 def test_what_is_checked_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, said: str
 ) -> None:
-    """The words of the check that `run all` begins with, in this process."""
+    """Runs the check that `run all` begins with, in this process."""
     monkeypatch.chdir(tmp_path)
     check, *_ = plan("all", "demo-with", [override], Place())
     with pytest.raises(SystemExit) as ended:

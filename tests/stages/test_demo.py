@@ -1,4 +1,4 @@
-"""The whole road on the embedded world, by the deepspeed launcher on two ranks: every stage, artefacts, resuming."""
+"""Tests of every stage on the embedded world with two ranks: artefacts, resuming, engines, exports."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from tests.unit.eval.test_report import loads
 
 
 def newest(run: Path) -> StoredCheckpoint:
-    """The run's newest checkpoint."""
+    """Returns the newest checkpoint of a run. Fails the test if there is none."""
     return newest_valid(run / "checkpoints") or pytest.fail(f"{run} has no checkpoint")
 
 
@@ -47,17 +47,17 @@ def test_the_report_holds_every_arm(world: Path) -> None:
         assert sum(arm["digits_drawn"]["unseen"].values()) == 16
         assert arm["protocol"]["guidance"] == 3.0
     assert report["arms"]["with"]["steps"] == 12 and report["arms"]["with"]["seconds"] > 0
-    assert report["arms"]["teacher"]["digit_accuracy"]["seen"] > 0.5  # five sampling steps, and yet
+    assert report["arms"]["teacher"]["digit_accuracy"]["seen"] > 0.5  # although it samples with only five steps
     text = (world / "runs/demo/report.md").read_text()
     page = (world / "runs/demo/report.html").read_text()
     assert "asked for three" in text and "| teacher |" in text
     assert "data:image/png;base64," in page
-    assert loads(page) == [] and page.count("<svg") == 2  # the loss and the gradient's norm
+    assert loads(page) == [] and page.count("<svg") == 2  # the loss and the gradient norm
     assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
 
 
 def test_the_command_line_and_the_launcher_make_the_same_student(world: Path, tmp_path: Path) -> None:
-    """Every stage by the real command; the fixture's stages run in warm processes (tests/support/warm.py)."""
+    """The fixture `world` runs the stages in warm processes instead (tests/support/warm.py)."""
     said = randcond(tmp_path, "run", "all", "demo-with", *TINY, launcher=True).stdout
     assert "[1/6] check" in said and "[6/6] report demo-with" in said
     assert same_bits(tmp_path / "runs/demo/with", world / "runs/demo/with")
@@ -71,7 +71,7 @@ def test_a_finished_run_is_left_alone(world: Path) -> None:
 
 
 def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path) -> None:
-    """Drawn by two ranks (the world's), by one that got Slurm's notice, and by two of which one is killed."""
+    """Three caches have the same bytes: of two ranks, of one preempted rank, of two ranks with one of them killed."""
     command = ["run", "cache", "demo-with", *TINY]
     words = ["cache", "demo-with", *TINY, "paths.cache=runs/cache-one"]
     process = subprocess.Popen([sys.executable, "-m", "randcond.data", *words], cwd=world, stderr=subprocess.DEVNULL)
@@ -83,7 +83,8 @@ def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path)
     process = subprocess.Popen(again, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: any((world / "runs/cache-killed").glob("latents-*.tar")), process)
     ranks(process)[1].kill()
-    assert not (world / "runs/cache-killed/manifest.json").exists()  # in the middle; the other rank may end the work
+    # The kill comes before the cache is complete. The other rank may still complete it.
+    assert not (world / "runs/cache-killed/manifest.json").exists()
     assert process.wait(60) != 0
     randcond(world, *command, "paths.cache=runs/cache-killed")
     for path in sorted((world / "runs/demo/cache").glob("latents-*")):
@@ -116,7 +117,7 @@ BF16 = ["engine.precision=bf16", "engine.micro_batch=4", "train.steps=8", "train
 
 @pytest.fixture(scope="module")
 def bf16(world: Path) -> Path:
-    """A run in bf16 with gradient accumulation."""
+    """Trains in bf16 with gradient accumulation. Returns the run."""
     randcond(world, "run", "train", "demo-with", *TINY, *BF16, "paths.run=runs/bf16")
     return world / "runs/bf16"
 
@@ -130,7 +131,7 @@ def test_bf16_with_accumulation_follows_fp32(world: Path, bf16: Path) -> None:
 
 
 def test_bf16_resumes_bit_by_bit(world: Path, bf16: Path) -> None:
-    """Straight through against stopped at step 4 and gone on: fp32 masters, moments and EMA return."""
+    """A run that stops at step 4 and resumes restores fp32 master weights, moments and EMA."""
     words = ["demo-with", *TINY, *BF16, "paths.run=runs/bf16-cut"]
     randcond(world, "run", "train", *words, "train.steps=4")
     said = randcond(world, "run", "train", *words).stdout
@@ -139,7 +140,7 @@ def test_bf16_resumes_bit_by_bit(world: Path, bf16: Path) -> None:
 
 
 def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
-    """ZeRO-1 on two ranks, FSDP2 on one, ZeRO-3 on two: the checkpoints in between know neither."""
+    """ZeRO-1 on two ranks, FSDP2 on one, ZeRO-3 on two: checkpoints depend on neither engine nor world size."""
     words = [*TINY, "paths.run=runs/moving", "train.sample_every=0"]
     randcond(world, "run", "train", "demo-with", *words, "train.steps=4")
     said = randcond(
@@ -166,7 +167,7 @@ def test_a_run_goes_on_under_another_engine_and_world_size(world: Path) -> None:
     ],
 )
 def test_a_sharded_teacher_teaches_the_same(world: Path, options: list[str]) -> None:
-    """Its taps, its loss, and the grid, which all ranks draw then."""
+    """A sharded teacher gives the same features and losses, and all ranks draw the sample grid together."""
     run = f"runs/sharded-{len(options)}"
     randcond(world, "run", "train", "demo-with", *TINY, *options, "engine.teacher=sharded", f"paths.run={run}")
     for ours, theirs in zip(metrics(world / run), metrics(world / "runs/demo/with"), strict=True):
@@ -192,7 +193,8 @@ def test_a_channel_student_trains_with_projectors_and_exports_without(world: Pat
     words = [*TINY, "student.rule=channel-tiny", "paths.run=runs/channel"]
     shared = set(Path("/dev/shm").glob("deepspeed_*"))
     randcond(world, "run", "train", "demo-with", *words)
-    for _ in range(60):  # DeepSpeed's buffers outlive no run; those of one that starts beside this test go in seconds
+    # DeepSpeed's buffers must not outlive their run. Runs of other tests may have some, which disappear within seconds.
+    for _ in range(60):
         if not (left := set(Path("/dev/shm").glob("deepspeed_*")) - shared):
             break
         time.sleep(1)
@@ -219,7 +221,7 @@ def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["raw", "ema"])
 def test_the_exported_student_draws_what_the_trained_one_does_bit_for_bit(world: Path, kind: str) -> None:
-    """The last checkpoint's weights in our own pipeline, against the exported folder in a fresh process."""
+    """Our pipeline with the last checkpoint's weights draws the same as the exported folder in a fresh process."""
     run = world / "runs/demo/with"
     teacher = Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32")
     with torch.device("meta"):
@@ -257,7 +259,7 @@ def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
 
 
 def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path) -> None:
-    """A teacher of SDXL's shape through cache and train: pooled embeddings, zeroed null captions, KOALA, task loss."""
+    """The same stages run with an SDXL teacher: pooled embeddings, zeroed null captions, KOALA, task loss."""
     shaped.build("sdxl", world / "sdxl-teacher")
     words = [*TINY, "teacher.path=sdxl-teacher", "student.rule=koala-700m", "student.init=teacher"]
     words += ["cache.size=16", "cache.shard_size=16", "cache.steps=2", "paths.cache=runs/sdxl-cache"]
@@ -311,7 +313,7 @@ FASTER = ["engine.channels_last=true", "engine.attention=flash"]
     ids=" ".join,
 )
 def test_what_makes_it_faster_trains_the_same(world: Path, tmp_path: Path, words: list[str]) -> None:
-    """The trainer's own run with each engine; test_switches.py holds losses and weights of the bare step."""
+    """Each engine ends with the same loss. test_switches.py compares losses and weights of the bare step."""
     run = tmp_path / "run"
     said = randcond(world, "run", "train", "demo-with", *TINY, *words, f"paths.run={run}", "--gpus", "1").stdout
     assert f"attention of the student: {'flash' if FASTER[1] in words else 'sdpa'}" in said
@@ -357,14 +359,14 @@ def test_what_is_watched(world: Path) -> None:
 def test_bad_input_is_named_before_work_starts(
     world: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The stage's own entry, in this process: what a rank started by a launcher runs."""
+    """Runs the stage's entry point in this process, as a rank that a launcher started does."""
     from randcond.launch.runtime import entry_point as stage
     from randcond.train.__main__ import check, train
 
-    monkeypatch.setattr(stage, "_end", sys.exit)  # which would end this process, and the tests with it
+    monkeypatch.setattr(stage, "_end", sys.exit)  # the real one would end the test process
     monkeypatch.chdir(world)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")  # given back after the test, whatever the stage sets
+        monkeypatch.setenv(name, "1")  # the stage changes them; pytest restores them
     if "divide" in said:
         monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as ended:
@@ -374,7 +376,7 @@ def test_bad_input_is_named_before_work_starts(
 
 
 def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> None:
-    """Where a host's folder lacks a shard and on_error=skip: the ranks would go through the latents in other orders."""
+    """If a host lacks a shard and on_error=skip, its rank would read the latents in another order. This is an error."""
     other = shutil.copytree(world, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
     (next((other / "runs/demo").rglob("latents-00001.tar"))).unlink()
     port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
@@ -406,7 +408,7 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
         (["paths.run=runs/demo/with", "train.lr=1"], "the run at runs/demo/with does not match this experiment: train"),
         (["paths.run=runs/demo/with", "engine.precision=bf16"], "does not match this experiment: precision"),
         (["paths.run=runs/demo/with", "student.rule=channel-tiny"], "does not match this experiment: student"),
-        # With a loader, which must not keep the process from its end.
+        # With a loader process, which must not keep the command from ending.
         (["paths.run=runs/nan", "train.lr=1e30", "train.workers=1"], "stopped: NaN or infinite at step 2: loss/"),
     ],
 )
@@ -415,8 +417,8 @@ def test_what_only_a_started_engine_sees_is_named_too(world: Path, words: list[s
     done = randcond(world, "run", "train", "demo-with", *TINY, *words, "--gpus", "1", code=2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert (world / "runs/demo/with/attention.json").read_bytes() == kernels  # the refusing run keeps its own
-    assert not (world / "runs/nan/checkpoints").exists()  # nothing that is not a number is kept
+    assert (world / "runs/demo/with/attention.json").read_bytes() == kernels  # the refused run does not overwrite it
+    assert not (world / "runs/nan/checkpoints").exists()  # a run with NaN saves no checkpoint
 
 
 def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
@@ -431,21 +433,13 @@ def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
 
 
 def test_stages_run_by_hand(world: Path) -> None:
-    """`python -m randcond.train` and the deepspeed launcher's --local_rank, as a cluster's own scripts call them."""
+    """A cluster's own script can run `python -m randcond.train`, also with the deepspeed launcher's --local_rank."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "randcond.train", "demo-with", "--local_rank=0", *TINY, "paths.run=runs/hand"]
     subprocess.run(command, cwd=world, check=True, env=environment, timeout=HANG)
     assert (world / "runs/hand/train.json").is_file()
     wrong = subprocess.run([*command, "--dryrun"], cwd=world, capture_output=True, text=True)
     assert wrong.returncode == 2 and "unknown flag --dryrun" in wrong.stderr
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of the whole command, and waits until what it started is gone."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    wait_until_gone(children)
 
 
 STEP_ORDER = """
@@ -476,7 +470,7 @@ print("order:", *order)
 
 
 def test_the_next_batch_is_fetched_while_the_device_has_the_forward_pass(world: Path) -> None:
-    """Of a real run's step: forward, fetch, backward, step. The first fetch of a step finds its batch ready."""
+    """A real run calls forward, fetch, backward, step. The fetch before each forward finds its batch ready."""
     words = [*TINY, "paths.run=runs/order", "train.steps=2", "train.sample_every=0", "engine.micro_batch=8"]
     done = subprocess.run([sys.executable, "-c", STEP_ORDER, *words], cwd=world, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Evaluation on several ranks, killed and started again: the same images, the same scores, none made twice."""
+"""Tests of evaluation on several ranks: the same images and scores, also after kills and during training."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def system(folder: Path) -> Path:
 
 
 def held(folder: Path) -> dict[str, bytes]:
-    """Every artefact of an evaluation, by name."""
+    """Returns the bytes of every artefact of an evaluation, by path."""
     out = folder / "out"
     return {
         str(path.relative_to(out)): path.read_bytes()
@@ -49,14 +49,14 @@ def held(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Evaluated by one rank."""
+    """Evaluates on one rank. Returns the folder."""
     folder = system(tmp_path_factory.mktemp("alone"))
     randcond(folder, "run", "eval", "system.yaml", "--gpus", "1")
     return folder
 
 
 def test_two_ranks_make_the_same_bytes_and_scores(alone: Path, tmp_path: Path) -> None:
-    """26 captions in chunks of 4: an uneven split."""
+    """26 captions in chunks of 4: the ranks get uneven shares."""
     randcond(system(tmp_path), "run", "eval", "system.yaml", "--gpus", "2")
     assert len(held(tmp_path)) == 26 + 7 + 2 and held(tmp_path) == held(alone)
 
@@ -92,7 +92,7 @@ def test_killed_at_a_random_moment(alone: Path, tmp_path: Path, seed: int) -> No
     print(f"\nseed {seed}: killed after {made} chunks, {len(before)} there")
     randcond(folder, "run", "eval", "system.yaml", "--gpus", "2")
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("chunk-*")}
-    assert {name: after[name] for name in before} == before  # none made twice
+    assert {name: after[name] for name in before} == before  # no chunk is drawn twice
     assert held(folder) == held(alone)
 
 
@@ -104,7 +104,7 @@ def test_what_an_evaluation_would_lack_is_said_before_the_first_step(world: Path
 
 
 def test_evaluation_during_training(world: Path) -> None:
-    """Raw and EMA weights on two ranks; the training ends with the same bits."""
+    """Two ranks evaluate raw and EMA weights. The training ends with the same bits as without evaluation."""
     words = [*TINY, *WATCHED, "train.eval_every=6", "paths.run=runs/watched-twice"]
     randcond(world, "run", "train", "demo-with", *words)
     run = world / "runs/watched-twice"
@@ -115,12 +115,12 @@ def test_evaluation_during_training(world: Path) -> None:
     assert best["value"] == max(values) and (run / best["folder"] / "model_index.json").is_file()
     assert f"weights in fp32 after {best['step']} steps" in (run / best["folder"] / "README.md").read_text()
     assert any((run / "tensorboard").iterdir())
-    write_json(run / "best.json", {**best, "step": 6, "weights": "raw"})  # whichever it was: not the last
+    write_json(run / "best.json", {**best, "step": 6, "weights": "raw"})  # a step before the last, whichever was best
     randcond(world, "run", "eval", "demo-with", *words, "eval.of=[student]")
     randcond(world, "report", "demo-with", *words, "eval.of=[student]")
     page = (run / "report.html").read_text()
     assert "all/digit_accuracy during training" in page and "demo-with (ema)" in page
-    assert "best digit_accuracy during training, at step 6 (raw), scored with other settings" in page  # 4 captions
+    assert "best digit_accuracy during training, at step 6 (raw), scored with other settings" in page  # eval_size=4
 
 
 ASKED_TO_END = """
@@ -139,7 +139,7 @@ BY_SRUN = {RANKS_FROM: "slurm", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLUR
     ("steps", "code", "more"),
     [
         (1, 0, {}),
-        (1, 75, {**BY_SRUN, "SLURM_STEP_TASKS_PER_NODE": "1"}),  # whose script is not to begin the next of its steps
+        (1, 75, {**BY_SRUN, "SLURM_STEP_TASKS_PER_NODE": "1"}),  # so that the job's script does not start its next step
         (2, 75, {}),
     ],
 )
@@ -160,7 +160,7 @@ def test_asked_to_end_in_the_last_step_a_run_still_evaluates_it(
 
 @pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_is_made_up_for(world: Path) -> None:
-    """As if killed in an evaluation: the training ends with the bits of one that was never evaluated, nor killed."""
+    """A training that was killed in an evaluation repeats it, and ends with the bits of one without evaluations."""
     words = [*TINY, *WATCHED, "paths.run=runs/watched"]
     randcond(world, "run", "train", "demo-with", *words)
     run = world / "runs/watched"
@@ -171,7 +171,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(world: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run / "evaluations/step-000008/ema/scores.json").unlink()
-    plan = run / "evaluations/step-000008/raw/plan.json"  # as if evaluated with other threads
+    plan = run / "evaluations/step-000008/raw/plan.json"  # as if evaluated with another number of threads
     plan.write_text(plan.read_text().replace('"threads": 1', '"threads": 7'))
     for path in (run / "checkpoints").glob("step-*12"):
         path.rename(run / "later")
@@ -184,7 +184,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(world: Path) -> None:
 
 
 def scores_by_step(run: Path, steps: list[int]) -> dict[int, Any]:
-    """The lines of scores in metrics.jsonl; held to what the evaluations themselves wrote."""
+    """Returns the lines with scores in metrics.jsonl, by step. Compares them with each evaluation's scores.json."""
     logged = {line["step"]: line for line in metrics(run) if "eval/ema/all/digit_accuracy" in line}
     assert list(logged) == steps
     for step, line in logged.items():
@@ -204,7 +204,7 @@ def test_a_best_step_of_other_weights_does_not_stay(tmp_path: Path) -> None:
         ({**later, "value": 8.5}, False),
         ({**later, "value": 9.5, "how": {"seed": 2}}, False),
         ({**later, "value": 9.5, "score": "kid"}, False),
-        ({**best, "value": 9.5}, False),  # the same step once more
+        ({**best, "value": 9.5}, False),  # the same step again
     ):
         assert _best_remains(best, found, lower=True) == stays
     assert _best_remains(best, {**later, "value": 8.5}, lower=False)
@@ -212,5 +212,5 @@ def test_a_best_step_of_other_weights_does_not_stay(tmp_path: Path) -> None:
     write_json(tmp_path / "best.json", best)
     prepare_folder(config, 6)
     assert (tmp_path / "best.json").is_file()
-    prepare_folder(config, 0)  # killed before its first checkpoint: the next run here may be another
+    prepare_folder(config, 0)  # no checkpoint yet: the next run in this folder may be a different one
     assert not (tmp_path / "best.json").exists()

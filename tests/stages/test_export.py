@@ -1,4 +1,4 @@
-"""Exporting to the hub: the real client against a small server that speaks as much of its protocol as is needed."""
+"""Tests of export to the Hugging Face hub: the real client, and a small server in place of the hub."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from tests.support.patience import HANG
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Takes one repository; every file is small enough to come inside the commit."""
+    """A hub with one repository. It implements what the client needs for files that are sent inside the commit."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,4 @@
-"""The real thing: `transformers serve` with a model of our making behind it, killed and restarted in the middle."""
+"""Tests `randcond datafree visual` with a real LLM server, `transformers serve`, over interruptions."""
 
 import os
 import re
@@ -22,7 +22,7 @@ NOUNS = [f"noun{number}" for number in range(30)]
 
 
 def make_model(folder: Path) -> None:
-    """A Llama that says "yes" and ends: each token's likeliest successor is written into its weights."""
+    """Saves a Llama that answers "yes" and stops. Its weights fix which token follows which."""
     vocabulary = {sign: number for number, sign in enumerate(sorted(ByteLevel.alphabet()))}
     vocabulary |= {"<s>": len(vocabulary), "</s>": len(vocabulary) + 1}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -52,7 +52,7 @@ def make_model(folder: Path) -> None:
 
 
 class Server:
-    """`transformers serve` on a port of its own; its log says what it answered."""
+    """A `transformers serve` process on a free port. Its log lists the requests that it answered."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -115,4 +115,4 @@ def test_nouns_are_judged_by_a_real_server_over_kills_of_both_sides(server: Serv
     server.start()
     assert asking.wait(120) == 0, asking.communicate()[0]
     assert (tmp_path / "out/visual.txt").read_text().split() == NOUNS
-    assert len(NOUNS) <= server.answered() <= len(NOUNS) + 1  # one it may not have said to the end
+    assert len(NOUNS) <= server.answered() <= len(NOUNS) + 1  # the kill may cut off one answer

@@ -1,4 +1,4 @@
-"""The method's joints, recomputed by hand: who is shown what, how it is weighed, what the optimizer makes of it."""
+"""Recomputes the method by hand: captions that samples are shown, losses, optimizer steps and EMA."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ RECIPE = [
 
 @pytest.fixture(scope="module")
 def recipe(world: Path) -> Path:
-    """A run of few steps on two ranks, whose every setting differs from the defaults."""
+    """Trains a few steps on two ranks with settings that all differ from the defaults. Returns the run."""
     randcond(world, "run", "train", "demo-with", *TINY, *RECIPE)
     return world / "runs/recipe"
 
@@ -66,7 +66,7 @@ def stream_of(config: Config, probability: list[float], null: float) -> Stream:
 
 
 def token_ids(teacher: Teacher, captions: list[str]) -> torch.Tensor:
-    """[B, L], by the published pipeline's tokenizer and settings."""
+    """Returns token ids [B, L] by the tokenizer and the settings of the published pipeline."""
     tokenizer = teacher.pipe.tokenizer
     longest = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
     return tokenizer(captions, return_tensors="pt", **longest).input_ids
@@ -143,7 +143,7 @@ def test_a_latent_is_what_the_stock_pipeline_draws_of_its_caption(world: Path) -
 
 
 def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
-    """Eq. 1, Eq. 2 and the denoising loss of own captions, by hooks and formulas of this test's own."""
+    """Recomputes Eq. 1, Eq. 2 and the denoising loss of unreplaced samples with hooks and formulas of its own."""
     config = load_config("demo-with", ["student.rule=channel-tiny", "train.losses.task=0.5", "train.global_batch=4"])
     teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
     module, distil = build_step(config, teacher)
@@ -199,7 +199,7 @@ def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
 
 
 def test_the_optimizer_is_the_recipes_adamw_and_the_ema_has_its_ceiling(world: Path, recipe: Path) -> None:
-    """Step by step out of the checkpoints, in double precision: the gradient is what the first moment says it was."""
+    """Recomputes every step from the checkpoints in double precision. The gradient follows from the first moment."""
     config = config_of(world, *RECIPE)
     teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
     module, _ = build_step(config, teacher)

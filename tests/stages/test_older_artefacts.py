@@ -1,4 +1,4 @@
-"""What an older commit made goes on: its cache, pool, evaluation and run, and each with a key added at its default."""
+"""Artefacts of an older commit are reused: cache, pool, evaluation and run, also after a key is added."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ OVERRIDES = [
 
 @pytest.fixture
 def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the artefacts, with the versions and the number of threads that they were made with."""
+    """Yields a copy of the artefacts. Sets the library versions and the number of threads that they were made with."""
     shutil.copytree(MADE, tmp_path / "small")
     monkeypatch.chdir(tmp_path)
     versions = read_json(MADE / "reference/plan.json")["versions"]
@@ -61,18 +61,18 @@ def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def config(*overrides: str) -> Config:
-    """The experiment that the artefacts were made for."""
+    """Returns the experiment that the artefacts were made for."""
     return load_config("demo-with", [*OVERRIDES, *overrides])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, but the resolved configuration and locks, which a stage may write again."""
+    """Returns the files below a folder, without config.yaml and locks, which a stage may write again."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): path.read_bytes() for path in files if path.name not in ("config.yaml", ".lock")}
 
 
 def without(path: Path, *keys: str) -> None:
-    """Removes a nested key from a JSON file: what it holds is then older than the key."""
+    """Removes a nested key from a JSON file, as if the file were older than the key."""
     data = read_json(path)
     inner = data
     for key in keys[:-1]:
@@ -132,7 +132,7 @@ def test_an_evaluation_is_kept_and_so_is_one_with_a_key_less(older: Path) -> Non
 
 
 def fill_checkpoint(folder: Path) -> None:
-    """Writes the tensors that the fixture leaves out, in the layout that its manifest gives, and their checksums."""
+    """Writes random tensors of the sizes in the manifest, because none are stored, and updates the checksums."""
     manifest = read_json(folder / "manifest.json")
     generator = torch.Generator().manual_seed(0)
     for name, entry in manifest["files"].items():
@@ -148,11 +148,11 @@ def fill_checkpoint(folder: Path) -> None:
 
 
 def test_a_run_resumes_and_names_what_differs(older: Path, tmp_path: Path) -> None:
-    """Its stored identity has no student.start_from, a later key; one more is taken out of it."""
+    """The stored identity lacks student.start_from, which was added later. The test removes one more key."""
     checkpoint = older / "run/checkpoints/step-00000002"
     without(checkpoint / "manifest.json", "identity", "train", "eps")
     fill_checkpoint(checkpoint)
-    (older / "run/train.json").unlink()  # its students, which are left out, are not there either
+    (older / "run/train.json").unlink()  # its exported students are not stored either
     words = ["run", "train", "demo-with", *OVERRIDES, "train.steps=4"]
     refused = randcond(tmp_path, *words, "train.lr=2e-3", "student.seed=1", code=2).stderr
     assert "student.seed is 0, expected 1; train.lr is 0.001, expected 0.002. To resume it, restore" in refused

@@ -1,4 +1,4 @@
-"""README.md and docs/*.md are true: commands run, tables agree with their sources, links lead somewhere."""
+"""Checks README.md and docs/*.md: commands run, tables agree with their sources, links are valid."""
 
 import json
 import re
@@ -32,18 +32,18 @@ COMMANDS = list(  # each once
 TARGETS = [line for line in COMMANDS if line.startswith("make")]
 RANDCOND = [line for line in COMMANDS if line.startswith(".venv/bin/randcond")]
 MODULES = [line for line in COMMANDS if "-m randcond" in line or "--module" in line]
-PUSHES = [line for line in COMMANDS if line.startswith("HF_TOKEN=")]  # test_export.py has the hub
+PUSHES = [line for line in COMMANDS if line.startswith("HF_TOKEN=")]  # test_export.py pushes to a hub
 
 
 def page_with(words: str) -> tuple[Path, str]:
-    """The one page that has these words, and its text."""
+    """Returns the only page that contains these words, and its text."""
     found = [(path, text) for path, text in PAGES.items() if words in text]
     assert len(found) == 1, f"{words!r} is in {[str(path.relative_to(ROOT)) for path, _ in found]}"
     return found[0]
 
 
 def anchors(text: str) -> set[str]:
-    """The names GitHub gives to a page's headings."""
+    """Returns the anchors that GitHub gives to the headings of a page."""
     seen: Counter[str] = Counter()
     names = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
@@ -62,7 +62,7 @@ def test_make_targets_exist(line: str) -> None:
     done = subprocess.run([*shlex.split(line), "-n"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for word in shlex.split(line):
-        assert not re.search(r"-row\d+$", word) or table_row(word)  # a target is a pattern: make takes any number
+        assert not re.search(r"-row\d+$", word) or table_row(word)  # the target is a pattern, so make takes any number
 
 
 def run(folder: Path, *words: str, module: str = "randcond.launch.cli") -> subprocess.CompletedProcess[str]:
@@ -72,13 +72,13 @@ def run(folder: Path, *words: str, module: str = "randcond.launch.cli") -> subpr
 
 @pytest.mark.parametrize("line", RANDCOND)
 def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """`run` lines dry, `students` for one rule, the others in full, in a folder that looks like the root."""
+    """`run` lines run as dry runs, `students` for one rule, all others in full. The folder looks like the root."""
     words = shlex.split(line)[1:]
     if words[0] == "run" and not {"--help", "--dry-run"} & set(words):
         words.append("--dry-run")
-    if words[0] == "students" and "--rule" not in words:  # the whole list is test_students.py's
+    if words[0] == "students" and "--rule" not in words:  # test_students.py tests the whole list
         words += ["--rule", "block-base"]
-    if words[0] == "export":  # of a student: where the tiny demo has run
+    if words[0] == "export":  # needs a student, which the tiny demo has
         tmp_path = request.getfixturevalue("world")
     else:
         (tmp_path / "data").symlink_to(ROOT / "data")
@@ -99,11 +99,11 @@ def test_flags_of_pushes_exist(line: str) -> None:
 
 @pytest.mark.parametrize("line", MODULES)
 def test_stages_by_hand_resolve(line: str, tmp_path: Path) -> None:
-    """The part after the launcher: the module takes these words."""
+    """The module accepts the words that follow it on the line. The launcher is left out."""
     words = shlex.split(line)
     marker = "--module" if "--module" in words else "-m"
     module, *rest = words[words.index(marker) + 1 :]
-    report = module == "randcond.eval.report"  # which knows no dry run: of what is named nothing is evaluated here
+    report = module == "randcond.eval.report"  # has no dry run; it fails because nothing is evaluated here
     done = run(tmp_path, *rest, *([] if report else ["--dry-run"]), module=module)
     assert done.returncode == (2 if report else 0), done.stderr
     assert not report or "scores.json: run `randcond run eval" in done.stderr
@@ -114,11 +114,11 @@ def test_the_tree_is_what_the_docstrings_say() -> None:
 
 
 def test_quoted_messages_are_ours() -> None:
-    """Of docs/troubleshooting.md: each message in the first column is a part of a string in the packages."""
+    """Each message in the first column of docs/troubleshooting.md is a part of a string in the packages."""
     _, text = page_with("# Troubleshooting\n")
     rows = [line.split("|")[1] for line in text.split("\n## ")[0].splitlines() if line.startswith("| `")]
     sources = [path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    sources = [re.sub(r'"\s+f?"', "", source) for source in sources]  # strings over several lines
+    sources = [re.sub(r'"\s+f?"', "", source) for source in sources]  # joins strings over several lines
     messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row) if " " in message]
     assert len(messages) >= 5
     for message in messages:
@@ -130,7 +130,7 @@ def test_the_map_names_every_room() -> None:
     named = set(re.findall(r"\]\(([^)]+)\)", text))
     rooms = {path.parent for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")}
     assert {str(room.relative_to(ROOT)) for room in rooms} <= named
-    assert len(text.strip().splitlines()) <= 27  # 25 and the head
+    assert len(text.strip().splitlines()) <= 27  # 25 rows and the head
 
 
 def test_the_readme_is_short() -> None:
@@ -167,7 +167,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 
 def test_names_to_add_to_stand_where_it_says() -> None:
-    """Of docs/developing.md: `NAME` (`file.py`)."""
+    """For each `NAME` (`file.py`) in docs/developing.md, the file defines the name."""
     pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", " ".join(page_with("## Adding a student")[1].split()))
     assert len(pairs) >= 4
     for name, file in pairs:
@@ -226,18 +226,18 @@ def test_the_table_in_miniature_says_what_its_reports_say() -> None:
     report = ""
     for line in lines:
         finds, levels, difference, verdict = (cell.strip() for cell in line.strip("|").split("|"))
-        for path in re.findall(r"\]\(([^)]+)\)", finds):  # a row without a link is of the table above
+        for path in re.findall(r"\]\(([^)]+)\)", finds):  # a row without a link is of the report above
             report = (page.parent / path).read_text()
         assert f"| {difference} | {verdict} |" in report, line
         numbers = re.findall(r"\d+(?:\.\d+)?", levels)
         for number in numbers:
             assert f" {number}%" in report or f" {number} ±" in report, f"{number} of {line}"
-        if numbers:  # of which the difference is one, or the mean of two, or what one is more than the other
+        if numbers:  # the difference is b - a; or of b - a and d - c, the mean or the difference
             a, b, *others = map(float, numbers)
             c, d = others or (a, b)
             told = abs(float(difference.split(" ± ")[0]))
             made = [abs(b - a + d - c) / 2, abs((b - a) - (d - c))]
-            assert min(abs(each - told) for each in made) < 0.16, line  # of rounded numbers
+            assert min(abs(each - told) for each in made) < 0.16, line  # the numbers are rounded
     counted = re.search(
         r"Of (\d+) claims asked beforehand (\d+) are reproduced, (\d+) within noise and (\d+) not reproduced; "
         r"of (\d+) asked afterwards none, (\d+) and (\d+)\.",

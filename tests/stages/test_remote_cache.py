@@ -1,4 +1,4 @@
-"""Caches and captions on a server: copied whole into bounded room, resumed where a connection was cut, checked."""
+"""Tests of caches and captions on a server: bounded local space, resumed transfers, checksums, retries."""
 
 import errno
 import re
@@ -37,7 +37,7 @@ def test_a_cut_transfer_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.Monk
     with served(tmp_path / "in", cuts=[250_000, 10, 330_000, 0, 120_000]) as url:
         target = fetch(f"{url}/file", tmp_path / "out/file", sha256(tmp_path / "in/file"), came.append)
         assert target.read_bytes() == data and not list((tmp_path / "out").glob("*.part"))
-        assert sum(came) == len(data)  # nothing came twice
+        assert sum(came) == len(data)  # no byte came twice
         with pytest.raises(UserError, match="no such file"):
             fetch(f"{url}/none", tmp_path / "out/none")
         with pytest.raises(UserError, match=r"checksum is .* expected 0000"):
@@ -84,7 +84,7 @@ def test_a_window_leaves_room_for_the_next_one() -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a copy; none when it has just gone."""
+    """Returns the bytes of a local copy, or 0 if it was just deleted."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def test_a_remote_cache_in_little_room_gives_every_latent_once_an_epoch(
 
 @pytest.mark.parametrize("server", ["aiohttp", pytest.param("nginx", marks=pytest.mark.hosts)])
 def test_training_from_a_server_trains_the_same_student(world: Path, tmp_path: Path, server: str) -> None:
-    """All of it has room: the order is that of the folder, and so are the weights, bit by bit, over two cuts."""
+    """With room for the whole cache, order and weights are those of a local folder, although connections are cut."""
     here, cuts = world / "runs/demo/cache", [900, 20_000, 15_000]
     if server == "nginx":
         need({"nginx": "nginx-light"})
@@ -128,13 +128,13 @@ def test_training_from_a_server_trains_the_same_student(world: Path, tmp_path: P
         assert "a cache at a URL is read-only" in randcond(world, "run", "cache", "demo-with", *words, code=2).stderr
     if server == "nginx":
         asked = re.findall(r"GET /(latents-\d+\.tar) ", (tmp_path / "nginx/access.log").read_text())
-        assert len(set(asked)) == 3 < len(asked)  # one was cut in the middle
+        assert len(set(asked)) == 3 < len(asked)  # a cut shard was requested again
 
 
 def test_training_from_s3_in_little_room_sees_every_latent_once(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of the three shards have room, and lines are cut in the middle: nothing is lost, nothing comes twice."""
+    """There is room for two of three shards, and connections are cut. Each epoch has every latent exactly once."""
     here = world / "runs/demo/cache"
     room = 2.5 * max(path.stat().st_size for path in here.glob("*.tar")) / 1e9
     with s3(here, tmp_path / "s3", cuts=[900, 20_000, 15_000]) as environment:
@@ -144,6 +144,6 @@ def test_training_from_s3_in_little_room_sees_every_latent_once(
         words += ["paths.run=runs/s3", "train.log_samples=true"]
         randcond(world, "run", "train", "demo-with", *TINY, *words)
     seen = samples(world / "runs/s3")
-    for first in (1, 7):  # an epoch is six steps of sixteen
+    for first in (1, 7):  # an epoch is six steps of 16 samples
         keys = sorted(sample[0] for step in range(first, first + 6) for sample in seen[step])
         assert keys == list(range(96))

@@ -1,4 +1,4 @@
-"""No switch that makes the step faster changes what it computes: losses and weights beside the plain step's."""
+"""Switches that make the step faster don't change its losses and weights; fp8 changes them a little."""
 
 import re
 from functools import partialmethod
@@ -28,7 +28,7 @@ Run = tuple[list[float], Weights, Weights]
 
 
 def train(*words: str, fused: bool = True, where: str = "cpu") -> Run:
-    """The embedded world's step in this process, in fp32: total losses, the weights after them and before."""
+    """Trains the embedded world in fp32 in this process. Returns total losses, weights after and weights before."""
     torch._dynamo.reset()
     config = load_config("demo-with", [*words, "train.lr=1e-4"])
     options = config.engine
@@ -87,7 +87,7 @@ def test_a_switch_changes_no_result(plain: Run, words: list[str]) -> None:
 def test_taps_inside_of_compiled_blocks_capture_what_they_do_inside_of_plain_ones(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KOALA compares self-attentions of some blocks of a kind; the others of that kind have no tap."""
+    """KOALA taps the self-attention of some blocks of a class. The other blocks of that class have no tap."""
     words = [f"teacher.path={build('sdxl', tmp_path, tiny=True)}", "student.rule=koala-700m"]
     plain = train(*words)
     by_default = UNet2DConditionModel.compile_repeated_blocks
@@ -98,13 +98,13 @@ def test_taps_inside_of_compiled_blocks_capture_what_they_do_inside_of_plain_one
 
 
 def distance(ours: Weights, theirs: Weights) -> float:
-    """Euclidean, over all weights."""
+    """Returns the Euclidean distance over all weights."""
     return sum((ours[name] - values).square().sum().item() for name, values in theirs.items()) ** 0.5
 
 
 @pytest.mark.gpu
 def test_a_teacher_replayed_as_one_cuda_graph_teaches_the_same() -> None:
-    """Its outputs are overwritten by the next replay: every step's must have been used by then."""
+    """Each replay overwrites the outputs of the previous one. The step must have used them by then."""
     plain = train("engine.compile=whole", where="cuda")
     losses, weights, _ = train("engine.compile=whole", "engine.teacher_graph=true", where="cuda")
     assert losses == pytest.approx(plain[0], rel=1e-5)
@@ -114,7 +114,7 @@ def test_a_teacher_replayed_as_one_cuda_graph_teaches_the_same() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("label", SWITCHES_OF_THE_BENCH)
 def test_on_a_gpu_in_bf16_a_switch_changes_losses_no_more_than_rounding_does(label: str) -> None:
-    """Rounding: the same samples in the opposite order. fp8 alone is no rounding, and says so in the log."""
+    """Rounding is measured with the samples in the opposite order. Only fp8 may change more, and the log says so."""
     words = [
         "teacher.dtype=bf16",
         "engine.precision=bf16",
@@ -129,7 +129,7 @@ def test_on_a_gpu_in_bf16_a_switch_changes_losses_no_more_than_rounding_does(lab
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
 def test_compiled_text_encoders_encode_the_same(layout: str, tmp_path: Path) -> None:
-    """Before and after another batch size, SDXL's penultimate states and pooled embedding too."""
+    """Also after a change of the batch size, and for SDXL's penultimate states and pooled embedding."""
     teacher = Teacher.load(build(layout, tmp_path / layout, tiny=True), "fp32")
     batches = [teacher.tokenizers(["a red three", "a blue five"][:size]) for size in (2, 1, 2)]
     plain = [teacher.encode(batch) for batch in batches]
@@ -160,10 +160,10 @@ def test_fused_adamw_steps_as_torchs_plain_one(plain: Run) -> None:
 
 
 def test_a_teacher_in_fp8_says_how_far_off_it_is(plain: Run) -> None:
-    """An option that does change results, a little: the log tells, and the losses move by no more."""
+    """fp8 changes results a little: the log says by how much, and the losses change by at most 1 %."""
     teacher = Teacher.load(resolve_path("package:data/digits/models/teacher"), "fp32")
     found = re.fullmatch(r"teacher in fp8: (\d+) of (\d+) linear layers, .* by (\d+\.\d+)%", fp8_teacher(teacher))
-    assert found and int(found[1]) == 160 and int(found[2]) == 184  # 24 of time embeddings keep theirs
+    assert found and int(found[1]) == 160 and int(found[2]) == 184  # the 24 of time embeddings stay as they are
     assert 0.1 < float(found[3]) < 3
     losses, _, _ = train("engine.teacher_fp8=true")
     assert losses != plain[0] and losses == pytest.approx(plain[0], rel=0.01)
@@ -175,7 +175,7 @@ def test_an_fp8_layer_beside_the_layer_it_replaces() -> None:
     ours, theirs = Fp8Linear(linear)(x), linear(x)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     weight, scale = quantize(linear.weight.detach())
-    assert (weight.float() * scale - linear.weight).abs().max() < linear.weight.abs().max() / 16  # three bits
+    assert (weight.float() * scale - linear.weight).abs().max() < linear.weight.abs().max() / 16  # mantissa: 3 bits
     assert (ours - theirs).norm() / theirs.norm() < 0.06
 
 
