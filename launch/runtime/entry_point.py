@@ -100,7 +100,9 @@ def _end(code: int) -> NoReturn:
     The launcher would then take a finished run for a lost rank, or a user's mistake for a temporary fault.
     """
     record_first_exit(code)
-    # After an error, loader processes may still run. They ignore signals, and atexit would wait for them.
+    # After an error, loader processes may still run. They ignore signals, and atexit would wait for them. The handler
+    # that torch's DataLoader has set raises an error when a loader process is killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that write files

@@ -320,37 +320,38 @@ def test_what_passes_is_no_mistake() -> None:
         assert exit_code(bug) == FAULT
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (OSError(errno.ESTALE, "stale", "a shard"), LOST_RANK),
-        (OSError(errno.ENOSPC, "full", "a shard"), USER_ERROR),
-        (UserError("a damaged shard"), USER_ERROR),
-        (ValueError("a bug"), FAULT),
-    ],
-)
-def test_an_error_in_a_loader_process_is_what_it_was(error: Exception, code: int) -> None:
+ERRORS = {
+    OSError(errno.ESTALE, "stale", "a shard"): LOST_RANK,
+    OSError(errno.ENOSPC, "full", "a shard"): USER_ERROR,
+    UserError("a damaged shard"): USER_ERROR,
+    ValueError("a bug"): FAULT,
+}
+
+
+def test_an_error_in_a_loader_process_is_what_it_was() -> None:
     """It keeps its class, number and message. A note says where it was raised."""
-    with pytest.raises(type(error)) as raised:
-        next(batches(Unreadable(error), Positions(0, 1, 2, 2, 0, 1), workers=1))
-    assert exit_code(raised.value) == code and str(raised.value) == str(error)
-    assert "in sample" in raised.value.__notes__[0]
+    loader = batches(Unreadable(list(ERRORS)), Positions(0, len(ERRORS), 2, 2, 0, 1), workers=1)
+    for error, code in ERRORS.items():
+        with pytest.raises(type(error)) as raised:
+            next(loader)
+        assert exit_code(raised.value) == code and str(raised.value) == str(error)
+        assert "in sample" in raised.value.__notes__[0]
 
 
 class Unreadable(Stream):
-    """A stream that raises an error at every sample."""
+    """A stream that raises an error at every sample: one after the other, the same in both samples of a batch."""
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, errors: list[Exception]) -> None:
+        self.errors = errors
 
     def __reduce__(self) -> Any:
-        return Unreadable, (self.error,)
+        return Unreadable, (self.errors,)
 
     def read_ahead(self, positions: list[int]) -> None:
         """Reads nothing."""
 
     def sample(self, position: int) -> dict[str, Any]:
-        raise self.error
+        raise self.errors[position // 2]
 
 
 @pytest.mark.parametrize(

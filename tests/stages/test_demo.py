@@ -23,7 +23,7 @@ from randcond.model_zoo.export import load_pipeline, load_unet, student_unet, un
 from randcond.model_zoo.students.registry import student_config
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.state.checkpoint import StoredCheckpoint, newest_valid
-from tests.support import shaped
+from tests.support import shaped, warm
 from tests.support.demo import TINY, randcond
 from tests.support.drawing import draw_elsewhere, draw_here
 from tests.support.interruptions import ranks, wait_for, wait_until_gone
@@ -434,11 +434,10 @@ def test_a_cache_of_another_teacher_is_refused(world: Path) -> None:
 
 def test_stages_run_by_hand(world: Path) -> None:
     """A cluster's own script can run `python -m randcond.train`, also with the deepspeed launcher's --local_rank."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "randcond.train", "demo-with", "--local_rank=0", *TINY, "paths.run=runs/hand"]
-    subprocess.run(command, cwd=world, check=True, env=environment, timeout=HANG)
-    assert (world / "runs/hand/train.json").is_file()
-    wrong = subprocess.run([*command, "--dryrun"], cwd=world, capture_output=True, text=True)
+    words = ["demo-with", "--local_rank=0", *TINY, "paths.run=runs/hand"]
+    done = warm.run([warm.Command("randcond.train", words, world)])[0]
+    assert done.returncode == 0 and (world / "runs/hand/train.json").is_file(), done.stderr
+    wrong = warm.run([warm.Command("randcond.train", [*words, "--dryrun"], world)])[0]
     assert wrong.returncode == 2 and "unknown flag --dryrun" in wrong.stderr
 
 

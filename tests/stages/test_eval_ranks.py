@@ -1,7 +1,6 @@
 """Tests of evaluation on several ranks: the same images and scores, also after kills and during training."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,9 +15,9 @@ from randcond.launch.runtime.files import write_json
 from randcond.launch.runtime.processes import RANKS_FROM
 from randcond.train.evaluation import _best_remains
 from randcond.train.setup import prepare_folder
+from tests.support import warm
 from tests.support.demo import TINY, randcond
 from tests.support.interruptions import ranks, wait_for
-from tests.support.patience import HANG
 from tests.support.runs import metrics, same_bits
 from tests.support.web import free_port
 
@@ -123,15 +122,6 @@ def test_evaluation_during_training(world: Path) -> None:
     assert "best digit_accuracy during training, at step 6 (raw), scored with other settings" in page  # eval_size=4
 
 
-ASKED_TO_END = """
-from randcond.launch.runtime.entry_point import stage_main
-from randcond.train import loop
-from randcond.train.__main__ import check, train
-loop.Preemption.requested = lambda self: True
-stage_main({"train": (check, train)})
-"""
-
-
 BY_SRUN = {RANKS_FROM: "slurm", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
 
 
@@ -148,11 +138,9 @@ def test_asked_to_end_in_the_last_step_a_run_still_evaluates_it(
 ) -> None:
     run = f"runs/last-of-{steps}-{len(more)}"
     words = [*TINY, *WATCHED, "train.eval_every=1", f"train.steps={steps}", f"paths.run={run}"]
-    command = [sys.executable, "-c", ASKED_TO_END, "demo-with", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
-    if more:
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=HANG)
+    environment = {**more, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if more else {}
+    command = warm.Command("tests.support.asked_to_end", ["demo-with", *words], world, environment)
+    done = warm.run([command])[0]
     assert done.returncode == code, done.stderr
     assert (world / run / "train.json").is_file() == (steps == 1)
     assert (world / run / "evaluations").is_dir() == (steps == 1)

@@ -1,4 +1,4 @@
-"""Trains three steps under torchrun, and prints the memory and the traffic of rank 0 as JSON.
+"""Trains three steps on several ranks, and prints the memory and the traffic of rank 0 as JSON.
 
 `torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`
 "resident": bytes of the tensors that are alive after a backward pass (the largest value), without those that existed

@@ -139,14 +139,17 @@ def test_a_report_is_of_the_statistics_and_the_inception_that_are_asked_for(tabl
     for name in ("once", "again"):
         ev = Eval(inception=str(weights), metrics=["fid"])
         statistics_of_folder(real, tables / name, ev, None, None, jpeg=False)
-        for split in ("seen", "unseen"):
-            shutil.copy(tables / name / "all.npz", tables / name / f"{split}.npz")
-    words = ["eval.metrics=[fid]", f"eval.inception={weights}", f"eval.statistics={tables / 'once'}"]
+    words = [
+        "cache.exclude=[]",
+        "eval.metrics=[fid]",
+        f"eval.inception={weights}",
+        f"eval.statistics={tables / 'once'}",
+    ]
     evaluate(load_config("one", words))
     load_report(["one"], words)
     again = np.load(tables / "again" / "all.npz")
-    np.savez(tables / "again" / "unseen.npz", mu=again["mu"] + 1, sigma=again["sigma"])
-    with pytest.raises(UserError, match=r"of one \(eval\.statistics\) does not match .*: unseen inception is"):
+    np.savez(tables / "again" / "all.npz", mu=again["mu"] + 1, sigma=again["sigma"])
+    with pytest.raises(UserError, match=r"of one \(eval\.statistics\) does not match .*: all inception is"):
         load_report(["one"], [*words, f"eval.statistics={tables / 'again'}"])
     with pytest.raises(UserError, match=r"of one \(eval\.inception, eval\.fid\) does not match .*by pytorch-fid"):
         load_report(["one"], [*words, "eval.fid=pytorch-fid"])

@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +32,8 @@ from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, state_memor
 from randcond.model_zoo.denoiser.configuration import complete_config
 from randcond.model_zoo.networks import LAYOUTS
 from randcond.train.losses import feature_loss, frequency_loss, spatial_loss
-from tests.support.demo import randcond
+from tests.support import warm
+from tests.support.demo import on_ranks, randcond
 
 SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "student.rule=block-base", "engine.precision=bf16"]
 ENGINES = {
@@ -75,16 +73,9 @@ def test_an_engine_takes_and_sends_what_is_predicted(
         "resident": state_memory(found.shapes, found.blocks, how).resident,
         "sent": step_traffic(config, found, cluster).sent,
     }
-    command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*command, "-m", "tests.support.footprint", "demo-with", *words],
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout.splitlines()[-1])
+    done = warm.run(on_ranks(ranks, "tests.support.footprint", ["demo-with", *words], tmp_path))
+    assert [each.returncode for each in done] == [0] * ranks, done[0].stderr
+    measured = json.loads(done[0].stdout.splitlines()[-1])
     with capsys.disabled():
         print(f"\n{kind}, {precision}, {ranks} ranks:", end="")
         for what, size in measured.items():

@@ -11,7 +11,10 @@ from randcond.model_zoo.kernels.truncated_libraries import is_truncated, remove_
 
 COMPILES = """
 import torch
+import torch._inductor.config
 from randcond.model_zoo.kernels.compilation import compile_network
+
+torch._inductor.config.cpp_cache_precompile_headers = False  # takes longer than the only kernel
 
 class Network(torch.nn.Module):
     def __init__(self):
@@ -37,6 +40,7 @@ def test_half_written_libraries_of_a_killed_compilation_are_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # without optimisation: compiles faster
     compile_once()
     whole = {path: path.read_bytes() for path in tmp_path.glob("*/*.so")}
     kernel = next(path for path in whole if path.name.endswith(".main.so"))
