@@ -9,6 +9,7 @@ from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
 from randcond.model_zoo.students.registry import build_student, find_rule
+from tests.support.compiling import fast_compilation
 from tests.unit.model_zoo.test_students import inputs, tiny_teacher
 
 Run = tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]
@@ -26,10 +27,13 @@ def forward_and_backward(module: TappedStudent, teacher: torch.nn.Module) -> Run
 @pytest.mark.heavy
 @pytest.mark.parametrize(("layout", "name"), [("sd-v1-4", "block-base"), ("sdxl", "koala-700m")])
 @pytest.mark.parametrize("how", ["checkpointing", "compile", "both"])
-def test_taps_give_the_same_features_and_gradients(
-    layout: str, name: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # without optimisation: compiles faster
+def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: str) -> None:
+    with fast_compilation():
+        compare_runs(layout, name, how)
+
+
+def compare_runs(layout: str, name: str, how: str) -> None:
+    """Compares two steps with a plain one."""
     teacher = tiny_teacher(layout)
     rule = find_rule(name)
     module = TappedStudent(build_student(name, plain_config(teacher.config), seed=1), teacher, rule)

@@ -8,13 +8,12 @@ import pytest
 from filelock import FileLock
 
 from randcond.model_zoo.kernels.truncated_libraries import is_truncated, remove_truncated_libraries
+from tests.support.compiling import NARROW
 
-COMPILES = """
+COMPILES = f"""
 import torch
-import torch._inductor.config
+{NARROW}
 from randcond.model_zoo.kernels.compilation import compile_network
-
-torch._inductor.config.cpp_cache_precompile_headers = False  # takes longer than the only kernel
 
 class Network(torch.nn.Module):
     def __init__(self):
