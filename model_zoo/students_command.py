@@ -69,7 +69,7 @@ def _rows(
     """
     cost = unet_cost(UNet2DConditionModel, config)
     yield {"teacher": name, "name": "teacher", "summary": "", **shape_columns(config), **cost_columns(cost)}
-    for student in tqdm([rule] if rule else [*STUDENTS], desc=name, unit="student", leave=False):
+    for student in tqdm([rule] if rule else [*STUDENTS], desc=name, unit="student", leave=False, disable=None):
         try:
             row = student_row(student, config, cost, micro_batch, zero_stage, ranks)
             yield {"teacher": name, "micro_batch": micro_batch, **row}

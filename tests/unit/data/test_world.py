@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 from randcond.data.digits import world
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.tokenizer import build_tokenizer
-from randcond.data.digits.train_teacher import accuracy, held_out
+from randcond.data.digits.train_parts import accuracy, held_out
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
