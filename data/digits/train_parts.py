@@ -218,7 +218,7 @@ def score_teacher(pipe: StableDiffusionPipeline, judge: Judge, guidance: float, 
     """
     captions = all_captions()[:: len(all_captions()) // n][:n]
     images = []
-    for start in Progress(range(0, n, 50), desc=f"images, guidance {guidance}", unit="batch"):
+    for start in Progress(range(0, n, 50), desc=f"images, guidance {guidance}", unit="batches"):
         part = [caption.text for caption in captions[start : start + 50]]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
         drawn = pipe(part, num_inference_steps=25, guidance_scale=guidance, generator=generators, output_type="pt")

@@ -115,7 +115,9 @@ def _print_all(cluster: "costs.Cluster", gpu: str, share: float, source: str, js
     prices = pricing.Prices(cluster, share)
     rows: list[dict[str, Any]] = []
     everything, unknown, too_large = [], set(), set()
-    for name in Progress([name for name in table_names() if find_table(name).parent.name == "paper"], desc="pricing"):
+    for name in Progress(
+        [name for name in table_names() if find_table(name).parent.name == "paper"], desc="pricing", unit="table"
+    ):
         runs = runs_of(name, [])
         of_table = []
         for run in runs:
