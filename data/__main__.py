@@ -7,6 +7,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.entry_point import stage_main
+from randcond.launch.runtime.logs import log
 
 
 def check_pool(config: Config) -> None:
@@ -39,7 +40,7 @@ def pool(config: Config) -> None:
 
     manifest = build_pool(config, progress=True)
     write_config(Path(config.paths.pool), config, keep=True)
-    print(f"pool: {manifest['captions']:,} extra texts at {config.paths.pool}; dropped: {reasons(manifest)}")
+    log.info(f"pool: {manifest['captions']:,} extra texts at {config.paths.pool}; dropped: {reasons(manifest)}")
 
 
 def cache(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Our exceptions: what separates the user's mistakes and passing faults from bugs."""
+"""Our exceptions: what separates the user's mistakes from bugs and faults."""
 
 
 class UserError(Exception):
@@ -7,7 +7,3 @@ class UserError(Exception):
     A command ends on it with one line and exit code 2. Any other exception, a library's ValueError included, is a bug
     or a fault: it leaves a traceback.
     """
-
-
-class TemporaryError(Exception):
-    """A fault that may be gone the next time: a stale file handle, a lost connection. The same command goes on."""

@@ -1,6 +1,9 @@
 """Reads a diffusers folder: its pipeline class, the dtypes of its parts, and whether its weight files are intact."""
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,30 @@ from randcond.launch.errors import UserError
 
 logging.disable_progress_bar()  # randcond shows its own progress
 transformers_logging.disable_progress_bar()
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Pipeline class -> constructor options that are not part of the model.
 FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
     StableDiffusionPipeline: {"safety_checker": None, "requires_safety_checker": False},
     StableDiffusionXLPipeline: {"add_watermarker": False},
 }
+
+
+@contextmanager
+def loading(folder: Path | str) -> Iterator[None]:
+    """A context that loads parts of a folder. Raises UserError naming the folder if a file is missing or damaged.
+
+    diffusers and transformers raise an OSError without a number, or a ValueError, for such files.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"{folder}: incomplete or damaged ({type(error).__name__}: {reason}); download or copy it again"
+        ) from None
 
 
 def check_weights(folder: Path) -> None:
@@ -39,10 +60,20 @@ def check_weights(folder: Path) -> None:
             raise UserError(f"{path}: damaged ({error}); download or copy it again") from None
 
 
+def check_tokenizers(folder: Path) -> None:
+    """Raises UserError if a tokenizer has no vocabulary. transformers would silently make an empty one."""
+    for part in (path for path in sorted(folder.glob("tokenizer*")) if path.is_dir()):
+        if not any((part / name).is_file() for name in VOCABULARIES):
+            raise UserError(
+                f"{folder}: incomplete or damaged (no {part.name}/tokenizer.json); download or copy it again"
+            )
+
+
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
     """Returns the dtype of each part of a pipeline: `dtype`, but fp32 for an autoencoder that needs upcasting."""
     # Most autoencoders overflow or show rounding errors in 16 bits. In diffusers, a missing flag means True.
-    upcast = json.loads((folder / "vae" / "config.json").read_text()).get("force_upcast", True)
+    with loading(folder):
+        upcast = json.loads((folder / "vae" / "config.json").read_text()).get("force_upcast", True)
     return {"default": DTYPES[dtype], "vae": torch.float32 if upcast else DTYPES[dtype]}
 
 
@@ -57,7 +88,8 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
 
     Raises UserError listing the supported classes if the folder declares another one.
     """
-    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    with loading(folder):
+        name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     for family in FAMILIES:
         if family.__name__ == name:
             return family

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.diffusers_folder import FAMILIES, pipeline_class, with_parts
+from randcond.model_zoo.diffusers_folder import FAMILIES, loading, pipeline_class, with_parts
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 Shapes = dict[str, tuple[int, ...]]
@@ -86,8 +86,9 @@ def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Loads the pipeline of a teacher or exported student, including SLIM students."""
     family = pipeline_class(folder)
-    rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
-    return with_parts(rest, unet=load_unet(folder / "unet", dtype))
+    with loading(folder):
+        rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
+        return with_parts(rest, unet=load_unet(folder / "unet", dtype))
 
 
 def export_student(

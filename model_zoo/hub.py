@@ -9,6 +9,7 @@ from diffusers import (
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
+from randcond.model_zoo.diffusers_folder import loading
 
 
 def unet_config(path: Path | str) -> UNetConfig:
@@ -21,7 +22,8 @@ def unet_config(path: Path | str) -> UNetConfig:
             return complete_config(UNet2DConditionModel.load_config(str(path), subfolder="unet"))
         except (OSError, ValueError) as error:
             raise _not_on_hub(path, error) from None
-    return complete_config(UNet2DConditionModel.load_config(local_folder(path) / "unet"))
+    with loading(path):
+        return complete_config(UNet2DConditionModel.load_config(local_folder(path) / "unet"))
 
 
 def is_hub_id(path: Path | str) -> bool:

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
+from randcond.model_zoo.diffusers_folder import loading
 from randcond.model_zoo.hub import unet_config
 
 _CROSS_ATTENTION = "CrossAttnDownBlock2D"
@@ -127,7 +128,8 @@ def networks_of(name: Path | str) -> Networks:
     unet = unet_of(name)
     if layout := layout_of(name):
         return Networks(unet, [text_config(sizes) for sizes in TEXT_ENCODERS[layout]], VAE)
-    parts = DiffusionPipeline.load_config(str(name))
-    text = [part for part in ("text_encoder", "text_encoder_2") if part in parts]
-    configs = [CLIPTextConfig.from_pretrained(str(name), subfolder=part).to_dict() for part in text]
-    return Networks(unet, configs, dict(AutoencoderKL.load_config(str(name), subfolder="vae")))
+    with loading(name):
+        parts = DiffusionPipeline.load_config(str(name))
+        text = [part for part in ("text_encoder", "text_encoder_2") if part in parts]
+        configs = [CLIPTextConfig.from_pretrained(str(name), subfolder=part).to_dict() for part in text]
+        return Networks(unet, configs, dict(AutoencoderKL.load_config(str(name), subfolder="vae")))

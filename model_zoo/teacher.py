@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import Condition
-from randcond.model_zoo.diffusers_folder import DTYPES, FAMILIES, check_weights, part_dtypes, pipeline_class, with_parts
+from randcond.model_zoo.diffusers_folder import (
+    DTYPES,
+    FAMILIES,
+    check_weights,
+    loading,
+    part_dtypes,
+    pipeline_class,
+    with_parts,
+)
 from randcond.model_zoo.fingerprint import folder_fingerprint
 from randcond.model_zoo.hub import local_folder
 from randcond.model_zoo.sampler import build_sampler
@@ -46,9 +54,10 @@ class Teacher:
         folder = local_folder(path)
         family = pipeline_class(folder)
         check_weights(folder)
-        pipe = family.from_pretrained(
-            folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
-        )
+        with loading(folder):
+            pipe = family.from_pretrained(
+                folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
+            )
         check_unet(pipe.unet.config, folder)
         schedule = noise_schedule(dict(pipe.scheduler.config), folder)
         for network in pipe.components.values():

@@ -128,7 +128,7 @@ def read_picture(picture: Picture) -> Image.Image:
         data = file.read(picture.size)
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {picture.name}: {error}") from None
 
 

@@ -155,10 +155,13 @@ class Shard:
         if not header_size or data[:header_size].tobytes() != self._header:
             self._read_header(row, data)
             header_size = len(self._header)
-        values = data[header_size:].view(np.float16)
+        try:
+            values = data[header_size:].view(np.float16).reshape(self._shape)
+        except ValueError:  # the index has a wrong size
+            raise self._damaged_latent(row) from None
         if (values.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # all exponent bits set: NaN or infinite
             raise self._damaged_latent(row)
-        return values.reshape(self._shape)
+        return values
 
     def _damaged_latent(self, row: int) -> UserError:
         return UserError(

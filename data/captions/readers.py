@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +57,15 @@ def _raw_batches(source: str, rows: RowFilter) -> Iterator[pa.RecordBatch]:
         with fsspec.open(path, "rb", compression="infer") as file:
             # zstandard's reader does not iterate over lines
             yield from reader(source, io.BufferedReader(file) if path.endswith(".zst") else file, rows)
+
+
+@contextmanager
+def readable_csv(path: Path | str) -> Iterator[None]:
+    """A context that reads a csv file by Python's `csv`. Raises UserError naming a file that is not csv in UTF-8."""
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a csv file in UTF-8 ({error})") from None
 
 
 def _txt(source: str, file: Any, rows: RowFilter) -> Iterator[pa.RecordBatch]:

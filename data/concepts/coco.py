@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from randcond.data.captions.readers import readable_csv
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 
@@ -64,7 +65,7 @@ def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _prompts(path: Path) -> dict[str, str]:
     """Reads a csv and returns file name -> caption."""
-    with path.open(newline="") as file:
+    with path.open(newline="") as file, readable_csv(path):
         rows = csv.DictReader(file)
         names = {name.lower().replace(" ", "_"): name for name in rows.fieldnames or []}
         caption = next((names[key] for key in ("caption", "text") if key in names), None)

@@ -5,6 +5,7 @@ So the samples do not depend on the number of ranks or loader processes, and a r
 In: a latent cache, the extra texts, p(t). Out: micro-batches (`Batch`).
 """
 
+import copy
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -71,6 +72,14 @@ class Failed(NamedTuple):
     error: Exception
 
 
+def _survives_copying(error: Exception) -> bool:
+    """Returns True if an exception can be passed to another process. Some can't be rebuilt from their arguments."""
+    try:
+        return type(copy.copy(error)) is type(error)
+    except Exception:
+        return False
+
+
 class Stream(Dataset[Any]):
     """Training samples by global position (0, 1, 2, ... over the whole run). An epoch is one pass over the cache."""
 
@@ -133,8 +142,8 @@ class Stream(Dataset[Any]):
         try:
             return self.sample(position)
         except Exception as error:
-            error.add_note(traceback.format_exc())  # pickling an exception drops its traceback
-            return Failed(error)
+            error.add_note(traceback.format_exc())  # passing an exception to another process drops its traceback
+            return Failed(error if _survives_copying(error) else RuntimeError(f"{type(error).__name__}: {error}"))
 
     def sample(self, position: int) -> dict[str, Any]:
         """Returns the sample at a global position: its latent, fp16 [C, h, w], its caption, its random decisions."""

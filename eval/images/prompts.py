@@ -14,7 +14,7 @@ from hashlib import sha256
 import numpy as np
 
 from randcond.data.captions.caption_lists import names_any, read_unique
-from randcond.data.captions.readers import read_batches
+from randcond.data.captions.readers import read_batches, readable_csv
 from randcond.data.captions.row_filter import clean_text
 from randcond.data.captions.sources import COLUMNS, expand
 from randcond.launch.config.paths import resolve_sources
@@ -139,7 +139,7 @@ def _rows_with_images(file: str) -> list[tuple[str, str]]:
     """Reads a csv file that names images (BK-SDM's, `randcond concepts coco`); returns [] for other files."""
     if not file.endswith(".csv") or "://" in file:
         return []
-    with open(file, newline="", encoding="utf-8-sig") as opened:
+    with open(file, newline="", encoding="utf-8-sig") as opened, readable_csv(file):
         reader = csv.DictReader(opened)
         names = {name.strip().lower().replace(" ", "_"): name for name in reader.fieldnames or []}
         caption = next((names[column.lower()] for column in COLUMNS if column.lower() in names), None)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randcond.data.cache.captioned_images import KINDS
+from randcond.data.captions.readers import readable_csv
 from randcond.eval.images.extractor import Extractor
 from randcond.eval.images.prompts import ALL
 from randcond.eval.images.protocol_images import from_picture, jpeg_bytes
@@ -109,7 +110,7 @@ def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]
     if not lists:
         raise UserError(f"--splits: {folder} has no SPLIT.csv; `randcond concepts coco` writes such lists")
     for path in lists:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file, readable_csv(path):
             reader = csv.DictReader(file)
             if "file_name" not in (reader.fieldnames or []):
                 raise UserError(f"{path}: has no column file_name")
@@ -149,7 +150,7 @@ def read_real(path: Path, size: int | None, jpeg: bool) -> Tensor:
     """
     try:
         picture = Image.open(path).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: can't be read as an image ({error}); repair or remove it") from None
     if size:
         picture = picture.resize((size, size))

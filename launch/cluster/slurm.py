@@ -38,7 +38,10 @@ def script(
     grace: seconds before the time limit at which Slurm tells a training to save
     """
     array = len(tasks) > 1
-    site_options = shlex.split(options)
+    try:
+        site_options = shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"--sbatch: {error} in {options!r}") from None
     sets_cpus = any(option.startswith(("--cpus-per-", "-c")) for option in site_options)
     directives = {
         "job-name": f"randcond-{name}",

@@ -18,6 +18,7 @@ from randcond.launch.runtime.progress import Progress
 if TYPE_CHECKING:
     from randcond.launch.planning import costs, planner
 
+TOGETHER = "all, what they share once"  # the last row: scripts read it from the JSON output
 ASSUMED_EFFICIENCY = 0.25  # published trainings of this kind reach 9 % to 31 %
 
 
@@ -130,7 +131,7 @@ def _print_all(cluster: "costs.Cluster", gpu: str, share: float, source: str, js
         everything += of_table
     hours, gb = pricing.together(everything)
     trained = len({each.folder for each in everything if each.kind == "run"})
-    rows.append({"table": "all, shared work once", "runs": trained, "gpu_hours": hours, "gb": gb})
+    rows.append({"table": TOGETHER, "runs": trained, "gpu_hours": hours, "gb": gb})
     if json:
         print(json_library.dumps(rows, indent=1))
         return

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 
-from randcond.launch.errors import TemporaryError, UserError
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.logs import log
 
 FAULT = 1  # a bug, or a fault of the machine: a traceback says where
@@ -21,7 +21,7 @@ def exit_code(error: BaseException) -> int:
     """The code that a process ends with on an error."""
     if isinstance(error, UserError):
         return USER_ERROR
-    if isinstance(error, TemporaryError | ConnectionError | TimeoutError):
+    if isinstance(error, ConnectionError | TimeoutError):
         return LOST_RANK
     if isinstance(error, OSError) and error.errno is not None:
         return USER_ERROR if error.errno in _LASTING else LOST_RANK

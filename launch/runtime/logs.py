@@ -8,23 +8,35 @@ import faulthandler
 import logging
 import os
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+from tqdm import tqdm
+
 log = logging.getLogger("randcond")
 FILE_ONLY = {"file_only": True}  # log.info(text, extra=FILE_ONLY): into the rank's file, not onto the console
+PROGRESS = {"progress": True}  # onto the standard error, where bars go, so that a command's output can be piped
 
 _console: "_Console | None" = None
 _to_file = False
 
 
 class _Console(logging.Handler):
-    """Plain lines: errors on the standard error, the rest on the standard output. A traceback only if critical."""
+    """Plain lines. Errors and progress go to the standard error, the rest to the standard output.
+
+    Only critical records show their traceback.
+    """
 
     def __init__(self, out: TextIO | None = None, errors: TextIO | None = None) -> None:
         super().__init__()
         self._out, self._errors = out, errors
+
+    def createLock(self) -> None:
+        """Shares one lock with tqdm: a bar logs while it holds tqdm's lock, and a line takes bars off the console."""
+        super().createLock()
+        tqdm.set_lock(self.lock)
 
     @property
     def out(self) -> TextIO:
@@ -43,21 +55,24 @@ class _Console(logging.Handler):
         text = record.getMessage()
         if record.exc_info and record.levelno >= logging.CRITICAL:
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
-        stream = self.errors if record.levelno >= logging.ERROR else self.out
+        to_errors = record.levelno >= logging.ERROR or getattr(record, "progress", False)
+        stream = self.errors if to_errors else self.out
         with suppress(OSError, ValueError), _beside_bars(stream):  # ValueError: the stream is closed
             print(text, file=stream, flush=True)
 
 
 def _beside_bars(stream: TextIO) -> Any:
     """Takes progress bars off the console while a line is written."""
-    tqdm = sys.modules.get("tqdm")
-    return tqdm.tqdm.external_write_mode(file=stream) if tqdm else nullcontext()
+    return tqdm.external_write_mode(file=stream)
 
 
 def start_console() -> None:
     """Shows the log on this process's console, from level INFO; a second call changes nothing."""
     global _console
     if _console is None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a console that has no é must not lose the line
         _console = _Console()
         log.addHandler(_console)
         log.setLevel(logging.INFO)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from randcond.launch.runtime.logs import FILE_ONLY, console_stream, log, writes_to_file
+from randcond.launch.runtime.logs import FILE_ONLY, PROGRESS, console_stream, log, writes_to_file
 
 LINE_EVERY = 30.0  # seconds between two lines
 
@@ -45,7 +45,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def _say(self) -> None:
         self._said, self._last = time.monotonic(), self.n
         if not self.terminal:
-            log.info(self.line())
+            log.info(self.line(), extra=PROGRESS)
         elif writes_to_file():
             log.info(self.line(), extra=FILE_ONLY)
 

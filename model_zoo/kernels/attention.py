@@ -82,7 +82,8 @@ class Choice:
 
 def choice_from(stored: dict[str, Any]) -> Choice:
     """Rebuilds a choice from its JSON form."""
-    return Choice(**{**stored, "shape": AttentionShape(*stored["shape"])})
+    why = {"asked for": REQUESTED}.get(stored["why"], stored["why"])  # older runs stored another word
+    return Choice(**{**stored, "shape": AttentionShape(*stored["shape"]), "why": why})
 
 
 def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, AttentionShape]:

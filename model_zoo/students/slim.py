@@ -6,6 +6,7 @@ student class that diffusers alone cannot load. `model_zoo.export.load_unet` loa
 
 import functools
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +97,9 @@ class WaveletUpsample(nn.Module):
 class SlimUNet2DConditionModel(UNet2DConditionModel):
     """diffusers' U-Net with SLIM's wavelet gating instead of its down- and upsamplers. Takes the same configuration."""
 
+    # Exported folders name this module, under which diffusers looks the class up. Older ones have it too.
+    __module__ = "randcond.model_zoo.slim"
+
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]  # diffusers inspects the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,3 +108,6 @@ class SlimUNet2DConditionModel(UNet2DConditionModel):
                 block.downsamplers = nn.ModuleList(WaveletDownsample(s.channels) for s in block.downsamplers)
             if getattr(block, "upsamplers", None) is not None:
                 block.upsamplers = nn.ModuleList(WaveletUpsample(s.channels) for s in block.upsamplers)
+
+
+sys.modules[SlimUNet2DConditionModel.__module__] = sys.modules[__name__]

@@ -21,7 +21,7 @@ from randcond.data.inputs.fetch import FetchError
 from randcond.data.stream.stream import Positions, Stream, batches
 from randcond.launch.cluster import hosts, supervise
 from randcond.launch.cluster.commands import Step
-from randcond.launch.errors import TemporaryError, UserError
+from randcond.launch.errors import UserError
 from randcond.launch.runtime.exit_codes import FAULT, LOST_RANK, PREEMPTED, USER_ERROR, exit_code
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.faults.heartbeat import peer_is_lost
@@ -314,7 +314,7 @@ def test_what_passes_is_no_mistake() -> None:
     """A full disk stays full. A stale file handle or a lost connection is temporary: the same command may continue."""
     for error in (UserError(), OSError(errno.ENOSPC, "full"), PermissionError(errno.EACCES, "denied")):
         assert exit_code(error) == USER_ERROR
-    for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError(), TemporaryError()):
+    for passing in (OSError(errno.ESTALE, "stale"), ConnectionRefusedError(), TimeoutError()):
         assert exit_code(passing) == LOST_RANK
     for bug in (ValueError(), RuntimeError(), OSError("of a library")):
         assert exit_code(bug) == FAULT
@@ -325,6 +325,7 @@ ERRORS = {
     OSError(errno.ENOSPC, "full", "a shard"): USER_ERROR,
     UserError("a damaged shard"): USER_ERROR,
     ValueError("a bug"): FAULT,
+    UnicodeDecodeError("utf-8", b"x", 0, 1, "needs five arguments"): FAULT,
 }
 
 

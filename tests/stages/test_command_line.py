@@ -30,6 +30,10 @@ from tests.support.demo import randcond
         (["run", "train", "demo-with", "--hostfile", "hots"], "--hostfile: no such file: hots"),
         (["run", "train", "demo-with", "--nodes", "2"], "--nodes needs a --hostfile"),
         (["run", "train", "demo-with", "--gpus", "0"], "must be at least 1"),
+        (
+            ["run", "all", "demo", "--launcher", "slurm", "--gpus", "1", "--sbatch", "-C 'x"],
+            "--sbatch: No closing quotation",
+        ),
         (["run", "all", "demo", "paths.run=runs/x"], "paths.run: the rows of demo differ in it"),
         (["run", "all", "demo", "conditioning.p=sigmoid"], "conditioning.p: the rows of demo differ in it"),
     ],

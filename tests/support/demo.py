@@ -63,6 +63,7 @@ def _warm(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str] | 
     for step in steps:
         done = warm.run(_ranks(folder, step))
         outputs.append(done[0].stdout)
+        assert not any(each.stdout for each in done[1:]), "only rank 0 writes to the standard output"
         errors += [each.stderr for each in done]
         if codes := [each.returncode for each in done if each.returncode]:
             return subprocess.CompletedProcess(step.command, codes[0], "".join(outputs), "".join(errors))

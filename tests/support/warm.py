@@ -106,8 +106,15 @@ def _begin(command: Command) -> Begun:
     line.sendall(data)
     for file in files:
         file.close()
-    pid = int.from_bytes(line.recv(8), "big")
+    pid = _number(line)
     return command, line, pid, outputs
+
+
+def _number(line: socket.socket) -> int:
+    """Reads a number that the server sent: a process's, or an exit code."""
+    data = line.recv(8)
+    assert len(data) == 8, "the warm server is gone"
+    return int.from_bytes(data, "big", signed=True)
 
 
 def _finished(
@@ -116,7 +123,7 @@ def _finished(
     words = ["python", "-m", command.module, *command.words]
     line.settimeout(max(0.1, deadline - time.monotonic()))
     try:
-        code = int.from_bytes(line.recv(8), "big", signed=True)
+        code = _number(line)
     except TimeoutError:
         raise subprocess.TimeoutExpired(words, deadline) from None
     finally:

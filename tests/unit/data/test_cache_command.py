@@ -68,6 +68,16 @@ def test_an_index_that_lacks_something_is_named(cache: Path) -> None:
             reads()
 
 
+def test_a_size_that_is_wrong_in_an_index_is_a_fault_among_others(cache: Path) -> None:
+    index = index_path(cache / "latents-00001.tar")
+    found = json.loads(index.read_text())
+    found["members"][3][-1] -= 1
+    index.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"not a finite fp16 latent") as caught:
+        verify(str(cache))
+    assert "2 faults" in str(caught.value)
+
+
 def test_a_preview_shows_latents_as_the_teacher_decodes_them(cache: Path) -> None:
     preview(str(cache), teacher=TEACHER, n=6)
     with Image.open(cache / "preview.png") as sheet:

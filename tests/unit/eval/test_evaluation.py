@@ -205,6 +205,13 @@ def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp
     assert [caption in ("caption 98", "caption 99") for caption in shown] == [False] * 4 + [True] * 4
 
 
+def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("file_name,caption\n1.png,un café\n".encode("latin-1"))
+    config = system(tmp_path, f"eval.captions=[{tmp_path / 'list.csv'}]", "eval.size=null", "cache.exclude=[]")
+    with pytest.raises(UserError, match=r"list\.csv: not a csv file in UTF-8"):
+        choose_prompts(config)
+
+
 @pytest.mark.heavy
 def test_another_split_of_the_same_captions_is_scored_anew(tmp_path: Path) -> None:
     """The images are not drawn again, because all tables use the same images of a teacher."""

@@ -1,11 +1,14 @@
 """Which log lines of a rank go to standard output, to standard error, and to its file."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.patience import HANG
 
 _RANK = """
 import os, sys
@@ -21,6 +24,35 @@ for number in range(50):
 log.info("a detail", extra=FILE_ONLY)
 log.info("done")
 """
+
+
+_BARS = """
+import threading
+from randcond.launch.runtime.logs import log, start_console
+from randcond.launch.runtime.progress import Progress
+start_console()
+def count():
+    for _ in Progress(range(2000), desc="counting", unit="thing", line_every=0.0, mininterval=0.0):
+        pass
+def write():
+    for _ in range(2000):
+        log.info("é")
+threads = [threading.Thread(target=target) for target in (count, write, write)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_progress_and_lines_of_several_threads_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Progress goes to the standard error, so that a command's output can be piped. No line is lost."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", _BARS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=HANG)
+    assert done.stdout.splitlines() == ["?"] * 4000
+    assert done.stderr.splitlines()[-1].startswith("counting: 2,000 of 2,000 things (100%)")
+    assert "\r" not in done.stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,6 +1,7 @@
 """Student rules on every layout: the paper's sizes, exact copies of weights, and matching features."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,13 @@ def test_channel_students_of_a_teacher_with_heads_of_fixed_width_keep_them_near_
         teacher = plain_config(UNet2DConditionModel(**unet_config("sd-v2-1", tiny=False)).config)
     base = student_config("channel-base", teacher)
     assert base["block_out_channels"] == (256, 512, 1024, 1024) and base["attention_head_dim"] == [4, 8, 16, 16]
+
+
+def test_a_slim_students_class_keeps_its_name() -> None:
+    """Exported folders name it, and diffusers looks it up under this name."""
+    name = SlimUNet2DConditionModel.__module__
+    assert name == "randcond.model_zoo.slim"
+    assert sys.modules[name].SlimUNet2DConditionModel is SlimUNet2DConditionModel
 
 
 def test_what_a_rule_cannot_do_is_said() -> None:

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, UNet2DConditionModel
 
 from randcond.data.stream.batch import Batch
 from randcond.launch.config.experiments import load_config
+from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.denoiser.configuration import plain_config
@@ -163,6 +164,19 @@ def test_other_kinds_of_teachers_are_refused(
 ) -> None:
     folder = change(folders["sd-v1-4"], tmp_path / "odd", file, **settings)
     with pytest.raises(UserError, match=said):
+        Teacher.load(folder, "fp32")
+
+
+@pytest.mark.parametrize("part", ["unet/config.json", "tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("content", [None, "{damaged"])
+def test_an_incomplete_folder_is_the_users_mistake(
+    part: str, content: str | None, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(PACKAGE / "data/digits/models/teacher", tmp_path / "teacher"))
+    (folder / part).unlink()
+    if content:
+        (folder / part).write_text(content)
+    with pytest.raises(UserError, match="teacher: incomplete or damaged"):
         Teacher.load(folder, "fp32")
 
 
