@@ -15,7 +15,15 @@ from torch import nn
 from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.flops import unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.diffusers_folder import DTYPES, FAMILIES, check_weights, loading, part_dtypes, with_parts
+from randcond.model_zoo.diffusers_folder import (
+    DTYPES,
+    FAMILIES,
+    check_tokenizers,
+    check_weights,
+    loading,
+    part_dtypes,
+    with_parts,
+)
 from randcond.model_zoo.export import load_unet
 from randcond.model_zoo.hub import local_folder
 from randcond.model_zoo.sampler import build_sampler
@@ -33,6 +41,7 @@ def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | st
         name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     family = next((family for family in FAMILIES if family.__name__ == name), None)
     check_weights(folder)
+    check_tokenizers(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
     if family:  # the U-Net is loaded separately: diffusers does not know the class of a SLIM U-Net
         with loading(folder):

@@ -21,6 +21,7 @@ from randcond.model_zoo.denoiser.condition import Condition
 from randcond.model_zoo.diffusers_folder import (
     DTYPES,
     FAMILIES,
+    check_tokenizers,
     check_weights,
     loading,
     part_dtypes,
@@ -54,6 +55,7 @@ class Teacher:
         folder = local_folder(path)
         family = pipeline_class(folder)
         check_weights(folder)
+        check_tokenizers(folder)
         with loading(folder):
             pipe = family.from_pretrained(
                 folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
