@@ -15,6 +15,7 @@ from diffusers import (
 )
 from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from randcond.launch.errors import UserError
@@ -47,10 +48,10 @@ def loading(folder: Path | str) -> Iterator[None]:
         ) from None
 
 
-def check_weights(folder: Path) -> None:
-    """Raises UserError naming the first safetensors file of a pipeline that is truncated or damaged.
+def check_files(folder: Path) -> None:
+    """Raises UserError naming a damaged safetensors file of a pipeline, or a tokenizer without a vocabulary.
 
-    The loaders' own errors do not name the file.
+    The loaders' own errors do not name the weight file. transformers would silently make an empty tokenizer.
     """
     for path in (path for path in sorted(folder.glob("*/*.safetensors")) if len(path.suffixes) == 1):
         try:
@@ -59,9 +60,6 @@ def check_weights(folder: Path) -> None:
         except SafetensorError as error:
             raise UserError(f"{path}: damaged ({error}); download or copy it again") from None
 
-
-def check_tokenizers(folder: Path) -> None:
-    """Raises UserError if a tokenizer has no vocabulary. transformers would silently make an empty one."""
     for part in (path for path in sorted(folder.glob("tokenizer*")) if path.is_dir()):
         if not any((part / name).is_file() for name in VOCABULARIES):
             raise UserError(
@@ -83,13 +81,26 @@ def with_parts(pipe: Any, **parts: Any) -> Any:
     return type(pipe)(**{**pipe.components, **options, **parts, **FAMILIES[type(pipe)]})
 
 
+def class_name(folder: Path) -> str | None:
+    """Returns the name of the pipeline class that a diffusers folder declares."""
+    with loading(folder):
+        return json.loads((folder / "model_index.json").read_text()).get("_class_name")
+
+
+def freeze(pipe: Any, device: str | torch.device) -> None:
+    """Moves a pipeline's networks to a device, freezes them, and hides the pipeline's progress bar."""
+    for network in pipe.components.values():
+        if isinstance(network, nn.Module):
+            network.to(device).eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+
+
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """Returns the pipeline class of a diffusers folder.
 
     Raises UserError listing the supported classes if the folder declares another one.
     """
-    with loading(folder):
-        name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    name = class_name(folder)
     for family in FAMILIES:
         if family.__name__ == name:
             return family

@@ -4,13 +4,11 @@ In: a diffusers folder or hub id, and the name of a sampler. Out: a frozen pipel
 to generate images.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoPipelineForText2Image, UNet2DConditionModel
-from torch import nn
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.flops import unet_cost
@@ -18,8 +16,9 @@ from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.diffusers_folder import (
     DTYPES,
     FAMILIES,
-    check_tokenizers,
-    check_weights,
+    check_files,
+    class_name,
+    freeze,
     loading,
     part_dtypes,
     with_parts,
@@ -37,26 +36,21 @@ def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | st
     folder = local_folder(path)
     if not (folder / "vae" / "config.json").is_file():
         raise UserError(f"{folder}: vae/config.json is missing; expected a text-to-image pipeline with an autoencoder")
-    with loading(folder):
-        name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    name = class_name(folder)
     family = next((family for family in FAMILIES if family.__name__ == name), None)
-    check_weights(folder)
-    check_tokenizers(folder)
+    check_files(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
-    if family:  # the U-Net is loaded separately: diffusers does not know the class of a SLIM U-Net
-        with loading(folder):
+    with loading(folder):
+        if family:  # the U-Net is loaded separately: diffusers does not know the class of a SLIM U-Net
             pipe = family.from_pretrained(folder, unet=None, **options, **FAMILIES[family])
             pipe = with_parts(pipe, unet=load_unet(folder / "unet", DTYPES[dtype]))
-    else:
-        try:
-            pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
-        except ValueError as error:
-            raise UserError(f"{folder}: diffusers has no text-to-image pipeline for {name} ({error})") from None
-    for network in pipe.components.values():
-        if isinstance(network, nn.Module):
-            network.to(device).eval().requires_grad_(False)
+        else:
+            try:
+                pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
+            except ValueError as error:
+                raise UserError(f"{folder}: diffusers has no text-to-image pipeline for {name} ({error})") from None
+    freeze(pipe, device)
     pipe.scheduler = build_sampler(sampler, pipe.scheduler)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -21,8 +21,8 @@ from randcond.model_zoo.denoiser.condition import Condition
 from randcond.model_zoo.diffusers_folder import (
     DTYPES,
     FAMILIES,
-    check_tokenizers,
-    check_weights,
+    check_files,
+    freeze,
     loading,
     part_dtypes,
     pipeline_class,
@@ -54,18 +54,14 @@ class Teacher:
         """
         folder = local_folder(path)
         family = pipeline_class(folder)
-        check_weights(folder)
-        check_tokenizers(folder)
+        check_files(folder)
         with loading(folder):
             pipe = family.from_pretrained(
                 folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
             )
         check_unet(pipe.unet.config, folder)
         schedule = noise_schedule(dict(pipe.scheduler.config), folder)
-        for network in pipe.components.values():
-            if isinstance(network, nn.Module):
-                network.to(device).eval().requires_grad_(False)
-        pipe.set_progress_bar_config(disable=True)
+        freeze(pipe, device)
         return cls(pipe, folder, DTYPES[dtype], schedule)
 
     @property

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -57,13 +57,9 @@ class _Console(logging.Handler):
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
         to_errors = record.levelno >= logging.ERROR or getattr(record, "progress", False)
         stream = self.errors if to_errors else self.out
-        with suppress(OSError, ValueError), _beside_bars(stream):  # ValueError: the stream is closed
+        # Progress bars leave the console while the line is written. ValueError: the stream is closed.
+        with suppress(OSError, ValueError), tqdm.external_write_mode(file=stream):
             print(text, file=stream, flush=True)
-
-
-def _beside_bars(stream: TextIO) -> Any:
-    """Takes progress bars off the console while a line is written."""
-    return tqdm.external_write_mode(file=stream)
 
 
 def start_console() -> None:
