@@ -81,10 +81,10 @@ def with_parts(pipe: Any, **parts: Any) -> Any:
     return type(pipe)(**{**pipe.components, **options, **parts, **FAMILIES[type(pipe)]})
 
 
-def class_name(folder: Path) -> str | None:
-    """Returns the name of the pipeline class that a diffusers folder declares."""
-    with loading(folder):
-        return json.loads((folder / "model_index.json").read_text()).get("_class_name")
+def class_name(path: Path) -> str | None:
+    """Returns the name of the class that a model_index.json or config.json declares."""
+    with loading(path.parent):
+        return json.loads(path.read_text()).get("_class_name")
 
 
 def freeze(pipe: Any, device: str | torch.device) -> None:
@@ -100,7 +100,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
 
     Raises UserError listing the supported classes if the folder declares another one.
     """
-    name = class_name(folder)
+    name = class_name(folder / "model_index.json")
     for family in FAMILIES:
         if family.__name__ == name:
             return family

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.diffusers_folder import FAMILIES, loading, pipeline_class, with_parts
+from randcond.model_zoo.diffusers_folder import FAMILIES, class_name, loading, pipeline_class, with_parts
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 Shapes = dict[str, tuple[int, ...]]
@@ -77,10 +77,11 @@ def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 
     config.json names the class. Raises UserError if that class is not one of UNETS.
     """
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    name = class_name(folder / "config.json")
     if name not in UNETS:
         raise UserError(f"{folder}/config.json: _class_name is {name}, expected {' or '.join(UNETS)}")
-    return UNETS[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    with loading(folder):
+        return UNETS[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -36,7 +36,7 @@ def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | st
     folder = local_folder(path)
     if not (folder / "vae" / "config.json").is_file():
         raise UserError(f"{folder}: vae/config.json is missing; expected a text-to-image pipeline with an autoencoder")
-    name = class_name(folder)
+    name = class_name(folder / "model_index.json")
     family = next((family for family in FAMILIES if family.__name__ == name), None)
     check_files(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
