@@ -10,6 +10,8 @@ from filelock import FileLock
 from randcond.launch.runtime.logs import start_console
 from tests.support.demo import TINY, randcond
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a process; torch reads it when it is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # test processes share the cores: threads must not busy-wait
 
 

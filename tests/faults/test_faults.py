@@ -26,9 +26,9 @@ from randcond.launch.runtime.exit_codes import FAULT, LOST_RANK, PREEMPTED, USER
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.faults.heartbeat import peer_is_lost
 from randcond.train.watch.timing import trace_window
+from tests.support import warm
 from tests.support.demo import TINY, randcond
-from tests.support.interruptions import RANDCOND, ranks, wait_for
-from tests.support.patience import HANG
+from tests.support.interruptions import ranks, wait_for
 from tests.support.runs import metrics, same_bits, samples
 
 STEPS = 30
@@ -37,15 +37,13 @@ WORDS = [*TINY, f"train.steps={STEPS}", "train.checkpoint_every=10", "train.samp
 
 def struck(folder: Path, run: str, strike: Callable[[Any], None], *more: str) -> tuple[int, str]:
     """Trains on two ranks and calls `strike` after the first logged steps. Returns the exit code and the output."""
-    log = folder / f"{run.replace('/', '-')}.log"
-    with log.open("wb") as out:
-        words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
-        process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
+    words = ["launch", "train", "demo-with", *WORDS, f"paths.run={run}", *more]
+    process = warm.Process(warm.Command("randcond.launch.cli", words, folder))
     metrics = folder / run / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 1, process)
     strike(process)
-    process.wait(timeout=HANG)
-    return process.returncode, log.read_text().replace("\r", "\n")
+    said = "".join(process.communicate())
+    return process.wait(), said
 
 
 def train(folder: Path, run: str, *more: str) -> str:
@@ -223,16 +221,10 @@ print("both are done")
 
 def test_a_rank_that_still_saves_is_waited_for(tmp_path: Path) -> None:
     """Rank 1 is done with its share long before rank 0, and keeps sending heartbeats."""
-    words = [sys.executable, "-c", HEARTBEAT]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-    both = [
-        subprocess.Popen(
-            [*words, str(rank), f"file://{tmp_path}/meet"], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    assert all(process.communicate(timeout=HANG)[0].endswith("both are done\n") for process in both)
-    assert [process.returncode for process in both] == [0, 0]
+    here = {"MASTER_ADDR": "127.0.0.1"}
+    words = [[HEARTBEAT, str(rank), f"file://{tmp_path}/meet"] for rank in range(2)]
+    both = warm.run([warm.Command("-c", each, tmp_path, here) for each in words])
+    assert all(done.returncode == 0 and done.stdout.endswith("both are done\n") for done in both), both
 
 
 def answering(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -287,11 +279,13 @@ def test_asked_to_end_as_one_step_ends_the_next_is_not_begun(
 
 
 def test_a_verdict_ends_the_process_though_the_log_has_no_room() -> None:
-    program = "from randcond.train.faults.heartbeat import end_process; end_process('rank 1 died', {console})"
+    program = (
+        "import os; from randcond.train.faults.heartbeat import end_process;"
+        "full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1); os.dup2(full, 2);"
+        "end_process('rank 1 died', {console})"
+    )
     for console in (False, True):
-        with open("/dev/full", "w") as full:
-            words = [sys.executable, "-c", program.format(console=console)]
-            assert subprocess.run(words, stderr=full, stdout=full, timeout=HANG).returncode == LOST_RANK
+        assert warm.run_code(program.format(console=console)).returncode == LOST_RANK
 
 
 def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:
@@ -299,8 +293,7 @@ def test_an_error_reaches_the_console_though_the_log_has_no_room() -> None:
         "from pathlib import Path; from randcond.launch.runtime.logs import log, log_to;"
         "log_to(Path('/dev/full'), rank=1); log.error('error: no space'); print('more')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr == "error: no space\n"
+    assert warm.run_code(program).stderr == "error: no space\n"
 
 
 def test_a_lost_peer_is_told_by_class_where_there_is_one() -> None:
@@ -370,7 +363,7 @@ def test_masters_are_exact_and_a_skipped_step_leaves_everything_as_it_was(
     engine: str, precision: str, tmp_path: Path
 ) -> None:
     words = [*engine.split(), f"engine.precision={precision}"]
-    done = subprocess.run([sys.executable, "-c", SKIP, *words], capture_output=True, text=True, cwd=tmp_path)
+    done = warm.run_code(SKIP, *words, folder=tmp_path)
     assert "skipped one" in done.stdout, done.stderr
 
 

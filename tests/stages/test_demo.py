@@ -27,7 +27,6 @@ from tests.support import shaped, warm
 from tests.support.demo import TINY, randcond
 from tests.support.drawing import draw_elsewhere, draw_here
 from tests.support.interruptions import ranks, wait_for, wait_until_gone
-from tests.support.patience import HANG
 from tests.support.runs import difference, metrics, same_bits, weights
 from tests.support.web import free_port
 from tests.unit.eval.test_report import loads
@@ -75,18 +74,18 @@ def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path)
     """Three caches have the same bytes: of two ranks, of one preempted rank, of two ranks with one of them killed."""
     command = ["run", "cache", "demo-with", *TINY]
     words = ["cache", "demo-with", *TINY, "paths.cache=runs/cache-one"]
-    process = subprocess.Popen([sys.executable, "-m", "randcond.data", *words], cwd=world, stderr=subprocess.DEVNULL)
+    process = warm.Process(warm.Command("randcond.data", words, world))
     wait_for(lambda: any((world / "runs/cache-one").glob("latents-*.tar")), process)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 75 and not (world / "runs/cache-one/manifest.json").exists()
+    assert process.wait() == 75 and not (world / "runs/cache-one/manifest.json").exists()
     randcond(world, *command, "paths.cache=runs/cache-one", "--gpus", "1")
-    again = [sys.executable, "-m", "randcond.launch.cli", *command, "paths.cache=runs/cache-killed"]
-    process = subprocess.Popen(again, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    again = [*command, "paths.cache=runs/cache-killed"]
+    process = warm.Process(warm.Command("randcond.launch.cli", again, world))
     wait_for(lambda: any((world / "runs/cache-killed").glob("latents-*.tar")), process)
     ranks(process)[1].kill()
     # The kill comes before the cache is complete. The other rank may still complete it.
     assert not (world / "runs/cache-killed/manifest.json").exists()
-    assert process.wait(60) != 0
+    assert process.wait() != 0
     randcond(world, *command, "paths.cache=runs/cache-killed")
     for path in sorted((world / "runs/demo/cache").glob("latents-*")):
         for other in ("cache-one", "cache-killed"):
@@ -94,8 +93,8 @@ def test_the_cache_is_the_same_on_one_rank_and_two_and_after_a_kill(world: Path)
 
 
 def test_nothing_outlives_a_killed_command(world: Path) -> None:
-    command = [sys.executable, "-m", "randcond.launch.cli", "run", "train", "demo-with", *TINY, "train.steps=500"]
-    process = subprocess.Popen([*command, "paths.run=runs/orphans"], cwd=world)
+    words = ["run", "train", "demo-with", *TINY, "train.steps=500", "paths.run=runs/orphans"]
+    process = warm.Process(warm.Command("randcond.launch.cli", words, world))
     wait_for(lambda: (world / "runs/orphans/checkpoints").is_dir(), process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(ranks(process)) == 2
@@ -380,25 +379,18 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
     """If a host lacks a shard and on_error=skip, its rank would read the latents in another order. This is an error."""
     other = shutil.copytree(world, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
     (next((other / "runs/demo").rglob("latents-00001.tar"))).unlink()
-    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     words = [*TINY, "on_error=skip", "paths.run=runs/apart"]
-    command = [sys.executable, "-m", "randcond.train", "demo-with", *words]
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, **port, "RANK": str(number), "LOCAL_RANK": str(number)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, folder in enumerate((world, other))
-    ]
+    ranks = []
+    for number, folder in enumerate((world, other)):
+        environment = {**port, "RANK": str(number), "LOCAL_RANK": str(number)}
+        ranks.append(warm.Process(warm.Command("randcond.train", ["demo-with", *words], folder, environment)))
     try:
-        said = ranks[1].communicate(timeout=HANG)[1]
+        said = ranks[1].communicate()[1]
     finally:
         for each in ranks:
             each.kill()
-            each.communicate()
+            each.wait()
     assert ranks[1].returncode == 2
     assert "error: the training data of rank 1 does not match this experiment: cached is 64, expected 96" in said
 
@@ -472,7 +464,7 @@ print("order:", *order)
 def test_the_next_batch_is_fetched_while_the_device_has_the_forward_pass(world: Path) -> None:
     """A real run calls forward, fetch, backward, step. The fetch before each forward finds its batch ready."""
     words = [*TINY, "paths.run=runs/order", "train.steps=2", "train.sample_every=0", "engine.micro_batch=8"]
-    done = subprocess.run([sys.executable, "-c", STEP_ORDER, *words], cwd=world, capture_output=True, text=True)
+    done = warm.run_code(STEP_ORDER, *words, folder=world)
     assert done.returncode == 0, done.stderr
     micro = ["fetch", "forward", "fetch", "backward", "step"]
     assert done.stdout.split("order: ")[1].split() == 4 * micro

@@ -2,9 +2,6 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import warm
 from tests.support.demo import TINY
-from tests.support.patience import HANG
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -68,10 +65,9 @@ def hub() -> Iterator[Any]:
 
 
 def test_export_pushes_the_folder_with_the_token_of_the_environment(world: Path, hub: Any) -> None:
-    command = [sys.executable, "-m", "randcond.launch.cli", "export", "demo-with", *TINY]
-    command += ["--out", "pushed", "--push", "me/student", "--private"]
-    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_secret"}
-    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=HANG)
+    words = ["export", "demo-with", *TINY, "--out", "pushed", "--push", "me/student", "--private"]
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_secret"}
+    done = warm.run([warm.Command("randcond.launch.cli", words, world, environment)])[0]
     assert done.returncode == 0, done.stderr
     assert "pushed to me/student" in done.stdout
     assert "hf_secret" not in done.stdout + done.stderr
@@ -83,9 +79,9 @@ def test_export_pushes_the_folder_with_the_token_of_the_environment(world: Path,
 
 
 def test_a_token_the_hub_refuses_is_an_error_and_the_folder_stays(world: Path) -> None:
-    command = [sys.executable, "-m", "randcond.launch.cli", "export", "demo-with", *TINY, "--out", "kept"]
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secret"}
-    done = subprocess.run([*command, "--push", "me/s"], cwd=world, env=environment, capture_output=True, text=True)
+    words = ["export", "demo-with", *TINY, "--out", "kept", "--push", "me/s"]
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secret"}
+    done = warm.run([warm.Command("randcond.launch.cli", words, world, environment)])[0]
     assert done.returncode == 2
     assert "upload to me/s failed" in done.stderr and "Traceback" not in done.stderr
     assert (world / "kept/model_index.json").is_file()

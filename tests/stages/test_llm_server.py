@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.support import warm
+
 NOUNS = [f"noun{number}" for number in range(30)]
 
 
@@ -97,22 +99,22 @@ def test_nouns_are_judged_by_a_real_server_over_kills_of_both_sides(server: Serv
     (tmp_path / "out").mkdir()
     (tmp_path / "out/nouns.txt").write_text("\n".join(NOUNS) + "\n")
     words = ["datafree", "visual", "out", f"model={tmp_path / 'model'}", f"url=http://127.0.0.1:{server.port}/v1"]
-    command = [sys.executable, "-m", "randcond.launch.cli", *words, "concurrency=1", "temperature=0.0", "max_tokens=8"]
+    words += ["concurrency=1", "temperature=0.0", "max_tokens=8"]
 
-    def begin(upto: int) -> subprocess.Popen[str]:
-        asking = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def begin(upto: int) -> warm.Process:
+        asking = warm.Process(warm.Command("randcond.launch.cli", words, tmp_path))
         while server.answered() < upto:
-            assert asking.poll() is None, asking.communicate()[0]
+            assert asking.poll() is None, asking.communicate()
             time.sleep(0.02)
         return asking
 
     asking = begin(8)
     asking.send_signal(signal.SIGINT)
-    assert asking.wait(60) == 130
+    assert asking.wait() == 130
     done = server.answered()
     asking = begin(done + 5)
     server.kill()
     server.start()
-    assert asking.wait(120) == 0, asking.communicate()[0]
+    assert asking.wait() == 0, asking.communicate()
     assert (tmp_path / "out/visual.txt").read_text().split() == NOUNS
     assert len(NOUNS) <= server.answered() <= len(NOUNS) + 1  # the kill may cut off one answer

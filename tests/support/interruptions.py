@@ -16,18 +16,21 @@ from typing import Any
 
 import psutil
 
+from tests.support import warm
 from tests.support.patience import HANG
+
+Running = subprocess.Popen[Any] | warm.Process
 
 NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
 RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
 
 
-def below(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+def below(process: Running) -> list[psutil.Process]:
     """Returns all processes that a running `randcond` command has started."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def ranks(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+def ranks(process: Running) -> list[psutil.Process]:
     """Returns the stage processes of a running `randcond` command."""
     found = []
     for child in below(process):
@@ -40,7 +43,7 @@ def ranks(process: subprocess.Popen[Any]) -> list[psutil.Process]:
     return found
 
 
-def launcher(process: subprocess.Popen[Any], name: str) -> psutil.Process:
+def launcher(process: Running, name: str) -> psutil.Process:
     """Returns a process of the launcher. `name`: "bin/deepspeed" (the front end) or NODE."""
     for child in below(process):
         if any(word.endswith(name) for word in child.cmdline()[:5]):
@@ -48,7 +51,7 @@ def launcher(process: subprocess.Popen[Any], name: str) -> psutil.Process:
     raise AssertionError(f"no {name} is running")
 
 
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = HANG) -> None:
+def wait_for(happened: Callable[[], bool], process: Running, seconds: float = HANG) -> None:
     """Waits until `happened` returns True. Fails if the process ends first."""
     deadline = time.monotonic() + seconds
     while not happened():

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -69,75 +70,102 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+class Process:
+    """A command that runs in a forked process. It has the methods of `subprocess.Popen` that the tests need."""
+
+    def __init__(self, command: Command) -> None:
+        flags = [] if command.module == "-c" else ["-m"]
+        self.args = ["python", *flags, command.module, *command.words]
+        self.returncode: int | None = None
+        self._outputs = [Path(tempfile.mkstemp(prefix="randcond-out-")[1]) for _ in range(2)]
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect(str(_socket_of_server()))
+        request = {
+            "module": command.module,
+            "words": command.words,
+            "folder": str(command.folder),
+            "environment": {**os.environ, **ENVIRONMENT, **command.environment},
+        }
+        data = json.dumps(request).encode()
+        with ExitStack() as files:
+            numbers = [files.enter_context(path.open("wb")).fileno() for path in self._outputs]
+            socket.send_fds(self._server, [len(data).to_bytes(8, "big")], numbers)
+            self._server.sendall(data)
+        self.pid = self._number(HANG)
+
+    def _number(self, timeout: float) -> int:
+        """Reads a number that the server sends: first the process id, then the exit code."""
+        self._server.settimeout(timeout)
+        data = self._server.recv(8)
+        assert len(data) == 8, "the warm server is gone"
+        return int.from_bytes(data, "big", signed=True)
+
+    def poll(self) -> int | None:
+        """Returns the exit code, or None while the process runs."""
+        with suppress(BlockingIOError):
+            return self._end(timeout=0)
+        return None
+
+    def wait(self, timeout: float = HANG) -> int:
+        """Waits for the end and returns the exit code. Raises TimeoutExpired."""
+        try:
+            return self._end(timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(self.args, timeout) from None
+
+    def _end(self, timeout: float) -> int:
+        if self.returncode is None:
+            self.returncode = self._number(timeout)
+            self._server.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kills the process, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = HANG) -> tuple[str, str]:
+        """Waits for the end. Returns the standard output and the standard error."""
+        self.wait(timeout)
+        texts = [path.read_text(errors="replace") for path in self._outputs]
+        for path in self._outputs:
+            path.unlink()
+        return texts[0], texts[1]
+
+
 def run(commands: Sequence[Command], timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
     """Runs commands at the same time and waits for all of them.
 
-    If a command takes more than `timeout` seconds, kills it and those after it, and raises TimeoutExpired.
+    If they take more than `timeout` seconds, kills those that still run, and raises TimeoutExpired.
     """
-    running = [_begin(each) for each in commands]
-    done = []
+    deadline = time.monotonic() + timeout
+    processes = [Process(each) for each in commands]
     try:
-        while running:
-            done.append(_finished(*running[0], deadline=time.monotonic() + timeout))
-            running.pop(0)
+        outputs = [process.communicate(max(0.1, deadline - time.monotonic())) for process in processes]
     finally:
-        for _, _, pid, _ in running:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    return done
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.wait(), *texts)
+        for process, texts in zip(processes, outputs, strict=True)
+    ]
 
 
-Begun = tuple[Command, socket.socket, int, list[Path]]
-
-
-def _begin(command: Command) -> Begun:
-    outputs = [Path(tempfile.mkstemp(prefix="randcond-out-")[1]) for _ in range(2)]
-    line = socket.socket(socket.AF_UNIX)
-    line.connect(str(_server()))
-    files = [path.open("wb") for path in outputs]
-    request = {
-        "module": command.module,
-        "words": command.words,
-        "folder": str(command.folder),
-        "environment": {**os.environ, **ENVIRONMENT, **command.environment},
-    }
-    data = json.dumps(request).encode()
-    socket.send_fds(line, [len(data).to_bytes(8, "big")], [file.fileno() for file in files])
-    line.sendall(data)
-    for file in files:
-        file.close()
-    pid = _number(line)
-    return command, line, pid, outputs
-
-
-def _number(line: socket.socket) -> int:
-    """Reads a number that the server sent: a process's, or an exit code."""
-    data = line.recv(8)
-    assert len(data) == 8, "the warm server is gone"
-    return int.from_bytes(data, "big", signed=True)
-
-
-def _finished(
-    command: Command, line: socket.socket, _: int, outputs: list[Path], deadline: float
-) -> subprocess.CompletedProcess[str]:
-    words = ["python", "-m", command.module, *command.words]
-    line.settimeout(max(0.1, deadline - time.monotonic()))
-    try:
-        code = _number(line)
-    except TimeoutError:
-        raise subprocess.TimeoutExpired(words, deadline) from None
-    finally:
-        line.close()
-    texts = [path.read_text(errors="replace") for path in outputs]
-    for path in outputs:
-        path.unlink()
-    return subprocess.CompletedProcess(words, code, *texts)
+def run_code(code: str, *words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `python -c CODE WORDS`."""
+    return run([Command("-c", [code, *words], folder or Path.cwd())])[0]
 
 
 @cache
-def _server() -> Path:
+def _socket_of_server() -> Path:
     """Returns the socket of this process's server. The first call starts the server."""
     path = Path(tempfile.mkdtemp(prefix="randcond-warm-")) / "socket"
+    atexit.register(shutil.rmtree, path.parent)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.warm", str(path)],
         cwd=Path(__file__).parents[2],
@@ -221,6 +249,7 @@ def _fork(line: socket.socket, listener: socket.socket) -> int:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
         listener.close()
         line.close()
         empty = os.open(os.devnull, os.O_RDONLY)
@@ -231,7 +260,11 @@ def _fork(line: socket.socket, listener: socket.socket) -> int:
         os.chdir(request["folder"])
         sys.argv = [request["module"], *request["words"]]
         warnings.filterwarnings("ignore", message=".* found in sys.modules after import of package")
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        if request["module"] == "-c":
+            del sys.argv[1]
+            exec(compile(request["words"][0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

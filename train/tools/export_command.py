@@ -72,7 +72,7 @@ def _push(repository: str, folder: Path, private: bool, message: str) -> None:
     """Uploads the folder. Raises UserError with the reason if the upload fails; the folder stays."""
     from huggingface_hub import HfApi
 
-    hub = HfApi(token=os.environ["HF_TOKEN"])
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)

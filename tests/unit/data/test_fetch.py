@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -16,6 +14,7 @@ from randcond.data.inputs import fetch as fetching
 from randcond.data.inputs import fetch_command as inputs
 from randcond.data.inputs.catalogue import known_inputs, missing_input
 from randcond.launch.errors import UserError
+from tests.support import warm
 from tests.support.web import plain, served
 
 
@@ -134,8 +133,7 @@ def test_what_lacks_an_input_names_the_command() -> None:
     with pytest.raises(UserError, match="no such file; download it with `randcond fetch coco-prompts`"):
         list(read_source("inputs/coco-prompts/metadata.csv"))
     assert missing_input("elsewhere/coco-prompts/metadata.csv") == ""
-    words = [sys.executable, "-m", "randcond.launch.cli", "fetch", "--from"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = warm.run([warm.Command("randcond.launch.cli", ["fetch", "--from"], Path.cwd())])[0]
     assert done.returncode == 2 and "--from" in done.stderr and "--from_" not in done.stderr
 
 

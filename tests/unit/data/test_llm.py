@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +15,7 @@ from randcond.data.texts.datafree_command import even_shares, read_prompts, read
 from randcond.data.texts.journal import Journal
 from randcond.data.texts.llm import Answer, Endpoint, Question, Unusable, ask, estimate, read_endpoint
 from randcond.launch.errors import UserError
+from tests.support import warm
 from tests.support.endpoint import Asked, scripted
 
 QUESTIONS = [Question("be brief", f"question {number}") for number in range(60)]
@@ -71,7 +70,7 @@ from pathlib import Path
 from tests.unit.data.test_llm import Endpoint, QUESTIONS, ask, take
 ask(Endpoint(model="m", url="{asked.url}", tpm=40, concurrency=8), QUESTIONS, Path("{tmp_path}/a.jsonl"), take, 5, "x")
 """
-        process = subprocess.Popen([sys.executable, "-c", words], cwd=Path(__file__).parents[3])
+        process = warm.Process(warm.Command("-c", [words], tmp_path))
         time.sleep(8)
         assert process.poll() is None  # it waits because of the limit
         process.kill()
@@ -152,8 +151,8 @@ def reply(text: str) -> str:
     return "\n".join(["Here you are:", *(f'{n}. "{noun} in style {n}"' for n in range(1, 9))])
 
 
-def words(*command: str, asked: Asked) -> list[str]:
-    return [sys.executable, "-m", "randcond.launch.cli", *command, "model=m", f"url={asked.url}", "concurrency=4"]
+def command(*words: str, asked: Asked) -> warm.Command:
+    return warm.Command("randcond.launch.cli", [*words, "model=m", f"url={asked.url}", "concurrency=4"], Path.cwd())
 
 
 @pytest.mark.heavy
@@ -162,17 +161,17 @@ def test_captions_out_of_nothing_killed_in_the_middle(tmp_path: Path, sign: sign
     """After Ctrl-C and SIGTERM no question is asked twice. After kill -9 only those with pending answers are."""
     (tmp_path / "nouns.txt").write_text("\n".join(NOUNS) + "\n")
     with scripted(reply, delay=0.1) as asked:
-        for command in (("visual", str(tmp_path)), ("prompts", str(tmp_path), "--per-noun", "8")):
-            line = words("datafree", *command, asked=asked)
+        for words in (("visual", str(tmp_path)), ("prompts", str(tmp_path), "--per-noun", "8")):
+            asking = command("datafree", *words, asked=asked)
             before = sum(asked.answered.values())
-            process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            process = warm.Process(asking)
             while sum(asked.answered.values()) < before + 20:
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.01)
             process.send_signal(sign)
-            code = process.wait(30)
-            assert code == (-9 if sign == signal.SIGKILL else 130)
-            subprocess.run(line, check=True, capture_output=True)
+            assert process.wait() == (-9 if sign == signal.SIGKILL else 130)
+            again = warm.run([asking])[0]
+            assert again.returncode == 0, again.stderr
             twice = [question for question, times in asked.answered.items() if times > 1]
             assert len(twice) <= (4 if sign == signal.SIGKILL else 0) * 2
     kept = [noun for number, noun in enumerate(NOUNS) if number % 3]
@@ -187,14 +186,13 @@ def test_an_endpoint_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     (tmp_path / "nouns.txt").write_text("\n".join(NOUNS) + "\n")
     with scripted(reply, delay=0.05) as first:
         port = urlsplit(first.url).port
-        line = words("datafree", "visual", str(tmp_path), asked=first)
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = warm.Process(command("datafree", "visual", str(tmp_path), asked=first))
         while sum(first.answered.values()) < 20:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
     time.sleep(1)
     with scripted(reply, port=port or 0) as second:
-        assert process.wait(60) == 0, process.communicate()
+        assert process.wait() == 0, process.communicate()
     twice = (first.answered + second.answered).most_common(5)
     assert sum(times > 1 for _, times in twice) <= 4  # those whose answers were pending
     assert set(first.answered) | set(second.answered) == {datafree.VISUAL.format(noun=noun) for noun in NOUNS}

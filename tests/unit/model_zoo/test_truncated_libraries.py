@@ -1,13 +1,12 @@
 """Truncated libraries of a killed compilation are removed and built again by the next one."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from randcond.model_zoo.kernels.truncated_libraries import is_truncated, remove_truncated_libraries
+from tests.support import warm
 from tests.support.compiling import NARROW
 
 COMPILES = f"""
@@ -30,7 +29,7 @@ network(torch.ones(2, 8))
 
 
 def compile_once() -> None:
-    done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True)
+    done = warm.run_code(COMPILES)
     assert done.returncode == 0, done.stderr
 
 
