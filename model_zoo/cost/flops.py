@@ -14,10 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import once_per_configuration
+from randcond.model_zoo.denoiser.blank_run import TOKENS, blank_run
 
-TOKENS = 77
 _ATTENTION_OPS = {"aten.bmm"}  # the products of scaled dot-product attention on meta tensors
 _LAYER_OPS = {"aten.convolution", "aten.addmm", "aten.mm"}
 
@@ -36,21 +34,17 @@ class UNetCost:
         return 2 * (self.macs + self.attention_macs)
 
 
-@once_per_configuration
 def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int = TOKENS) -> UNetCost:
     """Returns the parameters and MACs of a U-Net class with a configuration.
 
     tokens: length of the captions. Raises UserError naming the operations that are neither layers nor attention.
     """
-    with torch.device("meta"), torch.no_grad():
-        unet = model.from_config(config)
-        with FlopCounterMode(display=False) as counter:
-            blank_forward(unet, tokens=tokens)
-    flop = {str(op): number for op, number in counter.get_flop_counts()["Global"].items()}
+    run = blank_run(model, config, tokens)
+    flop = run.flop
     if unknown := flop.keys() - _ATTENTION_OPS - _LAYER_OPS:
         raise UserError(f"cost: unknown operations {sorted(unknown)}; add them to _LAYER_OPS or _ATTENTION_OPS")
     macs, attention = (sum(flop.get(op, 0) for op in ops) // 2 for ops in (_LAYER_OPS, _ATTENTION_OPS))
-    return UNetCost(sum(p.numel() for p in unet.parameters()), macs, attention)
+    return UNetCost(run.parameters, macs, attention)
 
 
 def training_flop(teacher: UNetCost, student: UNetCost) -> int:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.condition import Condition, blank_forward, denoise
-from randcond.model_zoo.denoiser.configuration import UNetConfig, once_per_configuration, plain_config
+from randcond.model_zoo.denoiser.blank_run import blank_run
+from randcond.model_zoo.denoiser.condition import Condition, denoise
+from randcond.model_zoo.denoiser.configuration import UNetConfig, plain_config
 from randcond.model_zoo.students.rule import StudentRule
 
 
@@ -142,17 +143,14 @@ def projectors(
     return modules
 
 
-@once_per_configuration
-@torch.no_grad()
 def feature_shapes(
     model: type[UNet2DConditionModel], config: Mapping[str, Any], names: list[str]
 ) -> list[tuple[int, ...]]:
-    """Returns the shape of each tapped feature at batch 1, from a forward pass on the meta device.
+    """Returns the shape of each tapped feature at batch 1: (1, C, h, w) or (1, tokens, C).
 
-    Shapes are (1, C, h, w) or (1, tokens, C).
+    Raises UserError if the network has no such module.
     """
-    with torch.device("meta"):
-        unet = model.from_config(plain_config(config))
-        taps = FeatureTaps(unet, names)
-        blank_forward(unet, tokens=1)
-    return [tuple(feature.shape) for feature in taps.collect()]
+    shapes = blank_run(model, config).shapes
+    if missing := [name for name in names if name not in shapes]:
+        raise UserError(f"feature tap: the network has no module {missing[0]}")
+    return [shapes[name] for name in names]
