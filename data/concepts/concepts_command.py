@@ -9,7 +9,7 @@ from randcond.data.captions.caption_lists import read_unique
 from randcond.data.concepts.coco import split_coco
 from randcond.data.concepts.judge import Judge
 from randcond.data.concepts.words import ANIMALS, WordList, read_words
-from randcond.data.texts.llm import read_endpoint
+from randcond.data.texts.endpoint import read_endpoint
 from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.config.paths import resolve_path, resolve_sources
 from randcond.launch.errors import UserError

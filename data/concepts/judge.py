@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from randcond.data.concepts.verdicts import Verdict, names, plain_key, read_verdict, read_verdicts
+from randcond.data.texts.endpoint import Endpoint
 from randcond.data.texts.journal import Journal
-from randcond.data.texts.llm import Answer, Endpoint, Question, Unusable, ask
+from randcond.data.texts.llm import Question, ask
+from randcond.data.texts.replies import Answer, Unusable
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.logs import log
 
 # The prompts of supplement J, word for word except for the name of the concept.
 SYSTEM = (
@@ -22,20 +25,18 @@ USER = (
     "in JSON format. Provide an answer with 'yes' or 'no' for each sentence. If the answer is 'yes', provide the "
     "specific {name} name that led you to this conclusion. Provide the answers in JSON format as a list of "
     "dictionaries, where each dictionary contains 'contains_{many}' with either 'yes' or 'no', and 'reason', which is "
-    "the {name} name if 'yes', or an empty string if 'no'.\n\nInput: {sentences}"
+    "the {name} name if 'yes', or an empty string if 'no'.{ids}\n\nInput: {sentences}"
 )
-_TOKENS = 22  # approximate number of tokens in the answer for one sentence
-
-
-class Verdict(NamedTuple):
-    """The language model's verdict on one caption."""
-
-    unseen: bool
-    word: str  # the word in the caption that led to the verdict
+_IDS = " Repeat the 'id' of the sentence in each dictionary."  # ours, if a question has several sentences
+_TOKENS = 32  # approximate number of tokens in the answer for one sentence
 
 
 class Judge:
-    """Asks a language model about several captions per question. Captions without a usable answer are asked singly."""
+    """Asks a language model about several captions per question. Captions without a certain verdict are asked singly.
+
+    In a question about several captions each has an id, which the answer should repeat: models change the order of
+    answers and leave some out. A question about one caption has the paper's words alone.
+    """
 
     def __init__(self, endpoint: Endpoint, journal: Path, concept: str, plural: str, per_question: int) -> None:
         """`concept`: a noun (animal). `plural`: its plural (animals). `per_question`: number of captions per question.
@@ -46,64 +47,111 @@ class Judge:
             raise UserError(f"--per-question: is {per_question}, expected at least 1")
         self.endpoint, self.journal, self.plural, self.per_question = endpoint, journal, plural, per_question
         self.names = {"name": concept, "one": f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}", "many": plural}
+        self.keys = (plain_key(f"contains_{plural}"), plain_key(f"contains_{concept}"))
 
     def judge(self, captions: Sequence[str], label: str, dry_run: bool = False) -> dict[str, Verdict | None]:
         """Returns caption -> verdict. None: the model gave no usable answer, or `dry_run` and no verdict yet.
 
         A caption that has a verdict in the journal keeps it, and is not asked about again.
         """
-        for size in (self.per_question, 1):
-            known, unusable = self._verdicts()
-            todo = [caption for caption in captions if self._id(caption) not in known]
-            todo = [caption for caption in todo if self._question([caption]).id not in unusable]
-            batches = [todo[start : start + size] for start in range(0, len(todo), size)]
-            self._ask(batches, label if size > 1 else f"{label}, one by one", dry_run)
-            if dry_run:
-                break
-        known, _ = self._verdicts()
-        return {caption: known.get(self._id(caption)) for caption in captions}
+        by_id = {self._id(caption): caption for caption in captions}
+        known = self._known(by_id)
+        if known.uncertain:
+            log.info(
+                f"{label}: {len(known.uncertain):,} verdicts in {self.journal} were matched to their captions by the "
+                f"order of the answers, which is not certain; these captions are asked again"
+            )
+        asked = {*known.verdicts, *known.singly}
+        together = [caption_id for caption_id in by_id if caption_id not in asked]
+        self._ask(by_id, together, self.per_question, label, dry_run)
+        known = self._known(by_id)
+        alone = [caption_id for caption_id in by_id if caption_id in known.singly and caption_id not in known.verdicts]
+        self._ask(by_id, alone, 1, f"{label}, one by one", dry_run)
+        verdicts = self._known(by_id).verdicts
+        return {caption: verdicts.get(caption_id) for caption_id, caption in by_id.items()}
 
     def _id(self, caption: str) -> str:
         return hashlib.sha256(f"{self.plural}\0{caption}".encode()).hexdigest()[:16]
 
-    def _verdicts(self) -> tuple[dict[str, Verdict], set[str]]:
-        """Reads the journal. Returns caption id -> verdict, and the ids of questions without a usable answer."""
+    def _known(self, by_id: Mapping[str, str]) -> "_Known":
+        """Reads what the journal says about captions. `by_id`: id -> caption."""
         journal = Journal(self.journal, self.endpoint.model, read_only=True)
-        verdicts = {
-            caption_id: Verdict(*verdict)
-            for answer in journal.answers.values()
-            for caption_id, verdict in answer.items()
-        }
-        return verdicts, journal.unusable
+        known = _Known({}, set(journal.about), set())
+        for question_id, answer in journal.answers.items():
+            for caption_id, data in _entries(self.journal, question_id, answer):
+                if caption_id not in by_id:
+                    continue
+                verdict = Verdict(*data) if data else None
+                if verdict and (verdict.match or _is_checked(verdict, by_id[caption_id], len(answer) == 1)):
+                    known.verdicts[caption_id] = verdict
+                elif data is None or len(answer) == 1:
+                    known.singly.add(caption_id)
+                else:
+                    known.uncertain.add(caption_id)
+        known.uncertain.difference_update(known.verdicts, known.singly)
+        return known
 
-    def _ask(self, batches: list[list[str]], label: str, dry_run: bool) -> None:
-        batch_of = {(question := self._question(batch)).id: (question, batch) for batch in batches}
+    def _ask(self, by_id: Mapping[str, str], todo: list[str], size: int, label: str, dry_run: bool) -> None:
+        """Asks about the captions with the ids `todo`, `size` captions per question."""
+        batches = [todo[start : start + size] for start in range(0, len(todo), size)]
+        questions = [self._question([by_id[each] for each in batch], batch) for batch in batches]
+        batch_of = {question.id: batch for question, batch in zip(questions, batches, strict=True)}
 
-        def read(question: Question, answer: Answer) -> dict[str, tuple[bool, str]]:
-            batch = batch_of[question.id][1]
-            verdicts = read_verdicts(answer.text, f"contains_{self.plural}", len(batch))
-            return dict(zip(map(self._id, batch), verdicts, strict=True))
+        def read(question: Question, answer: Answer) -> dict[str, Verdict | None]:
+            batch = batch_of[question.id]
+            if len(batch) == 1:
+                verdicts = {batch[0]: read_verdict(answer.text, self.keys, by_id[batch[0]])}
+            else:
+                short = _short_ids(batch)
+                found = read_verdicts(answer.text, self.keys, {short[each]: by_id[each] for each in batch})
+                verdicts = {each: found.get(short[each]) for each in batch}
+            if not any(verdicts.values()):
+                raise Unusable
+            return verdicts
 
-        tokens = _TOKENS * sum(map(len, batches)) / max(1, len(batches))
-        questions = [question for question, _ in batch_of.values()]
-        ask(self.endpoint, questions, self.journal, read, tokens, label, dry_run)
+        tokens = _TOKENS * len(todo) / max(1, len(batches))
+        hard = size < self.per_question  # these are the captions without a verdict so far
+        ask(self.endpoint, questions, self.journal, read, tokens, label, dry_run, hard)
 
-    def _question(self, batch: Sequence[str]) -> Question:
-        sentences = json.dumps(list(batch), ensure_ascii=False)
-        return Question(SYSTEM.format(**self.names), USER.format(**self.names, sentences=sentences))
+    def _question(self, captions: list[str], ids: list[str]) -> Question:
+        if len(captions) == 1:
+            sentences = json.dumps(captions, ensure_ascii=False)
+            return Question(SYSTEM.format(**self.names), USER.format(**self.names, sentences=sentences, ids=""))
+        short = _short_ids(ids)
+        entries = [{"id": short[each], "sentence": caption} for each, caption in zip(ids, captions, strict=True)]
+        sentences = json.dumps(entries, ensure_ascii=False)
+        user = USER.format(**self.names, sentences=sentences, ids=_IDS)
+        return Question(SYSTEM.format(**self.names), user, tuple(ids))
 
 
-def read_verdicts(answer: str, key: str, count: int) -> list[tuple[bool, str]]:
-    """Parses an answer to (unseen, word) for each sentence. `key`: the JSON key with yes or no.
+def _is_checked(verdict: Verdict, caption: str, alone: bool) -> bool:
+    """Returns True if a verdict of an older version is certain. `alone`: the question was about this caption alone."""
+    return names(verdict.word, caption) if verdict.unseen else alone
 
-    Raises Unusable if the answer is not a JSON list with `count` entries of yes or no.
+
+def _entries(path: Path, question_id: str, answer: Any) -> list[tuple[str, Any]]:
+    """Returns the entries of an answer in the journal: caption id, and the fields of its verdict or None."""
+    entries = list(answer.items()) if isinstance(answer, dict) else [("", 0)]
+    if any(data is not None and not (isinstance(data, list) and len(data) in (2, 3)) for _, data in entries):
+        raise UserError(f"{path}: the answer {question_id} is not a judge's; remove its line, then it is asked again")
+    return entries
+
+
+class _Known(NamedTuple):
+    """What a journal says about captions, by their ids."""
+
+    verdicts: dict[str, Verdict]
+    singly: set[str]  # asked about without a certain answer, so that the next question is about it alone
+    uncertain: set[str]  # an older version matched the verdict by its position
+
+
+def _short_ids(ids: list[str]) -> dict[str, str]:
+    """Returns id -> a short id for a question: not numbers in sequence, which a model may invent.
+
+    >>> _short_ids(["1f3a77", "1f3b00"])
+    {'1f3a77': 's1f3a', '1f3b00': 's1f3b'}
     """
-    json_list = re.search(r"\[.*\]", answer, re.DOTALL)  # models often put a code fence or a sentence around it
-    try:
-        entries: list[dict[str, Any]] = json.loads(json_list[0]) if json_list else []
-        verdicts = [({"yes": True, "no": False}[entry[key].lower()], str(entry.get("reason", ""))) for entry in entries]
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        raise Unusable from None
-    if len(verdicts) != count:
-        raise Unusable
-    return verdicts
+    length = 4
+    while len({each[:length] for each in ids}) < len(ids):
+        length += 1
+    return {each: f"s{each[:length]}" for each in ids}

@@ -9,14 +9,15 @@ To resume a killed command, run it again. `randcond datafree visual --help` expl
 """
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from randcond.data.captions.row_filter import clean_text
-from randcond.data.texts.llm import Answer, Question, Unusable, ask, read_endpoint
+from randcond.data.texts.answers import read_prompts, read_verdict
+from randcond.data.texts.endpoint import read_endpoint
+from randcond.data.texts.journal import Journal
+from randcond.data.texts.llm import Question, ask
 from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, write_json, write_text
@@ -33,7 +34,6 @@ PROMPTS = (
     "numbering.\n\nInput: '{noun}'"
 )
 _VERDICT_TOKENS, _PROMPT_TOKENS = 40, 28  # approximate number of tokens of one yes/no answer, and of one prompt
-_ITEM = re.compile(r"^[\s*_]*\d+\s*[.):]+[*_]*\s+(.*\S)")
 
 
 def nouns(out: str, *, depth: int = 14, wordnet: str = "") -> None:
@@ -57,10 +57,12 @@ def visual(out: str, *llm: str, dry_run: bool = False) -> None:
                concurrency=N       maximum number of open requests (default: 16)
                rpm=N tpm=N         maximum requests and tokens per minute (default: 0, no limit)
                retries=N           retries of a failed request (default: 10)
-               timeout=SECONDS     time limit of a request (default: 120)
+               timeout=SECONDS     time limit of a whole answer (default: 120)
                temperature=X max_tokens=N   (default: the model's)
                price_in=X price_out=X       US dollars per million tokens of questions and of answers
                max_cost=X          stop before the first question if the estimate is above X US dollars
+               max_unusable=X      stop if more than this share of the first 100 questions has no usable answer
+                                   (default: 0.5; 1: never)
     --dry-run  print the number of remaining questions and their estimated cost, and stop
 
     example    randcond datafree visual runs/datafree model=gpt-3.5-turbo rpm=3000 price_in=0.5 price_out=1.5
@@ -74,13 +76,8 @@ def visual(out: str, *llm: str, dry_run: bool = False) -> None:
         return
     visual_nouns = [noun for noun, question in questions.items() if verdicts.answers.get(question.id)]
     write_text(Path(out) / "visual.txt", "\n".join(visual_nouns) + "\n")
-    unclear = sum(question.id in verdicts.unusable for question in questions.values())
     print(f"{len(visual_nouns):,} of {len(noun_list):,} nouns are visual: {out}/visual.txt")
-    if unclear:
-        print(
-            f"{unclear:,} nouns got no clear answer and are left out; to ask again, remove their lines (unusable) from "
-            f"{journal}"
-        )
+    _say_what_is_missing(verdicts, questions, "are left out")
 
 
 def prompts(out: str, *llm: str, per_noun: int = 128, dry_run: bool = False) -> None:
@@ -100,18 +97,19 @@ def prompts(out: str, *llm: str, per_noun: int = 128, dry_run: bool = False) -> 
     answer_tokens = _PROMPT_TOKENS * per_noun
     endpoint = read_endpoint(llm)
     journal = folder / "answers.jsonl"
-    answers = ask(endpoint, questions.values(), journal, read_prompts, answer_tokens, "prompts", dry_run).answers
+    outcomes = ask(endpoint, questions.values(), journal, read_prompts, answer_tokens, "prompts", dry_run)
     if dry_run:
         return
     counts: Counter[str] = Counter()
     with atomic_write(folder / "prompts.jsonl") as temporary, temporary.open("w") as file:
         for noun, question in questions.items():
-            noun_prompts = answers.get(question.id, [])[:per_noun]
+            noun_prompts = outcomes.answers.get(question.id, [])[:per_noun]
             counts.update(nouns=bool(noun_prompts), prompts=len(noun_prompts), missing=per_noun - len(noun_prompts))
             for caption in noun_prompts:
                 file.write(json.dumps({"caption": caption, "noun": noun}, ensure_ascii=False) + "\n")
     write_json(folder / "prompts.json", {"model": endpoint.model, "per_noun": per_noun, **counts})
     print(f"{counts['prompts']:,} prompts for {counts['nouns']:,} nouns, {counts['missing']:,} fewer than requested")
+    _say_what_is_missing(outcomes, questions, "have no prompts")
 
 
 def sample(out: str, *, n: int = 212_000, seed: int = 0) -> None:
@@ -166,24 +164,15 @@ def even_shares(sizes: list[int], n: int, random: np.random.Generator) -> list[i
     return shares
 
 
-def read_verdict(question: Question, answer: Answer) -> bool:
-    """Returns True if the answer starts with yes, False if it starts with no. Raises Unusable otherwise."""
-    word = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
-    if word is None:
-        raise Unusable
-    return word[1].lower() == "yes"
-
-
-def read_prompts(question: Question, answer: Answer) -> list[str]:
-    """Returns the numbered lines of an answer as cleaned captions, without numbers, quotes and duplicates.
-
-    If the answer was cut off, its incomplete last line is ignored. Raises Unusable if there are no numbered lines.
-    """
-    lines = answer.text.splitlines()[: -1 if answer.cut else None]
-    items = [clean_text(match[1]).strip("\"'“”*_ ") for line in lines if (match := _ITEM.match(line))]
-    if not (captions := list(dict.fromkeys(filter(None, items)))):
-        raise Unusable
-    return captions
+def _say_what_is_missing(outcomes: Journal, questions: dict[str, Question], they: str) -> None:
+    """Prints how many nouns got no usable answer. `questions`: noun -> question. `they`: what follows for them."""
+    unusable = sum(question.id in outcomes.unusable for question in questions.values())
+    refused = sum(question.id in outcomes.refused for question in questions.values())
+    if unusable or refused:
+        print(
+            f"{unusable + refused:,} nouns {they}: {unusable:,} got no usable answer, {refused:,} were refused; to ask "
+            f"again, remove their lines (unusable, refused) from {outcomes.path}"
+        )
 
 
 def _lines(path: Path, command: str) -> list[str]:

@@ -10,9 +10,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
 from randcond.data.concepts import concepts_command as tools
 from randcond.data.concepts.coco import split_coco
-from randcond.data.concepts.judge import read_verdicts
 from randcond.data.concepts.words import ANIMALS, WordList, read_words
-from randcond.data.texts.llm import Unusable
 from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.errors import UserError
 from tests.support.endpoint import scripted
@@ -68,12 +66,14 @@ CAPTIONS = ["a red car", "my dog", "rex plays fetch", "a sunset", "nemo swims", 
 
 def opinion(text: str) -> str:
     """Answers like a model that knows two names, fails on one caption, and puts its JSON into a code block."""
-    sentences = json.loads(text.split("Input: ")[1])
+    given = json.loads(text.split("Input: ")[1])
+    sentences = [each["sentence"] if isinstance(each, dict) else each for each in given]
     if any("unclear" in sentence for sentence in sentences):
         return "I would rather not."
-    known = {"rex": "dog", "nemo": "fish"}
-    found = [next((animal for name, animal in known.items() if name in sentence), "") for sentence in sentences]
-    answer = [{"contains_animals": "yes" if animal else "no", "reason": animal} for animal in found]
+    found = [next((name for name in ("rex", "nemo") if name in sentence), "") for sentence in sentences]
+    answer = [{"contains_animals": "yes" if name else "no", "reason": name} for name in found]
+    for entry, each in zip(answer, given, strict=True):
+        entry |= {"id": each["id"]} if isinstance(each, dict) else {}
     return f"```json\n{json.dumps(answer)}\n```"
 
 
@@ -91,7 +91,7 @@ def test_captions_are_split_by_words_and_by_a_model(tmp_path: Path, capsys: pyte
         assert [found[caption].get("by") for caption in CAPTIONS] == [
             None, "words", "judge", None, "judge", "unclear", None
         ]  # fmt: skip
-        assert found["rex plays fetch"] == {"unseen": True, "by": "judge", "word": "dog"}
+        assert found["rex plays fetch"] == {"unseen": True, "by": "judge", "word": "rex"}
         assert (out / "seen.txt").read_text().splitlines() == ["a red car", "a sunset", "two chairs"]
         counts = Counter(asked.answered)
         tools.split(str(out), source, *words, per_question=3)
@@ -109,23 +109,6 @@ def test_captions_are_split_by_words_and_by_a_model(tmp_path: Path, capsys: pyte
     assert "contains_animals" in first and "the animal name if 'yes'" in first
     report = json.loads((out / "split.json").read_text())
     assert (report["captions"], report["seen"], report["judge"], report["dropped"]) == (7, 3, 2, {"duplicate": 1})
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "[]",
-        "no JSON",
-        '[{"contains_animals": "maybe"}]',
-        '[{"reason": "dog"}]',
-        "[1]",
-        '[{"contains_animals": "no"}] x ]',
-    ],
-)
-def test_answers_that_are_no_verdicts(answer: str) -> None:
-    with pytest.raises(Unusable):
-        read_verdicts(answer, "contains_animals", 1)
 
 
 def make_blip(folder: Path) -> None:

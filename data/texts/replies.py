@@ -1,0 +1,169 @@
+"""Reads the replies of chat endpoints, whatever their shape: an answer, a refusal, or trouble to try again after."""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+_LARGEST = 200_000  # characters of an answer; a longer one is cut here
+_CUT = {"length", "max_tokens", "model_length", "content_filter", "safety", "recitation", "abort", "aborted", "error"}
+_REFUSALS = {400, 413, 422, 451}  # HTTP statuses that concern one question
+_TEMPORARY = {408, 409, 425, 429}  # and all from 500 on
+_TEXT_PARTS = ("text", "output_text")  # types of the parts of `content` that are the answer
+_POLICY = re.compile(r"content.?(filter|policy)|moderation|responsible.?ai|inspection|flagged", re.IGNORECASE)
+_SETTINGS = {"model", "temperature", "max_tokens", "max_completion_tokens"}  # an error about these is no refusal
+_SETTING_CODES = {
+    "model_not_found", "invalid_model", "unsupported_parameter", "unsupported_value", "unknown_parameter",
+    "invalid_api_key", "insufficient_quota",
+}  # fmt: skip
+_REASONING = re.compile(
+    r"<(?P<close>/?)(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection)(?:\s[^<>]{0,100})?(?P<empty>/?)>"
+    r"|(?-i:\[(?P<close2>/?)THINK\])|◁(?P<close3>/?)think▷",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,100}<\|message\|>")  # of models in the format harmony
+_SPECIAL_TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:end_of_turn|eos|bos|pad)>")
+
+
+class Answer(NamedTuple):
+    """An answer of the language model."""
+
+    text: str  # without reasoning
+    cut: bool = False  # True if a length limit, a filter or a fault ended the answer early
+    raw: str = ""  # with reasoning
+
+
+class Reply(NamedTuple):
+    """A reply of the endpoint that contains an answer."""
+
+    answer: Answer
+    tokens: tuple[int, int]  # of the question and of the answer; 0 if the reply does not tell
+
+
+class Unusable(Exception):
+    """Raised if an answer can't be parsed. To ask the question again, remove its line from the journal."""
+
+
+class Refused(Exception):
+    """Raised if the endpoint or its model refuses this one question."""
+
+    def __init__(self, message: str, tokens: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+
+
+class Rejected(Exception):
+    """Raised if the endpoint would refuse every question: a wrong key, model or setting."""
+
+
+class Trouble(Exception):
+    """Raised if there is no answer, but another try may help."""
+
+    def __init__(self, message: str, pause: float | None = None) -> None:
+        """`pause`: seconds to wait before the next try, as the endpoint asks."""
+        super().__init__(message)
+        self.pause = pause
+
+
+def read_reply(body: bytes) -> Reply:
+    """Reads the body of a reply with HTTP status 200.
+
+    A completion without an answer in it (`choices: []`, `message: null`, `content: null`) is an empty answer. Fields
+    beside `content`, such as `reasoning_content`, are ignored.
+    Raises Refused, Rejected or Trouble if the reply contains an error, and Trouble if it is not a chat completion.
+    """
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        reply = None
+    if not isinstance(reply, dict) or not ("choices" in reply or reply.get("error")):
+        shown = body[:200].decode(errors="replace")
+        raise Trouble(f"its reply is not a chat completion: {shown!r}; check that url ends with /v1")
+    choices = reply.get("choices")
+    choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
+    message = _mapping(choice.get("message"))
+    tokens = _tokens(reply.get("usage"))
+    raw = _text(message.get("content")).encode(errors="replace").decode()  # replaces unpaired surrogates
+    if error := choice.get("error") or (not raw and reply.get("error")):
+        raise read_error(None, error, f"an error in its reply: {json.dumps(error, ensure_ascii=True)[:300]}")
+    if not raw and isinstance(message.get("refusal"), str) and message["refusal"]:
+        raise Refused(_text(message["refusal"]).encode(errors="replace").decode(), tokens)
+    text, reasoning_ends = without_reasoning(raw[:_LARGEST])
+    cut = str(choice.get("finish_reason")).lower() in _CUT or len(raw) > _LARGEST or not reasoning_ends
+    return Reply(Answer(text, cut, raw), tokens)
+
+
+def read_error(status: int | None, error: Any, message: str, pause: float | None = None) -> Exception:
+    """Returns the exception for an error that the endpoint reports: Refused, Rejected or Trouble.
+
+    `status`: HTTP status; None if the error is in a reply with status 200, whose code then counts.
+    `error`: the decoded `error` object. `message`: for the exception.
+    """
+    fields = _mapping(error)
+    code = str(fields.get("code") or "")
+    if status is None:
+        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
+    setting = re.match(r"\w*", str(fields.get("param") or ""))
+    if _POLICY.search(f"{code} {fields.get('type')}") or "flagged_input" in _mapping(fields.get("metadata")):
+        return Refused(message)
+    if code in _SETTING_CODES or (setting and setting[0] in _SETTINGS):
+        return Rejected(message)
+    if status in _REFUSALS:
+        return Refused(message)
+    if status in _TEMPORARY or status >= 500:
+        return Trouble(message, pause)
+    return Rejected(message)
+
+
+def without_reasoning(text: str) -> tuple[str, bool]:
+    """Returns a text without its reasoning and without special tokens, and True unless the reasoning has no end.
+
+    A closing tag without an opening one ends reasoning that began with the text.
+
+    >>> without_reasoning("<think>Is it a dog? Yes.</think>\\nNo.")
+    ('No.', True)
+    >>> without_reasoning("It is no dog.</think>No.")
+    ('No.', True)
+    >>> without_reasoning("<think>Is it a dog? Yes.")
+    ('', False)
+    """
+    channels = list(_CHANNEL.finditer(text))
+    if channels:
+        last = channels[-1]
+        text = text[last.end() :] if last[1] == "final" else ""
+        return _SPECIAL_TOKEN.sub("", text).lstrip(), last[1] == "final"
+    kept: list[str] = []
+    position, inside = 0, False
+    for tag in _REASONING.finditer(text):
+        if not inside:
+            kept.append(text[position : tag.start()])
+        position = tag.end()
+        if tag["close"] or tag["close2"] or tag["close3"]:
+            if not inside:  # no opening tag: all before is reasoning
+                kept.clear()
+            inside = False
+        elif not tag["empty"]:
+            inside = True
+    if not inside:
+        kept.append(text[position:])
+    return _SPECIAL_TOKEN.sub("", "".join(kept)).lstrip(), not inside
+
+
+def _text(content: Any) -> str:
+    """Returns the text of `content`: a string, or a list of parts of which those with text count."""
+    return "".join(map(_text_of_part, content if isinstance(content, list) else [content]))
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, dict):
+        part = part.get("text") if part.get("type", "text") in _TEXT_PARTS else ""
+    return part if isinstance(part, str) else ""
+
+
+def _tokens(usage: Any) -> tuple[int, int]:
+    counts = (_mapping(usage).get(name) for name in ("prompt_tokens", "completion_tokens"))
+    tokens_in, tokens_out = (count if type(count) is int and 0 <= count < 2**31 else 0 for count in counts)
+    return tokens_in, tokens_out
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

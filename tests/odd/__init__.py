@@ -1,0 +1,1 @@
+"""Odd inputs: what people bring, and the right outcome of each."""
