@@ -7,6 +7,7 @@ resulting bytes do not depend on the number of ranks, even if the run is killed 
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 
 from randcond.data.cache.latent_source import LatentSource, cache_identity, latent_source, source_kind
 from randcond.data.cache.manifest import describe
-from randcond.data.cache.shards import FORMAT, shard_done, write_shard
+from randcond.data.cache.shards import FORMAT, read_index, shard_done, write_shard
 from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.data.images.decode import READING
+from randcond.data.images.left_out import left_out
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Cache, Config
@@ -82,7 +85,7 @@ def run(config: Config) -> None:
     remedy = "To use it, restore these settings. To make another cache, give another paths.cache."
     if (folder / "plan.json").is_file():
         stored = read_json(folder / "plan.json")
-        absent = absent_settings(Cache, "cache", source_kind(config), "shards") | {"compile": None}
+        absent = absent_settings(Cache, "cache", source_kind(config), "shards") | {"compile": None, "reading": READING}
         check_matches(stored, cache_plan, f"the cache at {folder}", remedy, absent)
         cache_plan = stored  # may have fewer keys, if an older version wrote it: the shards contain a hash of it
     else:
@@ -99,6 +102,11 @@ def run(config: Config) -> None:
     done = sum(map(is_done, shards))
     if done < len(shards) and rank() == 0:
         log.info(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to create")
+        if "reading" in source.facts and "reading" not in cache_plan:
+            log.warning(
+                f"cache: {folder} was begun by an older version, which did not turn images by their EXIF data and "
+                f"dropped their transparency; the shards that are created now follow docs/data.md"
+            )
     source.begin(teacher)
     silent = rank() != 0 or done == len(shards)
     with Progress(total=len(shards), initial=done, desc="caching", unit="shard", disable=silent) as bar:
@@ -124,11 +132,14 @@ def _make_shard(config: Config, source: LatentSource, shard: Path, number: int, 
     first = number * cache.shard_size
     ids = range(first, min(first + cache.shard_size, cache.size))
     samples: list[dict[str, Any]] = []
-    left_out: list[dict[str, Any]] = []
+    without: list[dict[str, Any]] = []
     for start in range(ids.start, ids.stop, cache.batch):
         chunk = range(start, min(start + cache.batch, ids.stop))
         batch, metas, errors = source.latents(chunk)
-        left_out += [{"caption_id": caption_id, "error": error} for caption_id, error in errors.items()]
+        without += [
+            {"caption_id": caption_id, "error": str(error), "reason": error.reason}
+            for caption_id, error in errors.items()
+        ]
         latents = batch.float().cpu().numpy()
         if not np.isfinite(latents).all() or np.abs(latents).max(initial=0) > np.finfo(np.float16).max:
             raise UserError(
@@ -139,7 +150,7 @@ def _make_shard(config: Config, source: LatentSource, shard: Path, number: int, 
             caption_id = meta.pop("caption_id")
             caption = source.captions[caption_id]
             samples.append({"caption_id": caption_id, "caption": caption, "latent": latent, "meta": meta})
-    write_shard(shard, samples, plan_hash, left_out)
+    write_shard(shard, samples, plan_hash, without)
 
 
 def _finish(folder: Path, cache_plan: dict[str, Any], shards: list[Path]) -> None:
@@ -149,7 +160,15 @@ def _finish(folder: Path, cache_plan: dict[str, Any], shards: list[Path]) -> Non
     if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
         return
     write_json(folder / "manifest.json", manifest)
-    left_out = sum(entry.left_out for entry in entries)
-    skipped = f"; damaged images skipped: {left_out} (listed in the shard indexes)" if left_out else ""
-    count = cache_plan["captions"] - left_out
+    damaged = sum(entry.left_out for entry in entries)
+    skipped = _skipped(shards) if damaged else ""
+    count = cache_plan["captions"] - damaged
     log.info(f"cache: complete, {count} latents in {len(shards)} shards at {folder}{skipped}")
+
+
+def _skipped(shards: list[Path]) -> str:
+    """Returns how many damaged images have no latent, by reason, with the first ones; the shard indexes list them."""
+    entries = [entry for shard in shards for entry in read_index(shard)["left_out"]]
+    reasons = Counter(entry.get("reason", "damaged") for entry in entries)  # older indexes have no reason
+    said = left_out(reasons, [entry["error"] for entry in entries])
+    return f"; damaged images skipped: {said} (the shard indexes list them)"

@@ -5,25 +5,28 @@ for each image, or WebDataset tars of pairs (KEY.jpg, KEY.txt). Out: captions an
 """
 
 import csv
-import io
 import json
-import tarfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from randcond.data.captions.row_filter import clean_text
 from randcond.data.captions.sources import COLUMNS
+from randcond.data.images.decode import read_image
+from randcond.data.images.find import find_images, shown, taken
+from randcond.data.images.left_out import LeftOut
+from randcond.data.images.pairs import read_caption, read_pairs
 from randcond.data.inputs.catalogue import MissingInput, missing_input
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
 
-KINDS = (".jpg", ".jpeg", ".png", ".webp")
+EXTREME = 16  # sides in this ratio or above are cropped before the image is scaled
 
 
 class Picture(NamedTuple):
@@ -34,48 +37,82 @@ class Picture(NamedTuple):
     file: Path  # the image file, or the tar that contains it
     start: int = 0  # offset of the image in `file`, in bytes
     size: int = -1  # bytes; -1: to the end of the file
+    suffix: str = ""  # of the image in a tar, such as .jpg
 
 
-def find_pictures(source: str) -> list[Picture]:
+def find_pictures(
+    source: str, left_out: LeftOut | None = None, passed_over: Counter[str] | None = None
+) -> list[Picture]:
     """Finds captioned images and returns them in a fixed order.
 
-    `source`: a folder of images, or WebDataset tars (one tar, a folder of tars or a glob).
+    `source`: a folder of images, or WebDataset tars (one tar, a folder of tars or a glob). `left_out` decides whether
+    what can't be used is an error (also if it is not given) or counted. Files that are no images are counted by reason
+    in `passed_over`.
     Raises UserError if the source is missing, an image has no caption, or a file can't be read.
     """
+    left_out = left_out if left_out is not None else LeftOut(skip=False)
+    passed_over = passed_over if passed_over is not None else Counter()
     if is_url(source):
         raise UserError(f"cache.images: {source} is a URL; download the images first and give their folder")
     path = Path(source)
     if path.is_dir():
-        tars = sorted(path.glob("*.tar"))
+        tars = [each for each in sorted(path.iterdir()) if each.suffix.lower() == ".tar" and each.is_file()]
     else:
         tars = [path] if path.is_file() else sorted(Path(path.parent).glob(path.name))
     if not tars and not path.is_dir():
         raise MissingInput(f"cache.images: {source} does not exist{missing_input(source)}")
-    pictures = [picture for tar in tars for picture in _in_tar(tar)] if tars else _in_folder(path)
-    if not pictures:
-        raise UserError(f"cache.images: {source} contains no image with a caption (known: {', '.join(KINDS)})")
+    pictures = _in_tars(path, tars, left_out, passed_over) if tars else _in_folder(path, left_out, passed_over)
     if empty := [picture.name for picture in pictures if not picture.caption]:
-        raise UserError(f"cache.images: {source}: {len(empty)} images have an empty caption, the first is {empty[0]}")
+        first = f"{len(empty)} images have an empty caption, the first is {shown(empty[0])}"
+        left_out.add("empty caption", f"cache.images: {source}: {first}", len(empty))
+    pictures = [picture for picture in pictures if picture.caption]
+    if not pictures:
+        why = f"; left out {left_out}" if left_out.counts else ""
+        raise UserError(f"cache.images: {source} contains no image with a caption: {taken(0, passed_over)}{why}")
     return pictures
 
 
-def _in_folder(folder: Path) -> list[Picture]:
+def _in_tars(source: Path, tars: list[Path], left_out: LeftOut, passed_over: Counter[str]) -> list[Picture]:
+    pictures = []
+    for tar in tars:
+        if tar.name.startswith("."):
+            passed_over["hidden"] += 1
+            continue
+        pairs = read_pairs(tar, left_out, passed_over)
+        pictures += [
+            Picture(f"{tar.name}/{key}", clean_text(caption), tar, start, size, suffix)
+            for key, caption, start, size, suffix in pairs
+        ]
+    if source.is_dir() and (beside := len(find_images(source).images)):  # a folder with tars is read as tars only
+        passed_over["image beside the tars"] += beside
+    return pictures
+
+
+def _in_folder(folder: Path, left_out: LeftOut, passed_over: Counter[str]) -> list[Picture]:
     for name in ("metadata.csv", "metadata.jsonl"):
         if (folder / name).is_file():
-            return _in_metadata(folder, folder / name)
+            pictures = _in_metadata(folder, folder / name)
+            if unlisted := len(set(find_images(folder).images) - {picture.file for picture in pictures}):
+                passed_over[f"image that {name} does not list"] += unlisted
+            return pictures
     pictures = []
-    for image in sorted(folder.rglob("*")):
-        if image.suffix.lower() in KINDS:
-            caption_file = image.with_suffix(".txt")
-            if not caption_file.is_file():
-                raise UserError(
-                    f"cache.images: {image} has no caption; add {caption_file.name} to its folder, or a metadata.csv"
-                )
-            try:
-                caption = clean_text(caption_file.read_text(encoding="utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise UserError(f"cache.images: {caption_file}: not UTF-8 ({error.reason})") from None
-            pictures.append(Picture(str(image.relative_to(folder)), caption, image))
+    found = find_images(folder, beside=(".txt",))
+    passed_over.update(found.passed_over)
+    for image in found.images:
+        caption_file = image.with_suffix(".txt")
+        if not caption_file.is_file():
+            left_out.add(
+                "no caption",
+                f"cache.images: {shown(image)} has no caption; add {shown(caption_file.name)} to its folder, or a "
+                f"metadata.csv",
+            )
+            continue
+        try:
+            caption = clean_text(read_caption(caption_file))
+        except UserError as error:
+            left_out.add("caption that can't be read", f"cache.images: {error}")
+            continue
+        pictures.append(Picture(str(image.relative_to(folder)), caption, image))
     return pictures
 
 
@@ -100,36 +137,9 @@ def _in_metadata(folder: Path, metadata: Path) -> list[Picture]:
     return pictures
 
 
-def _in_tar(tar: Path) -> Iterable[Picture]:
-    images: dict[str, tuple[int, int]] = {}
-    captions: dict[str, str] = {}
-    try:
-        with tarfile.open(tar, "r:") as archive:  # uncompressed only, because images are read by their offset
-            for member in archive:
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                key, _, kind = name.partition(".")
-                key = f"{folder}/{key}" if folder else key
-                if f".{kind.lower()}" in KINDS:
-                    images[key] = (member.offset_data, member.size)
-                elif kind == "txt" and (file := archive.extractfile(member)) is not None:
-                    captions[key] = clean_text(file.read().decode())
-    except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cache.images: {tar}: {error}; it must be a complete, uncompressed tar file") from None
-    for key, (start, size) in images.items():
-        if key not in captions:
-            raise UserError(f"cache.images: {tar}, key {key}: has no caption (.txt)")
-        yield Picture(f"{tar.name}/{key}", captions[key], tar, start, size)
-
-
 def read_picture(picture: Picture) -> Image.Image:
-    """Reads an image as RGB. Raises UserError with the image's name if it is damaged."""
-    with picture.file.open("rb") as file:
-        file.seek(picture.start)
-        data = file.read(picture.size)
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {picture.name}: {error}") from None
+    """Reads an image as RGB. Raises BadImage, a UserError with the image's name, if it can't be used."""
+    return read_image(picture.file, picture.name, picture.start, picture.size, picture.suffix)
 
 
 def to_square(resolution: int) -> Callable[[Image.Image], Tensor]:
@@ -139,6 +149,7 @@ def to_square(resolution: int) -> Callable[[Image.Image], Tensor]:
     """
     return v2.Compose(
         [
+            crop_extreme,
             v2.Resize(resolution, antialias=True),
             v2.CenterCrop(resolution),
             v2.ToImage(),
@@ -146,3 +157,19 @@ def to_square(resolution: int) -> Callable[[Image.Image], Tensor]:
             v2.Normalize([0.5], [0.5]),
         ]
     )
+
+
+def crop_extreme(picture: Image.Image) -> Image.Image:
+    """Returns an image unchanged, or its centre if its sides are in an extreme ratio (above EXTREME).
+
+    Scaled whole, an image of 4 x 20,000 pixels would have a billion. The centre is three times as long as the shorter
+    side, so that the square in its middle has all its neighbours, and has the parity of the longer side, so that it
+    stays in the middle.
+    """
+    short, long = sorted(picture.size)
+    if long <= EXTREME * short:
+        return picture
+    keep = 3 * short + (long - 3 * short) % 2
+    start = (long - keep) // 2
+    wide = picture.width > picture.height
+    return picture.crop((start, 0, start + keep, short) if wide else (0, start, short, start + keep))

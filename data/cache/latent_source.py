@@ -5,6 +5,7 @@ In both, a latent depends only on the teacher, its caption number, the seed and 
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -14,10 +15,15 @@ from torch import Tensor
 
 from randcond.data.cache.captioned_images import Picture, find_pictures, read_picture, to_square
 from randcond.data.captions.caption_lists import names_any, read_unique
+from randcond.data.images.decode import READING, BadImage
+from randcond.data.images.find import taken
+from randcond.data.images.left_out import LeftOut
 from randcond.launch.config.identity import identity_of
 from randcond.launch.config.paths import resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.ranks import rank
 from randcond.model_zoo.kernels.compilation import compile_drawing
 from randcond.model_zoo.sampler import caption_seed, draw_latents, encode
 from randcond.model_zoo.teacher import Teacher
@@ -34,7 +40,7 @@ class LatentSource(Protocol):
     def begin(self, teacher: Teacher) -> None:
         """Prepares for `latents`. Call this once before."""
 
-    def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
+    def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, BadImage]]:
         """Makes the latents of one compute batch of caption numbers.
 
         Returns latents [n, C, h, w], scaled as the U-Net takes them, n metadata entries, both in the order of `ids`,
@@ -83,7 +89,7 @@ class TeacherLatents:
         self.pipe = teacher.pipeline(self.config.sampler)
         compile_drawing(self.pipe, self.config.compile)
 
-    def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
+    def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, BadImage]]:
         """Draws the latents [n, C, h, w] of one compute batch. See `LatentSource.latents`."""
         cache = self.config
         seeds = [caption_seed(cache.seed, number) for number in ids]
@@ -100,7 +106,9 @@ class ImageLatents:
         cache = config.cache
         assert cache.images is not None
         self.config, self.skip = cache, config.on_error == "skip"
-        pictures = find_pictures(str(resolve_path(cache.images)))
+        left_out, passed_over = LeftOut(self.skip), Counter[str]()
+        pictures = find_pictures(str(resolve_path(cache.images)), left_out, passed_over)
+        self.found = taken(len(pictures), passed_over)
         excluded = names_any(cache.exclude)
         allowed = [picture for picture in pictures if not excluded.search(picture.caption)]
         if len(allowed) < cache.size:
@@ -111,28 +119,37 @@ class ImageLatents:
         self.pictures: list[Picture] = _shuffled(allowed, cache.seed)[: cache.size]
         self.captions = [picture.caption for picture in self.pictures]
         names_and_sizes = json.dumps([[picture.name, _bytes(picture)] for picture in self.pictures])
-        self.facts = {"damaged": [], "images_sha256": hashlib.sha256(names_and_sizes.encode()).hexdigest()}
+        self.facts: dict[str, Any] = {
+            "damaged": [f"cache.images: left out {left_out}"] if left_out.counts else [],
+            "images_sha256": hashlib.sha256(names_and_sizes.encode()).hexdigest(),
+            "reading": READING,
+        }
 
     def begin(self, teacher: Teacher) -> None:
         """Takes the VAE of the teacher's pipeline, and `cache.resolution` or the teacher's resolution."""
+        if rank() == 0:
+            log.info(f"cache.images: {self.found}")
+            for line in self.facts["damaged"]:
+                log.info(line)
         self.pipe, self.square = teacher.pipe, to_square(self.config.resolution or teacher.resolution)
 
-    def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, str]]:
+    def latents(self, ids: range) -> tuple[Tensor, list[dict[str, Any]], dict[int, BadImage]]:
         """Encodes one compute batch to latents [n, C, h, w]. See `LatentSource.latents`.
 
         With on_error=skip, damaged images are reported as errors. Otherwise raises UserError.
         """
-        images, seeds, metas, errors = [], [], [], {}
+        images, seeds, metas = [], [], []
+        errors: dict[int, BadImage] = {}
         for number in ids:
             picture = self.pictures[number]
             try:
                 images.append(self.square(read_picture(picture)))
-            except UserError as error:
+            except BadImage as error:
                 if not self.skip:
                     raise UserError(
-                        f"cache.images: {error}; repair the file, or set on_error=skip to skip damaged images"
+                        f"cache.images: {error}; repair or remove the file, or set on_error=skip to leave it out"
                     ) from None
-                errors[number] = str(error)
+                errors[number] = error
                 continue
             seed = caption_seed(self.config.seed, number)
             seeds.append(seed)

@@ -1,14 +1,38 @@
-"""Unpacks downloaded archives (zip, tar, tar.gz). The unpacked folder is complete or absent."""
+"""Unpacks downloaded archives (zip, tar, tar.gz). An archive is whole or refused, and so is the folder it becomes.
 
-import lzma
+An archive is first read through to its end: its checksums, its members' names and kinds, and the disk space it needs.
+"""
+
+import errno
+import gzip
+import os
 import shutil
-import tarfile
+import stat
+import struct
 import zipfile
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
 
+from randcond.data.images.find import shown
+from randcond.data.images.tars import FILE, FOLDER, DamagedTar, Member, walk
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for gigabytes of memory
+_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)  # errors of a member's name, not of the disk
+
+
+class _Refused(Exception):
+    """An archive is damaged, or holds what is not unpacked."""
+
+
+# zipfile raises also ValueError, RuntimeError and struct.error for damaged archives.
+_DAMAGE = (
+    _Refused, DamagedTar, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, struct.error, MemoryError
+)  # fmt: skip
 
 
 def unpacked_path(archive: Path) -> Path:
@@ -19,42 +43,137 @@ def unpacked_path(archive: Path) -> Path:
 def unpack(archive: Path) -> None:
     """Unpacks an archive beside itself.
 
-    Raises UserError naming the archive if it is damaged, or has a member that is a link or lies outside its folder.
+    Raises UserError naming the archive if it is damaged or not whole; if a member is a link, a device, a sparse or an
+    encrypted file, lies outside the archive's folder or has the name of another one; or if the disk has too little
+    space. Nothing is left behind then.
     """
     folder = unpacked_path(archive)
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         try:
             if archive.suffix == ".zip":
-                with zipfile.ZipFile(archive) as packed:
-                    packed.extractall(temporary)  # ignores absolute and upward paths
+                _unzip(archive, temporary)
             else:
-                with tarfile.open(archive) as packed_tar:
-                    _extract(packed_tar, temporary)
-                    while packed_tar.fileobj and packed_tar.fileobj.read(1 << 20):
-                        pass  # reads to the end: gzip checks its checksum there
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the archive
-                raise
-            raise UserError(f"{archive}: {error}; remove it and fetch it again") from None
+                _untar(archive, temporary)
+        except _DAMAGE as error:
+            raise UserError(f"{archive}: {str(error) or type(error).__name__}; remove it and fetch it again") from None
+        except OSError as error:
+            if error.errno is None or error.errno in _NAMES:
+                raise UserError(f"{archive}: {error.strerror or error}; remove it and fetch it again") from None
+            raise OSError(error.errno, f"{archive}: can't unpack to {folder}: {error.strerror}") from None
         _lift_only_folder(temporary, folder.name)
 
 
-def _extract(packed: tarfile.TarFile, folder: Path) -> None:
-    """Extracts files and folders. Raises TarError for anything else (Python 3.11.0's tarfile has no filters)."""
-    for member in packed:
-        path = folder / member.name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise tarfile.TarError(f"{member.name} lies outside the archive's folder")
-        if member.isdir():
-            path.mkdir(parents=True, exist_ok=True)
-            continue
-        content = packed.extractfile(member) if member.isreg() else None
-        if content is None:
-            raise tarfile.TarError(f"{member.name} is not a regular file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with content, path.open("wb") as out:
-            shutil.copyfileobj(content, out, 1 << 20)
+def _untar(archive: Path, folder: Path) -> None:
+    names = _Names()
+    with _opened(archive) as (file, size):
+        for member in walk(file, size):
+            names.add(member)
+    names.check_space(archive, folder)
+    with _opened(archive) as (file, size):
+        for member in walk(file, size):
+            if member.kind == FILE:
+                file.seek(member.start)
+            _write(member, file, folder)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+    """Opens a tar, plain or gzip, as a stream of its uncompressed bytes, with their number if it is known."""
+    with archive.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if compressed:
+            with gzip.open(file) as stream:
+                yield stream, None
+        else:
+            yield file, os.fstat(file.fileno()).st_size
+
+
+def _unzip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        entries = packed.infolist()
+        if not entries:
+            raise _Refused("holds no file")
+        if before := min(entry.header_offset for entry in entries):
+            raise _Refused(f"{before:,} bytes stand before its first member: two zips joined, or another file")
+        names, members = _Names(), [_member(entry) for entry in entries]
+        for member in members:
+            names.add(member)
+        names.check_space(archive, folder)
+        for member, entry in zip(members, entries, strict=True):
+            if member.kind == FILE:
+                with packed.open(entry) as content:
+                    _write(member, content, folder)  # raises BadZipFile, which names the file, for a wrong checksum
+            else:
+                _write(member, None, folder)
+
+
+def _member(entry: zipfile.ZipInfo) -> Member:
+    mode = entry.external_attr >> 16
+    if entry.flag_bits & 0x1:
+        kind = "encrypted"
+    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        kind = "a link" if stat.S_ISLNK(mode) else "a device"
+    elif entry.compress_type not in _METHODS:
+        kind = f"compressed by method {entry.compress_type}"
+    else:
+        kind = FOLDER if entry.is_dir() else FILE
+    return Member(entry.filename, kind, entry.header_offset, entry.file_size)
+
+
+class _Names:
+    """The members of an archive so far: refuses what is not unpacked, and adds up the bytes."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        self._bytes = 0
+
+    def add(self, member: Member) -> None:
+        """Raises _Refused if the member is neither file nor folder, lies outside, or has another one's name."""
+        name = shown(member.name)
+        if member.kind not in (FILE, FOLDER):
+            raise _Refused(f"{name} is {member.kind}, not a regular file")
+        parts = PurePosixPath(member.name).parts
+        if member.name.startswith("/") or ".." in parts or "\\" in member.name or "\0" in member.name:
+            raise _Refused(f"{name} lies outside the archive's folder")
+        path = "/".join(parts)
+        folders = ["/".join(parts[:count]) for count in range(1, len(parts))]
+        if member.kind == FOLDER:
+            folders.append(path)
+        elif path in self._files or not path:
+            raise _Refused(f"two members have the name {name}")
+        else:
+            self._files.add(path)
+            self._bytes += member.size
+        self._folders.update(folders)
+        if clash := [each for each in (*folders, path) if each in self._files and each in self._folders]:
+            raise _Refused(f"{shown(clash[0])} is both a file and a folder")
+
+    def check_space(self, archive: Path, folder: Path) -> None:
+        """Raises UserError if the disk of `folder` has less space than the members need."""
+        free = shutil.disk_usage(folder).free
+        if self._bytes > free:
+            raise UserError(
+                f"{archive}: needs {self._bytes:,} bytes when unpacked, but {folder.parent} has {free:,} free; free "
+                f"some space, or use another folder (--to)"
+            )
+
+
+def _write(member: Member, content: IO[bytes] | None, folder: Path) -> None:
+    path = folder / member.name
+    if member.kind == FOLDER or content is None:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = member.size
+    with path.open("wb") as out:
+        while left and (block := content.read(min(left, 1 << 20))):
+            out.write(block)
+            left -= len(block)
+    if left:
+        raise _Refused(f"ends inside {shown(member.name)}")
 
 
 def _lift_only_folder(folder: Path, name: str) -> None:

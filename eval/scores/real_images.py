@@ -7,17 +7,23 @@ The work is divided into chunks, which any number of processes share.
 import csv
 import hashlib
 import io
+import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from randcond.data.cache.captioned_images import KINDS
 from randcond.data.captions.readers import readable_csv
+from randcond.data.images.decode import READING, BadImage, read_image
+from randcond.data.images.find import Found, find_images
+from randcond.data.images.left_out import left_out
 from randcond.eval.images.extractor import Extractor
 from randcond.eval.images.prompts import ALL
 from randcond.eval.images.protocol_images import from_picture, jpeg_bytes
@@ -29,37 +35,49 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, read_json, write_json
 from randcond.launch.runtime.locks import claim_each
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
 
 CHUNK = 512  # images per chunk
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """The features of up to CHUNK images, and the images that have none."""
+
+    features: dict[str, Tensor]  # name -> [n, ...]; empty if no image can be used
+    rows: Tensor  # which image of the chunk each row belongs to, [n]
+    bad: list[list[str]]  # [reason, sentence] of each image that is left out
+
+
 def statistics_of_folder(
-    folder: Path, out: Path, ev: Eval, splits: Path | None, size: int | None, jpeg: bool
+    folder: Path, out: Path, ev: Eval, splits: Path | None, size: int | None, jpeg: bool, on_error: str = "stop"
 ) -> dict[Path, int]:
     """Writes the statistics of each split; returns the files and the number of images of each.
 
-    `size`: images are resized to size x size pixels; None: not resized. Raises UserError naming a folder without
-    images, an image that can't be read, or a list that names a missing image.
+    `size`: images are resized to size x size pixels; None: not resized. `on_error`: "stop", or "skip" to leave out
+    images that can't be used. What was passed over or left out is logged, and stands in the files.
+    Raises UserError naming a folder without images, an image that can't be used, or a list that names a missing image.
     """
     metrics = find_metrics(ev.metrics)
     extractor_names = {feature: metrics[name].needs[feature] for name in metrics if (feature := METRICS[name].compares)}
     if not extractor_names:
         raise UserError(f"metrics: none of {', '.join(ev.metrics)} compares with real images; take fid or fd-dinov2")
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
-    if not images:
-        raise UserError(f"{folder}: has no images ({', '.join(KINDS)})")
-    split_ids = read_splits(splits, images)
+    found = find_images(folder)
+    log.info(f"{folder}: {found}")
+    if not found.images:
+        raise UserError(f"{folder}: has no images; docs/data.md lists the suffixes that are read")
+    split_ids = read_splits(splits, found.images)
     extractors = load_extractors(sorted(set(extractor_names.values())), ev, device())
-    listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in images)
     identity = {
-        "images": len(images),
-        "images_sha256": hashlib.sha256(listing.encode()).hexdigest()[:16],  # of names and sizes
+        "images": len(found.images),
+        "images_sha256": _listing_sha256(folder, found)[:16],
         "size": size,
         "jpeg": jpeg,
         "batch": ev.batch,
         "extractors": {name: extractor.identity for name, extractor in extractors.items()},
+        "reading": READING,
     }
     work = out / "features"
     if (work / "plan.json").is_file():
@@ -67,32 +85,80 @@ def statistics_of_folder(
         check_matches(read_json(work / "plan.json"), identity, f"the unfinished work at {work}", remedy)
     else:
         write_json(work / "plan.json", identity)
-    chunks = [work / f"chunk-{number:05d}.safetensors" for number in range(-(-len(images) // CHUNK))]
-    done = sum(map(Path.is_file, chunks))
-    with Progress(total=len(chunks), initial=done, desc="reading images", unit="chunk") as bar:
-        for number in claim_each(chunks, Path.is_file):
-            chunk_images = images[number * CHUNK : (number + 1) * CHUNK]
-            with atomic_write(chunks[number]) as temporary:
-                save_file(_read_features(chunk_images, list(extractors.values()), ev.batch, size, jpeg), temporary)
-            bar.update(sum(map(Path.is_file, chunks)) - bar.n)
+    paths = [work / f"chunk-{number:05d}.safetensors" for number in range(-(-len(found.images) // CHUNK))]
+    done = sum(map(Path.is_file, paths))
+    with Progress(total=len(paths), initial=done, desc="reading images", unit="chunk") as bar:
+        for number in claim_each(paths, Path.is_file):
+            images = found.images[number * CHUNK : (number + 1) * CHUNK]
+            chunk = _read_features(images, list(extractors.values()), ev.batch, size, jpeg, on_error == "skip")
+            _save_chunk(paths[number], chunk)
+            bar.update(sum(map(Path.is_file, paths)) - bar.n)
+    chunks = [_load_chunk(path) for path in paths]
+    reasons = _check_bad(folder, [bad for chunk in chunks for bad in chunk.bad], on_error)
+    facts = {key: identity[key] for key in ("size", "jpeg", "images_sha256", "reading")}
+    facts |= {"passed_over": dict(found.passed_over), "left_out": reasons}
+    return _write_splits(out, chunks, split_ids, facts, extractor_names, extractors)
+
+
+def _listing_sha256(folder: Path, found: Found) -> str:
+    """Returns a hash of the names and sizes of the images."""
+    listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in found.images)
+    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check_bad(folder: Path, bad: list[list[str]], on_error: str) -> dict[str, int]:
+    """Returns the number of images left out by reason, and logs it.
+
+    Raises UserError if there are any although `on_error` is stop: an earlier command left them out.
+    """
+    reasons = Counter(reason for reason, _ in bad)
+    if bad and on_error == "stop":
+        raise UserError(
+            f"{folder}: an earlier command left out {left_out(reasons, [said for _, said in bad])}; "
+            f"give --on-error skip again, or repair them and give another OUT"
+        )
+    if bad:
+        log.warning(f"{folder}: left out {left_out(reasons, [said for _, said in bad])}")
+    return dict(reasons)
+
+
+def _write_splits(
+    out: Path,
+    chunks: list[_Chunk],
+    split_ids: dict[str, list[int]],
+    facts: dict[str, Any],
+    extractor_names: dict[str, str],
+    extractors: dict[str, Extractor],
+) -> dict[Path, int]:
+    rows = torch.cat([number * CHUNK + chunk.rows for number, chunk in enumerate(chunks)])
+    row_of = {image: row for row, image in enumerate(rows.tolist())}
     written = {}
     for feature, extractor_name in extractor_names.items():
-        features = torch.cat([_load_chunk(chunk)[feature] for chunk in chunks])
-        facts = {key: identity[key] for key in ("size", "jpeg", "images_sha256")}
-        facts["extractor"] = extractors[extractor_name].identity
+        parts = [chunk.features[feature] for chunk in chunks if feature in chunk.features]
+        features = torch.cat(parts) if parts else torch.empty(0, extractors[extractor_name].width)
         for split, ids in split_ids.items():
-            path = write_statistics(out, split, feature, features[ids], facts)
-            written[path] = len(ids)
+            kept = [row_of[image] for image in ids if image in row_of]
+            known = {**facts, "extractor": extractors[extractor_name].identity}
+            path = write_statistics(out, split, feature, features[kept], known)
+            written[path] = len(kept)
     return written
 
 
-def _load_chunk(chunk: Path) -> dict[str, Tensor]:
+def _save_chunk(path: Path, chunk: _Chunk) -> None:
+    with atomic_write(path) as temporary:
+        save_file({**chunk.features, "rows": chunk.rows}, temporary, metadata={"bad": json.dumps(chunk.bad)})
+
+
+def _load_chunk(path: Path) -> _Chunk:
     try:
-        return load_file(chunk)
+        with safe_open(path, "pt") as file:
+            features = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+            bad = json.loads(file.metadata()["bad"])
     except SafetensorError as error:
         raise UserError(
-            f"{chunk}: is damaged ({error}); remove it and run the command again: only this file is read again"
+            f"{path}: is damaged ({error}); remove it and run the command again: only this file is read again"
         ) from None
+    return _Chunk(features, features.pop("rows"), bad)
 
 
 def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]:
@@ -126,32 +192,48 @@ def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]
 
 
 def _read_features(
-    paths: list[Path], extractors: list[Extractor], batch: int, size: int | None, jpeg: bool
-) -> dict[str, Tensor]:
-    """Reads all features of some image files: name -> [n, ...]."""
+    paths: list[Path], extractors: list[Extractor], batch: int, size: int | None, jpeg: bool, skip: bool
+) -> _Chunk:
+    """Reads all features of some image files. Without `skip`, raises UserError for an image that can't be used."""
     parts: dict[str, list[Tensor]] = {}
+    rows: list[int] = []
+    bad: list[list[str]] = []
+
+    def read(path: Path) -> Tensor | BadImage:
+        try:
+            return read_real(path, size, jpeg)
+        except BadImage as error:
+            if skip:
+                return error
+            raise UserError(f"{error}; repair or remove it, or leave it out with --on-error skip") from None
+
     with ThreadPoolExecutor(4) as pool:  # Pillow releases the GIL while it decodes
         for start in range(0, len(paths), batch):
-            images = list(pool.map(lambda path: read_real(path, size, jpeg), paths[start : start + batch]))
+            images = []
+            for row, image in enumerate(pool.map(read, paths[start : start + batch]), start):
+                if isinstance(image, BadImage):
+                    bad.append([image.reason, str(image)])
+                else:
+                    rows.append(row)
+                    images.append(image)
             same_size = len({image.shape for image in images}) == 1
             groups = [torch.stack(images)] if same_size else [image[None] for image in images]
             for group in groups:
                 for extractor in extractors:
                     for name, values in extractor.read(group, [""] * len(group)).items():
                         parts.setdefault(name, []).append(values)
-    return {name: torch.cat(values) for name, values in parts.items()}
+    return _Chunk(
+        {name: torch.cat(values) for name, values in parts.items()}, torch.tensor(rows, dtype=torch.long), bad
+    )
 
 
 def read_real(path: Path, size: int | None, jpeg: bool) -> Tensor:
     """Loads a real image as uint8 [3, h, w], values 0 to 255.
 
     Resizes it to size x size pixels without keeping the aspect ratio (None: not at all), then applies JPEG if `jpeg`.
-    Raises UserError if the file can't be read.
+    Raises BadImage if the image can't be used.
     """
-    try:
-        picture = Image.open(path).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: can't be read as an image ({error}); repair or remove it") from None
+    picture = read_image(path)
     if size:
         picture = picture.resize((size, size))
     if jpeg:

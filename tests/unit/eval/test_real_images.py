@@ -170,10 +170,12 @@ def test_damaged_images_and_shards_stop_or_are_counted(
     """
     write_folder(tmp_path / "in")
     (tmp_path / "in/003.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"image 003\.png: cannot identify .* on_error=skip"):
+    with pytest.raises(UserError, match=r"image 003\.png: is not an image.* on_error=skip"):
         cache.run(load_config("demo-with", words(tmp_path)))
     cache.run(load_config("demo-with", words(tmp_path, "on_error=skip")))
-    assert "23 latents in 3 shards" in (said := capsys.readouterr().out) and "damaged images skipped: 1" in said
+    said = capsys.readouterr().out
+    assert "cache.images: 24 images taken" in said and "23 latents in 3 shards" in said
+    assert "damaged images skipped: 1 (1 not an image), the first: image 003.png" in said
     shard = tmp_path / "cache/latents-00001.tar"
     shard.write_bytes(bytes(len(shard.read_bytes())))
     teacher = json.loads((tmp_path / "cache/manifest.json").read_text())["teacher"]

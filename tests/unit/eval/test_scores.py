@@ -280,7 +280,7 @@ def test_statistics_that_dont_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not belong to all-dino\.npz"):
         read_statistics(str(tmp_path / "out"), "all", "dino", facts, 24).features()
     (folder / "00003.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"00003\.png: can't be read"):
+    with pytest.raises(UserError, match=r"00003\.png: is not an image"):
         statistics_of_folder(folder, tmp_path / "again", ev, None, 64, jpeg=True)
     with pytest.raises(UserError, match="has no images"):
         statistics_of_folder(tmp_path / "dino", tmp_path / "again", ev, None, 64, jpeg=True)
