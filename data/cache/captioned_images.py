@@ -4,8 +4,6 @@ In: a folder of images with metadata.csv or metadata.jsonl (columns file_name an
 for each image, or WebDataset tars of pairs (KEY.jpg, KEY.txt). Out: captions and images.
 """
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +15,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from randcond.data.captions.row_filter import clean_text
-from randcond.data.captions.sources import COLUMNS
 from randcond.data.images.decode import read_image
 from randcond.data.images.find import find_images, shown, taken
 from randcond.data.images.left_out import LeftOut
 from randcond.data.images.pairs import read_caption, read_pairs
 from randcond.data.inputs.catalogue import MissingInput, missing_input
+from randcond.data.rows.columns import CAPTION, FILE_NAME
+from randcond.data.rows.tables import read_table
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
 
@@ -117,23 +116,15 @@ def _in_folder(folder: Path, left_out: LeftOut, passed_over: Counter[str]) -> li
 
 
 def _in_metadata(folder: Path, metadata: Path) -> list[Picture]:
-    with metadata.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            rows = list(csv.DictReader(file)) if metadata.suffix == ".csv" else [json.loads(line) for line in file]
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"cache.images: {metadata}: {error}") from None
     pictures = []
-    for number, row in enumerate(rows, 1):
-        fields = row if isinstance(row, dict) else {}
-        caption = next((fields[column] for column in COLUMNS if isinstance(fields.get(column), str)), None)
-        name = fields.get("file_name")
-        if not (name and isinstance(name, str)) or caption is None:
-            raise UserError(
-                f"cache.images: {metadata}, row {number}: needs text in file_name and in {' or '.join(COLUMNS)}"
-            )
+    rows = read_table(metadata, {"file_name": FILE_NAME, "caption": CAPTION}, f"cache.images: {metadata}")
+    for row in rows:
+        name = row.values["file_name"]
+        if not name:
+            raise UserError(f"cache.images: {metadata}, {row.place}: has no file name")
         if not (folder / name).is_file():
-            raise UserError(f"cache.images: {metadata}, row {number}: no such file: {name}")
-        pictures.append(Picture(name, clean_text(caption), folder / name))
+            raise UserError(f"cache.images: {metadata}, {row.place}: no such file: {name}")
+        pictures.append(Picture(name, clean_text(row.values["caption"]), folder / name))
     return pictures
 
 

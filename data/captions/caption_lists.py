@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from randcond.data.captions.readers import read_batches
 from randcond.data.captions.sources import expand
+from randcond.data.rows.bad_rows import BadRows, summary
 from randcond.launch.errors import UserError
 
 
@@ -22,16 +23,18 @@ def read_source(source: str) -> Iterator[str]:
 def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tuple[list[str], dict[str, int]]:
     """Returns the distinct non-empty captions of all sources, in order, and the number of dropped rows by reason.
 
-    `damaged`: a list that collects one error per damaged file; the captions before the damage are used. Without this
-    list, a damaged file raises UserError. Also raises UserError if a source contains no captions.
+    `damaged`: a list that collects one line per damaged file; the captions before the damage, and the rows that are not
+    bad, are used. Without this list, a damaged file or a bad row raises UserError. Also raises UserError if a source
+    contains no captions.
     """
     unique: dict[str, None] = {}
     dropped: Counter[str] = Counter()
     for source in sources:
         count = 0
         for file in expand(source):
+            bad = BadRows(f"caption source {file}", skip=damaged is not None)
             try:
-                for captions, dropped_rows in read_batches(file):
+                for captions, dropped_rows in read_batches(file, bad=bad):
                     dropped += dropped_rows
                     before = len(unique)
                     unique.update(dict.fromkeys(captions.to_pylist()))
@@ -41,6 +44,8 @@ def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tup
                 if damaged is None:
                     raise
                 damaged.append(str(error))
+            if damaged is not None and bad.quotes:
+                damaged.append(summary(bad.where, bad.quotes, bad.total))
         if not count:
             raise UserError(f"caption source {source}: contains no captions")
     return list(unique), {reason: number for reason, number in dropped.items() if number}

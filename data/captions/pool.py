@@ -18,10 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from randcond.data.captions.caption_file import Captions, write_arrays
+from randcond.data.captions.losses import Losses
 from randcond.data.captions.pool_merge import merge_parts
 from randcond.data.captions.readers import read_batches
 from randcond.data.captions.row_filter import UNFILTERED, RowFilter, absent_filters, row_filter, settings
 from randcond.data.captions.sources import expand, identify
+from randcond.data.rows.bad_rows import BadRows
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.paths import resolve_sources
 from randcond.launch.config.sections import Config, Pool
@@ -29,7 +31,6 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_json, remove, sha256, write_json
 from randcond.launch.runtime.locks import locked
-from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
 
 FORMAT = 3
@@ -46,7 +47,7 @@ def build(
     """Builds a pool at `out` from caption sources and returns its manifest. Does nothing if the pool is finished.
 
     `rows`: the filter for the rows of `sources`. `also`: sources that are not filtered and come before the others.
-    `skip`: if a source is damaged, use its readable part and record the damage in the manifest.
+    `skip`: skip bad rows, and if a source is damaged, use its readable part; the manifest records both.
     Raises UserError if a source is missing, damaged or empty, or if `out` contains a pool of other sources or filters.
     """
     rows = rows or RowFilter()
@@ -86,18 +87,16 @@ def _build(
         remove(parts)
         write_json(out / "plan.json", made_of)
     dropped: Counter[str] = Counter()
-    damaged: dict[str, str] = {}
+    losses = Losses()
     for number, (file, rows) in enumerate(Progress(files, desc="reading captions", unit="file", disable=not progress)):
         note = _read_part(parts / f"{number:05d}", file, rows, made_of["skip"])
         dropped += Counter(note["dropped"])
-        if note["damaged"]:
-            damaged[file] = note["damaged"]
-            log.warning(f"pool: damaged source, only its readable part is used: {note['damaged']}")
+        losses.add(file, note)
     duplicates = merge_parts(out / "captions.arrow", [parts / f"{n:05d}.arrow" for n in range(len(files))], progress)
     if duplicates:
         dropped["duplicate"] = duplicates
     captions = Captions(out / "captions.arrow")
-    counts = {"captions": len(captions), "dropped": dict(sorted(dropped.items())), "damaged": damaged}
+    counts = {"captions": len(captions), "dropped": dict(sorted(dropped.items())), **losses.entries()}
     manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
     write_json(out / "manifest.json", manifest)
     remove(parts)
@@ -108,17 +107,19 @@ def _build(
 def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str, Any]:
     """Writes the cleaned and filtered captions of a source to PATH.arrow, then a note to PATH.json. Returns the note.
 
-    The note is {dropped: {reason: number}, damaged: error message, or empty}. An existing note is returned as it is.
+    The note is {dropped: {reason: number}, damaged: error message, or empty, skipped: the first bad rows, bad_rows:
+    their number}. An existing note is returned as it is.
     """
     note = path.with_suffix(".json")
     if not note.is_file():
         dropped: Counter[str] = Counter()
         damaged = ""
+        bad = BadRows(f"caption source {source}", skip)
 
         def captions() -> Iterator[pa.StringArray]:
             nonlocal damaged
             try:
-                for batch, dropped_rows in read_batches(source, rows):
+                for batch, dropped_rows in read_batches(source, rows, bad):
                     dropped.update(dropped_rows)
                     yield batch
             except UserError as error:
@@ -128,7 +129,7 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
 
         if not write_arrays(path.with_suffix(".arrow"), captions()) and not skip:
             raise UserError(f"caption source {source}: no caption passes the filter (dropped: {dict(dropped)})")
-        write_json(note, {"dropped": dropped, "damaged": damaged})
+        write_json(note, {"dropped": dropped, "damaged": damaged, "skipped": bad.quotes, "bad_rows": bad.total})
     return read_json(note)
 
 
@@ -186,7 +187,7 @@ def take(
     """Writes `count` random captions of the pool at `folder` to a new pool at `out`. Returns the new manifest.
 
     With the same seed, a larger count includes the captions of every smaller count. `also` and `skip`: see `build`. The
-    new manifest includes what was dropped from the original pool, and its damaged sources.
+    new manifest includes what was dropped from the original pool, its damaged sources and its bad rows.
     Raises UserError if the pool has fewer captions, if `out` contains another pool, or if a source of `also` is
     missing, damaged or empty.
     """
@@ -209,7 +210,7 @@ def take(
         chunks = zip(starts[:-1], pool.arrays(), strict=True)
         taken = (chunk.filter(pa.array(keep[start : start + len(chunk)])) for start, chunk in chunks)
         remove(out / "parts")
-        dropped, damaged = Counter(pool_manifest["dropped"]), dict(pool_manifest["damaged"])
+        dropped, losses = Counter(pool_manifest["dropped"]), Losses(pool_manifest)
         if not files:
             write_arrays(out / "captions.arrow", taken)
         else:
@@ -217,12 +218,12 @@ def take(
             for part, file in zip(parts, files, strict=False):
                 note = _read_part(part, file, UNFILTERED, skip)
                 dropped += Counter(note["dropped"])
-                damaged |= {file: note["damaged"]} if note["damaged"] else {}
+                losses.add(file, note)
             write_arrays(parts[-1].with_suffix(".arrow"), taken)
             dropped["duplicate"] += merge_parts(
                 out / "captions.arrow", [part.with_suffix(".arrow") for part in parts], False
             )
-        counts = {"captions": len(Captions(out / "captions.arrow")), "dropped": dict(+dropped), "damaged": damaged}
+        counts = {"captions": len(Captions(out / "captions.arrow")), "dropped": dict(+dropped), **losses.entries()}
         manifest = {**made_of, **counts, "sha256": sha256(out / "captions.arrow")}
         write_json(out / "manifest.json", manifest)
         remove(out / "parts")

@@ -25,10 +25,16 @@ def build(
 ) -> None:
     """Builds a caption pool at OUT from caption sources.
 
-    SOURCE is a file, folder, glob or URL. Formats: parquet, csv, jsonl and txt, also compressed (.gz, .bz2, .xz, .zst).
-    Parquet, csv and jsonl need a column `caption`, `TEXT` or `text`. Captions are cleaned: Unicode NFC, no control
-    characters, single spaces. Empty captions are dropped, and so is every duplicate across all sources. The build
-    needs 20 bytes of memory per caption. To resume a killed build, run the same command again.
+    SOURCE is a file, folder, glob or URL. Formats: parquet, csv, tsv, jsonl and txt, also compressed (.gz, .bz2, .xz,
+    .zst). Text is UTF-8 or UTF-16. A csv file may have commas, tabs, semicolons or bars between its columns. Of a
+    folder, hidden files and folders are left out.
+
+    All formats but txt need a column for the caption: the first of `caption`, `text` and `prompt` that there is. In the
+    names of columns case does not count, and spaces and hyphens count as underscores: `TEXT` is `text`.
+
+    Captions are cleaned: Unicode NFC, no control characters, single spaces. Empty captions are dropped, and so is every
+    duplicate across all sources. The build needs 20 bytes of memory per caption. To resume a killed build, run the same
+    command again.
 
     --min-length N      minimum number of characters (default: 1)
     --max-length N      maximum number of characters (default: 1000; 0: no limit)
@@ -36,7 +42,7 @@ def build(
     --min-similarity X  minimum of the column similarity (LAION: CLIP similarity of caption and image)
     --min-width N       minimum of the column WIDTH, in pixels
     --min-height N      minimum of the column HEIGHT, in pixels
-    --on-error skip     use the readable part of a damaged source and report the damage (default: stop)
+    --on-error skip     skip bad rows, use the readable part of a damaged source, and report both (default: stop)
 
     examples    randcond pool build runs/my-pool captions.txt more.parquet
                 randcond pool build runs/laion "laion/*.parquet" --nsfw UNLIKELY --min-similarity 0.3
@@ -66,6 +72,9 @@ def info(folder: str) -> None:
     print(f"dropped: {reasons(manifest)}")
     for error in manifest["damaged"].values():
         print(f"damaged source, only its readable part was used: {error}")
+    for quotes in manifest.get("skipped", {}).values():
+        for quote in quotes:
+            print(f"skipped: {quote}")
 
 
 def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:

@@ -2,10 +2,11 @@
 
 import csv
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from randcond.data.captions.readers import readable_csv
+from randcond.data.rows.columns import CAPTION, FILE_NAME, Column, wrong_value
+from randcond.data.rows.tables import read_table
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 
@@ -20,20 +21,22 @@ def split_coco(
     the 30K captions published by BK-SDM. An image that it does not list gets its first caption by annotation id.
     Returns the number of captions of each split. Raises UserError if a file is missing or not in COCO's format.
     """
-    instances = _read(annotations, f"instances_{dataset}.json", ("categories", "annotations"))
-    captions = _read(annotations, f"captions_{dataset}.json", ("images", "annotations"))
+    instances = _read(annotations, f"instances_{dataset}.json", _INSTANCES)
+    captions = _read(annotations, f"captions_{dataset}.json", _CAPTIONS)
     groups = {category["id"]: category["supercategory"] for category in instances["categories"]}
     if supercategory not in groups.values():
         known = ", ".join(sorted(set(groups.values())))
         raise UserError(f"--supercategory: unknown supercategory {supercategory!r}; known: {known}")
+    if unknown := {item["category_id"] for item in instances["annotations"]} - set(groups):
+        raise UserError(f"instances_{dataset}.json: its annotations name the category {min(unknown)}, which it lacks")
     unseen = {item["image_id"] for item in instances["annotations"] if groups[item["category_id"]] == supercategory}
     first: dict[int, str] = {}
     for annotation in sorted(captions["annotations"], key=lambda annotation: annotation["id"]):
         first.setdefault(annotation["image_id"], annotation["caption"])
     prompt_of = _prompts(prompts) if prompts else {}
     files = {image["file_name"] for image in captions["images"]}
-    if unknown := sorted(set(prompt_of) - files):
-        raise UserError(f"{prompts}: {len(unknown)} images are not in {dataset}, the first is {unknown[0]}")
+    if foreign := sorted(set(prompt_of) - files):
+        raise UserError(f"{prompts}: {len(foreign)} images are not in {dataset}, the first is {foreign[0]}")
     rows: dict[str, list[tuple[str, str]]] = {"all": [], "seen": [], "unseen": []}
     for image in sorted(captions["images"], key=lambda image: image["id"]):
         name, number = image["file_name"], image["id"]
@@ -43,32 +46,58 @@ def split_coco(
         rows["all"].append(row)
         rows["unseen" if number in unseen else "seen"].append(row)
     for split, split_rows in rows.items():
-        with atomic_write(out / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(out / f"{split}.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("file_name", "caption"))
             writer.writerows(split_rows)
     return {split: len(split_rows) for split, split_rows in rows.items()}
 
 
-def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+_INSTANCES: dict[str, dict[str, type]] = {
+    "categories": {"id": int, "supercategory": str},
+    "annotations": {"image_id": int, "category_id": int},
+}
+_CAPTIONS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"id": int, "image_id": int, "caption": str},
+}
+
+
+def _read(folder: Path, name: str, lists: dict[str, dict[str, type]]) -> dict[str, list[dict[str, Any]]]:
+    """Reads an annotation file. `lists`: the lists that it needs -> the keys that each entry needs, with their types."""
     path = next(iter(sorted(folder.rglob(name))), None)
+    remedy = "download it with `randcond fetch coco-annotations`"
     if path is None:
-        raise UserError(f"{folder}: contains no {name}; download it with `randcond fetch coco-annotations`")
+        raise UserError(f"{folder}: contains no {name}; {remedy}")
     try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged JSON ({error})") from None
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in keys):
-        raise UserError(f"{path}: not a COCO annotation file, because it lacks a list of {' or '.join(keys)}")
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged JSON ({error}); {remedy}") from None
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in lists):
+        raise UserError(
+            f"{path}: not a COCO annotation file, because it lacks a list of {' or '.join(lists)}; {remedy}"
+        )
+    for key, needed in lists.items():
+        column = {field: Column((field,), number=kind is int) for field, kind in needed.items()}
+        for number, entry in enumerate(data[key]):
+            for field, kind in needed.items():
+                value = entry.get(field) if isinstance(entry, dict) else None
+                if not isinstance(value, kind) or wrong_value(column[field], value):
+                    raise UserError(
+                        f"{path}: not a COCO annotation file: {key}[{number}] has a wrong {field}; {remedy}"
+                    )
     return data
 
 
 def _prompts(path: Path) -> dict[str, str]:
     """Reads a csv and returns file name -> caption."""
-    with path.open(newline="") as file, readable_csv(path):
-        rows = csv.DictReader(file)
-        names = {name.lower().replace(" ", "_"): name for name in rows.fieldnames or []}
-        caption = next((names[key] for key in ("caption", "text") if key in names), None)
-        if "file_name" not in names or caption is None:
-            raise UserError(f"{path}: has columns {', '.join(names)}, expected file_name and caption (or text)")
-        return {Path(row[names["file_name"]]).name: row[caption] for row in rows}
+    prompts: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for row in read_table(path, {"file_name": FILE_NAME, "caption": CAPTION}):
+        name, caption = PurePosixPath(row.values["file_name"]).name, row.values["caption"]
+        if not name or not caption.strip():
+            raise UserError(f"{path}, {row.place}: has no {'caption' if name else 'file name'}")
+        if name in prompts and prompts[name] != caption:
+            raise UserError(f"{path}, {row.place}: {name} has another caption in {places[name]}; keep one of them")
+        prompts[name], places[name] = caption, row.place
+    return prompts

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from randcond.data.rows.tables import read_lines
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
 
@@ -37,10 +38,7 @@ class WordList:
 
 def read_words(path: Path) -> WordList:
     """Reads a word list: one word per line, `#` starts a comment line. Raises UserError if it is missing or empty."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"word list {path}: {error}") from None
+    lines = read_lines(path, f"word list {path}")
     words = WordList(line for line in lines if line and not line.startswith("#"))
     if not len(words):
         raise UserError(f"word list {path}: contains no words")

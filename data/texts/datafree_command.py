@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from randcond.data.rows.columns import CAPTION, Column
+from randcond.data.rows.tables import read_lines, read_table
 from randcond.data.texts.answers import read_prompts, read_verdict
 from randcond.data.texts.endpoint import read_endpoint
 from randcond.data.texts.journal import Journal
@@ -127,11 +129,11 @@ def sample(out: str, *, n: int = 212_000, seed: int = 0) -> None:
         raise UserError(f"{folder}: no prompts.jsonl; run `randcond datafree prompts {out}` first")
     by_noun: dict[str, list[str]] = {}
     seen: set[str] = set()
-    with (folder / "prompts.jsonl").open() as file:
-        for entry in map(json.loads, file):
-            if entry["caption"] not in seen:  # the model may give the same prompt for two nouns
-                seen.add(entry["caption"])
-                by_noun.setdefault(entry["noun"], []).append(entry["caption"])
+    for row in read_table(folder / "prompts.jsonl", {"caption": CAPTION, "noun": Column(("noun",))}):
+        caption, noun = row.values["caption"], row.values["noun"]
+        if caption not in seen:  # the model may give the same prompt for two nouns
+            seen.add(caption)
+            by_noun.setdefault(noun, []).append(caption)
     if n > len(seen):
         raise UserError(f"--n: is {n:,}, but {folder}/prompts.jsonl contains only {len(seen):,} distinct prompts")
     random = np.random.default_rng(seed)
@@ -178,7 +180,7 @@ def _say_what_is_missing(outcomes: Journal, questions: dict[str, Question], they
 def _lines(path: Path, command: str) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path} is missing: run `randcond datafree {command} {path.parent}` first")
-    return [line for line in path.read_text().splitlines() if line]
+    return [line.strip() for line in read_lines(path) if line.strip()]
 
 
 COMMANDS = (nouns, visual, prompts, sample)

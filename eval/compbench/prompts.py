@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from randcond.data.inputs.catalogue import MissingInput, missing_input
+from randcond.data.rows.tables import read_lines
 from randcond.launch.errors import UserError
 
 ATTRIBUTES = ("color", "shape", "texture")
@@ -26,7 +27,7 @@ def read_prompts(folder: Path, category: str) -> list[str]:
 
     A prompt is the text before the first tab, without surrounding blanks; labels may follow the tab. A final full stop
     is kept, because the published scores come from images drawn with it. Raises UserError naming an unknown category, a
-    file that is missing or not UTF-8, or a line that is empty or repeats another one.
+    file that is missing or not text in UTF-8 or UTF-16, or a line that is empty or repeats another one.
     """
     if category not in CATEGORIES:
         raise UserError(f"T2I-CompBench has no category {category!r}; known: {', '.join(CATEGORIES)}")
@@ -62,12 +63,8 @@ def _read_list(path: Path) -> list[str]:
     if not path.is_file():
         remedy = missing_input(str(path)) or "; `randcond fetch compbench` downloads the published lists"
         raise MissingInput(f"{path}: no such file{remedy}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     line_numbers: dict[str, int] = {}  # prompt -> the number of its line
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(read_lines(path) or [""], 1):
         prompt = line.split("\t")[0].strip()
         if not prompt:
             raise UserError(f"{path}, line {number}: has no prompt; remove the line")

@@ -4,19 +4,20 @@ In: the caption sources of `eval.captions`. Out: a fixed list of captions. The s
 `eval.seed` and the number of its caption.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
+import pyarrow as pa
 
 from randcond.data.captions.caption_lists import names_any, read_unique
-from randcond.data.captions.readers import read_batches, readable_csv
-from randcond.data.captions.row_filter import clean_text
-from randcond.data.captions.sources import COLUMNS, expand
+from randcond.data.captions.row_filter import clean
+from randcond.data.captions.sources import expand
+from randcond.data.rows.columns import CAPTION, FILE_NAME
+from randcond.data.rows.tables import read_table
 from randcond.launch.config.paths import resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
@@ -132,37 +133,27 @@ def _sample_rows(config: Config, is_unseen: Callable[[str, str], bool]) -> tuple
 
 def _read_rows(source: str) -> list[tuple[str, str]]:
     """Returns (image file name or "", caption) of every row of a source; raises UserError naming an empty row."""
-    return [row for file in expand(source) for row in (_rows_with_images(file) or _rows_without_images(file))]
+    return [row for file in expand(source) for row in _read_list(file)]
 
 
-def _rows_with_images(file: str) -> list[tuple[str, str]]:
-    """Reads a csv file that names images (BK-SDM's, `randcond concepts coco`); returns [] for other files."""
-    if not file.endswith(".csv") or "://" in file:
-        return []
-    with open(file, newline="", encoding="utf-8-sig") as opened, readable_csv(file):
-        reader = csv.DictReader(opened)
-        names = {name.strip().lower().replace(" ", "_"): name for name in reader.fieldnames or []}
-        caption = next((names[column.lower()] for column in COLUMNS if column.lower() in names), None)
-        if "file_name" not in names or caption is None:
-            return []
-        rows = [(row[names["file_name"]] or "", clean_text(row[caption] or "")) for row in reader]
-    for number, (image, text) in enumerate(rows, 1):
-        if not image or not text:
-            raise UserError(f"eval.captions: {file}, row {number}: has no {'caption' if image else 'file name'}")
-    return rows
-
-
-def _rows_without_images(file: str) -> list[tuple[str, str]]:
-    rows = []
-    for captions, dropped in read_batches(file):
-        if dropped:
-            number = sum(dropped.values())
-            raise UserError(
-                f"eval.captions: {file}: {number} empty captions. Without eval.size every row is drawn and must have a "
-                f"caption: remove the empty rows, or sample captions with eval.size=N"
-            )
-        rows += [("", caption) for caption in captions.to_pylist()]
-    return rows
+def _read_list(file: str) -> list[tuple[str, str]]:
+    """Reads a caption file. A table may name images in a column file_name (BK-SDM's, `randcond concepts coco`)."""
+    rows = read_table(
+        file, {"caption": CAPTION, "file_name": replace(FILE_NAME, optional=True)}, f"eval.captions: {file}"
+    )
+    captions = clean(pa.array([row.values["caption"] for row in rows], pa.string())).to_pylist()
+    named = any("file_name" in row.values for row in rows)
+    if named:
+        for row, caption in zip(rows, captions, strict=True):
+            if not row.values["file_name"] or not caption:
+                lacks = "caption" if row.values["file_name"] else "file name"
+                raise UserError(f"eval.captions: {file}, {row.place}: has no {lacks}")
+    elif empty := [row.place for row, caption in zip(rows, captions, strict=True) if not caption]:
+        raise UserError(
+            f"eval.captions: {file}: {len(empty)} empty captions, the first in {empty[0]}. Without eval.size every "
+            f"row is drawn and must have a caption: remove the empty rows, or sample captions with eval.size=N"
+        )
+    return [(row.values.get("file_name", ""), caption) for row, caption in zip(rows, captions, strict=True)]
 
 
 def _check_unique(rows: list[tuple[str, str]]) -> None:

@@ -4,7 +4,6 @@ In: a folder of images, lists of file names. Out: OUT/SPLIT.npz and OUT/SPLIT.sa
 The work is divided into chunks, which any number of processes share.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -20,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from randcond.data.captions.readers import readable_csv
 from randcond.data.images.decode import READING, BadImage, read_image
 from randcond.data.images.find import Found, find_images
 from randcond.data.images.left_out import left_out
+from randcond.data.rows.columns import FILE_NAME
+from randcond.data.rows.tables import read_table
 from randcond.eval.images.extractor import Extractor
 from randcond.eval.images.prompts import ALL
 from randcond.eval.images.protocol_images import from_picture, jpeg_bytes
@@ -176,11 +176,7 @@ def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]
     if not lists:
         raise UserError(f"--splits: {folder} has no SPLIT.csv; `randcond concepts coco` writes such lists")
     for path in lists:
-        with path.open(newline="", encoding="utf-8-sig") as file, readable_csv(path):
-            reader = csv.DictReader(file)
-            if "file_name" not in (reader.fieldnames or []):
-                raise UserError(f"{path}: has no column file_name")
-            names = [row["file_name"] for row in reader]
+        names = [row.values["file_name"] for row in read_table(path, {"file_name": FILE_NAME})]
         if missing := [name for name in names if name not in indices]:
             raise UserError(f"{path}: names {len(missing)} images that do not exist, the first is {missing[0]}")
         if ambiguous := [name for name in names if len(indices[name]) > 1]:

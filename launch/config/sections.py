@@ -62,7 +62,7 @@ class Cache:
 
     size: OfCache[int] = 0  # N: number of latents
     used: ByContent[int | None] = None  # number of latents to train on, the first ones (Figure 7); null: all
-    captions: ByContent[list[str]] = _list()  # caption sources: txt, csv, jsonl or parquet files
+    captions: ByContent[list[str]] = _list()  # caption sources: txt, csv, tsv, jsonl or parquet files
     images: ByContent[str | None] = None  # instead of captions: a folder of captioned images, or WebDataset tars
     # Real images: pixels of the shorter side before the centre crop is encoded; null: the teacher's resolution.
     resolution: OfImageCache[int | None] = None
@@ -82,7 +82,7 @@ class Cache:
 class Pool:
     """The extra texts of the caption pool. The pool is the cached captions plus these."""
 
-    sources: ByContent[list[str]] = _list()  # files, folders, globs or URLs: parquet, csv, jsonl, txt
+    sources: ByContent[list[str]] = _list()  # files, folders, globs or URLs: parquet, csv, tsv, jsonl, txt
     size: OfPool[int | None] = None  # number of captions chosen at random from the sources (Table B); null: all
     whole: Free[str] = ""  # with pool.size: folder of the full pool, which several experiments share
     seed: OfPool[int] = 0  # seed of that choice; with one seed, a larger choice contains a smaller one
@@ -268,7 +268,7 @@ class Config:
     conditioning: Conditioning = Conditioning()
     train: Train = Train()
     engine: Engine = Engine()
-    # skip: leave out damaged shards, images and caption files, and count them
+    # skip: leave out damaged shards, images, caption files and rows of them, and count them
     on_error: Free[Literal["stop", "skip"]] = "stop"
 
     @property

@@ -51,11 +51,11 @@ def test_every_kind_of_source_reads_alike(tmp_path: Path) -> None:
         ("gone.txt", None, "gone.txt: no such file"),
         ("a.docx", "x", "unknown file type '.docx'"),
         ("b.csv", "id,caption\n1,x\n\n2\n", "b.csv, line 4: has 1 fields, expected 2"),
-        ("b.jsonl", '{"caption": "x"}\n{"caption": 7}\n', "b.jsonl, row 2: caption is not text"),
+        ("b.jsonl", '{"caption": "x"}\n{"caption": 7}\n', "b.jsonl, line 2: caption is a number, expected text"),
         ("c.jsonl", '{"caption": "x"}\n{"text": "y"}\n', "c.jsonl, line 2: has no key caption"),
         ("d.jsonl", '["x"]\n', "d.jsonl, line 1: not a JSON object"),
-        ("a.txt.gz", "not gzip", "a.txt.gz, after row 0"),
-        ("a.csv", "id,words\n1,x\n", "a.csv: no column caption or TEXT or text; it has id, words"),
+        ("a.txt.gz", "not gzip", "a.txt.gz: not gzip data"),
+        ("a.csv", "id,words\n1,x\n", "a.csv: no column caption, text or prompt; it has id, words"),
         ("a.jsonl", '{"caption": "x"}\n{oops\n', "a.jsonl, line 2"),
         ("a.parquet", "not parquet", "a.parquet"),
         ("empty.txt", "\n  \n", "empty.txt: contains no captions"),
@@ -265,8 +265,8 @@ def test_what_a_source_comes_over_is_not_its_damage(tmp_path: Path, monkeypatch:
     def stale(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr("randcond.data.captions.readers.fsspec.open", stale)
-    with pytest.raises(OSError, match=r"caption source .*a\.txt, after row 0: Stale file handle"):
+    monkeypatch.setattr("randcond.data.rows.tables.open_file", stale)
+    with pytest.raises(OSError, match=r"caption source .*a\.txt: Stale file handle"):
         build(tmp_path / "local", [str(tmp_path / "a.txt")], skip=True)
 
 
@@ -281,7 +281,7 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     remove(tmp_path / "pool")
     manifest = build(tmp_path / "pool", sources, skip=True)
     assert list(manifest["damaged"]) == sources[1:]
-    assert "no column caption or TEXT" in manifest["damaged"][sources[2]]
+    assert "no column caption, text or prompt" in manifest["damaged"][sources[2]]
     captions = list(open_pool(tmp_path / "pool"))
     assert captions[:3] == ["one", "two", "a caption of its own, number 0"]
     assert 2 < len(captions) == manifest["captions"] < 200_000
@@ -298,10 +298,14 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.jsonl", b'{"caption": "one"}\n{"caption": "\\ud83d"}\n', "row 2: caption is not text"),
-        ("a.jsonl", b'{"caption": "one"}\n' + b"[" * 100_000 + b"\n", "after row 1"),
-        ("a.txt", b"one\n" * 1000 + b"\xff\n", "after row 1000: not UTF-8"),
-        ("a.jsonl.zst", b"no zstandard", "after row 0"),
+        (
+            "a.jsonl",
+            b'{"caption": "one"}\n{"caption": "\\ud83d"}\n',
+            "line 2: caption is half a character (a lone surrogate), expected text",
+        ),
+        ("a.jsonl", b'{"caption": "one"}\n' + b"[" * 100_000 + b"\n", "line 2: not JSON (nested too deeply)"),
+        ("a.txt", b"one\n" * 1000 + b"\xff\n", "line 1001: not UTF-8 (byte 0xff at column 1"),
+        ("a.jsonl.zst", b"no zstandard", "a.jsonl.zst: not zstandard data"),
     ],
 )
 def test_what_no_library_reads_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:

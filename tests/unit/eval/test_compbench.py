@@ -74,7 +74,7 @@ def test_a_prompt_is_what_stands_before_the_first_tab(lists: Path) -> None:
         ("color_val.txt", b"a cup\n\na mug\n", r"color_val\.txt, line 2: has no prompt"),
         ("color_val.txt", b"", r"color_val\.txt, line 1: has no prompt"),
         ("color_val.txt", b"a cup\na mug\na cup\tcolor\n", r"color_val\.txt, line 3: 'a cup' is already in line 1"),
-        ("color_val.txt", b"a cup\n\xff\xfe", r"color_val\.txt: is not a text file in UTF-8"),
+        ("color_val.txt", b"a cup\n\xff\xfe", r"color_val\.txt, line 2: not UTF-8"),
         ("complex_val_action.txt", b"The dog sleeps.\n", r"'The cat sleeps\.' is in none of complex_val_spatial"),
         ("complex_val_action.txt", b"the red hat was on top of the coat", r"is also in complex_val_spatial\.txt"),
         ("complex_val_action.txt", None, r"complex_val_action\.txt: no such file"),

@@ -208,7 +208,7 @@ def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp
 def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes("file_name,caption\n1.png,un café\n".encode("latin-1"))
     config = system(tmp_path, f"eval.captions=[{tmp_path / 'list.csv'}]", "eval.size=null", "cache.exclude=[]")
-    with pytest.raises(UserError, match=r"list\.csv: not a csv file in UTF-8"):
+    with pytest.raises(UserError, match=r"list\.csv, line 2: not UTF-8 \(byte 0xe9 at column 13; Latin-1\?\)"):
         choose_prompts(config)
 
 
@@ -288,8 +288,8 @@ def test_a_published_list_is_drawn_as_it_is(tmp_path: Path) -> None:
         ("list.txt", "a red one\n\na red two\n", r"list.txt: 1 empty captions"),
         ("list.txt", "a red one\na red two\na red one\n", r"more than once, the first is 'a red one', rows 1, 3"),
         ("list.csv", LIST + "a.jpg,a red four\n", r"more than once, the first is 'a.jpg', rows 1, 4"),
-        ("list.csv", LIST + "d.jpg,\n", r"list.csv, row 4: has no caption"),
-        ("list.csv", LIST + ",a red five\n", r"list.csv, row 4: has no file name"),
+        ("list.csv", LIST + "d.jpg,\n", r"list.csv, line 5: has no caption"),
+        ("list.csv", LIST + ",a red five\n", r"list.csv, line 5: has no file name"),
         ("list.csv", "name\na.jpg\n", r"no column caption"),
     ],
 )

@@ -85,10 +85,10 @@ def test_images_without_what_they_need(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"005\.png has no caption; add 005\.txt to its folder, or a metadata\.csv"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,words\n000.png,x\n")
-    with pytest.raises(UserError, match=r"metadata\.csv, row 1: needs text in file_name and in caption"):
+    with pytest.raises(UserError, match=r"metadata\.csv: no column caption, text or prompt; it has file_name, words"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
-    with pytest.raises(UserError, match=r"row 1: no such file: none\.png"):
+    with pytest.raises(UserError, match=r"line 2: no such file: none\.png"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\n000.png, \n001.png,x\n")
     with pytest.raises(UserError, match=r"1 images have an empty caption, the first is 000\.png"):
@@ -98,7 +98,7 @@ def test_images_without_what_they_need(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"005\.txt: not UTF-8"):
         find_pictures(str(tmp_path / "in"))
     (tmp_path / "in/metadata.csv").write_text("file_name,text\nnone.png,x\n")
-    with pytest.raises(UserError, match=r"row 1: no such file: none\.png"):
+    with pytest.raises(UserError, match=r"line 2: no such file: none\.png"):
         find_pictures(str(tmp_path / "in"))
     with pytest.raises(UserError, match="nowhere does not exist"):
         find_pictures(str(tmp_path / "nowhere"))
@@ -193,7 +193,7 @@ def test_damaged_images_and_shards_stop_or_are_counted(
 def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("".join(f"a red two, number {n}\n" for n in range(100)).encode() + b"\xff\n")
     words = [*TINY, f"cache.captions=[{tmp_path / 'a.txt'}]", "cache.exclude=[]"]
-    with pytest.raises(UserError, match=r"a\.txt, after row 100: not UTF-8"):
+    with pytest.raises(UserError, match=r"a\.txt, line 101: not UTF-8"):
         latent_source(load_config("demo-with", words))
     drawn = latent_source(load_config("demo-with", [*words, "on_error=skip"]))
     assert len(drawn.captions) == 96 and "not UTF-8" in drawn.facts["damaged"][0]
