@@ -19,7 +19,7 @@ from randcond.eval.scores.statistics import Reference, read_statistics
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import cpu_threads, device, rank
 from randcond.model_zoo.sampler import default_setting, own_resolution, sampler_dtype
@@ -74,8 +74,8 @@ def _check_same_images(real: References) -> None:
         if len(paths) > 1:
             first, second = list(paths.values())[:2]
             raise UserError(
-                f"eval.statistics: {first} and {second.name} were made from different images; remove both, and make "
-                f"all splits with one call of `randcond eval stats --splits`"
+                f"eval.statistics: {first} and {second.name} were made from different images; make all splits "
+                f"again with one call of `randcond eval stats --splits`"
             )
 
 
@@ -88,7 +88,7 @@ def evaluate(model: EvaluatedModel, task: Task, real: References, out: Path) -> 
     scored = {"splits": splits, "splits_sha256": task.prompts.splits_sha256, "statistics": statistics}
     facts = {"protocol": {**identity, **scored}, "metrics": task.ev.metrics}
     path = out / "scores.json"
-    known = read_json(path) if path.is_file() else {}
+    known = read_record(path) if path.is_file() else {}
     if rank() != 0 or (_same_scores(known, facts) and known.get("size") == model.size):
         return
     scores = score(task, real, out)

@@ -292,7 +292,7 @@ start with   randcond run all demo              a student learns to draw a digit
 
 def _first_comment(name: str) -> str:
     """Returns the first line of an experiment's YAML file, if it is a comment."""
-    line = find_experiment(name).read_text().splitlines()[0]
+    line = find_experiment(name).read_text(encoding="utf-8").splitlines()[0]
     return line.removeprefix("# ") if line.startswith("#") else ""
 
 

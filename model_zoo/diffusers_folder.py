@@ -22,6 +22,17 @@ from randcond.launch.errors import UserError
 
 logging.disable_progress_bar()  # randcond shows its own progress
 transformers_logging.disable_progress_bar()
+_OBJECTS = {  # JSON files that hold an object
+    "model_index.json",
+    "config.json",
+    "scheduler_config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "vocab.json",
+}
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Pipeline class -> constructor options that are not part of the model.
@@ -35,24 +46,44 @@ FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
 def loading(folder: Path | str) -> Iterator[None]:
     """A context that loads parts of a folder. Raises UserError naming the folder if a file is missing or damaged.
 
-    diffusers and transformers raise an OSError without a number, or a ValueError, for such files.
+    diffusers and transformers raise an OSError without a number, or a ValueError, for such files. For a configuration
+    with values of other types they raise what these values lead to. RANDCOND_TRACEBACK shows where.
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"{folder}: incomplete or damaged ({type(error).__name__}: {reason}); download or copy it again"
-        ) from None
+        ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object. Raises UserError naming the file if it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; download or copy it again") from None
+    except RecursionError:
+        raise UserError(f"{path}: damaged JSON (it is nested too deeply); download or copy it again") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged JSON ({error}); download or copy it again") from None
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise UserError(f"{path}: damaged JSON (expected an object, found {found}); download or copy it again")
+    return data
 
 
 def check_files(folder: Path) -> None:
-    """Raises UserError naming a damaged safetensors file of a pipeline, or a tokenizer without a vocabulary.
+    """Raises UserError naming a damaged safetensors or JSON file of a pipeline, or a tokenizer without a vocabulary.
 
-    The loaders' own errors do not name the weight file. transformers would silently make an empty tokenizer.
+    The loaders' own errors do not name the file. transformers would silently make an empty tokenizer.
     """
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+        if path.name in _OBJECTS or path.name.endswith(".safetensors.index.json"):
+            read_object(path)
     for path in (path for path in sorted(folder.glob("*/*.safetensors")) if len(path.suffixes) == 1):
         try:
             with safe_open(path, framework="pt"):
@@ -70,8 +101,7 @@ def check_files(folder: Path) -> None:
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
     """Returns the dtype of each part of a pipeline: `dtype`, but fp32 for an autoencoder that needs upcasting."""
     # Most autoencoders overflow or show rounding errors in 16 bits. In diffusers, a missing flag means True.
-    with loading(folder):
-        upcast = json.loads((folder / "vae" / "config.json").read_text()).get("force_upcast", True)
+    upcast = read_object(folder / "vae" / "config.json").get("force_upcast", True)
     return {"default": DTYPES[dtype], "vae": torch.float32 if upcast else DTYPES[dtype]}
 
 
@@ -83,8 +113,7 @@ def with_parts(pipe: Any, **parts: Any) -> Any:
 
 def class_name(path: Path) -> str | None:
     """Returns the name of the class that a model_index.json or config.json declares."""
-    with loading(path.parent):
-        return json.loads(path.read_text()).get("_class_name")
+    return read_object(path).get("_class_name")
 
 
 def freeze(pipe: Any, device: str | torch.device) -> None:

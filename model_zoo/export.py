@@ -16,7 +16,7 @@ from torch import Tensor
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.diffusers_folder import FAMILIES, class_name, loading, pipeline_class, with_parts
+from randcond.model_zoo.diffusers_folder import FAMILIES, check_files, class_name, loading, pipeline_class, with_parts
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 Shapes = dict[str, tuple[int, ...]]
@@ -85,8 +85,12 @@ def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Loads the pipeline of a teacher or exported student, including SLIM students."""
+    """Loads the pipeline of a teacher or exported student, including SLIM students.
+
+    Raises UserError naming a file that is missing or damaged.
+    """
     family = pipeline_class(folder)
+    check_files(folder)
     with loading(folder):
         rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
         return with_parts(rest, unet=load_unet(folder / "unet", dtype))
@@ -103,7 +107,7 @@ def export_student(
     pipe = family.from_pretrained(teacher, unet=unet.to(dtype), dtype=dtype, use_safetensors=True, **FAMILIES[family])
     pipe.save_pretrained(folder, safe_serialization=True)
     for path in folder.glob("*/*.json"):  # diffusers records local paths, which must not be published
-        settings = json.loads(path.read_text())
-        if settings.pop("_name_or_path", None) is not None:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,6 +1,7 @@
 """Fingerprints of model folders: hashes of their configuration and weight files."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def folder_fingerprint(folder: Path) -> str:
             r"\.(fp16|bf16|non_ema)[.-]", path.name
         )
         if path.is_file() and not unused:
-            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(os.fsencode(path.relative_to(folder)))
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

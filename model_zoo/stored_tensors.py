@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from randcond.launch.errors import UserError
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -14,8 +17,9 @@ class StoredTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path) -> None:
+        """Raises UserError naming a file that is damaged."""
         files = [path for path in sorted(folder.glob("*.safetensors")) if len(path.suffixes) == 1]
-        opened = [safe_open(path, framework="pt") for path in files]
+        opened = [_open(path) for path in files]
         self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -29,3 +33,10 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); copy it again") from None

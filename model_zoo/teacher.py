@@ -180,6 +180,9 @@ def check_unet(unet: Any, folder: Path) -> None:
 
     Such a U-Net predicts the channels of x_t from x_t, t and text alone. SDXL's `text_time` embedding is allowed.
     """
+    size = unet.get("sample_size")
+    if not isinstance(size, int):
+        raise UserError(f"{folder}/unet/config.json: sample_size is {size!r}, expected the side of a square latent")
     required = {
         "out_channels": unet["in_channels"],
         "class_embed_type": None,

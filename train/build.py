@@ -13,7 +13,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.launch.config.sections import Engine as EngineSection
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.cost.flops import training_flop, unet_cost
@@ -88,7 +88,7 @@ def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel,
     networks = {"teacher": (teacher.unet, teacher.dtype), "student": (unet, engine.dtype)}
     chosen: dict[str, list[Choice]] = {}
     if engine.rank == 0:
-        stored = read_json(stored_path) if stored_path.is_file() else {}
+        stored = read_record(stored_path) if stored_path.is_file() else {}
         one_graph = options.compile == "whole"
         depends_on = {
             "wanted": options.attention,

@@ -33,7 +33,7 @@ from randcond.eval.scores.network_weights import fingerprint
 from randcond.launch.config.paths import watched_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.artefacts import write_config
-from randcond.launch.runtime.files import atomic_write, read_json, remove, write_json
+from randcond.launch.runtime.files import atomic_write, read_record, remove, write_json
 from randcond.launch.runtime.json_lines import whole_lines
 from randcond.model_zoo.diffusers_folder import DTYPES
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
@@ -101,7 +101,7 @@ def evaluate_weights(training: Training, step: int, beat: Callable[[], object]) 
         _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
         write_config(out, config)
         if engine.rank == 0:
-            scores = read_json(out / "scores.json")
+            scores = read_record(out / "scores.json", "splits", "protocol")
             splits = scores["splits"]
             found = {f"{s}/{name}": v for s, part in splits.items() for name, v in part.items() if _is_number(v)}
             values |= {f"eval/{kind}/{name}": value for name, value in found.items()}
@@ -126,7 +126,7 @@ def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out:
         EvaluatedModel("", pipe, network, kind, training.config.teacher.dtype), with_pipeline_defaults(task, pipe)
     )
     plan = out / "plan.json"
-    if out.exists() and not (plan.is_file() and same_evaluation(read_json(plan), expected)):
+    if out.exists() and not (plan.is_file() and same_evaluation(read_record(plan), expected)):
         number = sum(1 for _ in out.parent.glob(f"{out.name}-before-*"))
         out.rename(out.with_name(f"{out.name}-before-{number}"))
     if out.exists():
@@ -166,7 +166,7 @@ def _update_best(
     config, run = training.config, training.folder
     metric = METRICS[config.eval.metrics[0]]
     path = run / "best.json"
-    best = read_json(path) if path.is_file() else None
+    best = read_record(path, "step", "weights", "score", "value", "how") if path.is_file() else None
     value = splits[ALL][metric.best]
     how = {key: each for key, each in protocol.items() if key not in ("network", "weights")}
     score = {"score": metric.best, "split": ALL, "logged": sorted({*logged, *(best or {}).get("logged", [])})}

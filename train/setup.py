@@ -18,7 +18,7 @@ from randcond.launch.config.paths import resolve_path, student_folder, watched_f
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import read_json, remove, write_text
+from randcond.launch.runtime.files import read_record, remove, write_text
 from randcond.launch.runtime.locks import hold_lock
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device, rank
@@ -146,10 +146,10 @@ def prepare_folder(config: Config, first: int) -> None:
 
 def left_out(config: Config, cache: LatentCache) -> list[str]:
     """Returns one line for each damaged shard, image or caption file that is not used."""
-    lines = [*cache.left_out, *cache.manifest["damaged"]]
+    lines = [*cache.left_out, *cache.manifest.get("damaged", [])]
     if cache.missing:
         lines.append(f"{cache.missing} damaged images of {cache.manifest['captions']}; the shard indexes list them")
-    return lines + list(read_json(Path(config.paths.pool) / "manifest.json")["damaged"].values())
+    return lines + list(read_record(Path(config.paths.pool) / "manifest.json", "damaged")["damaged"].values())
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, remedy: str = "") -> tuple[int, float]:
@@ -180,5 +180,5 @@ def is_finished(config: Config, identity: dict[str, Any]) -> bool:
     path = Path(config.paths.run) / "train.json"
     if not path.is_file() or not all(student_folder(config, kind).is_dir() for kind in ("raw", "ema")):
         return False
-    facts = read_json(path)
+    facts = read_record(path, "steps", "identity")
     return facts["steps"] == config.train.steps and not differences(facts["identity"], identity, ABSENT)

@@ -1,75 +1,38 @@
 """Tools for latent caches: verify a cache, preview its latents, make a smaller cache without copying shards."""
 
 import os
-import tarfile
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from randcond.data.cache.cache_faults import cache_faults, read_manifest
 from randcond.data.cache.latent_cache import checked_captions
-from randcond.data.cache.manifest import ShardEntry, check_shard, first_entries, shard_entries
-from randcond.data.cache.shards import FORMAT, Shard
+from randcond.data.cache.manifest import REWRITE, captions_of_shard, check_captions, first_entries, shard_entries
+from randcond.data.cache.shards import Shard
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import atomic_write, read_json, sha256, write_json
+from randcond.launch.runtime.files import atomic_write, read_record, sha256, write_json
 from randcond.launch.runtime.progress import Progress
 
 SHOWN = 20  # maximum number of faults in an error message
 
 
 def verify(folder: str) -> None:
-    """Verifies a latent cache: the checksum of every shard, and every latent and caption in it.
+    """Verifies a latent cache: its captions, the list of its shards, the checksum of every shard, every latent in it.
 
-    Fails with a list of the faulty shards and keys. To repair a cache, remove the faulty shards together with their
-    indexes and run `randcond run cache EXPERIMENT`.
+    Each caption must have its latent once, in order, unless it was left out. Fails with a list of the faults. To repair
+    a cache, run `randcond run cache EXPERIMENT`: it makes the faulty shards again, and no others.
     """
-    manifest = _manifest(Path(folder))
-    captions = checked_captions(Path(folder), manifest)
-    faults: list[str] = []
-    entries = shard_entries(manifest, Path(folder) / "manifest.json")
-    for entry in Progress(entries, desc="verifying", unit="shard"):
-        try:
-            for fault in shard_faults(Path(folder) / entry.shard, entry, captions, tuple(manifest["latent_shape"])):
-                faults.append(fault)  # one by one, so that faults found before an exception are kept
-        except (UserError, tarfile.TarError, OSError) as error:
-            faults.append(str(error) if entry.shard in str(error) else f"shard {entry.shard}: {error}")
-    if faults:
+    manifest = read_manifest(Path(folder))
+    if faults := list(cache_faults(Path(folder), manifest)):
         more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise UserError("\n".join([f"{folder}: {len(faults)} faults", *faults[:SHOWN], *more]))
+    entries = shard_entries(manifest, Path(folder) / "manifest.json")
     latents = sum(entry.samples for entry in entries)
     print(f"{folder}: {len(entries)} shards, {latents:,} latents, no faults found")
-
-
-def shard_faults(path: Path, entry: ShardEntry, captions: Captions, shape: tuple[int, ...]) -> Iterator[str]:
-    """Yields one line per fault of a shard. `shape`: the expected latent shape (C, h, w).
-
-    Raises UserError if the shard can't be opened.
-    """
-    shard = Shard(path)
-    try:
-        check_shard(shard, entry, read_all=True)
-    except UserError as error:
-        yield str(error)
-    with tarfile.open(path) as archive:
-        caption_files = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
-        for row, caption_id in enumerate(shard.caption_ids[: entry.samples].tolist()):
-            key = shard.key(row)
-            try:
-                latent = shard.latent(row)
-            except UserError as error:
-                yield str(error)
-                continue
-            if latent.shape != shape:
-                yield f"shard {path}, key {key}: the latent has shape {latent.shape}, expected {shape}"
-            file = archive.extractfile(caption_files[key]) if key in caption_files else None
-            if file is None:
-                yield f"shard {path}, key {key}: has no caption (.txt)"
-            elif file.read().decode(errors="replace") != captions[caption_id]:
-                yield f"shard {path}, key {key}: its caption differs from caption {caption_id} in captions.arrow"
 
 
 def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int = 0) -> None:
@@ -106,12 +69,20 @@ def preview(folder: str, *, teacher: str, out: str = "", n: int = 16, seed: int 
 def open_cache(folder: Path) -> tuple[Captions, list[tuple[Shard, int]]]:
     """Returns the captions of a cache, and the location (shard, row) of each latent.
 
-    Raises UserError if the cache is incomplete.
+    Raises UserError if the cache is incomplete, or holds other captions than its manifest says.
     """
-    manifest = _manifest(folder)
-    entries = shard_entries(manifest, folder / "manifest.json")
-    shards = [(Shard(folder / entry.shard), entry.samples) for entry in entries]
-    return Captions(folder / "captions.arrow"), [(shard, row) for shard, samples in shards for row in range(samples)]
+    manifest = read_manifest(folder)
+    captions = checked_captions(folder, manifest)
+    rows: list[tuple[Shard, int]] = []
+    left_out = 0
+    for number, entry in enumerate(shard_entries(manifest, folder / "manifest.json")):
+        shard = Shard(folder / entry.shard)
+        check_captions(shard, entry, captions_of_shard(number, manifest["shard_size"], manifest["captions"]))
+        rows += [(shard, row) for row in range(entry.samples)]
+        left_out += entry.left_out
+    if len(rows) + left_out != len(captions):
+        raise UserError(f"{folder}: its manifest lists {len(rows)} latents of {len(captions)} captions; {REWRITE}")
+    return captions, rows
 
 
 def subset(folder: str, out: str, *, n: int) -> None:
@@ -125,7 +96,7 @@ def subset(folder: str, out: str, *, n: int) -> None:
     example    randcond cache subset runs/cache-212k runs/cache-10k --n 10000
     """
     source, target = Path(folder), Path(out)
-    manifest = _manifest(source)
+    manifest = read_manifest(source)
     if not 1 <= n <= manifest["captions"]:
         raise UserError(f"--n: is {n}, expected 1 to {manifest['captions']}, the size of the cache at {source}")
     captions = Captions(source / "captions.arrow", n)
@@ -135,8 +106,12 @@ def subset(folder: str, out: str, *, n: int) -> None:
     entries = [
         replace(entry, shard=os.path.relpath(path, target.resolve())) for entry, path in zip(first, paths, strict=False)
     ]
-    if not (target / "manifest.json").is_file():  # overwrites captions that a killed command left behind
-        write_captions(target / "captions.arrow", captions)
+    stored = _stored_manifest(target)
+    written = target / "captions.arrow"
+    if stored is None or (
+        "subset_of" in stored and not (written.is_file() and sha256(written) == stored["captions_sha256"])
+    ):
+        write_captions(written, captions)  # overwrites captions that are damaged, or that a killed command left behind
     expected = {
         **manifest,
         "captions": n,
@@ -144,26 +119,26 @@ def subset(folder: str, out: str, *, n: int) -> None:
         "subset_of": os.path.relpath(source.resolve(), target.resolve()),
         "shards": [asdict(entry) for entry in entries],
     }
-    if (target / "manifest.json").is_file():
-        check_matches(
-            read_json(target / "manifest.json"), expected, f"the cache at {out}", "Remove it, or choose another OUT."
-        )
+    if stored is not None:
+        check_matches(stored, expected, f"the cache at {out}", "Choose another OUT.")
     else:
         write_json(target / "manifest.json", expected)
     print(f"{out}: {n:,} latents in {len(entries)} shards of {folder}")
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _stored_manifest(folder: Path) -> dict[str, Any] | None:
+    """Returns the manifest of a subset, None if there is none, or if it is damaged: it is then made again.
+
+    Raises UserError if the folder is an unfinished cache with shards of its own.
+    """
     path = folder / "manifest.json"
-    if not path.is_file():
-        raise UserError(f"no complete cache at {folder}: create or finish it with `randcond run cache EXPERIMENT`")
-    manifest = read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"the cache at {folder} has format {manifest.get('format')}, expected {FORMAT}; remove it and create it "
-            f"again with `randcond run cache EXPERIMENT`"
-        )
-    return manifest
+    try:
+        stored = read_record(path, "captions_sha256") if path.is_file() else None
+    except UserError:
+        stored = None
+    if stored is None and ((folder / "plan.json").exists() or any(folder.glob("*.tar"))):
+        raise UserError(f"{folder}: holds another cache; choose another OUT")
+    return stored
 
 
 COMMANDS = (verify, preview, subset)

@@ -5,59 +5,32 @@ and manifest.json. Captions are divided into shards by caption number, and each 
 resulting bytes do not depend on the number of ranks, even if the run is killed and resumed with a different number.
 """
 
-import hashlib
-import json
+import os
 from collections import Counter
-from dataclasses import asdict
-from importlib.metadata import version
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from randcond.data.cache.latent_source import LatentSource, cache_identity, latent_source, source_kind
-from randcond.data.cache.manifest import describe
-from randcond.data.cache.shards import FORMAT, read_index, shard_done, write_shard
-from randcond.data.captions.caption_file import Captions, write_captions
-from randcond.data.images.decode import READING
+from randcond.data.cache.cache_plan import Plan, agreed_plan, plan_hash, restore_captions, stored_plan
+from randcond.data.cache.latent_source import LatentSource, latent_source
+from randcond.data.cache.manifest import captions_of_shard, describe, wrong_captions
+from randcond.data.cache.shards import index_path, read_index, write_shard
 from randcond.data.images.left_out import left_out
-from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.paths import resolve_path
-from randcond.launch.config.sections import Cache, Config
+from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import read_json, sha256, write_json
+from randcond.launch.runtime.files import read_record, remove, sha256, write_json
 from randcond.launch.runtime.locks import claim_each
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
-from randcond.launch.runtime.ranks import cpu_threads, device, rank
-from randcond.model_zoo.sampler import sampler_dtype
+from randcond.launch.runtime.ranks import device, rank
 from randcond.model_zoo.teacher import Teacher
 
-
-def plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Returns everything that the latents depend on. Two caches with the same plan contain the same latents.
-
-    `captions_hash`: sha256 of captions.arrow. `facts`: the `facts` of the latent source.
-    """
-    cache = config.cache
-    shards = identity_of(cache, "shards")
-    shards.pop("compile")  # stored as None if nothing is compiled
-    return {
-        "format": FORMAT,
-        "teacher": teacher.fingerprint,
-        "captions": cache.size,
-        "captions_sha256": captions_hash,
-        **cache_identity(config),
-        **facts,
-        **shards,
-        "compute_dtype": config.teacher.dtype,
-        "sampler_dtype": sampler_dtype(teacher.pipe),
-        "latent_shape": _latent_shape(config, teacher),
-        "threads": cpu_threads(),
-        "compile": None if cache.compile == "none" else cache.compile,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-    }
+FOREIGN = "foreign-"  # how the name of another cache's shard begins when it is put aside
 
 
 def shard_paths(folder: Path, size: int, shard_size: int) -> list[Path]:
@@ -66,43 +39,31 @@ def shard_paths(folder: Path, size: int, shard_size: int) -> list[Path]:
 
 
 def run(config: Config) -> None:
-    """Creates the missing shards of an experiment's cache, then the manifest. Does nothing if the cache is complete.
+    """Creates the missing shards of an experiment's cache, then the manifest. Writes nothing if the cache is complete.
 
-    Raises UserError if the folder contains a cache with other settings (teacher, sampler, captions, ...).
+    A shard that is damaged, or does not hold the captions of its number, is made again; the log says so. A shard of
+    another cache is renamed. Raises UserError if the folder contains a cache with other settings (teacher, captions,
+    ...).
     """
     folder = Path(config.paths.cache)
     source = latent_source(config)
-    captions = source.captions
-    if not (folder / "captions.arrow").is_file():
-        write_captions(folder / "captions.arrow", captions)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
-    if (folder / "manifest.json").is_file() and "subset_of" in read_json(folder / "manifest.json"):
-        from randcond.data.cache.latent_cache import LatentCache
-
-        LatentCache.open(config, teacher.fingerprint)  # a subset is only checked: it has no shards to create
+    if (stored := stored_plan(folder)) and "subset_of" in stored:
+        restore_captions(folder, source.captions, stored, has_shards=True)
+        _check_subset(config, teacher, f"{folder}/{stored['subset_of']}")
         return
-    cache_plan = plan(config, teacher, sha256(folder / "captions.arrow"), source.facts)
-    remedy = "To use it, restore these settings. To make another cache, give another paths.cache."
-    if (folder / "plan.json").is_file():
-        stored = read_json(folder / "plan.json")
-        absent = absent_settings(Cache, "cache", source_kind(config), "shards") | {"compile": None, "reading": READING}
-        check_matches(stored, cache_plan, f"the cache at {folder}", remedy, absent)
-        cache_plan = stored  # may have fewer keys, if an older version wrote it: the shards contain a hash of it
-    else:
-        write_json(folder / "plan.json", cache_plan)
-    if list(Captions(folder / "captions.arrow")) != captions:
-        raise UserError(f"the cache at {folder}: its captions differ from the captions in its sources now. {remedy}")
-
-    plan_hash = hashlib.sha256(json.dumps(cache_plan).encode()).hexdigest()
+    shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
+    plan = agreed_plan(config, folder, teacher, source, shards)
+    work = _Work(config, source, shards, plan_hash(plan))
+    damaged = work.damaged() if rank() == 0 else {}
 
     def is_done(shard: Path) -> bool:
-        return shard_done(shard, plan_hash)
+        return shard not in damaged and not work.fault(shard)
 
-    shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
     done = sum(map(is_done, shards))
     if done < len(shards) and rank() == 0:
         log.info(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to create")
-        if "reading" in source.facts and "reading" not in cache_plan:
+        if "reading" in source.facts and "reading" not in plan:
             log.warning(
                 f"cache: {folder} was begun by an older version, which did not turn images by their EXIF data and "
                 f"dropped their transparency; the shards that are created now follow docs/data.md"
@@ -111,26 +72,90 @@ def run(config: Config) -> None:
     silent = rank() != 0 or done == len(shards)
     with Progress(total=len(shards), initial=done, desc="caching", unit="shard", disable=silent) as bar:
         for number in claim_each(shards, is_done):
-            _make_shard(config, source, shards[number], number, plan_hash)
+            work.make(number)
+            damaged.pop(shards[number], None)
             bar.update(sum(map(is_done, shards)) - bar.n)  # counts the shards of all ranks
     if rank() == 0:
-        _finish(folder, cache_plan, shards)
+        _finish(folder, plan, shards)
 
 
-def _latent_shape(config: Config, teacher: Teacher) -> list[int]:
-    channels, height, width = teacher.latent_shape
-    if config.cache.images and config.cache.resolution:
-        factor = teacher.resolution // height
-        height = width = config.cache.resolution // factor
-        if config.cache.resolution % factor:
-            raise UserError(f"cache.resolution: is {config.cache.resolution}, expected a multiple of {factor}")
-    return [channels, height, width]
+def _check_subset(config: Config, teacher: Teacher, original: str) -> None:
+    """Checks a subset, which has no shards of its own to create."""
+    from randcond.data.cache.latent_cache import LatentCache
+
+    try:
+        LatentCache.open(config, teacher.fingerprint)
+    except UserError as error:
+        raise UserError(
+            f"{error} (this is a part of the cache at {os.path.normpath(original)}: run the experiment that made that "
+            f"cache, or make the part again with `randcond cache subset`)"
+        ) from None
 
 
-def _make_shard(config: Config, source: LatentSource, shard: Path, number: int, plan_hash: str) -> None:
+@dataclass(frozen=True)
+class _Work:
+    """The shards of a cache, and what each of them must hold."""
+
+    config: Config
+    source: LatentSource
+    shards: list[Path]
+    made_of: str  # hash of the plan
+
+    def captions(self, number: int) -> range:
+        """Returns the caption numbers of a shard."""
+        return captions_of_shard(number, self.config.cache.shard_size, self.config.cache.size)
+
+    @cached_property
+    def numbers(self) -> dict[Path, int]:
+        """The number of each shard."""
+        return {shard: number for number, shard in enumerate(self.shards)}
+
+    def fault(self, shard: Path, read_all: bool = False) -> str:
+        """Returns why a shard must be made, "" if it is sound. `read_all`: verify its checksum, too."""
+        if not shard.is_file():
+            return "it is missing"
+        if not index_path(shard).is_file():
+            return "its index is missing"
+        try:
+            index, size = read_index(shard), shard.stat().st_size
+        except UserError:
+            return "its index is damaged"
+        except FileNotFoundError:  # another process is replacing it just now
+            return "it is missing"
+        if index.made_of != self.made_of:
+            return f"it belongs to a cache with other settings; it is kept as {FOREIGN}{shard.name}"
+        held = [caption_id for _, caption_id, _, _ in index.members]
+        left_out = [entry.caption_id for entry in index.left_out]
+        if wrong := wrong_captions(held, left_out, self.captions(self.numbers[shard])):
+            return wrong
+        if size != index.bytes:
+            return f"it has {size} bytes, expected {index.bytes}"
+        return "it does not match its checksum" if read_all and sha256(shard) != index.sha256 else ""
+
+    def damaged(self) -> dict[Path, str]:
+        """Reads every shard that seems to be done. Returns the faults of those that are not sound."""
+        found = [shard for shard in self.shards if not self.fault(shard)]
+        with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
+            faults = pool.map(lambda shard: self.fault(shard, read_all=True), found)
+            checked = Progress(faults, total=len(found), desc="checking shards", unit="shard", disable=not found)
+            return {shard: fault for shard, fault in zip(found, checked, strict=True) if fault}
+
+    def make(self, number: int) -> None:
+        """Makes a shard, whose lock this process holds. Does nothing if another process has just made it."""
+        shard = self.shards[number]
+        if not (fault := self.fault(shard, read_all=True)):
+            return
+        if shard.is_file():
+            log.warning(f"cache: shard {shard} is made again: {fault}")
+        if FOREIGN in fault:
+            for path in (shard, index_path(shard)):
+                path.rename(path.with_name(f"{FOREIGN}{path.name}"))
+        remove(index_path(shard))  # so that a shard that is being replaced does not count as done
+        _make_shard(self.config, self.source, shard, self.captions(number), self.made_of)
+
+
+def _make_shard(config: Config, source: LatentSource, shard: Path, ids: range, made_of: str) -> None:
     cache = config.cache
-    first = number * cache.shard_size
-    ids = range(first, min(first + cache.shard_size, cache.size))
     samples: list[dict[str, Any]] = []
     without: list[dict[str, Any]] = []
     for start in range(ids.start, ids.stop, cache.batch):
@@ -150,25 +175,35 @@ def _make_shard(config: Config, source: LatentSource, shard: Path, number: int, 
             caption_id = meta.pop("caption_id")
             caption = source.captions[caption_id]
             samples.append({"caption_id": caption_id, "caption": caption, "latent": latent, "meta": meta})
-    write_shard(shard, samples, plan_hash, without)
+    write_shard(shard, samples, made_of, without)
 
 
-def _finish(folder: Path, cache_plan: dict[str, Any], shards: list[Path]) -> None:
+def _finish(folder: Path, plan: Plan, shards: list[Path]) -> None:
     """Writes the manifest. If several commands work on one folder, each of them writes the same manifest."""
     entries = [describe(shard) for shard in shards]
-    manifest = {**cache_plan, "shards": [asdict(entry) for entry in entries]}
-    if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") == manifest:
+    manifest = {**plan, "shards": [asdict(entry) for entry in entries]}
+    path = folder / "manifest.json"
+    try:
+        stored = read_record(path, "shards") if path.is_file() else None
+    except UserError:
+        stored = None  # stored_plan() has logged the damage
+    if stored == manifest:
         return
-    write_json(folder / "manifest.json", manifest)
+    if stored:
+        log.warning(
+            f"cache: {path} is written again: it did not describe these shards; a run that was trained on other "
+            f"shards can't be resumed with them"
+        )
+    write_json(path, manifest)
     damaged = sum(entry.left_out for entry in entries)
     skipped = _skipped(shards) if damaged else ""
-    count = cache_plan["captions"] - damaged
+    count = plan["captions"] - damaged
     log.info(f"cache: complete, {count} latents in {len(shards)} shards at {folder}{skipped}")
 
 
 def _skipped(shards: list[Path]) -> str:
     """Returns how many damaged images have no latent, by reason, with the first ones; the shard indexes list them."""
-    entries = [entry for shard in shards for entry in read_index(shard)["left_out"]]
-    reasons = Counter(entry.get("reason", "damaged") for entry in entries)  # older indexes have no reason
-    said = left_out(reasons, [entry["error"] for entry in entries])
+    entries = [entry for shard in shards for entry in read_index(shard).left_out]
+    reasons = Counter(entry.reason for entry in entries)
+    said = left_out(reasons, [entry.error for entry in entries])
     return f"; damaged images skipped: {said} (the shard indexes list them)"

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from randcond.data.cache.latent_source import cache_identity, source_kind
-from randcond.data.cache.manifest import ShardEntry, check_shard, first_entries, shard_entries
+from randcond.data.cache.manifest import (
+    REWRITE,
+    ShardEntry,
+    captions_of_shard,
+    check_captions,
+    check_shard,
+    first_entries,
+    shard_entries,
+)
 from randcond.data.cache.shard_store import LocalShards, RemoteShards
 from randcond.data.cache.shards import FORMAT, Shard
 from randcond.data.captions.caption_file import Captions
@@ -21,7 +29,7 @@ from randcond.launch.config.paths import is_url
 from randcond.launch.config.sections import Cache, Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import allow_open_files, read_json, sha256
+from randcond.launch.runtime.files import allow_open_files, read_record, sha256
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.ranks import rank
 
@@ -58,7 +66,7 @@ class LatentCache:
             raise UserError(
                 f"no complete cache at {location}: create or finish it with `randcond run cache EXPERIMENT`"
             )
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_record(folder / "manifest.json", "captions_sha256", remedy=REWRITE)
         check_matches(
             manifest,
             {"format": FORMAT, "teacher": teacher_fingerprint, "captions": cache_config.size, **cache_identity(config)},
@@ -87,11 +95,12 @@ class LatentCache:
             if not remote:
                 cache._check_shards(skip)
         except (KeyError, TypeError) as error:
-            raise UserError(f"{folder / 'manifest.json'}: damaged ({type(error).__name__}: {error})") from None
+            damage = f"{type(error).__name__}: {error}"
+            raise UserError(f"{folder / 'manifest.json'}: damaged ({damage}); {REWRITE}") from None
         if not cache.left_out and len(cache) + cache.missing != len(captions):
             raise UserError(
                 f"the cache at {location}: its manifest lists {len(cache)} latents, expected {len(captions)}, one for "
-                f"each caption; remove the cache and create it again"
+                f"each caption; {REWRITE}"
             )
         if not len(cache):
             raise UserError(f"the cache at {location} contains no valid latent: {''.join(cache.left_out[:1])}")
@@ -103,6 +112,7 @@ class LatentCache:
                 # Rank 0 verifies the checksums for all ranks. But if damaged shards are skipped, each rank must know.
                 shard = Shard(self._store.path(number))
                 check_shard(shard, entry, read_all=skip or rank() == 0)
+                self._check_captions(number, shard)
                 self._open[number] = shard
             except UserError as error:
                 if not skip:
@@ -110,6 +120,12 @@ class LatentCache:
                 self.left_out.append(str(error))
                 self._rows[number] = 0
         self._starts = [0, *accumulate(self._rows)]
+
+    def _check_captions(self, number: int, shard: Shard) -> None:
+        """Raises UserError if a shard does not hold the captions of its number."""
+        size = self.manifest.get("shard_size")
+        if isinstance(size, int) and size > 0:
+            check_captions(shard, self.entries[number], captions_of_shard(number, size, len(self.captions)))
 
     def _reset(self) -> None:
         self._starts = [0, *accumulate(self._rows)]
@@ -156,12 +172,15 @@ class LatentCache:
         return shard, index - self._starts[number]
 
     def _open_shard(self, number: int) -> Shard:
+        if isinstance(self._store, LocalShards):
+            return Shard(self._store.path(number))  # open() has checked its captions
         try:
-            return Shard(self._store.path(number))
+            shard = Shard(self._store.path(number))
         except (UserError, FileNotFoundError):
-            if isinstance(self._store, LocalShards):
-                raise
-            return Shard(self._store.path(number))  # another process deleted the copy just now: fetch it again
+            self._store.discard(number)  # the copy is damaged, or another process deletes it: fetch it again
+            shard = Shard(self._store.path(number))
+        self._check_captions(number, shard)
+        return shard
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         """Returns a random order of the latents for one epoch, as indices int64 [N].
@@ -196,8 +215,11 @@ def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
     The check is necessary because Arrow does not validate the data that it maps.
     """
     path = folder / "captions.arrow"
+    remedy = "`randcond run cache EXPERIMENT` writes it again from the sources, and makes no sound shard again"
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; {remedy}")
     if sha256(path) != manifest["captions_sha256"]:
-        raise UserError(f"{path}: does not match its checksum; remove the cache and create it again")
+        raise UserError(f"{path}: does not match its checksum; {remedy}")
     return Captions(path)
 
 
@@ -208,7 +230,7 @@ def _copy_manifest(url: str, local: Path) -> Path:
     folder = local / url.replace("://", "-").replace("/", "-").strip("-")
     with locked(folder, patience=float("inf")):
         fetch(f"{url.rstrip('/')}/manifest.json", folder / "manifest.json")
-        checksum = read_json(folder / "manifest.json")["captions_sha256"]
+        checksum = read_record(folder / "manifest.json", "captions_sha256")["captions_sha256"]
         captions = folder / "captions.arrow"
         if not captions.is_file() or sha256(captions) != checksum:
             fetch(f"{url.rstrip('/')}/captions.arrow", captions, checksum)

@@ -1,16 +1,19 @@
-"""The manifest of a cache: one entry per shard, with checksums."""
+"""The manifest of a cache: one entry per shard, with checksums; and the captions that each shard must hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from randcond.data.cache.shards import Shard, index_path, read_index
+from randcond.data.cache.shards import REPAIR, Shard, index_path, read_index
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
+
+REWRITE = "`randcond run cache EXPERIMENT` writes it again, and makes no sound shard again"
+_Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class ShardEntry:
     """A shard in the manifest of its cache. Manifests store the fields in this order."""
 
     shard: str  # path, relative to the cache's folder
-    samples: int  # latents that are used; the last shard of a subset can contain more
-    left_out: int  # damaged images that have no latent
-    bytes: int
+    samples: _Count  # latents that are used; the last shard of a subset can contain more
+    left_out: _Count  # damaged images that have no latent
+    bytes: _Count
     sha256: str
     index_sha256: str
 
@@ -30,10 +33,10 @@ def describe(shard: Path) -> ShardEntry:
     index = read_index(shard)
     return ShardEntry(
         shard=shard.name,
-        samples=len(index["members"]),
-        left_out=len(index["left_out"]),
-        bytes=index["bytes"],
-        sha256=index["sha256"],
+        samples=len(index.members),
+        left_out=len(index.left_out),
+        bytes=index.bytes,
+        sha256=index.sha256,
         index_sha256=sha256(index_path(shard)),
     )
 
@@ -43,11 +46,35 @@ def shard_entries(manifest: dict[str, Any], path: Path) -> list[ShardEntry]:
     try:
         return TypeAdapter(list[ShardEntry]).validate_python(manifest["shards"])
     except KeyError:
-        raise UserError(f"{path}: not the manifest of a cache: it has no key shards") from None
+        raise UserError(f"{path}: not the manifest of a cache: it has no key shards; {REWRITE}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: not the manifest of a cache: shards.{key}: {first['msg']}") from None
+        raise UserError(f"{path}: not the manifest of a cache: shards.{key}: {first['msg']}; {REWRITE}") from None
+
+
+def captions_of_shard(number: int, shard_size: int, captions: int) -> range:
+    """Returns the caption numbers of a shard. `shard_size`: captions per shard; `captions`: those of the cache."""
+    first = number * shard_size
+    return range(min(first, captions), min(first + shard_size, captions))
+
+
+def wrong_captions(held: Sequence[int], left_out: Iterable[int], expected: range) -> str:
+    """Returns how the captions of a shard differ from the expected ones, "" if they are the same in the same order.
+
+    `held`: caption number of each latent; `left_out`: captions without a latent; both may have numbers only once.
+    """
+    here = f"captions {expected.start} to {expected.stop - 1}"
+    left = [number for number in left_out if number in expected]
+    if outside := [number for number in held if number not in expected]:
+        return f"it holds caption {outside[0]}, expected {here}"
+    both = [*held, *left]
+    if len(set(both)) < len(both):
+        repeated = next(number for number in both if both.count(number) > 1)
+        return f"it holds caption {repeated} twice"
+    if missing := sorted(set(expected) - set(both)):
+        return f"it lacks {len(missing)} of {here}, the first is {missing[0]}"
+    return "" if list(held) == sorted(held) else f"its captions are not in order, expected {here}"
 
 
 def first_entries(
@@ -57,9 +84,15 @@ def first_entries(
 
     The last entry may use only a part of its shard. `shard_size`: captions per shard. `shard`: opens a shard by number.
     `skip`: if a damaged shard can't be opened, assume that it is complete; the caller skips it later.
+    Raises UserError if there are fewer entries.
     """
     found = []
-    for number in range(-(-count // shard_size)):
+    numbers = range(-(-count // shard_size))
+    if len(entries) < len(numbers):
+        raise UserError(
+            f"manifest.json lists {len(entries)} shards, but {count} captions are in {len(numbers)}; {REWRITE}"
+        )
+    for number in numbers:
         entry, needed = entries[number], min(count - number * shard_size, shard_size)
         if entry.samples + entry.left_out > needed:
             try:
@@ -79,13 +112,13 @@ def check_shard(shard: Shard, entry: ShardEntry, read_all: bool) -> None:
     `read_all`: also read the whole shard and verify its checksum.
     """
     if read_all and sha256(shard.path) != shard.sha256:
-        raise UserError(
-            f"shard {shard.path}: does not match its checksum, so it is damaged; "
-            f"remove it and its index, then run `randcond run cache EXPERIMENT`"
-        )
+        raise UserError(f"shard {shard.path}: does not match its checksum, so it is damaged; {REPAIR}")
     same = sha256(index_path(shard.path)) == entry.index_sha256 and shard.sha256 == entry.sha256
     if not same or len(shard) < entry.samples:
-        raise UserError(
-            f"shard {shard.path}: the shard or its index does not match the manifest; "
-            f"remove both, then run `randcond run cache EXPERIMENT`"
-        )
+        raise UserError(f"shard {shard.path}: the shard or its index does not match the manifest; {REPAIR}")
+
+
+def check_captions(shard: Shard, entry: ShardEntry, expected: range) -> None:
+    """Raises UserError if the used latents of a shard are not those of the expected captions."""
+    if wrong := wrong_captions(shard.caption_ids[: entry.samples].tolist(), shard.left_out, expected):
+        raise UserError(f"shard {shard.path}: {wrong}; {REPAIR}")

@@ -65,6 +65,11 @@ class RemoteShards:
                 self._threads = ThreadPoolExecutor(2, thread_name_prefix="shards")
             self._pending[number] = self._threads.submit(self._copy, number)
 
+    def discard(self, number: int) -> None:
+        """Removes a shard's local copy, so that it is fetched again."""
+        remove(index_path(self._target(number)))
+        remove(self._target(number))
+
     def _target(self, number: int) -> Path:
         return self.folder / f"{self.entries[number].sha256}.tar"
 

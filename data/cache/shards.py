@@ -13,15 +13,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from webdataset import TarWriter
 
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import atomic_write, read_json, sha256, write_json
+from randcond.launch.runtime.files import atomic_write, sha256, write_json
 
 FORMAT = 3
-
-
+REPAIR = "`randcond run cache EXPERIMENT` makes this shard again, and no other"
+_STRICT = ConfigDict(strict=True)
 _EXPONENT = np.uint16(0x7C00)  # the exponent bits of an fp16 number
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WithoutLatent:
+    """A caption without a latent, because its image was damaged."""
+
+    caption_id: int
+    error: str = ""
+    reason: str = "damaged"  # kind of damage, for counting; older indexes have none
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ShardIndex:
+    """The index of a shard. Index files store the fields by these names."""
+
+    bytes: int  # size of the shard
+    sha256: str  # of the shard
+    made_of: str  # hash of the cache's plan
+    left_out: list[WithoutLatent]
+    members: list[tuple[str, int, int, int]]  # (key, caption number, offset, size) of each latent, in order
+    shard: str = ""  # file name
+
+
+_INDEX = TypeAdapter(ShardIndex)
 
 
 def index_path(shard: Path) -> Path:
@@ -34,7 +60,7 @@ def write_shard(
 ) -> None:
     """Writes samples {caption_id, caption, latent [C, h, w], meta} as a shard with an index, each atomically.
 
-    `made_of`: hash of the cache's plan. `left_out`: skipped samples {caption_id, error}. Both go into the index.
+    `made_of`: hash of the cache's plan. `left_out`: skipped samples {caption_id, error, reason}. Both go into the index.
     The bytes depend only on the samples: the tar contains no times and no user names.
     """
     with atomic_write(shard) as temporary:
@@ -64,38 +90,18 @@ def _scan(tar: Path) -> list[list[Any]]:
         ]
 
 
-def shard_done(shard: Path, made_of: str = "") -> bool:
-    """Returns True if a shard and its index exist and the shard has its full size. The index is written last.
-
-    Raises UserError if the shard belongs to a cache with another plan (`made_of`).
-    """
-    if not (shard.is_file() and index_path(shard).is_file()):
-        return False
-    index = read_index(shard)
-    if index.get("made_of") != made_of:
-        raise UserError(
-            f"shard {shard}: belongs to a cache with other settings (teacher, sampler, captions, ...); remove it and "
-            f"its index, then run `randcond run cache EXPERIMENT`"
-        )
-    return bool(shard.stat().st_size == index["bytes"])
-
-
-def read_index(shard: Path) -> dict[str, Any]:
+def read_index(shard: Path) -> ShardIndex:
     """Reads a shard's index. Raises UserError naming the shard if the index is damaged."""
-    index = read_json(index_path(shard))
-    required = {"made_of", "bytes", "sha256", "members", "left_out"}
-    if not isinstance(index, dict):
-        raise _damaged_index(shard, "it is not a JSON object")
-    if missing := required - index.keys():
-        raise _damaged_index(shard, f"missing: {', '.join(sorted(missing))}")
-    return index
+    try:
+        return _INDEX.validate_json(index_path(shard).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged_index(shard, f"{place}: {first['msg']}" if place else first["msg"]) from None
 
 
 def _damaged_index(shard: Path, reason: object) -> UserError:
-    return UserError(
-        f"shard {shard}: its index is damaged ({reason}); remove the shard and its index, then run "
-        f"`randcond run cache EXPERIMENT`"
-    )
+    return UserError(f"shard {shard}: its index is damaged ({reason}); {REPAIR}")
 
 
 class Shard:
@@ -105,20 +111,18 @@ class Shard:
         """Raises UserError if the shard or its index is missing or damaged, or if the shard has the wrong size."""
         self.path = path
         if not (path.is_file() and index_path(path).is_file()):
-            raise UserError(
-                f"shard {path}: the shard or its index is missing; run `randcond run cache EXPERIMENT` to create it"
-            )
+            raise UserError(f"shard {path}: the shard or its index is missing; {REPAIR}")
         index = read_index(path)
+        self.sha256 = index.sha256
+        self.left_out = [entry.caption_id for entry in index.left_out]  # captions without a latent
         try:
-            expected_size, self.sha256 = int(index["bytes"]), str(index["sha256"])
-            table = np.array([member[1:] for member in index["members"]], dtype=np.int64).reshape(-1, 3)
-        except (TypeError, ValueError, OverflowError) as error:
+            table = np.array([member[1:] for member in index.members], dtype=np.int64).reshape(-1, 3)
+        except OverflowError as error:
             raise _damaged_index(path, error) from None
         size = os.path.getsize(path)
-        if size != expected_size:
+        if size != index.bytes or not size:
             raise UserError(
-                f"shard {path}: has {size} bytes, expected {expected_size}: it is incomplete or damaged; "
-                f"run `randcond run cache EXPERIMENT` to create it again"
+                f"shard {path}: has {size} bytes, expected {index.bytes}: it is incomplete or damaged; {REPAIR}"
             )
         self.caption_ids = table[:, 0]  # caption number of each latent, [n]
         self._locations: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of each .npy, in bytes
@@ -164,10 +168,7 @@ class Shard:
         return values
 
     def _damaged_latent(self, row: int) -> UserError:
-        return UserError(
-            f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; remove the shard and its index, then "
-            f"run `randcond run cache EXPERIMENT`"
-        )
+        return UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; {REPAIR}")
 
     def _read_header(self, row: int, data: np.ndarray) -> None:
         """Parses the header of a .npy file. `latent` skips this for the following latents, if their header is equal."""
@@ -178,7 +179,7 @@ class Shard:
                 raise ValueError(f"npy version {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
-            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}") from None
+            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}; {REPAIR}") from None
         if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
             raise self._damaged_latent(row)
         self._header, self._shape = data[: file.tell()].tobytes(), shape

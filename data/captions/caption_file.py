@@ -71,7 +71,8 @@ class Captions:
                 raise pa.ArrowInvalid("its record batches differ in size")
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"captions {path}: cannot be read ({error}); remove the pool or cache and build it again"
+                f"captions {path}: cannot be read ({error}); of a cache: `randcond run cache EXPERIMENT` writes them "
+                f"again from the sources; of a pool: remove this file, then `randcond run pool EXPERIMENT` builds it"
             ) from None
         # Reading the buffers directly is three times as fast as Arrow's access to one value.
         self._offsets = [memoryview(array.buffers()[1]).cast("i") for array in self._arrays]

@@ -29,11 +29,13 @@ from randcond.launch.config.paths import resolve_sources
 from randcond.launch.config.sections import Config, Pool
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import read_json, remove, sha256, write_json
+from randcond.launch.runtime.files import read_record, remove, sha256, write_json
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.progress import Progress
 
 FORMAT = 3
+_KEYS = ("captions", "dropped", "damaged", "sha256")  # that a manifest must have
+_BUILD_AGAIN = "remove captions.arrow, then `randcond run pool EXPERIMENT` builds it again from its sources"
 
 
 def build(
@@ -56,7 +58,7 @@ def build(
     made_of = {"format": FORMAT, "sources": list(map(identify, [*unfiltered, *files])), "filter": settings(rows)}
     made_of |= {"skip": skip} | ({"unfiltered": len(unfiltered)} if unfiltered and settings(rows) else {})
     filters = [(file, UNFILTERED) for file in unfiltered] + [(file, rows) for file in files]
-    remedy = "Remove it, or give another paths.pool."
+    remedy = "To build this one, give another paths.pool."
     if manifest := _finished(out, made_of, remedy):
         return manifest
     with _pool_lock(out):  # another run may have built the pool while this one waited for the lock
@@ -69,12 +71,15 @@ def _pool_lock(out: Path) -> AbstractContextManager[None]:
 
 
 def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any] | None:
-    """Returns the manifest of a finished pool, or None. Raises UserError if its sources or filters differ."""
+    """Returns the manifest of a finished pool, or None: it is not finished, or its captions.arrow is missing.
+
+    Raises UserError if its sources or filters differ.
+    """
     if not (out / "manifest.json").is_file():
         return None
-    manifest: dict[str, Any] = read_json(out / "manifest.json")
+    manifest = read_record(out / "manifest.json", *_KEYS)
     check_matches(manifest, made_of, f"the pool at {out}", remedy, absent_filters())
-    return manifest
+    return manifest if (out / "captions.arrow").is_file() else None
 
 
 def _build(
@@ -82,7 +87,9 @@ def _build(
 ) -> dict[str, Any]:
     parts = out / "parts"
     if (out / "plan.json").is_file():
-        check_matches(read_json(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy, absent_filters())
+        check_matches(
+            read_record(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy, absent_filters()
+        )
     else:
         remove(parts)
         write_json(out / "plan.json", made_of)
@@ -130,7 +137,7 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
         if not write_arrays(path.with_suffix(".arrow"), captions()) and not skip:
             raise UserError(f"caption source {source}: no caption passes the filter (dropped: {dict(dropped)})")
         write_json(note, {"dropped": dropped, "damaged": damaged, "skipped": bad.quotes, "bad_rows": bad.total})
-    return read_json(note)
+    return read_record(note, "dropped", "damaged")
 
 
 def build_pool(config: Config, progress: bool = False) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def pool_identity(config: Config) -> dict[str, Any]:
 def check_pool_identity(config: Config) -> None:
     """Raises UserError if the pool at `paths.pool` was built for an experiment with other pool settings."""
     folder = Path(config.paths.pool)
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     if "asked" in manifest:  # missing if the pool was built with `randcond pool build`
         remedy = "To use it, restore these settings. To make another pool, give another paths.pool."
         absent = absent_settings(Pool, "pool") | absent_filters()
@@ -195,10 +202,10 @@ def take(
     if not 0 <= count <= len(pool):
         raise UserError(f"the pool at {folder} contains {len(pool)} captions, but {count} are requested")
     files = [file for source in also for file in expand(source)]
-    pool_manifest = read_json(folder / "manifest.json")
+    pool_manifest = read_record(folder / "manifest.json", *_KEYS)
     source = {"name": folder.name, "sha256": pool_manifest["sha256"], "taken": count, "seed": seed}
     made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": skip}
-    remedy = "Remove it, or give another folder."
+    remedy = "To take this part, give another folder."
     if manifest := _finished(out, made_of, remedy):
         return manifest
     with _pool_lock(out):
@@ -238,21 +245,20 @@ def open_pool(folder: Path, check: bool = False) -> Captions:
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
         raise UserError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
-    manifest = read_json(manifest_path)
+    manifest = read_record(manifest_path)
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"the pool at {folder} has format {manifest.get('format')}, expected {FORMAT}; "
-            f"remove the pool and build it again"
+            f"give another paths.pool, and build a pool there"
         )
+    manifest = read_record(manifest_path, *_KEYS)
     if check and sha256(folder / "captions.arrow") != manifest["sha256"]:
-        raise UserError(
-            f"the pool at {folder}: captions.arrow does not match its checksum; remove the pool and build it again"
-        )
+        raise UserError(f"the pool at {folder}: captions.arrow does not match its checksum; {_BUILD_AGAIN}")
     captions = Captions(folder / "captions.arrow")
     if len(captions) != manifest["captions"]:
         raise UserError(
             f"the pool at {folder} contains {len(captions)} captions, expected {manifest['captions']} according to its "
-            f"manifest; remove the pool and build it again"
+            f"manifest; {_BUILD_AGAIN}"
         )
     return captions
 

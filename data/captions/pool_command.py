@@ -9,7 +9,7 @@ from randcond.data.captions.pool import open_pool, reasons
 from randcond.data.captions.pool import take as take_pool
 from randcond.data.captions.row_filter import RowFilter
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_json
+from randcond.launch.runtime.files import read_record
 
 
 def build(
@@ -64,7 +64,7 @@ def build(
 def info(folder: str) -> None:
     """Prints the sources of a pool, its number of captions, its filter, and what was dropped."""
     captions = open_pool(Path(folder))
-    manifest = read_json(Path(folder) / "manifest.json")
+    manifest = read_record(Path(folder) / "manifest.json", "format", "sources", "filter", "dropped", "damaged")
     size = captions.path.stat().st_size
     print(f"{len(captions):,} captions, {size / 1e6:,.1f} MB, format {manifest['format']}, {manifest['sha256'][:16]}")
     print(f"sources: {', '.join(source['name'] for source in manifest['sources'])}")

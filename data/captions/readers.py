@@ -17,8 +17,8 @@ def read_batches(
 ) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
     """Yields batches of cleaned captions of one file, each with the number of dropped rows by reason.
 
-    `rows`: the filter for the rows. `bad`: what to do with bad rows (see BadRows); None: the first one raises UserError.
-    Raises UserError with the file, and the line or row if known, if the file is damaged, is not text in UTF-8 or UTF-16,
+    `rows`: the filter for the rows. `bad`: takes the bad rows; None: the first one raises UserError. Also raises
+    UserError with the file, and the line or row if known, if the file is damaged, is not text in UTF-8 or UTF-16
     or has no caption column. Raises OSError if the file's server, disk or file system fails.
     """
     bad = bad or BadRows(f"caption source {source}")

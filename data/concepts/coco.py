@@ -64,7 +64,7 @@ _CAPTIONS: dict[str, dict[str, type]] = {
 
 
 def _read(folder: Path, name: str, lists: dict[str, dict[str, type]]) -> dict[str, list[dict[str, Any]]]:
-    """Reads an annotation file. `lists`: the lists that it needs -> the keys that each entry needs, with their types."""
+    """Reads an annotation file. `lists`: the lists that it needs -> the keys of each entry -> type."""
     path = next(iter(sorted(folder.rglob(name))), None)
     remedy = "download it with `randcond fetch coco-annotations`"
     if path is None:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from randcond.data.images.find import shown
 from randcond.data.images.tars import FILE, FOLDER, DamagedTar, Member, walk
@@ -85,7 +85,7 @@ def _opened(archive: Path) -> Iterator[tuple[IO[bytes], int | None]]:
         file.seek(0)
         if compressed:
             with gzip.open(file) as stream:
-                yield stream, None
+                yield cast(IO[bytes], stream), None
         else:
             yield file, os.fstat(file.fileno()).st_size
 

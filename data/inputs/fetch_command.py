@@ -11,7 +11,7 @@ from randcond.data.inputs.catalogue import FOLDER, Input, known_inputs
 from randcond.data.inputs.fetch import fetch as fetch_file
 from randcond.data.inputs.fetch import open_system
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_json, sha256, write_json
+from randcond.launch.runtime.files import read_record, sha256, write_json
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.progress import Progress
 
@@ -49,7 +49,7 @@ def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = Fal
 
 def _print_entry(name: str, entry: Input, folder: Path) -> None:
     record = folder / RECORD
-    state = ("here" if read_json(record)["complete"] else "partly") if record.is_file() else ""
+    state = ("here" if read_record(record, "complete")["complete"] else "partly") if record.is_file() else ""
     lines = [entry.what, *filter(None, [entry.licence]), *entry.made, *entry.files[:1]]
     print(f"{name:<22}{entry.size or 'created here':<16}{state:<8}" + f"\n{'':<46}".join(lines))
 
@@ -57,7 +57,7 @@ def _print_entry(name: str, entry: Input, folder: Path) -> None:
 def _fetch_input(entry: Input, folder: Path, source: str) -> None:
     record: dict[str, Any] = {"licence": entry.licence, "complete": False, "files": {}}
     if (folder / RECORD).is_file():
-        record = read_json(folder / RECORD)
+        record = read_record(folder / RECORD, "complete", "files")
     if record["complete"] and all((folder / facts["as"]).exists() for facts in record["files"].values()):
         return
     for name, url in _urls(entry, source).items():

@@ -1,1 +1,1 @@
-"""Rows of files: one strict reader for csv, JSON Lines, parquet and lines of text, in any encoding, compressed or not."""
+"""Rows of files: one strict reader for csv, JSON Lines, parquet and lines of text, plain or compressed."""

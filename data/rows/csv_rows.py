@@ -4,11 +4,11 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 
+from randcond.data.inputs.compressed import Readable
 from randcond.data.rows.bad_rows import BadRows
 from randcond.data.rows.columns import Column
-from randcond.data.rows.compressed import Readable
 from randcond.data.rows.csv_header import Header, read_header
-from randcond.data.rows.rows import Rows
+from randcond.data.rows.record_batches import Rows
 from randcond.data.rows.text_blocks import LONGEST, Block, text_blocks
 from randcond.launch.errors import UserError
 
@@ -20,7 +20,7 @@ csv.field_size_limit(LONGEST)
 def csv_rows(file: Readable, wanted: Mapping[str, Column], bad: BadRows, tabs: bool = False) -> Iterator[Rows]:
     """Yields the wanted columns of a csv file, in blocks of rows. Bad rows go to `bad`.
 
-    `tabs`: the delimiter is the tab; otherwise it is found in the header. Raises UserError if the header lacks a column.
+    `tabs`: the delimiter is the tab; otherwise it is found in the header. Raises UserError if a column is missing.
     """
     table = None
     for block in text_blocks(file):
@@ -125,7 +125,7 @@ class _Table:
             if number in block.bad:
                 self._bad.add(f"line {number}", *block.bad[number])
             return end
-        if len(lines) > 1 and (len(row) != width or self._are_rows(lines)):
+        if len(lines) > 1 and self._are_rows(row, lines):
             closed = f"is closed only by a quote in line {number + len(lines) - 1}"
             return begin + self._unclosed(lines, number, self._opening(lines, spanning=True), closed)
         if block.bad and (wrong := [line for line in range(number, number + len(lines)) if line in block.bad]):
@@ -139,10 +139,30 @@ class _Table:
             kept[number] = row
         return end
 
-    def _are_rows(self, lines: list[str]) -> bool:
-        """Returns True if the lines that a quote joins look like whole rows, so that the quote was not meant to."""
-        alike = [line.count(self._header.delimiter) == self._header.width - 1 for line in lines]
-        return self._header.width > 1 and all(alike[1:]) and (alike[0] or len(alike) > 2)
+    def _are_rows(self, row: list[str], lines: list[str]) -> bool:
+        """Returns True if the lines that a quote joins look like whole rows, so that the quote was not meant to.
+
+        Such a line has the header's number of fields on its own. Before the column with the quote its fields are of the
+        same kind as those of `row`: numbers, single words, or other text.
+        """
+        delimiter, width = self._header.delimiter, self._header.width
+        column = next((index for index, text in enumerate(row) if "\n" in text), 0)
+        kinds = list(map(_kind, row[:column]))
+
+        def is_row(line: str) -> bool:
+            if line.count(delimiter) < width - 1:
+                return False
+            try:
+                fields = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+            except csv.Error:
+                return False
+            return len(fields) == width and list(map(_kind, fields[:column])) == kinds
+
+        alike = sum(map(is_row, lines[1:]))
+        if width == 1 or alike * 2 < len(lines) - 1:
+            return False
+        # A single line that looks like a row may be the end of a caption of two lines.
+        return len(lines) > 2 or len(row) != width or lines[0].count(delimiter) == width - 1
 
     def _broken(self, lines: list[str], block: Block, begin: int, error: str) -> int:
         """Reports a row that Python's csv refuses. Returns how many of its lines to pass over."""
@@ -188,6 +208,10 @@ class _Table:
 
 
 CARRIAGE_RETURN = "has a carriage return inside; end every line with a line feed, or put the caption in double quotes"
+
+
+def _kind(text: str) -> str:
+    return "number" if text.isdecimal() else "text" if " " in text.strip() else "word"
 
 
 def _from(lines: list[str], index: int) -> Iterator[str]:

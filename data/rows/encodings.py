@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from randcond.data.rows.compressed import Readable, read_up_to
+from randcond.data.inputs.compressed import Readable, read_up_to
 
 _HEAD = 1 << 16  # bytes that the encoding is found from
 _MAGIC = (  # first bytes -> what such a file is, and the way out

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from randcond.data.inputs.compressed import Readable
 from randcond.data.rows.bad_rows import BadRows
 from randcond.data.rows.columns import Column, MissingColumn, find_columns, normal_name
-from randcond.data.rows.compressed import Readable
-from randcond.data.rows.rows import Rows
+from randcond.data.rows.record_batches import Rows
 from randcond.data.rows.text_blocks import Block, text_blocks
 
 _decoder = json.JSONDecoder()
-_scan = _decoder.scan_once  # parses a value at a place in a text: (value, end)
+_scan = _decoder.scan_once  # type: ignore[attr-defined]  # parses a value at a place in a text: (value, end)
 
 
 def json_rows(file: Readable, wanted: Mapping[str, Column], bad: BadRows) -> Iterator[Rows]:
@@ -27,6 +27,14 @@ def json_rows(file: Readable, wanted: Mapping[str, Column], bad: BadRows) -> Ite
             yield rows
     if not table.keys and table.missing:
         raise table.missing
+
+
+class _Wrong(Exception):
+    """A bad row."""
+
+    def __init__(self, reason: str, cause: str) -> None:
+        super().__init__(cause)
+        self.reason, self.cause = reason, cause
 
 
 class _Table:
@@ -61,42 +69,42 @@ class _Table:
         for number, line in enumerate(block.lines(), block.start):
             if number in block.bad:
                 self._bad.add(f"line {number}", *block.bad[number])
-            elif line.strip() and (row := self._row(line, f"line {number}")) is not None:
-                numbers.append(number)
-                values.append(row)
+            elif line.strip():
+                try:
+                    values.append(self._row(line, number))
+                    numbers.append(number)
+                except _Wrong as wrong:
+                    self._bad.add(f"line {number}", wrong.reason, wrong.cause)
         columns = [[row[index] for row in values] for index in range(len(self.keys))]
         return Rows(list(self.keys), columns, numbers)
 
-    def _row(self, line: str, place: str) -> tuple[Any, ...] | None:
-        """Returns the wanted values of a line, or reports it and returns None."""
+    def _row(self, line: str, number: int) -> tuple[Any, ...]:
+        """Returns the wanted values of a line. Raises _Wrong if it is no sound row."""
         try:
-            repeats = any(line.count(f'"{key}"') > 1 for key in self.keys.values())
+            repeats = not self.keys or any(line.count(f'"{key}"') > 1 for key in self.keys.values())
             row = json.loads(line, object_pairs_hook=_once) if repeats else _decoder.decode(line)
         except json.JSONDecodeError as error:
             hint = "; write one object on each line, without brackets around them" if line.strip() == "[" else ""
-            return self._refuse(place, "not JSON", f"not JSON ({error.msg} at column {error.colno}){hint}")
+            raise _Wrong("not JSON", f"not JSON ({error.msg} at column {error.colno}){hint}") from None
         except RecursionError:
-            return self._refuse(place, "not JSON", "not JSON (nested too deeply)")
+            raise _Wrong("not JSON", "not JSON (nested too deeply)") from None
         except ValueError as error:  # a repeated key, a number of too many digits
-            return self._refuse(place, "not JSON", f"not JSON ({error})")
+            raise _Wrong("not JSON", f"not JSON ({error})") from None
         if not isinstance(row, dict):
-            return self._refuse(place, "not a JSON object", 'not a JSON object such as {"caption": "a cat"}')
+            raise _Wrong("not a JSON object", 'not a JSON object such as {"caption": "a cat"}')
         if not self.keys:
-            where, names = f"{self._bad.where}, {place}", list(row)
+            where, names = f"{self._bad.where}, line {number}", list(row)
             try:
                 self.keys = {ours: names[index] for ours, index in find_columns(where, names, self._wanted).items()}
             except MissingColumn as error:
                 self.missing = self.missing or error
-                return self._refuse(place, "missing key", str(error).removeprefix(f"{where}: "))
+                raise _Wrong("missing key", str(error).removeprefix(f"{where}: ")) from None
             self._absent = {name for ours in set(self._wanted) - set(self.keys) for name in self._wanted[ours].names}
         if absent := [key for key in self.keys.values() if key not in row]:
-            return self._refuse(place, "missing key", f"has no key {absent[0]}, which the rows before have")
+            raise _Wrong("missing key", f"has no key {absent[0]}, which the rows before have")
         if self._absent and (more := [key for key in row if normal_name(key) in self._absent]):
-            return self._refuse(place, "further key", f"has the key {more[0]}, which the rows before lack")
+            raise _Wrong("further key", f"has the key {more[0]}, which the rows before lack")
         return tuple(row[key] for key in self.keys.values())
-
-    def _refuse(self, place: str, reason: str, cause: str) -> None:
-        self._bad.add(place, reason, cause)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
+from randcond.data.inputs.compressed import SUFFIXES, Decompressed, Readable
 from randcond.data.inputs.fetch import fetch, is_web
-from randcond.data.rows.compressed import SUFFIXES, Decompressed, Readable
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
+
+_PIECE = 1 << 16
 
 
 def file_name(path: str) -> str:
@@ -30,7 +31,8 @@ def compression_of(path: str) -> str:
 def open_file(source: str, where: str) -> Iterator[Readable]:
     """Opens a file for reading its content once, decompressed. A file on a server is downloaded first.
 
-    `where`: names the file in messages. Raises UserError if it is not a regular file (a pipe, a socket, a device), or if the server doesn't have it.
+    `where`: names the file in messages. Raises UserError if it is not a regular file (a pipe, a socket, a device), or
+    if the server doesn't have it.
     """
     with local_file(source, where) as path, path.open("rb") as file:
         suffix = compression_of(source)
@@ -50,13 +52,15 @@ def local_file(source: str, where: str, decompress: bool = False) -> Iterator[Pa
         if decompress and (suffix := compression_of(source)):
             copy = Path(folder) / "content"
             with path.open("rb") as file, copy.open("wb") as out:
-                shutil.copyfileobj(Decompressed(file, suffix), out)  # type: ignore[misc]
+                content = Decompressed(file, suffix)
+                while data := content.read(_PIECE):
+                    out.write(data)
             path = copy
         yield path
 
 
 def check_regular(path: Path, where: str) -> None:
-    """Raises UserError if a path is no regular file: reading from a pipe can wait for ever. `where`: for the message."""
+    """Raises UserError if a path is no regular file, because reading from a pipe can wait for ever."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

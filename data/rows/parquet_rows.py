@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,25 +26,54 @@ def parquet_batches(path: Path, wanted: Mapping[str, Column], bad: BadRows) -> I
     with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         names = parquet.schema_arrow.names
         found = find_columns(bad.where, names, wanted)
+        columns = [names[index] for index in found.values()]
+        counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         before = 0  # rows of the row groups before
-        for group in range(parquet.num_row_groups):
-            count = parquet.metadata.row_group(group).num_rows
-            done = 0
-            batches = parquet.iter_batches(BATCH, row_groups=[group], columns=[names[i] for i in found.values()])
-            while True:
-                try:
-                    batch = next(batches, None)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    if isinstance(error, OSError) and error.errno is not None:
-                        raise  # of the disk
-                    place = f"row group {group + 1} (rows {before + done + 1:,} to {before + count:,})"
-                    bad.add(place, "damaged row group", f"damaged ({str(error).strip()})", count - done)
-                    break
-                if batch is None:
-                    break
-                yield _sound(batch, names, found, wanted, bad, before + done)
-                done += batch.num_rows
-            before += count
+        for groups in _bundles(counts):
+            try:
+                whole = list(parquet.iter_batches(BATCH, groups, columns)) if len(groups) > 1 else []
+            except (pa.ArrowException, OSError, ValueError):
+                whole = []  # one of them is damaged: they are read one by one
+            for batch in whole:
+                yield _sound(batch, names, found, wanted, bad, before)
+                before += batch.num_rows
+            for number in [] if whole else groups:
+                yield from _row_group(parquet, number, before, found, wanted, bad)
+                before += counts[number]
+
+
+def _bundles(counts: list[int]) -> Iterator[list[int]]:
+    """Yields the numbers of row groups, in order. Small ones are read together, because that is faster."""
+    bundle: list[int] = []
+    for number, count in enumerate(counts):
+        if bundle and sum(counts[other] for other in bundle) + count > BATCH:
+            yield bundle
+            bundle = []
+        bundle.append(number)
+    if bundle:
+        yield bundle
+
+
+def _row_group(
+    parquet: Any, number: int, before: int, found: dict[str, int], wanted: Mapping[str, Column], bad: BadRows
+) -> Iterator[pa.RecordBatch]:
+    """Yields the sound rows of a row group, as far as it is readable. `before`: the number of rows before it."""
+    names, count = parquet.schema_arrow.names, parquet.metadata.row_group(number).num_rows
+    batches = parquet.iter_batches(BATCH, [number], [names[index] for index in found.values()])
+    done = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk
+            place = f"row group {number + 1} (rows {before + done + 1:,} to {before + count:,})"
+            bad.add(place, "damaged row group", f"damaged ({str(error).strip()})", count - done)
+            return
+        if batch is None:
+            return
+        yield _sound(batch, names, found, wanted, bad, before + done)
+        done += batch.num_rows
 
 
 def _sound(
@@ -56,7 +86,8 @@ def _sound(
 ) -> pa.RecordBatch:
     """Returns the sound rows of a batch. `before`: the number of rows before it."""
     places = range(before + 1, before + 1 + batch.num_rows)
-    arrays, wrong = [], {}
+    arrays: list[pa.Array] = []
+    wrong: dict[int, tuple[str, str, str]] = {}  # row -> (column, reason, cause)
     for ours, index in found.items():
         array, column = batch.column(names[index]), wanted[ours]
         if pa.types.is_dictionary(array.type):

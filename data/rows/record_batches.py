@@ -1,13 +1,22 @@
 """Turns rows of Python values into Arrow record batches, and finds the values that don't fit their column."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from randcond.data.rows.bad_rows import BadRows
 from randcond.data.rows.columns import Column, wrong_value
-from randcond.data.rows.rows import Rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a file, by column."""
+
+    names: list[str]  # our names of the columns
+    columns: Sequence[Sequence[Any]]  # the values of each column
+    lines: Sequence[int]  # the number of the line in which each row begins
 
 
 def to_batch(rows: Rows, wanted: Mapping[str, Column], bad: BadRows) -> pa.RecordBatch:
@@ -15,7 +24,8 @@ def to_batch(rows: Rows, wanted: Mapping[str, Column], bad: BadRows) -> pa.Recor
 
     Rows with another value go to `bad`.
     """
-    arrays, wrong = [], {}
+    arrays: list[pa.Array] = []
+    wrong: dict[int, tuple[str, str, str]] = {}  # row -> (column, reason, cause)
     for name, values in zip(rows.names, rows.columns, strict=True):
         array, errors = to_array(wanted[name], values)
         arrays.append(array)
@@ -27,7 +37,7 @@ def to_batch(rows: Rows, wanted: Mapping[str, Column], bad: BadRows) -> pa.Recor
 
 
 def to_array(column: Column, values: Sequence[Any]) -> tuple[pa.Array, dict[int, tuple[str, str]]]:
-    """Returns the values of a column as an array, and index -> (reason, cause) of those that don't fit; they are null."""
+    """Returns the values of a column as an array, and index -> (reason, cause) of the wrong ones, which are null."""
     try:
         return _array(column, values), {}
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

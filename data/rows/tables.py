@@ -6,15 +6,14 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
+from randcond.data.inputs.compressed import Readable
 from randcond.data.rows.bad_rows import BadRows
 from randcond.data.rows.columns import Column, find_columns
-from randcond.data.rows.compressed import Readable
 from randcond.data.rows.csv_rows import csv_rows
 from randcond.data.rows.json_rows import json_rows
 from randcond.data.rows.opening import compression_of, file_name, local_file, naming_errors, open_file
 from randcond.data.rows.parquet_rows import parquet_batches
-from randcond.data.rows.record_batches import to_batch
-from randcond.data.rows.rows import Rows
+from randcond.data.rows.record_batches import Rows, to_batch
 from randcond.data.rows.text_blocks import text_blocks
 
 KINDS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -46,7 +45,7 @@ def read_batches(source: str, wanted: Mapping[str, Column], bad: BadRows) -> Ite
 
 
 def read_table(source: str | Path, wanted: Mapping[str, Column], where: str = "") -> list[Row]:
-    """Returns all rows of a table with the wanted columns, which are text. A row lacks an optional column that is absent.
+    """Returns all rows of a table with the wanted columns, which are text. Rows lack an optional column that is absent.
 
     `where`: names the file in messages; "": its path. Raises UserError as `read_batches` does, and for any bad row.
     """

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from randcond.data.rows.compressed import Readable, read_up_to
+from randcond.data.inputs.compressed import Readable, read_up_to
 from randcond.data.rows.encodings import Encoding, as_utf8, undecodable
 
 BLOCK = 1 << 22  # bytes of text in a block

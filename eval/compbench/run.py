@@ -18,7 +18,7 @@ from randcond.eval.images.identity import ABSENT
 from randcond.eval.images.prompts import ALL, Prompts
 from randcond.launch.config.identity import differences
 from randcond.launch.config.sections import Eval
-from randcond.launch.runtime.files import read_json, write_json
+from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device, rank
 
@@ -57,7 +57,7 @@ def evaluate_compbench(task: Task, scorer: Scorer, out: Path, name: str, draw: D
         identities[category] = draw(category_task, folder / category, f"{category} ({name})")
     path = folder / "scores.json"
     facts = {"protocol": identities, "scorers": scorer.facts}
-    if rank() != 0 or (path.is_file() and not differences(read_json(path), facts, _ABSENT)):
+    if rank() != 0 or (path.is_file() and not differences(read_record(path), facts, _ABSENT)):
         return
     means = {}
     for category in ev.compbench.categories:

@@ -27,7 +27,7 @@ from randcond.launch.config.protocols import Protocol
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import atomic_write, read_json, write_json
+from randcond.launch.runtime.files import atomic_write, naming_full_disk, read_record, write_json
 from randcond.launch.runtime.locks import claim_each
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
@@ -133,11 +133,11 @@ def _check_plan(out: Path, identity: dict[str, Any], save: str, complete: bool) 
     A complete evaluation may have more extractors and more saved images than needed now. An incomplete one must have
     exactly the same, because its missing chunks would lack them.
     """
-    path, remedy = out / "plan.json", "Remove it and evaluate again, or give another folder."
+    path, remedy = out / "plan.json", "Restore these settings, or give another folder."
     if not path.is_file():
         write_json(path, {**identity, "saved": save})
         return
-    plan, what = read_json(path), f"the evaluation at {out}"
+    plan, what = read_record(path, "extractors", "saved"), f"the evaluation at {out}"
     rest = {key: value for key, value in identity.items() if key != "extractors"}
     check_matches(plan, rest, what, remedy, ABSENT)
     check_matches(plan["extractors"], identity["extractors"], f"{what} (eval.metrics)", remedy)
@@ -201,9 +201,13 @@ def _save_images(
         (out / "images").mkdir(parents=True, exist_ok=True)
         for i, caption, data in zip(ids, captions, files, strict=True):
             path = out / "images" / f"{i:06d}"
-            path.with_suffix(".txt").write_text(caption + "\n")
-            path.with_suffix(".part").write_bytes(data)
-            path.with_suffix(".part").rename(path.with_suffix(f".{kind}"))
+            with naming_full_disk(path.with_suffix(f".{kind}")):
+                path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+                try:
+                    path.with_suffix(".part").write_bytes(data)
+                    path.with_suffix(".part").rename(path.with_suffix(f".{kind}"))
+                finally:
+                    path.with_suffix(".part").unlink(missing_ok=True)
         return
     with (
         atomic_write(out / "images" / f"images-{number:05d}.tar") as temporary,

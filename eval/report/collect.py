@@ -21,7 +21,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Arm, Table
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import read_json
+from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.json_lines import whole_lines
 from randcond.model_zoo.fingerprint import folder_fingerprint
 
@@ -97,7 +97,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     path = folder / "scores.json"
     if not path.is_file():
         raise UserError(f"no scores at {path}: run {_command(config)} first")
-    scored = read_json(path)
+    scored = read_record(path, "protocol", "metrics", "splits", "notes")
     protocol = protocol_of(config.eval)
     prompts = choose_prompts(config)
     expected: dict[str, Any] = {"prompts_sha256": prompts.sha256, "splits_sha256": prompts.splits_sha256}
@@ -125,7 +125,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     if config.eval.compbench.lists:
         if not bench_path.is_file():
             raise UserError(f"no scores at {bench_path}: run {_command(config)} first")
-        bench = read_json(bench_path)
+        bench = read_record(bench_path, "protocol", "scores", "scorers")
         same = {key: scored["protocol"][key] for key in DRAWN_ALIKE}
         for category in config.eval.compbench.categories:
             expected = {**same, "prompts_sha256": compbench_prompts(config.eval, category).sha256}
@@ -173,15 +173,15 @@ def _best(row: Row, config: Config) -> list[Row]:
     run = Path(config.paths.run)
     if not config.trains or not (run / "best.json").is_file():
         return []
-    best = read_json(run / "best.json")
+    best = read_record(run / "best.json", "step", "weights", "score", "value")
     path = watched_folder(config, best["step"], best["weights"]) / "scores.json"
     note = f"best {best['score']} during training, at step {best['step']} ({best['weights']})"
-    scored = read_json(path) if path.is_file() else None
+    scored = read_record(path, "protocol", "splits") if path.is_file() else None
     if not scored or any(_setting(scored["protocol"], key) != _setting(row.protocol, key) for key in COMPARABLE):
         reason = "scored with other settings" if scored else f"{path} is missing"
         row.notes.append(f"{note}, {reason}: {best['value']:.4g}")
         return []
-    size = read_json(row.folder / "scores.json").get("size", {}) if row.folder else {}
+    size = read_record(row.folder / "scores.json").get("size", {}) if row.folder else {}
     scores = {**scored["splits"], ALL: {**scored["splits"][ALL], **size}}
     paper = {  # without figures of scores that are not computed during training, e.g. CompBench's
         split: {name: value for name, value in figures.items() if name in scores.get(split, {})}
@@ -210,7 +210,7 @@ def by_split(paper: dict[str, Any]) -> Scores:
 def _training_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    known = read_json(path)
+    known = read_record(path)
     return {key: known[key] for key in ("steps", "seconds", "left_out") if key in known}
 
 

@@ -18,7 +18,7 @@ from randcond.eval.report.table import as_markdown
 from randcond.launch.config.experiments import table_names
 from randcond.launch.config.tables import load_table
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import atomic_write, read_json, write_text
+from randcond.launch.runtime.files import atomic_write, read_record, write_text
 
 KEPT = ("*.md", "*.json", "*.png")
 READING = "reading.md"  # written by hand, next to README.md
@@ -47,7 +47,7 @@ def shrink(path: Path) -> None:
 
 def summarize(out: Path) -> None:
     """Writes README.md and its plots from the reports in `out`."""
-    reports = {path.parent.name: read_json(path) for path in sorted(out.glob("*/report.json"))}
+    reports = {path.parent.name: read_record(path) for path in sorted(out.glob("*/report.json"))}
     found = {
         name: [Verdict.read(facts) for facts in report["claims"]]
         for name, report in reports.items()

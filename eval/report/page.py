@@ -13,7 +13,7 @@ from matplotlib.ticker import LogFormatter
 
 from randcond.eval.report.collect import Row, curves
 from randcond.eval.report.records import Report
-from randcond.launch.runtime.files import read_json
+from randcond.launch.runtime.files import read_record
 
 Line = list[tuple[int, float]]  # (step, value)
 
@@ -71,12 +71,12 @@ def _score_curves(rows: list[Row]) -> list[str]:
 def _logged_scores(row: Row) -> list[str]:
     """Returns the names of the scores that a run logged: eval/WEIGHTS/SPLIT/SCORE."""
     path = row.run / "best.json" if row.run else None
-    return read_json(path)["logged"] if path and path.is_file() else []
+    return read_record(path, "logged")["logged"] if path and path.is_file() else []
 
 
 def _config_text(row: Row) -> str:
     path = row.folder / "config.yaml" if row.folder else None
-    return path.read_text() if path and path.is_file() else ""
+    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
 
 
 def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False) -> str:

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from randcond.eval.report.collect import Row, Scores
-from randcond.eval.report.table import COLUMNS
+from randcond.eval.report.table import COLUMNS, SPREADS
 from randcond.launch.config.tables import Claim
 from randcond.launch.errors import UserError
 
@@ -59,6 +59,8 @@ def _means_and_deviations(repeated: Sequence[Scores]) -> tuple[Scores, Scores]:
     spread: Scores = {}
     for split in repeated[0]:
         for name, first in repeated[0][split].items():
+            if name in SPREADS.values() and not all(name in repetition[split] for repetition in repeated):
+                continue  # an older evaluation has it, a newer one with as few images has not
             values = [repetition[split][name] for repetition in repeated]
             is_number = isinstance(first, int | float) and not isinstance(first, bool)
             scores.setdefault(split, {})[name] = mean(values) if is_number else first

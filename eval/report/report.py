@@ -16,7 +16,7 @@ from randcond.eval.report.page import render_page
 from randcond.eval.report.records import Report
 from randcond.eval.report.repetitions import claim_lines, merge, verdicts
 from randcond.eval.report.result_plots import plot_repetitions
-from randcond.eval.report.table import as_markdown, as_text, table
+from randcond.eval.report.table import as_markdown, as_text, spread_over_subsets, table
 from randcond.launch.config.experiments import load_config, table_names, to_dict
 from randcond.launch.config.tables import load_runs, load_table
 from randcond.launch.errors import UserError
@@ -167,6 +167,7 @@ def _shown(row: Row, prompts: Prompts, subfolder: str) -> Images:
 
 def _notes(rows: list[Row]) -> list[str]:
     measured = [row for row in rows if row.scores]
+    splits = [scores for row in measured for scores in row.scores.values()]
     notes = []
     if any("frechet_judge" in scores for row in measured for scores in row.scores.values()):
         notes.append(
@@ -174,6 +175,13 @@ def _notes(rows: list[Row]) -> list[str]:
             "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same "
             "digits."
         )
+    kid_sizes = sorted({scores["kid_subset"] for scores in splits if spread_over_subsets(scores, "kid") is not None})
+    spreads = (
+        ["of IS over its 10 splits"] if any(spread_over_subsets(scores, "is") is not None for scores in splits) else []
+    )
+    spreads += [f"of KID over its 100 subsets of {' or '.join(map(str, kid_sizes))} images"] if kid_sizes else []
+    if spreads and not any(row.spread for row in measured):
+        notes.append(f"± is the standard deviation {', '.join(spreads)}.")
     names_by_line: dict[str, list[str]] = {}
     for row in measured:
         names_by_line.setdefault(protocol_line(row), []).append(row.name)

@@ -3,8 +3,9 @@
 In: rows. Out: a header and lines of cells, and their text in Markdown and for the console.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from randcond.eval.images.prompts import ALL
 from randcond.eval.report.collect import Row
@@ -54,7 +55,8 @@ COLUMNS = {
     "macs": Column("MACs, G", ".0f", 1e9),
 }
 SIZES = ("parameters", "unet", "macs")  # shown only if the paper's table has them
-# Stored with the scores, but not shown: counts, spreads over subsets, and what the page shows in other ways.
+SPREADS = {"is": "is_std", "kid": "kid_std"}  # score -> its standard deviation over subsets, shown after ±
+# Stored with the scores, but no columns: counts, spreads over subsets, and what the page shows in other ways.
 NOT_SHOWN = {
     "images",
     "background_accuracy",
@@ -92,6 +94,8 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
             measured, column = row.scores.get(split, {}).get(score), COLUMNS[score]
             figures = _figures(row.paper.get(split, {}).get(score))
             spread = row.spread.get(split, {}).get(score)
+            if not row.spread:
+                spread = spread_over_subsets(row.scores.get(split, {}), score)
             plus_minus = "" if spread is None else f" ± {column.write(spread)}"
             line.append("" if measured is None else column.write(measured) + plus_minus)
             if quoted:
@@ -100,6 +104,16 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
                 line.append(" / ".join(column.write(difference, "+") for difference in differences))
         lines.append(line)
     return lines
+
+
+def spread_over_subsets(scores: Mapping[str, Any], score: str) -> float | None:
+    """Returns the standard deviation of a score over its subsets, None if it has none.
+
+    `scores`: of a split. Older evaluations stored a spread of KID where every subset was the same set: it is left out.
+    """
+    if score == "kid" and scores.get("kid_subset", 0) >= scores.get("images", math.inf):
+        return None
+    return scores.get(SPREADS.get(score, ""))
 
 
 def _score_columns(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:

@@ -58,9 +58,11 @@ def _kid(features: dict[str, Tensor], captions: list[str], real: Reference | Non
 
     assert real is not None
     drawn_features, real_features = features["inception"], real.features()
-    size = min(KID_SUBSET, len(real_features), len(drawn_features))
+    images = min(len(real_features), len(drawn_features))
+    size = min(KID_SUBSET, images)
     result = kid_features_to_metric(drawn_features, real_features, kid_subset_size=size, verbose=False)
-    return {"kid": result[KEY_METRIC_KID_MEAN], "kid_std": result[KEY_METRIC_KID_STD], "kid_subset": size}
+    spread = {"kid_std": result[KEY_METRIC_KID_STD]} if size < images else {}  # else all subsets are the same set
+    return {"kid": result[KEY_METRIC_KID_MEAN], **spread, "kid_subset": size}
 
 
 def _precision_recall(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
@@ -119,11 +121,20 @@ def warnings(names: list[str], images: int, real: Mapping[str, Reference]) -> li
                 f"{images} images for {reference.moments.mean.size} features: the covariance is singular, and the "
                 f"Fréchet distance is biased upwards; compare it only with distances of the same number of images"
             )
+        if 0 < reference.moments.count <= reference.moments.mean.size:  # 0: the file does not say
+            notes.append(
+                f"{reference.moments.count} real images for {reference.moments.mean.size} features "
+                f"({reference.path.name}): their covariance is singular, and the Fréchet distance is biased upwards; "
+                f"make the statistics of more images, or compare it only with distances to the same file"
+            )
         if feature == "inception" and not reference.facts and "fid" in names:
             notes.append(
                 f"{reference.path.name} does not say how it was made: pytorch-fid and torch-fidelity scale and resize "
                 f"images in different ways, which shifts FID; set eval.fid to the tool that made the file"
             )
+    real_images = min((ref.moments.count for ref in real.values() if ref.moments.count), default=images)
+    if "kid" in names and min(images, real_images) <= KID_SUBSET:
+        notes.append(f"KID has no spread: all its subsets are the same {min(images, real_images)} images")
     if "is" in names and images < 5000:
         notes.append(f"IS over 10 splits of {images // 10} images is biased downwards; it is meant for 50,000 images")
     return notes

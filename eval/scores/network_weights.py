@@ -43,7 +43,7 @@ def fingerprint(folder: Path, whole: bool = False, suffixes: Sequence[str] = SUF
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*") if whole else folder.glob("*")):
         if path.is_file() and (whole or path.suffix in suffixes):
-            digest.update(f"{path.relative_to(folder)}\n{sha256(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder)}\n{sha256(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

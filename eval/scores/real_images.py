@@ -33,7 +33,7 @@ from randcond.eval.scores.statistics import write_statistics
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import atomic_write, read_json, write_json
+from randcond.launch.runtime.files import atomic_write, read_record, write_json
 from randcond.launch.runtime.locks import claim_each
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
@@ -81,8 +81,8 @@ def statistics_of_folder(
     }
     work = out / "features"
     if (work / "plan.json").is_file():
-        remedy = "Remove it, or give another OUT."
-        check_matches(read_json(work / "plan.json"), identity, f"the unfinished work at {work}", remedy)
+        remedy = "Restore these settings, or give another OUT."
+        check_matches(read_record(work / "plan.json"), identity, f"the unfinished work at {work}", remedy)
     else:
         write_json(work / "plan.json", identity)
     paths = [work / f"chunk-{number:05d}.safetensors" for number in range(-(-len(found.images) // CHUNK))]

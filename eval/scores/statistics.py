@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,7 +46,13 @@ class Reference:
         path = find_features(self.path)
         if self.facts and sha256(path)[:16] != self.facts.get("features_sha256"):
             raise UserError(f"eval.statistics: {path} does not belong to {self.path.name}; make both again")
-        return load_file(path)["features"]
+        try:
+            return load_file(path)["features"]
+        except (SafetensorError, KeyError) as error:
+            raise UserError(
+                f"eval.statistics: {path}: damaged, or not the features of real images ({error}); make it again with "
+                f"`randcond eval stats`"
+            ) from None
 
 
 def identity_of(path: Path) -> str:
@@ -117,7 +124,9 @@ def read_statistics(where: str, split: str, feature: str, expected: dict[str, An
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
             facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            if not isinstance(facts, dict) or not isinstance(facts.get("images", 0), int):
+                raise ValueError("its facts are not those of `randcond eval stats`")
+    except (KeyError, ValueError, OSError, RecursionError, zipfile.BadZipFile) as error:
         raise UserError(f"eval.statistics: {path}: does not hold FID statistics mu and sigma ({error})") from None
     if mean.shape != (width,) or covariance.shape != (width, width):
         raise UserError(

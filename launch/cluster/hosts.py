@@ -51,7 +51,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         raise UserError(f"--hostfile: no such file: {path}")
     hosts: dict[str, int] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"--hostfile: {path}: not a text file ({error})") from None
     for number, line in enumerate(lines, 1):
@@ -128,7 +128,7 @@ def own_environment() -> list[str]:
     """
     lines = []
     for file in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
-        for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             if not re.match(r"[A-Za-z_]\w*=", line):  # DeepSpeed itself adds `export ` before it

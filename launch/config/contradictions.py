@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from randcond.launch.config.sections import Config
 
 
+_LARGEST = (1 << 63) - 1  # of a 64-bit integer
+
+
 def check_config(config: "Config") -> None:
     """Raises ValueError if a setting is wrong. The message names the key and says what to do."""
     _check_ranges(config)
@@ -74,6 +77,8 @@ def _check_ranges(config: "Config") -> None:
         value = operator.attrgetter(key)(config)
         if value is not None and value < number:
             raise ValueError(f"{key}: must be at least {number}, got {value}")
+        if value is not None and value > _LARGEST:
+            raise ValueError(f"{key}: must be at most {_LARGEST}, got {value}")
     shares = [("conditioning.null", config.conditioning.null), ("train.ema_decay", config.train.ema_decay)]
     for key, share in shares + [("train.betas", beta) for beta in config.train.betas]:
         if not 0 <= share <= 1:

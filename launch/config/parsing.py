@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from randcond.launch.config.strict_yaml import StrictLoader, merge
+from randcond.launch.config.strict_yaml import DEEPEST, load_yaml, merge
 from randcond.launch.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -28,13 +27,21 @@ def read_override(word: str, form: str) -> dict[str, Any]:
     key, found, text = word.partition("=")
     if not found:
         raise UserError(f"override {word!r} is not of the form {form}")
+    parts = key.split(".")
+    if len(parts) > DEEPEST:
+        raise UserError(f"override {word[:40]!r}...: a key has at most {DEEPEST} parts, this one has {len(parts)}")
     try:
-        value = yaml.load(text, Loader=StrictLoader)
-    except (yaml.YAMLError, UserError, ValueError) as error:  # ValueError: PyYAML reads an invalid date
-        raise UserError(f"override {word!r}: {error}") from None
-    for part in reversed(key.split(".")):
+        value = load_yaml(text)
+    except UserError as error:
+        raise UserError(f"override {shortened(word)!r}: {error}") from None
+    for part in reversed(parts):
         value = {part: value}
     return value
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Returns a text for a message, cut after `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:
@@ -59,7 +66,7 @@ def _explain(kind: Any, problem: Any, where: str) -> str:
     if problem["type"] == "missing":
         return f"{where}: {key}: is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {message}, got {problem['input']!r}" if key else f"{where}: {message}"
+    return f"{where}: {key}: {message}, got {shortened(repr(problem['input']))}" if key else f"{where}: {message}"
 
 
 def suggest(word: str, known: Sequence[str], listed: str = "") -> str:

@@ -10,6 +10,7 @@ from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.identity import differences
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import naming_full_disk
 
 
 def write_config(folder: Path, config: Config, keep: bool = False) -> None:
@@ -22,8 +23,12 @@ def write_config(folder: Path, config: Config, keep: bool = False) -> None:
     if os.environ.get("RANK", "0") == "0":
         # A random name: jobs in containers may have the same process number.
         temporary = folder / f".config.{secrets.token_hex(8)}.part"
-        temporary.write_text(to_yaml(config))
-        os.replace(temporary, folder / "config.yaml")
+        try:
+            with naming_full_disk(folder / "config.yaml"):
+                temporary.write_text(to_yaml(config), encoding="utf-8")
+                os.replace(temporary, folder / "config.yaml")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def check_matches(

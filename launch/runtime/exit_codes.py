@@ -5,6 +5,7 @@ import errno
 import os
 
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import full_disk
 from randcond.launch.runtime.logs import log
 
 FAULT = 1  # a bug, or a fault of the machine: a traceback says where
@@ -14,7 +15,8 @@ PREEMPTED = 75  # preempted, everything is saved: the same command goes on
 INTERRUPTED = 130  # Ctrl-C
 FIRST_EXIT = "RANDCOND_FIRST_END"  # environment: a file for the code of the first rank that does not end well
 # A full disk, a path that is missing or can't be written: waiting does not help.
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LASTING = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
 
 
 def exit_code(error: BaseException) -> int:
@@ -25,6 +27,8 @@ def exit_code(error: BaseException) -> int:
         return LOST_RANK
     if isinstance(error, OSError) and error.errno is not None:
         return USER_ERROR if error.errno in _LASTING else LOST_RANK
+    if full_disk(error):  # of a library that passes on the system's words alone
+        return USER_ERROR
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAULT
 
 

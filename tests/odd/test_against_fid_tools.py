@@ -129,8 +129,8 @@ def test_statistics_and_fid_are_those_of_their_commands(tmp_path: Path) -> None:
 
     The same local random weights stand in for Inception's.
     """
-    weights = inception_weights(tmp_path / "inception.pth", digit_images(24, seed=9))
-    for name, images in (("one", 255 - digit_images(24, 64, seed=1) // 2), ("other", digit_images(24, 64, seed=2))):
+    weights = inception_weights(tmp_path / "inception.pth", digit_images(8, seed=9))
+    for name, images in (("one", 255 - digit_images(12, 64, seed=1) // 2), ("other", digit_images(12, 64, seed=2))):
         for number, kind in enumerate(("png", "jpg", "jpeg")):
             save_pictures(tmp_path / name / kind, images[number::3], kind)
         for path in [*(tmp_path / name).glob("*/*")]:
@@ -149,22 +149,22 @@ def test_statistics_and_fid_are_those_of_their_commands(tmp_path: Path) -> None:
         )
         return done.stdout
 
-    common = ["--device", "cpu", "--num-workers", "0", "--batch-size", "24"]
+    common = ["--device", "cpu", "--num-workers", "0", "--batch-size", "12"]
     tool("pytorch_fid", "--save-stats", *common, "one", "one.npz")
-    flags = ["--cpu", "--fid", "--json", "--no-cache", "--save-cpu-ram", "--batch-size", "24"]
+    flags = ["--cpu", "--fid", "--json", "--no-cache", "--save-cpu-ram", "--batch-size", "12"]
     extractor = ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", str(weights)]
     printed = tool("torch_fidelity.fidelity", *flags, *extractor, "--input1", "one", "--input2", "other")
     fid = json.loads(printed[printed.index("{") :])["frechet_inception_distance"]
 
-    ev = Eval(inception=str(weights), metrics=["fid"], fid="pytorch-fid", batch=24)
+    ev = Eval(inception=str(weights), metrics=["fid"], fid="pytorch-fid", batch=12)
     statistics_of_folder(tmp_path / "one", tmp_path / "stats", ev, None, None, jpeg=False)
     with np.load(tmp_path / "stats/all.npz") as mine, np.load(tmp_path / "one.npz") as theirs:
         assert np.allclose(mine["mu"], theirs["mu"], rtol=1e-4, atol=1e-5)
         assert np.allclose(mine["sigma"], theirs["sigma"], rtol=1e-3, atol=1e-5)
-    ev = Eval(inception=str(weights), metrics=["fid"], batch=24)
+    ev = Eval(inception=str(weights), metrics=["fid"], batch=12)
     moments = []
     for name in ("one", "other"):
         statistics_of_folder(tmp_path / name, tmp_path / f"{name}-stats", ev, None, None, jpeg=False)
         with np.load(tmp_path / f"{name}-stats/all.npz") as arrays:
-            moments.append(Moments(24, arrays["mu"], arrays["sigma"]))
+            moments.append(Moments(12, arrays["mu"], arrays["sigma"]))
     assert frechet_distance(*moments) == pytest.approx(fid, rel=1e-3)

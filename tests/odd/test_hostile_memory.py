@@ -32,14 +32,12 @@ def rows_of_zeros(width: int, height: int, bits: int) -> bytes:
 
 
 def black_png(width: int, height: int, depth: int, colour: int) -> bytes:
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    bits = depth * {0: 1, 2: 3, 6: 4}[colour]
     whole = png(width, height, depth, colour, b"")
     start = whole.index(b"IDAT") - 4
     content = b"IDAT" + rows_of_zeros(width, height, bits)
     data = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    palette = png(1, 1, 8, 3, b"", (b"PLTE", bytes(768)))
-    extra = palette[33 : 33 + 780] if colour == 3 else b""
-    return whole[:start] + extra + data + whole[-12:]
+    return whole[:start] + data + whole[-12:]
 
 
 def black(kind: str, mode: str, **options: object) -> bytes:
@@ -58,16 +56,11 @@ def run_length_qoi() -> bytes:
 IMAGES: dict[str, tuple[str, Callable[[], bytes], str]] = {  # name -> suffix, data, what the error says
     "strip of 4 x 20,000": (".png", lambda: black_png(4, 20_000, 8, 2), ""),
     "strip of 65,535 x 1": (".png", lambda: black_png(65_535, 1, 8, 2), ""),
-    "67 MP, RGB": (".png", lambda: black_png(SIDE, SIDE, 8, 2), ""),
     "67 MP, RGBA": (".png", lambda: black_png(SIDE, SIDE, 8, 6), ""),
-    "67 MP, 16-bit RGBA": (".png", lambda: black_png(SIDE, SIDE, 16, 6), ""),
     "67 MP, 16-bit greyscale": (".png", lambda: black_png(SIDE, SIDE, 16, 0), ""),
-    "67 MP, palette": (".png", lambda: black_png(SIDE, SIDE, 8, 3), ""),
-    "67 MP, jpeg": (".jpg", lambda: black("JPEG", "RGB"), ""),
+    "67 MP, jpeg 2000": (".jp2", lambda: black("JPEG2000", "RGBA"), ""),
     "67 MP, webp": (".webp", lambda: black("WEBP", "RGBA", method=0), ""),
-    "67 MP, gif": (".gif", lambda: black("GIF", "L"), ""),
     "67 MP, floats": (".tif", lambda: black("TIFF", "F", compression="tiff_adobe_deflate"), ""),
-    "67 MP, 32-bit integers": (".tif", lambda: black("TIFF", "I", compression="tiff_adobe_deflate"), ""),
     "67 MP, qoi": (".qoi", run_length_qoi, ""),
     "png that claims 2.5 billion pixels": (".png", lambda: png(50_000, 50_000, 8, 2, b""), "is too large"),
     "png that claims 67 MP": (".png", lambda: png(SIDE, SIDE, 8, 6, b""), "is damaged"),

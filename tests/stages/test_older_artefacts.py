@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from randcond.data.cache import caching
+from randcond.data.cache import cache_plan, caching
 from randcond.data.captions.pool import build_pool
 from randcond.eval import evaluate, stage
 from randcond.launch.config.experiments import load_config
@@ -52,7 +52,7 @@ def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(MADE, tmp_path / "small")
     monkeypatch.chdir(tmp_path)
     versions = read_json(MADE / "reference/plan.json")["versions"]
-    for module in (caching, evaluate):
+    for module in (cache_plan, evaluate):
         monkeypatch.setattr(module, "version", versions.__getitem__)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -89,9 +89,9 @@ def test_a_cache_is_complete(older: Path) -> None:
 
 def test_a_key_added_to_the_cache_changes_nothing(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(older / "cache")
-    inner: Callable[[Config], dict[str, Any]] = caching.cache_identity
-    monkeypatch.setattr(caching, "cache_identity", lambda config: inner(config) | {"a_new_key": 3})
-    monkeypatch.setattr(caching, "absent_settings", lambda *kinds: {"a_new_key": 3})
+    inner: Callable[[Config], dict[str, Any]] = cache_plan.cache_identity
+    monkeypatch.setattr(cache_plan, "cache_identity", lambda config: inner(config) | {"a_new_key": 3})
+    monkeypatch.setattr(cache_plan, "absent_settings", lambda *kinds: {"a_new_key": 3})
     shutil.copy(older / "cache/latents-00001.tar", older / "kept.tar")
     (older / "cache/latents-00001.tar").unlink()
     caching.run(config())  # draws the missing shard into the same cache
@@ -100,7 +100,7 @@ def test_a_key_added_to_the_cache_changes_nothing(older: Path, monkeypatch: pyte
     assert (older / "cache/latents-00001.index.json").read_bytes() == before[
         str(older / "cache/latents-00001.index.json")
     ]
-    monkeypatch.setattr(caching, "absent_settings", lambda *kinds: {"a_new_key": 4})
+    monkeypatch.setattr(cache_plan, "absent_settings", lambda *kinds: {"a_new_key": 4})
     with pytest.raises(UserError, match=r"does not match this experiment: a_new_key is 4, expected 3\. To use it"):
         caching.run(config())
 

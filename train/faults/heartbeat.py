@@ -4,6 +4,9 @@ Every rank keeps one TCP connection to rank 0. Every few seconds it sends its st
 connection means that the rank is dead. A silent connection means that it is unreachable. If no rank makes progress, the
 job is hung. Rank 0 detects these cases and sends the verdict, the reason why the job ends, to the other ranks. If rank
 0 itself is lost, every other rank ends by itself. All exit with LOST_RANK, or with the code of a rank that failed.
+
+A process that stood still (SIGSTOP) and goes on knows it from its own clock. It does not count that time as silence of
+the others. If they have given it up meanwhile, it names itself and not them.
 """
 
 import json
@@ -23,6 +26,7 @@ from torch.distributed import DistError
 from randcond.launch.runtime.exit_codes import LOST_RANK, exit_code, record_first_exit, report_error
 from randcond.launch.runtime.logs import FILE_ONLY, dump_threads, log
 from randcond.train.engine import Engine
+from randcond.train.faults.standstill import Standstill
 
 # gloo raises a plain RuntimeError for everything, so only its message tells that a peer is lost.
 _GLOO_MESSAGES = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
@@ -60,6 +64,7 @@ class Heartbeat:
         self.status = RankStatus(platform.node(), os.getpid())
         self._finished = threading.Event()
         self._send_lock = threading.Lock()
+        self._own_clock = Standstill(silence - 2 * self.interval)  # after this time, the others may give up this rank
         if engine.ranks == 1:
             return
         listener = _listen() if engine.rank == 0 else None
@@ -112,6 +117,7 @@ class Heartbeat:
         selector = selectors.DefaultSelector()
         selector.register(self._listener, selectors.EVENT_READ)
         last_progress, total_count = started, 0
+        self._own_clock.start()
         while not self._finished.is_set():
             for key, _ in selector.select(timeout=min(1.0, self.interval)):
                 if key.fileobj is self._listener:
@@ -121,6 +127,10 @@ class Heartbeat:
                 else:
                     self._receive(key.fileobj, key.data, selector)
             now = time.monotonic()
+            if stood_still := self._noticed_standstill():
+                last_progress = min(now, last_progress + stood_still)
+                for status in self.statuses.values():
+                    status.received_at = min(now, status.received_at + stood_still)
             self.status.received_at = now
             self.statuses[0] = self.status
             for rank, status in self.statuses.items():
@@ -158,7 +168,21 @@ class Heartbeat:
             if inbox.rank is not None and not self._finished.is_set():
                 time.sleep(0.2)  # the run may have finished; give rank 0 time to notice
                 if not self._finished.is_set():
-                    self._end_job(f"{self._describe(inbox.rank)} died")
+                    self._noticed_standstill()
+                    self._end_job(self._own_fault(0) or f"{self._describe(inbox.rank)} died")
+
+    def _noticed_standstill(self) -> float:
+        """Returns the seconds that this process has just stood still. Logs them."""
+        if seconds := self._own_clock.tick():
+            log.warning(f"rank {self.engine.rank} stood still for {seconds:.0f} s: it was stopped, or had no CPU time")
+        return seconds
+
+    def _own_fault(self, rank: int) -> str:
+        """Returns the verdict that this rank has been given up because it stood still; "" if it has not stood still."""
+        if not self._own_clock.is_recent(self.silence):
+            return ""
+        place = f"rank {rank} on host {self.status.host} (process {self.status.pid})"
+        return f"{place} stood still for {self._own_clock.seconds:.0f} s, and the other ranks have given it up"
 
     def _describe(self, rank: int) -> str:
         status = self.status if rank == self.engine.rank else self.statuses[rank]
@@ -186,6 +210,7 @@ class Heartbeat:
         inbox, last_received, last_sent = _Inbox(), time.monotonic(), 0.0
         rank_0 = f"rank 0 on host {self.rank_0_host}"
         to_console = self.engine.rank == 1  # if rank 0 is lost, one rank reports it on the console for all
+        self._own_clock.start()
         while not self._finished.is_set():
             if time.monotonic() - last_sent > self.interval:
                 self._send_status()
@@ -196,6 +221,7 @@ class Heartbeat:
                 data = None
             except OSError:
                 data = b""
+            last_received = min(time.monotonic(), last_received + self._noticed_standstill())
             if data:
                 last_received = time.monotonic()
                 for message in inbox.take(data):
@@ -204,6 +230,8 @@ class Heartbeat:
             elif data == b"":
                 time.sleep(0.2)  # the run may have finished; give this rank time to notice
                 if not self._finished.is_set():
+                    if own_fault := self._own_fault(self.engine.rank):
+                        end_process(own_fault, to_console=True)
                     end_process(f"{rank_0} died, or ended without giving a reason", to_console)
             silent_s = time.monotonic() - last_received
             if silent_s > self.silence and not self._finished.is_set():

@@ -18,16 +18,26 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_json, remove, sha256, sync, write_json, write_text
+from randcond.launch.runtime.files import (
+    naming_full_disk,
+    read_json,
+    read_record,
+    remove,
+    sha256,
+    sync,
+    write_json,
+    write_text,
+)
 from randcond.launch.runtime.logs import log
 from randcond.train.engine.base import STATE_KINDS, State
 
 Shapes = dict[str, tuple[int, ...]]
+_REMEDY = "rename this checkpoint's folder to resume from the previous one"
 FINAL_WRITE_TIMEOUT = 30.0  # seconds to wait for an unfinished checkpoint after an error
 
 
@@ -78,17 +88,27 @@ class Writer:
     def _write(self, step: int, state: State, shapes: Shapes, facts: dict[str, Any]) -> None:
         path = step_folder(self.folder, step)
         unfinished = _unfinished(path)
+        with naming_full_disk(path):
+            self._write_pieces(unfinished, state)
+            if self.rank == 0:
+                self._commit(path, unfinished, {"step": step, **facts, "shapes": shapes})
+
+    def _write_pieces(self, unfinished: Path, state: State) -> None:
+        """Writes this rank's file and its record into an unfinished checkpoint. Removes a file that is incomplete."""
         unfinished.mkdir(parents=True, exist_ok=True)
         file = unfinished / f"rank-{self.rank:04d}.safetensors"
-        save_file({f"{kind}/{key}": run for kind, runs in state.items() for key, run in runs.items()}, file)
-        sync(file)
-        runs = {kind: {key: run.numel() for key, run in pieces.items()} for kind, pieces in state.items()}
         record = file.with_suffix(".json")
         temporary = record.with_suffix(".part")
-        temporary.write_text(json.dumps({"sha256": sha256(file), "runs": runs}))
+        try:
+            save_file({f"{kind}/{key}": run for kind, runs in state.items() for key, run in runs.items()}, file)
+            sync(file)
+            runs = {kind: {key: run.numel() for key, run in pieces.items()} for kind, pieces in state.items()}
+            temporary.write_text(json.dumps({"sha256": sha256(file), "runs": runs}))
+        except BaseException:
+            remove(file)  # so that the logs of a full disk have room
+            remove(temporary)
+            raise
         temporary.rename(record)  # must be the last access of this rank, because rank 0 may now rename the folder
-        if self.rank == 0:
-            self._commit(path, unfinished, {"step": step, **facts, "shapes": shapes})
 
     def _commit(self, path: Path, unfinished: Path, manifest: dict[str, Any]) -> None:
         """Waits for the files of the other ranks, writes the manifest, renames the folder, and removes old checkpoints.
@@ -120,7 +140,7 @@ class StoredCheckpoint:
     def __init__(self, path: Path) -> None:
         """Reads the manifest. Opens the files of the ranks when they are needed."""
         self.path = path
-        self.manifest = read_json(path / "manifest.json")
+        self.manifest = read_record(path / "manifest.json", "step", "shapes", "files", remedy=_REMEDY)
         self.shapes: Shapes = {name: tuple(shape) for name, shape in self.manifest["shapes"].items()}
         self._runs: dict[tuple[str, str], list[tuple[int, int, str]]] = {}  # (kind, name) -> (start, stop, file)
         for file, entry in self.manifest["files"].items():
@@ -143,15 +163,15 @@ class StoredCheckpoint:
                 found.append(self._file(file).get_slice(f"{kind}/{name}@{first}")[position - first : end - first])
                 position = end
         if position < stop:
-            raise UserError(
-                f"{self.path}: has no {kind} values {position} to {stop} of {name}; remove it to resume from the "
-                f"previous checkpoint"
-            )
+            raise UserError(f"{self.path}: has no {kind} values {position} to {stop} of {name}; {_REMEDY}")
         return torch.cat(found) if found else torch.empty(0)
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
-            self._open[name] = safe_open(self.path / name, framework="pt")
+            try:
+                self._open[name] = safe_open(self.path / name, framework="pt")
+            except SafetensorError as error:
+                raise UserError(f"{self.path / name}: damaged ({error}); {_REMEDY}") from None
         return self._open[name]
 
     def full(self, kind: str) -> dict[str, Tensor]:
@@ -231,7 +251,7 @@ def _find_damage(path: Path, rank: int, ranks: int) -> str | None:
     try:
         if (path / "manifest.sha256").read_text() != sha256(path / "manifest.json"):
             return "manifest.json does not match its checksum"
-        files = read_json(path / "manifest.json")["files"]
+        files = read_record(path / "manifest.json", "files")["files"]
         for name, entry in list(files.items())[rank::ranks]:
             if sha256(path / name) != entry["sha256"]:
                 return f"{name} does not match its checksum"

@@ -7,7 +7,7 @@ from randcond.data.cache.latent_cache import LatentCache
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.sections import Conditioning, Config, Student, Train
-from randcond.launch.runtime.files import read_json
+from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.ranks import world_size
 from randcond.model_zoo.fingerprint import folder_fingerprint
 
@@ -34,7 +34,7 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
         "cached": len(cache),  # fewer than the shards hold if some are left out
         "window": cache.window,
         "precision": [config.engine.precision, config.teacher.dtype, *_fp8(config)],
-        "pool": read_json(Path(config.paths.pool) / "manifest.json")["sha256"],
+        "pool": read_record(Path(config.paths.pool) / "manifest.json", "sha256")["sha256"],
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
-from randcond.launch.runtime.files import read_json
+from randcond.launch.runtime.files import read_record
 from randcond.model_zoo.fingerprint import folder_fingerprint
 from randcond.model_zoo.students.registry import find_rule
 
@@ -56,7 +56,7 @@ Initialisation: {config.student.init}.{f" {loader}" if has_own_class else ""}
 def _scores(config: Config, weights: str, student: Path) -> str:
     """Returns a table of the scores of these weights, with their protocol, or "" if there are none."""
     path = eval_folder(config, weights) / "scores.json"
-    scores = read_json(path) if path.is_file() else None
+    scores = read_record(path, "protocol", "splits") if path.is_file() else None
     if scores is None or scores["protocol"]["network"] != folder_fingerprint(student):
         return ""
     names = [name for name, value in next(iter(scores["splits"].values())).items() if isinstance(value, (int, float))]

@@ -52,14 +52,14 @@ def export(
     folder = Path(out) if out else Path(config.paths.run) / "export"
     trained = load_config(str(Path(config.paths.run) / "config.yaml"))  # may differ from `config`
     card = model_card(trained, kind, trained.train.steps, dtype, student)
-    same = (folder / "README.md").is_file() and (folder / "README.md").read_text() == card
+    same = (folder / "README.md").is_file() and (folder / "README.md").read_text(encoding="utf-8") == card
     if folder.exists() and not (push and same):
-        raise UserError(f"--out: {folder} exists already; remove it, or choose another folder")
+        raise UserError(f"--out: {folder} exists already; choose another folder, or remove it")
     if not folder.exists():
         with atomic_write(folder) as temporary:
             if dtype == "fp32":
                 shutil.copytree(student, temporary)
-                (temporary / "README.md").write_text(card)
+                (temporary / "README.md").write_text(card, encoding="utf-8")
             else:
                 export_student(temporary, load_unet(student / "unet", torch.float32), student, card, DTYPES[dtype])
         print(f"exported {kind} weights in {dtype} to {folder}", flush=True)

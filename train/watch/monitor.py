@@ -16,6 +16,7 @@ from randcond.data.stream.batch import Batch
 from randcond.launch.config.gpus import gpu_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import naming_full_disk
 from randcond.launch.runtime.json_lines import lines_up_to
 from randcond.launch.runtime.progress import Progress
 from randcond.train.engine import Engine
@@ -38,7 +39,7 @@ class Monitor:
         `timesteps`: T; `first`: the step that the run resumes from; `flop`: floating-point operations of one sample.
         """
         self.engine, self.timesteps, self.flop = engine, timesteps, flop
-        self.train = config.train
+        self.train, self.folder = config.train, Path(config.paths.run)
         self.peak = peak_flops(config)
         self.is_rank_0 = engine.rank == 0
         self.bar = Progress(
@@ -52,9 +53,8 @@ class Monitor:
         if self.is_rank_0:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = Path(config.paths.run)
-            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-            self.metrics_file = lines_up_to(folder / "metrics.jsonl", first).open("a", buffering=1)
+            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first + 1)
+            self.metrics_file = lines_up_to(self.folder / "metrics.jsonl", first).open("a", buffering=1)
 
     def _reset(self) -> None:
         device = self.engine.device
@@ -152,9 +152,7 @@ class Monitor:
                 span = f"t{index * width:03d}-{(index + 1) * width - 1:03d}"
                 record[f"loss_by_timestep/{span}"] = sums[index] / samples[index]
                 record[f"replaced_by_timestep/{span}"] = replaced[index] / samples[index]
-        for name, value in record.items():
-            self.tensorboard.add_scalar(name, value, step)
-        self.metrics_file.write(json.dumps({"step": step, **record}) + "\n")
+        self._write_values(step, record)
         shown = {"loss": f"{record['loss/total']:.4f}", "samples_per_s": f"{record['samples_per_s']:.0f}"}
         if "mfu" in record:
             shown["mfu"] = f"{record['mfu']:.1%}"
@@ -164,21 +162,29 @@ class Monitor:
         """Logs the scores of an evaluation. Its duration in seconds does not count as training time."""
         self._interval_start += seconds
         if self.is_rank_0 and values:
+            self._write_values(step, values)
+
+    def _write_values(self, step: int, values: dict[str, float]) -> None:
+        with naming_full_disk(self.folder / "tensorboard"):
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
+        with naming_full_disk(self.folder / "metrics.jsonl"):
             self.metrics_file.write(json.dumps({"step": step, **values}) + "\n")
 
     def add_image(self, name: str, grid: Tensor, step: int) -> None:
         """Writes an image grid [3, H, W] with values in [0, 1] to TensorBoard."""
         if self.is_rank_0:
-            self.tensorboard.add_image(name, grid, step)
+            with naming_full_disk(self.folder / "tensorboard"):
+                self.tensorboard.add_image(name, grid, step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self.bar.close()
         if self.is_rank_0:
-            self.tensorboard.close()
-            self.metrics_file.close()
+            with naming_full_disk(self.folder / "tensorboard"):
+                self.tensorboard.close()
+            with naming_full_disk(self.folder / "metrics.jsonl"):
+                self.metrics_file.close()
 
 
 class _FiniteSums:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from randcond.data.stream.batch import Batch
-from randcond.launch.runtime.files import remove
+from randcond.launch.runtime.files import naming_full_disk, remove
 from randcond.launch.runtime.json_lines import lines_up_to
 
 COLUMNS = ("key", "timesteps", "noise_seed", "caption_id")
@@ -24,7 +24,8 @@ class SampleLog:
         """Writes a line for one micro-batch, with the fields `COLUMNS` of the batch."""
         if self.lines:
             columns = {name: getattr(batch, name).tolist() for name in COLUMNS}
-            self.lines.write(json.dumps({"step": step, **columns}) + "\n")
+            with naming_full_disk(Path(self.lines.name)):
+                self.lines.write(json.dumps({"step": step, **columns}) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

@@ -12,7 +12,7 @@ from PIL import Image
 from randcond.data.cache.cache_command import preview, subset, verify
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.cache.manifest import describe
-from randcond.data.cache.shards import Shard, index_path, shard_done, write_shard
+from randcond.data.cache.shards import Shard, index_path, write_shard
 from randcond.data.captions.caption_file import write_captions
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
@@ -61,11 +61,11 @@ def test_an_index_that_lacks_something_is_named(cache: Path) -> None:
     shard = cache / "latents-00001.tar"
     found = json.loads(index_path(shard).read_text())
     index_path(shard).write_text(json.dumps({key: value for key, value in found.items() if key != "bytes"}))
-    for reads in (lambda: shard_done(shard, found["made_of"]), lambda: describe(shard)):
+    for reads in (Shard, describe):
         with pytest.raises(
-            UserError, match=r"latents-00001\.tar: its index is damaged \(missing: bytes\); remove the shard"
+            UserError, match=r"latents-00001\.tar: its index is damaged \(bytes: Field required\); `randcond run cache"
         ):
-            reads()
+            reads(shard)
 
 
 def test_a_size_that_is_wrong_in_an_index_is_a_fault_among_others(cache: Path) -> None:

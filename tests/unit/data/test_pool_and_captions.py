@@ -25,6 +25,7 @@ from randcond.data.captions.readers import read_batches
 from randcond.data.captions.row_filter import RowFilter, select
 from randcond.data.captions.sources import expand
 from randcond.data.inputs import fetch as fetching
+from randcond.data.rows.bad_rows import BadRows
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
@@ -156,11 +157,11 @@ def test_a_killed_build_goes_on_at_its_file(tmp_path: Path, monkeypatch: pytest.
     sources = [str(tmp_path / f"{name}.txt") for name in "abc"]
     read: list[str] = []
 
-    def reading(source: str, rows: RowFilter) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
+    def reading(source: str, rows: RowFilter, bad: BadRows) -> Iterator[tuple[pa.StringArray, Counter[str]]]:
         read.append(Path(source).name)
         if len(read) == 2:
             raise KeyboardInterrupt
-        yield from read_batches(source, rows)
+        yield from read_batches(source, rows, bad)
 
     monkeypatch.setattr("randcond.data.captions.pool.read_batches", reading)
     with pytest.raises(KeyboardInterrupt):

@@ -176,7 +176,8 @@ def test_an_incomplete_folder_is_the_users_mistake(
     (folder / part).unlink()
     if content:
         (folder / part).write_text(content)
-    with pytest.raises(UserError, match="teacher: incomplete or damaged"):
+    expected = f"teacher/{part}: damaged JSON" if content else "teacher: incomplete or damaged"
+    with pytest.raises(UserError, match=expected):
         Teacher.load(folder, "fp32")
 
 

@@ -1,0 +1,106 @@
+"""Finds the faults of a latent cache: in its manifest, its captions, and every shard and latent."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from randcond.data.cache.latent_cache import checked_captions
+from randcond.data.cache.manifest import (
+    REWRITE,
+    ShardEntry,
+    captions_of_shard,
+    check_captions,
+    check_shard,
+    shard_entries,
+)
+from randcond.data.cache.shards import FORMAT, REPAIR, Shard
+from randcond.data.captions.caption_file import Captions
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import read_record
+from randcond.launch.runtime.progress import Progress
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a complete cache. Raises UserError if there is none, or it is damaged or too old."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"no complete cache at {folder}: create or finish it with `randcond run cache EXPERIMENT`")
+    manifest = read_record(path, "format", remedy=REWRITE)
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"the cache at {folder} has format {manifest['format']}, expected {FORMAT}; use the version of "
+            f"randcond that made it, or give another paths.cache"
+        )
+    wrong = next((key for key, kind in _KEYS.items() if type(manifest.get(key)) is not kind), "")
+    if not wrong and manifest["shard_size"] < 1:
+        wrong = "shard_size"
+    if wrong:
+        raise UserError(f"{path}: not the manifest of a cache: {wrong} is {manifest.get(wrong)!r}; {REWRITE}")
+    return manifest
+
+
+_KEYS = {"captions": int, "captions_sha256": str, "shard_size": int, "latent_shape": list, "shards": list}
+
+
+def cache_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Yields one line per fault of a cache: of its captions, of the list of its shards, and of every shard."""
+    captions: Captions | None = None
+    count, size = manifest["captions"], manifest["shard_size"]
+    try:
+        captions = checked_captions(folder, manifest)
+        if len(captions) != count:
+            yield f"{captions.path}: holds {len(captions)} captions, expected {count}; {REWRITE}"
+    except (UserError, OSError) as error:
+        yield str(error)
+    entries = shard_entries(manifest, folder / "manifest.json")
+    expected = -(-count // size)
+    if len(entries) != expected:
+        yield f"{folder / 'manifest.json'}: lists {len(entries)} shards, expected {expected}; {REWRITE}"
+    latents, left_out = sum(entry.samples for entry in entries), sum(entry.left_out for entry in entries)
+    if latents + left_out != count:
+        yield (
+            f"{folder / 'manifest.json'}: lists {latents} latents and {left_out} captions without one, expected "
+            f"{count} together; {REWRITE}"
+        )
+    shape = tuple(manifest["latent_shape"])
+    for number, entry in enumerate(Progress(entries, desc="verifying", unit="shard")):
+        ids = captions_of_shard(number, size, count)
+        try:
+            yield from shard_faults(folder / entry.shard, entry, ids, captions, shape)
+        except (UserError, tarfile.TarError, OSError) as error:
+            yield str(error) if entry.shard in str(error) else f"shard {entry.shard}: {error}; {REPAIR}"
+
+
+def shard_faults(
+    path: Path, entry: ShardEntry, ids: range, captions: Captions | None, shape: tuple[int, ...]
+) -> Iterator[str]:
+    """Yields one line per fault of a shard.
+
+    `ids`: the caption numbers that it must hold. `captions`: of the cache; None: not compared. `shape`: the expected
+    latent shape (C, h, w). Raises UserError if the shard can't be opened.
+    """
+    shard = Shard(path)
+    for check in (lambda: check_shard(shard, entry, read_all=True), lambda: check_captions(shard, entry, ids)):
+        try:
+            check()
+        except UserError as error:
+            yield str(error)
+    with tarfile.open(path) as archive:
+        caption_files = {name.removesuffix(".txt"): name for name in archive.getnames() if name.endswith(".txt")}
+        for row, caption_id in enumerate(shard.caption_ids[: entry.samples].tolist()):
+            key = shard.key(row)
+            try:
+                latent = shard.latent(row)
+            except UserError as error:
+                yield str(error)
+                continue
+            if latent.shape != shape:
+                yield f"shard {path}, key {key}: the latent has shape {latent.shape}, expected {shape}"
+            file = archive.extractfile(caption_files[key]) if key in caption_files else None
+            if file is None:
+                yield f"shard {path}, key {key}: has no caption (.txt)"
+            elif captions is None or caption_id not in range(len(captions)):
+                continue
+            elif file.read().decode(errors="replace") != captions[caption_id]:
+                yield f"shard {path}, key {key}: its caption differs from caption {caption_id} in captions.arrow"
