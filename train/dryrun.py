@@ -14,6 +14,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import load_table
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.processes import exit_when_preempted
+from randcond.launch.urls import show_url
 from randcond.train.checks import check_all
 
 
@@ -59,7 +60,7 @@ def summary(config: Config) -> str:
     text = f"{config.student.rule}, {config.student.init} init, p(t) {config.conditioning.p}"
     if config.conditioning.p != "none":
         text += f", {'all' if pool.size is None else f'{pool.size:,}'} extra texts"
-        text += f" and all of {', '.join(pool.also)}" if pool.also else ""
+        text += f" and all of {', '.join(map(show_url, pool.also))}" if pool.also else ""
     return f"{text}, {config.cache.used or config.cache.size:,} latents, {config.train.steps:,} steps"
 
 

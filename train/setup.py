@@ -22,6 +22,7 @@ from randcond.launch.runtime.files import read_record, remove, write_text
 from randcond.launch.runtime.locks import hold_lock
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device, rank
+from randcond.launch.urls import hide_secrets
 from randcond.model_zoo.export import check_shapes
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher
@@ -149,7 +150,8 @@ def left_out(config: Config, cache: LatentCache) -> list[str]:
     lines = [*cache.left_out, *cache.manifest.get("damaged", [])]
     if cache.missing:
         lines.append(f"{cache.missing} damaged images of {cache.manifest['captions']}; the shard indexes list them")
-    return lines + list(read_record(Path(config.paths.pool) / "manifest.json", "damaged")["damaged"].values())
+    lines += read_record(Path(config.paths.pool) / "manifest.json", "damaged")["damaged"].values()
+    return list(map(hide_secrets, lines))  # an older pool that can't be written holds whole URLs
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, remedy: str = "") -> tuple[int, float]:

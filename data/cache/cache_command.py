@@ -12,9 +12,10 @@ from randcond.data.cache.latent_cache import checked_captions
 from randcond.data.cache.manifest import REWRITE, captions_of_shard, check_captions, first_entries, shard_entries
 from randcond.data.cache.shards import Shard
 from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.data.captions.source_identity import read_stored
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
-from randcond.launch.runtime.files import atomic_write, read_record, sha256, write_json
+from randcond.launch.runtime.files import atomic_write, sha256, write_json
 from randcond.launch.runtime.progress import Progress
 
 SHOWN = 20  # maximum number of faults in an error message
@@ -133,7 +134,7 @@ def _stored_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "manifest.json"
     try:
-        stored = read_record(path, "captions_sha256") if path.is_file() else None
+        stored = read_stored(path, "captions_sha256") if path.is_file() else None
     except UserError:
         stored = None
     if stored is None and ((folder / "plan.json").exists() or any(folder.glob("*.tar"))):

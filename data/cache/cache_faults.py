@@ -16,8 +16,8 @@ from randcond.data.cache.manifest import (
 )
 from randcond.data.cache.shards import FORMAT, REPAIR, Shard
 from randcond.data.captions.caption_file import Captions
+from randcond.data.captions.source_identity import read_stored
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.progress import Progress
 
 
@@ -26,7 +26,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"no complete cache at {folder}: create or finish it with `randcond run cache EXPERIMENT`")
-    manifest = read_record(path, "format", remedy=REWRITE)
+    manifest = read_stored(path, "format", remedy=REWRITE)
     if manifest["format"] != FORMAT:
         raise UserError(
             f"the cache at {folder} has format {manifest['format']}, expected {FORMAT}; use the version of "

@@ -7,6 +7,7 @@ plan or captions that are damaged are restored from what else there is. The shar
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from typing import Any
 from randcond.data.cache.latent_source import LatentSource, cache_identity, source_kind
 from randcond.data.cache.shards import FORMAT, read_index
 from randcond.data.captions.caption_file import Captions, write_captions
+from randcond.data.captions.source_identity import stored_without_secrets, write_again
 from randcond.data.images.decode import READING
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.sections import Cache, Config
@@ -27,34 +29,48 @@ from randcond.model_zoo.sampler import sampler_dtype
 from randcond.model_zoo.teacher import Teacher
 
 Plan = dict[str, Any]
+HASH = "plan_sha256"  # key of a plan from which secrets were taken: the hash that its shards hold
 _RESTORE_MANIFEST = "restore it from a copy; the manifest of a part of another cache: `randcond cache subset` makes it"
 _REMEDY = "To use it, restore these settings. To make another cache, give another paths.cache."
 
 
-def stored_plan(folder: Path) -> Plan | None:
+def stored_plan(folder: Path, sources: Sequence[str] = ()) -> Plan | None:
     """Returns the plan that the shards of a folder were made by, None if there is none yet.
 
     plan.json and manifest.json both hold it; if one is damaged or missing, the other counts. The plan of a subset is in
-    its manifest, and has the key `subset_of`. Raises UserError if none of them can be read.
+    its manifest, and has the key `subset_of`. What an older version left of passwords and queries of URLs is taken out
+    of plan.json; the plan then keeps the hash that the shards hold. `sources`: the experiment's, see
+    `stored_without_secrets`. Raises UserError if none of the files can be read.
     """
     plans: list[Plan] = []
     damages: dict[str, UserError] = {}
     for name, remedy in (("plan.json", RESTORE), ("manifest.json", _RESTORE_MANIFEST)):
         try:
             if (folder / name).is_file():
-                plans.append(read_record(folder / name, "captions_sha256", remedy=remedy))
+                plans.append(_without_secrets(folder / name, remedy, sources))
         except UserError as error:
             damages[name] = error
     if damages and not plans:
         raise next(iter(damages.values()))
     for name in damages if rank() == 0 else ():
         log.warning(f"cache: {folder / name} is damaged; it is written again")
-    return {key: value for key, value in plans[0].items() if key != "shards"} if plans else None
+    return plans[0] if plans else None
+
+
+def _without_secrets(path: Path, remedy: str, sources: Sequence[str]) -> Plan:
+    stored = read_record(path, "captions_sha256", remedy=remedy)
+    plan = {key: value for key, value in stored.items() if key != "shards"}
+    clean: Plan = stored_without_secrets(plan, sources)
+    if clean != plan:
+        clean[HASH] = plan_hash(plan)
+        if path.name == "plan.json":  # the manifest is written at the end of the stage
+            write_again(path, clean)
+    return clean
 
 
 def plan_hash(plan: Plan) -> str:
     """Returns the hash of a plan that its shards hold."""
-    return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+    return plan.get(HASH) or hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
 def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSource, shards: list[Path]) -> Plan:
@@ -63,7 +79,7 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
     Writes them if the folder has none; writes captions.arrow again if it is damaged. Raises UserError if the folder
     contains a cache with other settings or captions.
     """
-    stored = stored_plan(folder)
+    stored = stored_plan(folder, config.cache.captions)
     digest = restore_captions(folder, source.captions, stored, any(map(Path.is_file, shards)))
     plan = new_plan(config, teacher, digest, source.facts)
     if stored is None:

@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     folder = Path(config.paths.cache)
     source = latent_source(config)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
-    if (stored := stored_plan(folder)) and "subset_of" in stored:
+    if (stored := stored_plan(folder, config.cache.captions)) and "subset_of" in stored:
         restore_captions(folder, source.captions, stored, has_shards=True)
         _check_subset(config, teacher, f"{folder}/{stored['subset_of']}")
         return
@@ -189,7 +189,7 @@ def _finish(folder: Path, plan: Plan, shards: list[Path]) -> None:
         stored = None  # stored_plan() has logged the damage
     if stored == manifest:
         return
-    if stored:
+    if stored and stored.get("shards") != manifest["shards"]:
         log.warning(
             f"cache: {path} is written again: it did not describe these shards; a run that was trained on other "
             f"shards can't be resumed with them"

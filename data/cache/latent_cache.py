@@ -4,6 +4,7 @@ import platform
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from randcond.data.cache.manifest import (
 from randcond.data.cache.shard_store import LocalShards, RemoteShards
 from randcond.data.cache.shards import FORMAT, Shard
 from randcond.data.captions.caption_file import Captions
-from randcond.data.inputs.fetch import fetch
+from randcond.data.captions.source_identity import read_stored
+from randcond.data.inputs.fetch import fetch, fill_in
 from randcond.launch.config.identity import absent_settings
 from randcond.launch.config.paths import is_url
 from randcond.launch.config.sections import Cache, Config
@@ -31,7 +33,9 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import allow_open_files, read_record, sha256
 from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import rank
+from randcond.launch.urls import show_url
 
 
 class LatentCache:
@@ -64,13 +68,15 @@ class LatentCache:
         folder = _copy_manifest(location, Path(cache_config.local).expanduser()) if is_url(location) else Path(location)
         if not (folder / "manifest.json").is_file():
             raise UserError(
-                f"no complete cache at {location}: create or finish it with `randcond run cache EXPERIMENT`"
+                f"no complete cache at {show_url(location)}: create or finish it with `randcond run cache EXPERIMENT`"
             )
-        manifest = read_record(folder / "manifest.json", "captions_sha256", remedy=REWRITE)
+        manifest = read_stored(
+            folder / "manifest.json", "captions_sha256", sources=config.cache.captions, remedy=REWRITE
+        )
         check_matches(
             manifest,
             {"format": FORMAT, "teacher": teacher_fingerprint, "captions": cache_config.size, **cache_identity(config)},
-            f"the cache at {location}",
+            f"the cache at {show_url(location)}",
             "To use it, restore these settings. To make the other cache, give another paths.cache.",
             absent_settings(Cache, "cache", source_kind(config)),
         )
@@ -226,8 +232,12 @@ def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
 def _copy_manifest(url: str, local: Path) -> Path:
     """Downloads the manifest and captions of a cache on a server. Returns the folder for its copies, one per URL."""
     if "?" in url:
-        raise UserError(f"paths.cache: {url.split('?')[0]}?...: a URL with a query can't be a folder; use s3://")
-    folder = local / url.replace("://", "-").replace("/", "-").strip("-")
+        raise UserError(f"paths.cache: {show_url(url)}: a URL with a query can't be a folder; use s3://")
+    folder = local / _folder_name(show_url(url))
+    if (older := local / _folder_name(fill_in(url))) != folder and older.is_dir() and not folder.exists():
+        with suppress(OSError):  # another rank was faster, or the folder is in use
+            older.rename(folder)
+            log.info(f"{folder}: its name held a password; renamed without it")
     with locked(folder, patience=float("inf")):
         fetch(f"{url.rstrip('/')}/manifest.json", folder / "manifest.json")
         checksum = read_record(folder / "manifest.json", "captions_sha256")["captions_sha256"]
@@ -235,3 +245,7 @@ def _copy_manifest(url: str, local: Path) -> Path:
         if not captions.is_file() or sha256(captions) != checksum:
             fetch(f"{url.rstrip('/')}/captions.arrow", captions, checksum)
     return folder
+
+
+def _folder_name(url: str) -> str:
+    return url.replace("://", "-").replace("/", "-").strip("-")

@@ -6,7 +6,6 @@ In both, a latent depends only on the teacher, its caption number, the seed and 
 import hashlib
 import json
 from collections import Counter
-from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from randcond.data.cache.captioned_images import Picture, find_pictures, read_picture, to_square
 from randcond.data.captions.caption_lists import names_any, read_unique
+from randcond.data.captions.source_identity import source_name
 from randcond.data.images.decode import READING, BadImage
 from randcond.data.images.find import taken
 from randcond.data.images.left_out import LeftOut
@@ -63,7 +63,7 @@ def cache_identity(config: Config) -> dict[str, Any]:
     settings.pop("size")  # stored as `captions`
     # The shards contain a hash of the plan, which depends on the order of its keys: new keys go last.
     ordered = {key: settings.pop(key) for key in _FIRST_KEYS if key in settings}
-    sources = [PurePosixPath(source).name for source in cache.captions]  # their contents are hashed when drawing
+    sources = [source_name(source) for source in cache.captions]  # their contents are hashed when drawing
     return {"source": "images" if cache.images else "teacher", **ordered, "sources": sources, **settings}
 
 

@@ -60,7 +60,7 @@ def write_shard(
 ) -> None:
     """Writes samples {caption_id, caption, latent [C, h, w], meta} as a shard with an index, each atomically.
 
-    `made_of`: hash of the cache's plan. `left_out`: skipped samples {caption_id, error, reason}. Both go into the index.
+    `made_of`: hash of the cache's plan. `left_out`: skipped samples {caption_id, error, reason}. The index holds both.
     The bytes depend only on the samples: the tar contains no times and no user names.
     """
     with atomic_write(shard) as temporary:

@@ -4,6 +4,7 @@ from typing import Any
 
 from randcond.data.rows.bad_rows import summary
 from randcond.launch.runtime.logs import log
+from randcond.launch.urls import show_url
 
 
 class Losses:
@@ -17,10 +18,10 @@ class Losses:
     def add(self, file: str, note: dict[str, Any]) -> None:
         """Adds and logs what a part's note says."""
         if note["damaged"]:
-            self.damaged[file] = note["damaged"]
+            self.damaged[show_url(file)] = note["damaged"]
             log.warning(f"pool: damaged source, only its readable part is used: {note['damaged']}")
         if note.get("skipped"):  # a part that an older version wrote has none
-            self.skipped[file] = note["skipped"]
+            self.skipped[show_url(file)] = note["skipped"]
             log.warning(f"pool: {summary(f'caption source {file}', note['skipped'], note['bad_rows'])}")
 
     def entries(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from randcond.data.captions.losses import Losses
 from randcond.data.captions.pool_merge import merge_parts
 from randcond.data.captions.readers import read_batches
 from randcond.data.captions.row_filter import UNFILTERED, RowFilter, absent_filters, row_filter, settings
+from randcond.data.captions.source_identity import as_expected, read_stored, source_name
 from randcond.data.captions.sources import expand, identify
 from randcond.data.rows.bad_rows import BadRows
 from randcond.launch.config.identity import absent_settings, identity_of
@@ -32,6 +33,7 @@ from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_record, remove, sha256, write_json
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.progress import Progress
+from randcond.launch.urls import hide_secrets
 
 FORMAT = 3
 _KEYS = ("captions", "dropped", "damaged", "sha256")  # that a manifest must have
@@ -77,9 +79,15 @@ def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any]
     """
     if not (out / "manifest.json").is_file():
         return None
-    manifest = read_record(out / "manifest.json", *_KEYS)
-    check_matches(manifest, made_of, f"the pool at {out}", remedy, absent_filters())
+    manifest = read_stored(out / "manifest.json", *_KEYS)
+    _check_made_of(manifest, made_of, f"the pool at {out}", remedy)
     return manifest if (out / "captions.arrow").is_file() else None
+
+
+def _check_made_of(stored: dict[str, Any], made_of: dict[str, Any], what: str, remedy: str) -> None:
+    """Raises UserError if a stored pool has other sources or filters."""
+    sources = as_expected(stored.get("sources"), made_of["sources"])
+    check_matches({**stored, "sources": sources}, made_of, what, remedy, absent_filters())
 
 
 def _build(
@@ -87,9 +95,7 @@ def _build(
 ) -> dict[str, Any]:
     parts = out / "parts"
     if (out / "plan.json").is_file():
-        check_matches(
-            read_record(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy, absent_filters()
-        )
+        _check_made_of(read_stored(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy)
     else:
         remove(parts)
         write_json(out / "plan.json", made_of)
@@ -132,11 +138,19 @@ def _read_part(path: Path, source: str, rows: RowFilter, skip: bool) -> dict[str
             except UserError as error:
                 if not skip:
                     raise
-                damaged = str(error)
+                damaged = hide_secrets(str(error))
 
         if not write_arrays(path.with_suffix(".arrow"), captions()) and not skip:
             raise UserError(f"caption source {source}: no caption passes the filter (dropped: {dict(dropped)})")
-        write_json(note, {"dropped": dropped, "damaged": damaged, "skipped": bad.quotes, "bad_rows": bad.total})
+        write_json(
+            note,
+            {
+                "dropped": dropped,
+                "damaged": damaged,
+                "skipped": list(map(hide_secrets, bad.quotes)),
+                "bad_rows": bad.total,
+            },
+        )
     return read_record(note, "dropped", "damaged")
 
 
@@ -170,8 +184,8 @@ def pool_identity(config: Config) -> dict[str, Any]:
     further = {key: value for key, value in identity_of(pool, "pool").items() if key not in filters}
     return {
         **further,
-        "sources": [PurePosixPath(source).name for source in pool.read],
-        "also": [PurePosixPath(source).name for source in pool.also],
+        "sources": [source_name(source) for source in pool.read],
+        "also": [source_name(source) for source in pool.also],
         "size": pool.size,
         "seed": pool.seed if pool.size else 0,
         "filter": settings(row_filter(pool, config.cache.exclude)),
@@ -181,7 +195,7 @@ def pool_identity(config: Config) -> dict[str, Any]:
 def check_pool_identity(config: Config) -> None:
     """Raises UserError if the pool at `paths.pool` was built for an experiment with other pool settings."""
     folder = Path(config.paths.pool)
-    manifest = read_record(folder / "manifest.json")
+    manifest = read_stored(folder / "manifest.json", sources=[*config.pool.read, *config.pool.also])
     if "asked" in manifest:  # missing if the pool was built with `randcond pool build`
         remedy = "To use it, restore these settings. To make another pool, give another paths.pool."
         absent = absent_settings(Pool, "pool") | absent_filters()
@@ -202,7 +216,7 @@ def take(
     if not 0 <= count <= len(pool):
         raise UserError(f"the pool at {folder} contains {len(pool)} captions, but {count} are requested")
     files = [file for source in also for file in expand(source)]
-    pool_manifest = read_record(folder / "manifest.json", *_KEYS)
+    pool_manifest = read_stored(folder / "manifest.json", *_KEYS)
     source = {"name": folder.name, "sha256": pool_manifest["sha256"], "taken": count, "seed": seed}
     made_of = {"format": FORMAT, "sources": [*map(identify, files), source], "filter": {}, "skip": skip}
     remedy = "To take this part, give another folder."
@@ -245,7 +259,7 @@ def open_pool(folder: Path, check: bool = False) -> Captions:
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
         raise UserError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
-    manifest = read_record(manifest_path)
+    manifest = read_stored(manifest_path)
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"the pool at {folder} has format {manifest.get('format')}, expected {FORMAT}; "

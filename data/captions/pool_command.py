@@ -8,8 +8,8 @@ from randcond.data.captions.pool import build as build_pool
 from randcond.data.captions.pool import open_pool, reasons
 from randcond.data.captions.pool import take as take_pool
 from randcond.data.captions.row_filter import RowFilter
+from randcond.data.captions.source_identity import read_stored
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import read_record
 
 
 def build(
@@ -35,6 +35,9 @@ def build(
     Captions are cleaned: Unicode NFC, no control characters, single spaces. Empty captions are dropped, and so is every
     duplicate across all sources. The build needs 20 bytes of memory per caption. To resume a killed build, run the same
     command again.
+
+    Other users may see the arguments of a command. For a URL that needs a password, use ~/.netrc. For a signed URL, put
+    its query into an environment variable: 'https://host/captions.csv?${QUERY}'. The pool's files hold neither.
 
     --min-length N      minimum number of characters (default: 1)
     --max-length N      maximum number of characters (default: 1000; 0: no limit)
@@ -64,7 +67,7 @@ def build(
 def info(folder: str) -> None:
     """Prints the sources of a pool, its number of captions, its filter, and what was dropped."""
     captions = open_pool(Path(folder))
-    manifest = read_record(Path(folder) / "manifest.json", "format", "sources", "filter", "dropped", "damaged")
+    manifest = read_stored(Path(folder) / "manifest.json", "format", "sources", "filter", "dropped", "damaged")
     size = captions.path.stat().st_size
     print(f"{len(captions):,} captions, {size / 1e6:,.1f} MB, format {manifest['format']}, {manifest['sha256'][:16]}")
     print(f"sources: {', '.join(source['name'] for source in manifest['sources'])}")

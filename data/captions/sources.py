@@ -2,16 +2,20 @@
 
 import os
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from randcond.data.captions.local_files import expand_local
 from randcond.data.inputs.catalogue import MissingInput, missing_input
-from randcond.data.inputs.fetch import ask, is_web, open_system
+from randcond.data.inputs.fetch import ask, fetch, is_web, open_system, version_of
 from randcond.data.rows.opening import check_regular, file_name
 from randcond.data.rows.tables import KINDS, kind_of
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
+from randcond.launch.urls import show_url
+
+_VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime")
 
 
 def expand(source: str) -> list[str]:
@@ -42,6 +46,9 @@ def expand(source: str) -> list[str]:
 def _expand_url(source: str) -> list[str] | str | None:
     """Returns the URL of a file, the URLs in a folder or of a glob in order, or None if it does not exist."""
     system, path = open_system(source)
+    if is_web(source) and kind_of(path) and not any(sign in file_name(path) for sign in "*["):
+        version_of(source)  # raises an error if the server has no such file, or a page in its place
+        return [source]
     if any(sign in path for sign in ("*[" if is_web(source) else "*?[")):
         files = sorted(file for file in ask(source, lambda: system.glob(path)) if kind_of(file))
     elif ask(source, lambda: system.isdir(path)):
@@ -53,13 +60,26 @@ def _expand_url(source: str) -> list[str] | str | None:
 
 
 def identify(source: str) -> dict[str, Any]:
-    """Returns what identifies a caption file: its name and sha256, or for a URL the server's metadata (ETag, ...)."""
+    """Returns what identifies a caption file: its name and sha256, or for a URL what its server says of the version.
+
+    The URL is stored without user, password and query. Addresses that differ only in their query are told apart by the
+    ETag or the time of change. If the server gives neither, the file is downloaded, and its sha256 identifies it.
+    """
     if not is_url(source):
         return {"name": PurePosixPath(source).name, "sha256": sha256(Path(source))}
     system, path = open_system(source)
     name = file_name(path)
     if "file" in system.protocol:
         return {"name": name, "sha256": sha256(Path(path))}
-    facts = ask(source, lambda: system.info(path))
-    version = {key: str(facts[key]) for key in ("ETag", "etag", "LastModified", "mtime") if facts.get(key)}
-    return {"name": name, "url": source, "size": facts.get("size"), **version}
+    if is_web(source):
+        version = version_of(source)
+        size, told = version.size, {"ETag": version.etag, "Last-Modified": version.modified}
+    else:
+        facts = ask(source, lambda: system.info(path))
+        size, told = facts.get("size"), {key: str(facts.get(key) or "") for key in _VERSION_KEYS}
+    told = {key: value for key, value in told.items() if value}
+    shown = show_url(source)
+    if not told and "?" in source:
+        with TemporaryDirectory(prefix="randcond-") as folder:
+            told = {"sha256": sha256(fetch(source, Path(folder) / name))}
+    return {"name": name, "url": shown, "size": size, **told}

@@ -14,6 +14,7 @@ from randcond.data.texts.wordnet import WordNet, find_wordnet
 from randcond.launch.config.paths import resolve_path, resolve_sources
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json, write_text
+from randcond.launch.urls import show_url
 
 
 def words(out: str, *concept: str, wordnet: str = "") -> None:
@@ -88,7 +89,9 @@ def split(
         for caption, texts in blip_captions.items():
             verdicts[caption]["blip"] = texts
         _mark_unseen(verdicts, blip_captions, word_list, judge, "blip, ", dry_run)
-    _write(folder, verdicts, {"source": source, "words": len(word_list), "concept": concept, "dropped": dropped})
+    _write(
+        folder, verdicts, {"source": show_url(source), "words": len(word_list), "concept": concept, "dropped": dropped}
+    )
 
 
 def _mark_unseen(

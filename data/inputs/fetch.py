@@ -4,24 +4,36 @@ Reads http(s)://, s3:// and every other URL that fsspec opens.
 """
 
 import errno
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
+from randcond.data.inputs.part import FileChanged, Part, Version
+from randcond.data.inputs.web import Busy, append_from_web, check_is_data, check_status, version_on_web
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import remove, sha256, sync
+from randcond.launch.runtime.files import sha256
+from randcond.launch.urls import TAKEN_OFF, hide_secrets, remember, show_url
 
 Answer = TypeVar("Answer")
 
-BLOCK = 16_000_000  # bytes per request
+BLOCK = 16_000_000  # bytes per request, of servers other than web servers
 STALL = 60.0  # seconds without a byte after which a connection counts as lost
 TRIES = 8  # tries without any progress before an error
+CHANGES = 3  # how often a file may change while it is downloaded
 PATIENCE = 1.0  # seconds before the second try, doubled for each further one
+LONGEST_WAIT = 300.0  # seconds that a busy server may ask to wait
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of the local disk: another try does not help
+_INVALID = "is not a valid address; in a user or password, write %40 for @, %3A for :, %2F for /, %3F for ?, %23 for #"
+_WEB_LASTING = {  # parts of the names of aiohttp's errors
+    "Redirect": "the server redirects in a circle, or to something that is no web address",
+    "Certificate": "the certificate of the server is not valid here",
+}
 
 
 class FetchError(ConnectionError):
@@ -34,57 +46,113 @@ def is_web(url: str) -> bool:
 
 
 def open_system(url: str) -> tuple[Any, str]:
-    """Returns the fsspec file system of a URL, and the path in it.
+    """Returns the fsspec file system of a URL, and the path in it. `${NAME}` in it is an environment variable.
 
-    Raises UserError if a package for this kind of URL is not installed.
+    Raises UserError if a package for this kind of URL is not installed, or if a variable is not set.
     """
-    options = {}
+    options: dict[str, Any] = {}
+    if is_url(url):
+        url = fill_in(url)
     if is_web(url):
         import aiohttp
 
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)}
+        timeout = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # reads ~/.netrc and http_proxy
     try:
         return fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:  # ValueError: an unknown protocol
-        raise UserError(f"{url}: {error}") from None
+        raise UserError(f"{show_url(url)}: {_INVALID if is_web(url) else error}") from None
+
+
+def fill_in(url: str) -> str:
+    """Returns a URL with the values of the environment variables that it names as `${NAME}`.
+
+    Raises UserError if a variable is not set, or if the query was taken off when the URL was written.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise UserError(f"{show_url(url)}: the environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    if is_web(url) and url.endswith(TAKEN_OFF):
+        raise UserError(
+            f"{url}: the query of this address was taken off when it was written down; give the whole address, or an "
+            f"environment variable that holds the query: {url.removesuffix(TAKEN_OFF)}?${{NAME}}"
+        )
+    whole = re.sub(r"\$\{(\w+)\}", value, url)
+    remember(whole)
+    return whole
 
 
 def fetch(
     url: str, target: Path, checksum: str | None = None, on_bytes: Callable[[int], object] = lambda count: None
 ) -> Path:
-    """Downloads a file to `target` and returns it. Continues an interrupted download from TARGET.part.
+    """Downloads a file to `target` and returns it. Continues an interrupted download of the same version.
 
     `checksum`: SHA-256 in hex, or the start of it. `on_bytes` is called with the size of each block that arrived.
-    Raises UserError if the server has no such file, refuses access, or has a file with another checksum; FetchError
-    after `TRIES` tries without progress; OSError if the disk is full or can't be written. Each message names the URL.
+    Raises UserError if the server has no such file, refuses access, sends a page in place of the file, or has a file
+    with another checksum; FetchError after `TRIES` tries without progress; OSError if the disk is full or can't be
+    written. Each message names the URL.
     """
     system, path = open_system(url)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    tries = 0
+    part = Part(target, url)
+    most, tries, changes = part.size, 0, 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        failure: Exception | None = None
         try:
-            size = system.info(path)["size"]
-            if size is not None and before > size:
-                remove(part)  # it belongs to another file
-                continue
-            _append(system, path, part, before, size, on_bytes)
-            break
+            _append(system, path, part, on_bytes)
+            if part.complete:
+                break
         except Exception as error:  # each file system's library has its own errors for a lost connection
             _raise_if_refused(url, error)
             if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                raise OSError(error.errno, f"{url}: can't write {part}: {error.strerror}") from None
-            tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
-            if tries >= TRIES:
-                raise FetchError(f"{url}: failed after {TRIES} tries ({type(error).__name__}: {error})") from None
-            _wait_after(tries)
-    if checksum and not (found := sha256(part)).startswith(checksum):
-        remove(part)
-        raise UserError(f"{url}: its checksum is {found[:16]}, expected {checksum[:16]}; the server has another file")
-    sync(part)
-    part.rename(target)
-    return target
+                raise OSError(error.errno, f"{show_url(url)}: can't write {part.path}: {error.strerror}") from None
+            failure = error
+        if isinstance(failure, FileChanged):
+            most, changes = 0, changes + 1
+        tries = (1 if failure else 0) if part.size > most else tries + 1
+        most = max(most, part.size)
+        if tries >= TRIES or changes > CHANGES:
+            raise FetchError(f"{show_url(url)}: failed after {max(tries, changes)} tries ({_reason(failure)})")
+        if tries:
+            _wait_after(url, tries, failure)
+    return _checked(url, part, checksum)
+
+
+def _checked(url: str, part: Part, checksum: str | None) -> Path:
+    """Makes a complete part the target if it is no page and has the checksum. Removes it otherwise."""
+    try:
+        with part.path.open("rb") as file:
+            check_is_data(url, part.target.name, "", file.read(512))
+        if checksum and not (found := sha256(part.path)).startswith(checksum):
+            raise UserError(
+                f"{show_url(url)}: its checksum is {found[:16]}, expected {checksum[:16]}; the server has another file"
+            )
+    except UserError:
+        part.drop()
+        raise
+    return part.finish()
+
+
+def version_of(url: str) -> Version:
+    """Asks a server for the version of a file, without its content. Raises UserError and FetchError as fetch() does."""
+    system, path = open_system(url)
+    if is_web(url):
+        name = show_url(path).removesuffix(TAKEN_OFF).rpartition("/")[2]
+        return ask(url, lambda: version_on_web(system, path, name))
+    return ask(url, lambda: _version_from(system.info(path)))
+
+
+def _version_from(facts: Mapping[str, Any]) -> Version:
+    """Returns the version that the facts of an fsspec file system tell."""
+
+    def first(*names: str) -> str:
+        return next((str(facts[name]) for name in names if facts.get(name)), "")
+
+    etag = first("ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5")
+    return Version(facts.get("size"), etag, first("LastModified", "last_modified", "mtime", "modify", "created"))
 
 
 def ask(url: str, question: Callable[[], Answer]) -> Answer:
@@ -102,20 +170,43 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
             _raise_if_refused(url, error)
             tries += 1
             if tries >= TRIES:
-                raise FetchError(f"{url}: no answer after {TRIES} tries ({type(error).__name__}: {error})") from None
-            _wait_after(tries)
+                raise FetchError(f"{show_url(url)}: no answer after {TRIES} tries ({_reason(error)})") from None
+            _wait_after(url, tries, error)
 
 
-def _wait_after(tries: int) -> None:
-    time.sleep(min(30.0, PATIENCE * 2 ** (tries - 1)))
+def _reason(error: Exception | None) -> str:
+    if error is None:
+        return "the server sends fewer bytes than it says"
+    kind = "" if type(error) in (ConnectionError, Busy, FileChanged) else f"{type(error).__name__}: "
+    return f"{kind}{hide_secrets(str(error))}"
+
+
+def _wait_after(url: str, tries: int, error: Exception | None) -> None:
+    """Waits before another try, as long as a busy server asks. Raises FetchError if it asks for too long."""
+    asked = error.seconds if isinstance(error, Busy) else None
+    if asked is not None and asked > LONGEST_WAIT:
+        raise FetchError(f"{show_url(url)}: {error}; it asks to wait for {asked:.0f} s, so try again later")
+    time.sleep(min(30.0, PATIENCE * 2 ** (tries - 1)) if asked is None else asked)
 
 
 def _raise_if_refused(url: str, error: Exception) -> None:
     """Raises UserError if another try can't help: the server has no such file, or refuses access."""
+    if isinstance(error, UserError):
+        raise error
     if isinstance(error, PermissionError) and error.errno != errno.EROFS:
-        raise UserError(f"{url}: {error}") from None
+        raise UserError(f"{show_url(url)}: {error}") from None
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    if isinstance(status, int) and status not in (429, 503):
+        try:
+            check_status(url, status, {})
+        except ConnectionError:
+            return
     if _is_not_there(error):
-        raise UserError(f"{url}: the server has no such file") from None
+        raise UserError(f"{show_url(url)}: the server has no such file") from None
+    if is_web(url) and isinstance(error, ValueError):  # its text may quote a piece of a password
+        raise UserError(f"{show_url(url)}: {_INVALID}") from None
+    if is_web(url) and (kind := [sign for sign in _WEB_LASTING if sign in type(error).__name__]):
+        raise UserError(f"{show_url(url)}: {_WEB_LASTING[kind[0]]} ({hide_secrets(str(error))})") from None
 
 
 def _is_not_there(error: Exception) -> bool:
@@ -124,29 +215,33 @@ def _is_not_there(error: Exception) -> bool:
     fsspec also raises FileNotFoundError if a web server does not answer. Only the error's cause shows the difference.
     """
     cause = error.__cause__
-    answered = (
-        cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (401, 403, 404, 410)
-    )
-    return isinstance(error, FileNotFoundError) and answered
+    return isinstance(error, FileNotFoundError) and (cause is None or isinstance(cause, FileNotFoundError))
 
 
-def _append(
-    system: Any, path: str, part: Path, start: int, size: int | None, on_bytes: Callable[[int], object]
-) -> None:
-    """Appends the missing bytes to `part`, block by block."""
-    with part.open("ab") as out:
-        if size is None:  # the server does not tell the file's length: all of it in one request
+def _append(system: Any, path: str, part: Part, on_bytes: Callable[[int], object]) -> None:
+    """Appends missing bytes to `part`: of a web server in one request, of others block by block."""
+    if is_web(path):
+        append_from_web(system, path, part, on_bytes)
+        return
+    version = _version_from(system.info(path))
+    if part.version is None or not part.version.is_same(version):
+        part.begin(version)
+    with part.path.open("ab") as out:
+        if version.size is None:  # the server does not tell the file's length: all of it in one request
             out.truncate(0)
             out.write(system.cat_file(path))
             return
-        while start < size:
-            stop = min(start + BLOCK, size)
+        while (start := out.tell()) < version.size:
+            stop = min(start + BLOCK, version.size)
             data = system.cat_file(path, start=start, end=stop)
-            if len(data) == size > stop - start:  # the server ignores ranges
-                out.truncate(0)
-            elif len(data) != stop - start:
-                raise ConnectionError(f"got {len(data)} bytes, expected {stop - start} from byte {start} of {size}")
+            if len(data) != stop - start:
+                raise ConnectionError(
+                    f"got {len(data)} bytes, expected {stop - start} from byte {start} of {version.size}"
+                )
+            system.invalidate_cache()
+            if _version_from(system.info(path)) != version:
+                part.drop()
+                raise FileChanged("the file has changed on its server")
             out.write(data)
             out.flush()
-            start = out.tell()
             on_bytes(len(data))

@@ -9,11 +9,13 @@ from typing import Any
 from randcond.data.inputs.archives import unpack, unpacked_path
 from randcond.data.inputs.catalogue import FOLDER, Input, known_inputs
 from randcond.data.inputs.fetch import fetch as fetch_file
-from randcond.data.inputs.fetch import open_system
+from randcond.data.inputs.fetch import is_web, open_system, version_of
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, sha256, write_json
 from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
+from randcond.launch.urls import show_url, without_secrets
 
 RECORD = "fetched.json"
 
@@ -57,7 +59,7 @@ def _print_entry(name: str, entry: Input, folder: Path) -> None:
 def _fetch_input(entry: Input, folder: Path, source: str) -> None:
     record: dict[str, Any] = {"licence": entry.licence, "complete": False, "files": {}}
     if (folder / RECORD).is_file():
-        record = read_record(folder / RECORD, "complete", "files")
+        record = _read_record(folder / RECORD)
     if record["complete"] and all((folder / facts["as"]).exists() for facts in record["files"].values()):
         return
     for name, url in _urls(entry, source).items():
@@ -80,9 +82,19 @@ def _fetch_input(entry: Input, folder: Path, source: str) -> None:
         if entry.unpack:
             unpack(target)
             target.unlink()
-        record["files"][name] = {"from": url, "bytes": size, "sha256": found, "as": final.name}
+        record["files"][name] = {"from": show_url(url), "bytes": size, "sha256": found, "as": final.name}
         write_json(folder / RECORD, record)
     write_json(folder / RECORD, {**record, "complete": True})
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Returns a record. One of an older version that holds a password or a query is written again without it."""
+    stored = read_record(path, "complete", "files")
+    record: dict[str, Any] = without_secrets(stored)
+    if record != stored:
+        write_json(path, record)
+        log.info(f"{path}: held a password or a query of a URL; written again without it")
+    return record
 
 
 def _urls(entry: Input, source: str) -> dict[str, str]:
@@ -100,6 +112,8 @@ def _urls(entry: Input, source: str) -> dict[str, str]:
     names = {PurePosixPath(url).name: url for url in entry.files}
     if not source:
         return names
+    if is_web(source) and "?" in source:
+        return dict.fromkeys(names, source)
     in_folder = {name: f"{source.rstrip('/')}/{name}" for name in names}
     system, path = open_system(next(iter(in_folder.values())))
     if system.exists(path):
@@ -110,8 +124,7 @@ def _urls(entry: Input, source: str) -> dict[str, str]:
 
 
 def _size(url: str) -> int | None:
-    system, path = open_system(url)
     try:
-        return system.info(path)["size"]
-    except OSError:
+        return version_of(url).size
+    except (OSError, UserError):
         return None  # fetch() reports the error

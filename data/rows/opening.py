@@ -9,16 +9,17 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from randcond.data.inputs.compressed import SUFFIXES, Decompressed, Readable
-from randcond.data.inputs.fetch import fetch, is_web
+from randcond.data.inputs.fetch import fetch
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
+from randcond.launch.urls import TAKEN_OFF, show_url
 
 _PIECE = 1 << 16
 
 
 def file_name(path: str) -> str:
-    """Returns the file name of a path, or of a web address without its query."""
-    return PurePosixPath(path.partition("?")[0] if is_web(path) else path).name
+    """Returns the file name of a path, or of a URL without its query."""
+    return PurePosixPath(show_url(path).removesuffix(TAKEN_OFF) if is_url(path) else path).name
 
 
 def compression_of(path: str) -> str:

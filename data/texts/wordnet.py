@@ -52,21 +52,53 @@ class WordNet:
                 self.above[fields[0]] = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] == "@"]
             except (IndexError, ValueError):
                 raise UserError(f"{folder / 'data.noun'}: not in WordNet's format: {line[:80]!r}") from None
+        self.senses = self._senses()  # lower-case noun -> its synsets, the most frequent sense first
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        """Raises UserError if a file lacks what the other one names: it was cut, or is of another version."""
+        remedy = "the file is incomplete or of another version; get WordNet again (`randcond fetch wordnet`)"
+        for synset, hypernyms in self.above.items():
+            if missing := [hypernym for hypernym in hypernyms if hypernym not in self.words]:
+                raise UserError(
+                    f"{self.folder / 'data.noun'}: synset {synset} is a kind of {missing[0]}, which it lacks; {remedy}"
+                )
+        for noun, synsets in self.senses.items():
+            if missing := [synset for synset in synsets if synset not in self.words]:
+                raise UserError(
+                    f"{self.folder / 'data.noun'}: lacks synset {missing[0]}, which index.noun names for {noun!r}; "
+                    f"{remedy}"
+                )
+        for synset, words in self.words.items():
+            if unlisted := [word for word in words if word.lower() not in self.senses]:
+                raise UserError(
+                    f"{self.folder / 'index.noun'}: lacks {unlisted[0]!r}, which data.noun has as synset {synset}; "
+                    f"{remedy}"
+                )
 
     def _lines(self, name: str) -> list[str]:
         try:
-            lines = (self.folder / name).read_text().splitlines()
+            text = (self.folder / name).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.folder / name}: {error}; check that this is WordNet's folder") from None
+        lines = text.splitlines()
+        if not text.endswith("\n"):
+            last = lines[-1][:80] if lines else ""
+            raise UserError(f"{self.folder / name}: ends in the middle of a line, {last!r}; get WordNet again")
         return [line for line in lines if line and not line.startswith(" ")]  # skips the licence, which is indented
 
-    @cached_property
-    def senses(self) -> dict[str, list[str]]:
-        """Lower-case noun -> its synsets, the most frequent sense first."""
+    def _senses(self) -> dict[str, list[str]]:
+        """Reads index.noun. Raises UserError naming a line that is not in WordNet's format."""
         senses = {}
         for line in self._lines("index.noun"):
             fields = line.split()
-            senses[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
+            try:
+                synsets = fields[-int(fields[2]) :]
+                if len(fields) < 6 or not all(synset.isdigit() for synset in synsets):
+                    raise ValueError
+            except (IndexError, ValueError):
+                raise UserError(f"{self.folder / 'index.noun'}: not in WordNet's format: {line[:80]!r}") from None
+            senses[fields[0].replace("_", " ")] = synsets
         return senses
 
     @cached_property

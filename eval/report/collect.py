@@ -23,6 +23,7 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.json_lines import whole_lines
+from randcond.launch.urls import without_secrets
 from randcond.model_zoo.fingerprint import folder_fingerprint
 
 # Settings that must be equal in all rows of a table; a row that differs gets a note.
@@ -210,7 +211,7 @@ def by_split(paper: dict[str, Any]) -> Scores:
 def _training_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    known = read_record(path)
+    known = without_secrets(read_record(path))  # an older version wrote whole URLs
     return {key: known[key] for key in ("steps", "seconds", "left_out") if key in known}
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogFormatter
 from randcond.eval.report.collect import Row, curves
 from randcond.eval.report.records import Report
 from randcond.launch.runtime.files import read_record
+from randcond.launch.urls import hide_secrets
 
 Line = list[tuple[int, float]]  # (step, value)
 
@@ -76,7 +77,8 @@ def _logged_scores(row: Row) -> list[str]:
 
 def _config_text(row: Row) -> str:
     path = row.folder / "config.yaml" if row.folder else None
-    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
+    # An older version wrote whole URLs.
+    return hide_secrets(path.read_text(encoding="utf-8")) if path and path.is_file() else ""
 
 
 def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False) -> str:

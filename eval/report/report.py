@@ -17,7 +17,7 @@ from randcond.eval.report.records import Report
 from randcond.eval.report.repetitions import claim_lines, merge, verdicts
 from randcond.eval.report.result_plots import plot_repetitions
 from randcond.eval.report.table import as_markdown, as_text, spread_over_subsets, table
-from randcond.launch.config.experiments import load_config, table_names, to_dict
+from randcond.launch.config.experiments import load_config, shown_dict, table_names
 from randcond.launch.config.tables import load_runs, load_table
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json, write_text
@@ -90,7 +90,7 @@ def _report_facts(report: Report) -> dict[str, Any]:
     """Returns the content of report.json."""
     arms = {row.name: _row_facts(row) for row in report.rows}
     facts: dict[str, Any] = {"title": report.title, "arms": arms}
-    facts["configurations"] = {name: to_dict(config) for name, config in report.configs.items()}
+    facts["configurations"] = {name: shown_dict(config) for name, config in report.configs.items()}
     if report.repetitions:
         facts["replicates"] = report.replicates
         facts["repetitions"] = {

@@ -6,6 +6,7 @@ In: features of real images by split. Out: SPLIT.npz (mu [d], sigma [d, d], fact
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from randcond.eval.scores.moments import Moments
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, sha256
 
+_MOST_FACTS = 1_000_000  # bytes of a text of facts
 KEPT = 10_000  # most images of a split whose features are kept
 
 
@@ -121,22 +123,62 @@ def read_statistics(where: str, split: str, feature: str, expected: dict[str, An
     """
     path = find_statistics(where, split, feature)
     try:
+        _check_headers(path, {"mu": (width,), "sigma": (width, width)})
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
             facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {}
             if not isinstance(facts, dict) or not isinstance(facts.get("images", 0), int):
                 raise ValueError("its facts are not those of `randcond eval stats`")
-    except (KeyError, ValueError, OSError, RecursionError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, OSError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"eval.statistics: {path}: does not hold FID statistics mu and sigma ({error})") from None
-    if mean.shape != (width,) or covariance.shape != (width, width):
-        raise UserError(
-            f"eval.statistics: {path}: mu is {mean.shape} and sigma is {covariance.shape}, expected those of {width} "
-            f"features"
-        )
+    _check_values(path, mean, covariance)
     for name, value in expected.items():
         if facts and facts.get(name) != value:
             raise UserError(
                 f"eval.statistics: {path}: was made with {name} {facts.get(name)}, but the evaluation uses {value}; "
                 f"make the statistics again with the same settings (`randcond eval stats`), or give other ones"
             )
-    return Reference(path, Moments(int(facts.get("images", 0)), mean, covariance), facts)
+    return Reference(path, Moments(facts.get("images", 0), mean, covariance), facts)
+
+
+def _check_headers(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises UserError if an array has another shape, or holds no real numbers. Reads no array: it may be huge."""
+    with zipfile.ZipFile(path) as archive:
+        for name, expected in shapes.items():
+            shape, dtype = _header(archive, f"{name}.npy")
+            if shape != expected:
+                raise UserError(
+                    f"eval.statistics: {path}: {name} is {shape}, expected {expected}, as of {expected[0]} features"
+                )
+            if dtype.kind not in "fiu":
+                raise UserError(f"eval.statistics: {path}: {name} is of type {dtype}, expected real numbers")
+        if "facts.npy" in archive.namelist():
+            shape, dtype = _header(archive, "facts.npy")
+            if shape or dtype.kind != "U" or dtype.itemsize > _MOST_FACTS:
+                raise UserError(f"eval.statistics: {path}: facts is {dtype} {shape}, expected a text")
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Returns shape and type of an array in an .npz file. Raises KeyError or ValueError if there is none."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
+
+
+def _check_values(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+    """Raises UserError if the numbers can't be a mean and a covariance: NaN, infinite, asymmetric, negative."""
+    for name, values in (("mu", mean), ("sigma", covariance)):
+        if bad := int((~np.isfinite(values)).sum()):
+            raise UserError(
+                f"eval.statistics: {path}: {name} holds {bad} values that are NaN or infinite; make the statistics "
+                f"again from images that can be read"
+            )
+    largest = np.abs(covariance).max(initial=0.0)
+    if np.abs(covariance - covariance.T).max(initial=0.0) > 1e-3 * largest or (np.diag(covariance) < 0).any():
+        raise UserError(
+            f"eval.statistics: {path}: sigma is no covariance: it must be symmetric, without negative variances"
+        )

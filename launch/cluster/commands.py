@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from randcond.launch.cluster.place import Place
-from randcond.launch.config.experiments import table_names, to_yaml
+from randcond.launch.config.experiments import table_names, to_dict, to_yaml
 from randcond.launch.config.gpus import nvidia_here
+from randcond.launch.config.parsing import veiled
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
-from randcond.launch.config.tables import Run, out_folder, runs_of
+from randcond.launch.config.tables import Run, leaves, out_folder, runs_of
 from randcond.launch.errors import UserError
+from randcond.launch.urls import hide_secrets, show_url
 
 STAGES = ("pool", "cache", "train", "eval", "report")
 _MODULES = {"pool": "randcond.data", "cache": "randcond.data", "train": "randcond.train", "eval": "randcond.eval"}
@@ -37,6 +39,7 @@ class Step:
     files: dict[Path, str] = field(default_factory=dict)  # path -> text, written before the command starts
     environment_file: Path | None = None  # deepspeed launcher on several hosts: environment of the ranks
     needs_port: bool = False  # deepspeed launcher on this machine: gets a port that is free when it starts
+    environment: dict[str, str] = field(default_factory=dict)  # secrets of URLs, which are not in the command
 
 
 def launch_folder(config: Config) -> Path:
@@ -48,7 +51,8 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
     """Returns the step that runs one stage of one run."""
     config = run.config
     module = _MODULES[stage]
-    arguments = [run.experiment, *run.overrides]
+    environment: dict[str, str] = {}
+    arguments = [run.experiment, *(veiled(word, environment) for word in run.overrides)]
     files: dict[Path, str] = {}
     if place.hostfile or place.launcher == "slurm":
         # pdsh would split arguments at spaces, quotes and brackets. YAML files may change while a job is queued.
@@ -71,7 +75,25 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
         environment_file=launch_folder(config) / "environment" if several_hosts else None,
         zero_means_done=bool(launcher) and place.launcher == "torchrun",
         needs_port=bool(launcher) and place.launcher == "deepspeed" and not place.hostfile,
+        environment=environment,
     )
+
+
+def _check_urls(config: Config, place: Place) -> None:
+    """Raises UserError naming a key whose URL holds a secret that the ranks of this place would not get.
+
+    Their configuration is a file, in which no secret may stand.
+    """
+    if not place.hostfile and place.launcher != "slurm":
+        return
+    for key, value in leaves(to_dict(config)).items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and show_url(each, keep_variables=True) != each:
+                raise UserError(
+                    f"{key}: {show_url(each)} has a user, a password or a query, which is not written into the "
+                    f"configuration that other hosts read; put an environment variable in its place, such as "
+                    f"https://host/file?${{NAME}} or https://${{USER}}:${{PASSWORD}}@host/file, and set it there"
+                )
 
 
 def _launcher(config: Config, place: Place) -> list[str]:
@@ -134,6 +156,8 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in stages if s in ("pool", "cache")], [s for s in stages if s in ("train", "eval")]
     runs = runs_of(name, overrides)
+    for run in runs:
+        _check_urls(run.config, place)
     if stage == "cache" and any(is_url(run.config.paths.cache) for run in runs):
         raise UserError(
             "paths.cache: a cache at a URL is read-only; write the cache to a folder and copy that to the server"
@@ -165,16 +189,20 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
 
 def _report(name: str, overrides: list[str], out: Path, replicate: str = "") -> tuple[Path, Step]:
     """Returns the report's folder, and the step that writes the report."""
-    command = [sys.executable, "-m", "randcond.eval.report", name, *overrides]
-    return out, Step(" ".join(filter(None, ["report", name, replicate])), command, out / "report.json")
+    environment: dict[str, str] = {}
+    words = [veiled(word, environment) for word in overrides]
+    command = [sys.executable, "-m", "randcond.eval.report", name, *words]
+    label = " ".join(filter(None, ["report", name, replicate]))
+    return out, Step(label, command, out / "report.json", environment=environment)
 
 
 def _check(runs: list[Run], place: Place) -> Step:
     """Returns the step that checks all runs before the first stage starts."""
-    words = [*(run.experiment for run in runs), *runs[0].overrides]
+    environment: dict[str, str] = {}
+    words = [*(run.experiment for run in runs), *(veiled(word, environment) for word in runs[0].overrides)]
     if place.hostfile or place.nodes or place.gpus:
         words.append(f"engine.processes={place.ranks(max(run.config.engine.processes for run in runs))}")
-    return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words])
+    return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words], environment=environment)
 
 
 def _artefact(stage: str, config: Config) -> Path:
@@ -188,8 +216,8 @@ def _artefact(stage: str, config: Config) -> Path:
 
 
 def show(step: Step) -> str:
-    """Returns a step's command as text for a shell."""
-    return shlex.join(step.command)
+    """Returns a step's command as text for a shell, without secrets of URLs."""
+    return hide_secrets(shlex.join(step.command))
 
 
 def with_free_port(command: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.logs import log
+from randcond.launch.urls import VEIL
 
 _LINE = re.compile(r"^(\S+)\s+slots=(\d+)\s*(#.*)?$")
 # Environment variables that ranks on other hosts get: settings of the user that those hosts don't have. Each entry is a
@@ -116,7 +117,7 @@ def environment_lines(environment: dict[str, str]) -> str:
     """
     lines = []
     for name, value in sorted(environment.items()):
-        if name.startswith(EXPORTED) and "\n" not in value:
+        if name.startswith(EXPORTED) and not name.startswith(VEIL) and "\n" not in value:
             lines.append(f"{name}={_escape(value)}")
     return "\n".join(lines + own_environment()) + "\n"
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from randcond.launch.cluster.commands import Step, with_free_port
@@ -94,7 +94,7 @@ def _run_step(step: Step, grace: float, requests: list[float]) -> int:
     write_files(step.files)
     command = with_free_port(step.command) if step.needs_port else step.command
     stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
-    code = _run_command(command, stop, step.environment_file, grace, requests)
+    code = _run_command(command, stop, step.environment_file, grace, requests, step.environment)
     if code == 0 and not step.zero_means_done and step.artefact and not step.artefact.is_file():
         # The deepspeed launcher ends with 0 if a signal killed its process on a host.
         log.error(f"error: {step.label} ended with code 0, but {step.artefact} is missing: was a process killed?")
@@ -117,7 +117,12 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _run_command(
-    command: list[str], stop: Path | None, environment_file: Path | None, grace: float, requests: list[float]
+    command: list[str],
+    stop: Path | None,
+    environment_file: Path | None,
+    grace: float,
+    requests: list[float],
+    own: Mapping[str, str],
 ) -> int:
     """Runs one command in its own session and returns its exit code. No process that it started outlives it.
 
@@ -125,8 +130,9 @@ def _run_command(
     `stop` appears. Without, it is killed at once. Raises SystemExit if it has not saved after `grace` seconds.
 
     `environment_file`: where the deepspeed launcher reads the environment for the ranks on other hosts.
+    `own`: environment variables of this command.
     """
-    environment = {**QUIET, **os.environ, "RANDCOND_SUPERVISOR": str(os.getpid())}
+    environment = {**QUIET, **os.environ, **own, "RANDCOND_SUPERVISOR": str(os.getpid())}
     environment["RANDCOND_HOST"] = platform.node()
     if stop:
         environment[STOP_FILE] = str(stop.absolute())

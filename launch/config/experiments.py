@@ -16,6 +16,7 @@ from randcond.launch.config.paths import EXPERIMENTS, TABLES
 from randcond.launch.config.sections import Config
 from randcond.launch.config.strict_yaml import compose, merge, yaml_files
 from randcond.launch.errors import UserError
+from randcond.launch.urls import shown_settings
 
 
 def experiment_names() -> list[str]:
@@ -118,6 +119,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)  # type: ignore[call-overload]
 
 
+def shown_dict(config: Config) -> dict[str, Any]:
+    """Returns the resolved configuration as plain data, without user, password and query of its URLs."""
+    shown: dict[str, Any] = shown_settings(to_dict(config))
+    return shown
+
+
 def to_yaml(config: Config) -> str:
-    """Returns the resolved configuration as YAML, from which the same configuration can be loaded."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """Returns the resolved configuration as YAML, from which the same configuration can be loaded.
+
+    Without user, password and query of its URLs. A URL that had a query is an error when it is opened again.
+    """
+    return yaml.safe_dump(shown_dict(config), sort_keys=False)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from randcond.launch.config.strict_yaml import DEEPEST, load_yaml, merge
 from randcond.launch.errors import UserError
+from randcond.launch.urls import veil
 
 Settings = TypeVar("Settings")
 
@@ -42,6 +43,19 @@ def read_override(word: str, form: str) -> dict[str, Any]:
 def shortened(text: str, most: int = 200) -> str:
     """Returns a text for a message, cut after `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def veiled(word: str, environment: dict[str, str]) -> str:
+    """Returns `section.key=value` with `${NAME}` for the secrets of URLs, and adds these variables to `environment`.
+
+    A word without such secrets comes back as it is.
+    """
+    key, found, text = word.partition("=")
+    if not found or "://" not in text:
+        return word
+    value = load_yaml(text)
+    hidden = veil(value, environment)
+    return word if hidden == value else f"{key}={json.dumps(hidden)}"
 
 
 def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:

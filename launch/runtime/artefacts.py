@@ -11,24 +11,32 @@ from randcond.launch.config.identity import differences
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import naming_full_disk
+from randcond.launch.urls import hide_secrets
 
 
 def write_config(folder: Path, config: Config, keep: bool = False) -> None:
     """Writes the resolved configuration beside an artefact. Only the first rank writes.
 
-    `keep`: leave an existing file as it is, and do nothing if the folder can't be written.
+    `keep`: leave an existing file as it is, and do nothing if the folder can't be written. A file of an older version
+    that holds secrets of a URL is written again without them.
     """
-    if keep and ((folder / "config.yaml").is_file() or not os.access(folder, os.W_OK)):
+    path = folder / "config.yaml"
+    if keep and (not os.access(folder, os.W_OK) or (path.is_file() and not _holds_secrets(path))):
         return
     if os.environ.get("RANK", "0") == "0":
         # A random name: jobs in containers may have the same process number.
         temporary = folder / f".config.{secrets.token_hex(8)}.part"
         try:
-            with naming_full_disk(folder / "config.yaml"):
+            with naming_full_disk(path):
                 temporary.write_text(to_yaml(config), encoding="utf-8")
-                os.replace(temporary, folder / "config.yaml")
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _holds_secrets(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return hide_secrets(text) != text
 
 
 def check_matches(

@@ -11,9 +11,11 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from randcond.launch.urls import hide_secrets
 
 log = logging.getLogger("randcond")
 FILE_ONLY = {"file_only": True}  # log.info(text, extra=FILE_ONLY): into the rank's file, not onto the console
@@ -54,7 +56,7 @@ class _Console(logging.Handler):
             return
         text = record.getMessage()
         if record.exc_info and record.levelno >= logging.CRITICAL:
-            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+            text = f"{text}\n{record.exc_text or logging.Formatter().formatException(record.exc_info)}"
         to_errors = record.levelno >= logging.ERROR or getattr(record, "progress", False)
         stream = self.errors if to_errors else self.out
         # Progress bars leave the console while the line is written. ValueError: the stream is closed.
@@ -62,10 +64,26 @@ class _Console(logging.Handler):
             print(text, file=stream, flush=True)
 
 
+def _record_without_secrets(*args: Any, **options: Any) -> logging.LogRecord:
+    """Makes a log record, of ours or of a library's, whose text and traceback hold no secrets."""
+    record = logging.LogRecord(*args, **options)
+    with suppress(
+        KeyError, TypeError, ValueError
+    ):  # a library's message that does not fit its arguments: logging reports it
+        record.msg, record.args = hide_secrets(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = hide_secrets(logging.Formatter().formatException(record.exc_info))
+    return record
+
+
 def start_console() -> None:
-    """Shows the log on this process's console, from level INFO; a second call changes nothing."""
+    """Shows the log on this process's console, from level INFO; a second call changes nothing.
+
+    From now on no log line of this process holds a secret.
+    """
     global _console
     if _console is None:
+        logging.setLogRecordFactory(_record_without_secrets)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a console that has no é must not lose the line

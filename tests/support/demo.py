@@ -75,14 +75,20 @@ def _ranks(folder: Path, step: Step) -> list[warm.Command]:
     start = step.command.index("--module" if "--module" in step.command else "-m")
     launcher, (module, *arguments) = step.command[:start], step.command[start + 1 :]
     ranks = int(launcher[launcher.index("--num_accelerators") + 1]) if "--num_accelerators" in launcher else 1
-    return on_ranks(ranks, module, arguments, folder) if ranks > 1 else [warm.Command(module, arguments, folder)]
+    if ranks == 1:
+        return [warm.Command(module, arguments, folder, step.environment)]
+    return on_ranks(ranks, module, arguments, folder, step.environment)
 
 
-def on_ranks(ranks: int, module: str, arguments: list[str], folder: Path) -> list[warm.Command]:
+def on_ranks(
+    ranks: int, module: str, arguments: list[str], folder: Path, environment: dict[str, str] | None = None
+) -> list[warm.Command]:
     """Returns the commands of all ranks of `python -m MODULE ARGUMENTS`."""
     port = str(free_port())
     return [
-        warm.Command(module, arguments, folder, {**_environment(rank, ranks), "MASTER_PORT": port})
+        warm.Command(
+            module, arguments, folder, {**(environment or {}), **_environment(rank, ranks), "MASTER_PORT": port}
+        )
         for rank in range(ranks)
     ]
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -119,6 +119,51 @@ def plain(folder: Path) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class Request(NamedTuple):
+    """A request that a scripted server got."""
+
+    method: str
+    path: str  # with its query
+    headers: dict[str, str]  # names in lower case
+
+
+def reply(body: bytes = b"", status: int = 200, cut: int | None = None, **headers: str | None) -> bytes:
+    """Returns an HTTP answer as bytes. `cut`: only the first bytes of the body are sent.
+
+    `headers`: with _ for -, e.g. ETag='"1"'; None leaves a header out. Content_Length is that of the body by default.
+    """
+    given = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    lines = [f"HTTP/1.1 {status} Any", *(f"{name}: {value}" for name, value in given.items() if value is not None)]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body[:cut]
+
+
+@contextmanager
+def scripted(answer: Callable[[Request], bytes]) -> Iterator[tuple[str, list[Request]]]:
+    """Runs a server that sends the bytes which `answer` returns, and closes the connection after each answer.
+
+    Yields its address and the list of the requests so far. It answers HEAD too, without a body.
+    """
+    requests: list[Request] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            requests.append(Request(self.command, self.path, headers))
+            said = answer(requests[-1])
+            self.wfile.write(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if self.command == "HEAD" else said)
+            self.close_connection = True
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
         server.shutdown()
 
 

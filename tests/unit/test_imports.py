@@ -12,7 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GROUND_FLOOR = {"launch.errors", "launch.config", "launch.runtime"}  # all packages but model_zoo may import these
+# All packages but model_zoo may import these.
+GROUND_FLOOR = {"launch.errors", "launch.urls", "launch.config", "launch.runtime"}
 ALLOWED = {  # package -> other packages that it may import
     "launch": {"model_zoo"},  # only in launch/planning: the rest of launch starts without torch
     "model_zoo": set(),

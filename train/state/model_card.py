@@ -6,6 +6,7 @@ from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.files import read_record
+from randcond.launch.urls import show_url
 from randcond.model_zoo.fingerprint import folder_fingerprint
 from randcond.model_zoo.students.registry import find_rule
 
@@ -18,10 +19,10 @@ def model_card(config: Config, weights: str, steps: int, dtype: str = "fp32", st
     """
     cache, conditioning = config.cache, config.conditioning
     pool, cached = config.pool, cache.used or cache.size
-    extra = [", ".join(pool.read)] if pool.read else []
+    extra = [", ".join(map(show_url, pool.read))] if pool.read else []
     if extra and pool.size:
         extra = [f"{pool.size} captions of {extra[0]}"]
-    extra += [f"all of {source}" for source in pool.also]
+    extra += [f"all of {show_url(source)}" for source in pool.also]
     options = ", ".join(f"{key} {value:g}" for key, value in conditioning.p_args.items())
     latents = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
     if cache.images:

@@ -1,0 +1,201 @@
+"""Shows URLs without their secrets: user, password, query and fragment come off.
+
+Everything that is written or printed passes through here: manifests, configurations beside artefacts, logs, errors,
+reports, folder names and model cards.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+TAKEN_OFF = "?..."  # stands for the query of a URL
+HIDDEN = "[hidden]"  # stands for a secret that is not in a URL
+VEIL = "RANDCOND_SECRET_"  # environment variables by which a command gives secrets to the stages that it starts
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(\S+)")
+_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::))")  # not the :: of an IPv6 address
+_END_IN_TEXT = re.compile(r"['\"<>`|\\]")
+_TRAILING = re.compile(r"(.*?\?\.\.\.|.*?)([.,;:!)\]]*)", re.DOTALL)  # the punctuation after a URL in a sentence
+_BARE_HOST = re.compile(r"(?:\[[^\]]*\]|[^@:/?#]*)(?::\d+)?[.,;:!)\]]*")
+_PORT = re.compile(r"\d*(?:['\"<>`|\\,;)\]].*)?", re.DOTALL)
+_VARIABLES = re.compile(r"(?:[\w.~-]+=)?\$\{\w+\}(?:[:&](?:[\w.~-]+=)?\$\{\w+\})*")
+_WEB = {"http", "https"}  # here # starts a fragment, and ? always a query
+_LOCAL = {"file", "local", "memory"}
+_CONTAINERS = {"abfs", "abfss", "adl", "az", "wasb", "wasbs"}  # container@account
+_SECRET_PARAMETER = re.compile(
+    r"(?i)(?:^|[-_])(?:sig|signature|token|key|apikey|secret|password|passwd|pwd|auth|credentials?|code|jwt)$"
+)
+_SECRET_VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|APIKEY|CREDENTIALS)$")
+_URL_KEYS = ("url", "from", "source")  # keys of stored data whose value is one URL, in which blanks may stand
+_SHORTEST = 8  # characters of a secret that is also hidden outside URLs; a shorter one may be an ordinary word
+_remembered: set[str] = set()
+
+Replacement = Callable[[str], str | None]  # user:password, or a query -> what stands in its place; None: nothing
+
+
+def show_url(url: str, keep_variables: bool = False) -> str:
+    """Returns a URL as it may be written and printed: without user, password, query and fragment.
+
+    `?...` stands for a query that was taken off. A text that is no URL comes back as it is, and so does a path on this
+    machine. `keep_variables`: a query or a user that consists of `${NAME}` stays, because it only names a variable.
+
+    >>> show_url("https://me:secret@host:8000/a.csv?sig=abc#top")
+    'https://host:8000/a.csv?...'
+    >>> show_url("filecache::s3://bucket/part-?.parquet")
+    'filecache::s3://bucket/part-?.parquet'
+    """
+    return _show_chain(url, lambda secret: secret if keep_variables and _names_variables(secret) else None)
+
+
+def hide_secrets(text: str) -> str:
+    """Returns a text with every URL in it as `show_url` shows it, and without the secrets that this process knows.
+
+    It knows those of the URLs that it has opened, and those in environment variables such as HF_TOKEN. Use it for the
+    messages of libraries.
+
+    >>> hide_secrets("503, message='Busy', url='https://me:secret@host/a?sig=1'")
+    "503, message='Busy', url='https://host/a?...'"
+    """
+    text = _IN_TEXT.sub(_hide_match, text) if "://" in text else text
+    for secret in _known_secrets():
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def without_secrets(data: Any) -> Any:
+    """Returns plain data (of JSON or YAML) with each text, keys included, as `hide_secrets` returns it."""
+    if isinstance(data, str):
+        return hide_secrets(data)
+    if isinstance(data, Mapping):
+        urls = {key: show_url(data[key]) for key in _URL_KEYS if isinstance(data.get(key), str)}
+        return {without_secrets(key): without_secrets(value) for key, value in {**data, **urls}.items()}
+    return [without_secrets(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def shown_settings(data: Any) -> Any:
+    """Returns plain data with each URL as `show_url` shows it. `${NAME}` stays, so that the data can be used again."""
+    if isinstance(data, str):
+        return show_url(data, keep_variables=True)
+    if isinstance(data, Mapping):
+        return {key: shown_settings(value) for key, value in data.items()}
+    return [shown_settings(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def veil(data: Any, environment: dict[str, str]) -> Any:
+    """Returns plain data with `${NAME}` for the secrets of URLs, and adds these variables to `environment`.
+
+    So a command can start stages without secrets in their arguments. `open_system` puts the values in their places.
+    """
+
+    def name(secret: str) -> str:
+        if _names_variables(secret):
+            return secret
+        known = {value: key for key, value in environment.items() if key.startswith(VEIL)}
+        variable = known.get(secret, f"{VEIL}{len(known) + 1}")
+        environment[variable] = secret
+        return f"${{{variable}}}"
+
+    if isinstance(data, str):
+        return _show_chain(data, name)
+    if isinstance(data, Mapping):
+        return {key: veil(value, environment) for key, value in data.items()}
+    return [veil(value, environment) for value in data] if isinstance(data, list | tuple) else data
+
+
+def remember(url: str) -> None:
+    """Makes `hide_secrets` hide the secrets of this URL wherever they stand: a server may repeat them in an error."""
+
+    def note(secret: str) -> None:
+        user, _, password = secret.partition(":")
+        parameters = [value for name, value in parse_qsl(secret) if _SECRET_PARAMETER.search(name)]
+        header = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        for each in (secret, unquote(secret), password, unquote(password), header, *parameters):
+            remember_secret(each)
+
+    _show_chain(url, note)
+
+
+def remember_secret(secret: str) -> None:
+    """Makes `hide_secrets` hide this text wherever it stands, for example an API key."""
+    if len(secret) >= _SHORTEST:
+        _remembered.add(secret)
+
+
+def _names_variables(secret: str) -> bool:
+    """Returns True for a user and password, or a query, that consist of environment variables named by the user."""
+    return bool(_VARIABLES.fullmatch(secret)) and VEIL not in secret
+
+
+def _known_secrets() -> list[str]:
+    """Returns the secrets that this process knows, the longest first because one may contain another."""
+    own = {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST and (_SECRET_VARIABLE.search(name) or name.startswith(VEIL))
+    }
+    return sorted(_remembered | own, key=len, reverse=True)
+
+
+def _hide_match(match: re.Match[str]) -> str:
+    """Returns a URL found in a text without its secrets, and what follows it without a blank."""
+    bare = _BARE_HOST.fullmatch(_END_IN_TEXT.split(match[2], maxsplit=1)[0])  # 'http://host:8000', and more
+    user, rest = ("", match[2]) if bare else _split_user(match[1].lower(), match[2])
+    url = _END_IN_TEXT.split(rest, maxsplit=1)[0]
+    ended = _TRAILING.fullmatch(url)
+    assert ended is not None
+    url, after = ended[1], rest[len(ended[1]) :]
+    shown = show_url(f"{match[1]}://{f'{user}@' if user else ''}{url}", keep_variables=True)
+    return shown + _IN_TEXT.sub(_hide_match, after)
+
+
+def _show_chain(url: str, instead: Replacement) -> str:
+    """Returns a URL, chained or not, with its secrets replaced by what `instead` returns for them."""
+    return "::".join(_show(part, instead) for part in _CHAIN.split(url)) if "://" in url else url
+
+
+def _show(url: str, instead: Replacement) -> str:
+    match = _URL.fullmatch(url)
+    if match is None or match[1].lower() in _LOCAL:
+        return url
+    user, rest = _split_user(match[1].lower(), match[2])
+    path, query = _split_query(match[1].lower(), rest)
+    kept = instead(user) if user else None
+    shown = f"{match[1]}://{f'{kept}@' if kept else ''}{path}"
+    if not query:
+        return shown
+    kept = None if query == TAKEN_OFF[1:] else instead(query)
+    return f"{shown}?{kept}" if kept else f"{shown}{TAKEN_OFF}"
+
+
+def _split_user(scheme: str, rest: str) -> tuple[str, str]:
+    """Splits what follows `scheme://` into user:password ("" if there is none) and the rest.
+
+    People write passwords with /, ? or # in them, although these must be quoted. A port that is no number shows it.
+    """
+    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    port = host.rpartition("]")[2].partition(":")[2]  # after ]: the colons in an IPv6 address start no port
+    if "@" in host:
+        user = host.rpartition("@")[0]
+    elif "@" in rest and not _PORT.fullmatch(port):
+        user = rest.rpartition("@")[0]
+    else:
+        return "", rest
+    if scheme == "github" or (scheme in _CONTAINERS and ":" not in user):  # github://owner:repository@branch
+        return "", rest
+    return user, rest[len(user) + 1 :]
+
+
+def _split_query(scheme: str, rest: str) -> tuple[str, str]:
+    """Splits the rest of a URL into its path and its query, and takes the fragment off.
+
+    Outside the web, ? also stands for any character in a pattern of names, so only ?NAME=VALUE is a query.
+    """
+    if scheme in _WEB:
+        path, _, query = rest.partition("#")[0].partition("?")
+        return path, query
+    path, _, query = rest.partition("?")
+    return (path, query) if "=" in query or query == TAKEN_OFF[1:] else (rest, "")
