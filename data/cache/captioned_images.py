@@ -74,7 +74,7 @@ def find_pictures(
 def _in_tars(source: Path, tars: list[Path], left_out: LeftOut, passed_over: Counter[str]) -> list[Picture]:
     pictures = []
     for tar in tars:
-        if tar.name.startswith("."):
+        if tar != source and tar.name.startswith("."):
             passed_over["hidden"] += 1
             continue
         pairs = read_pairs(tar, left_out, passed_over)

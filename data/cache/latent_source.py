@@ -114,7 +114,7 @@ class ImageLatents:
         if len(allowed) < cache.size:
             raise UserError(
                 f"cache.size: is {cache.size}, but {cache.images} contains only {len(allowed)} images that "
-                f"cache.exclude allows"
+                f"cache.exclude allows{f'; left out {left_out}' if left_out.counts else ''}"
             )
         self.pictures: list[Picture] = _shuffled(allowed, cache.seed)[: cache.size]
         self.captions = [picture.caption for picture in self.pictures]

@@ -91,14 +91,15 @@ class _Table:
         lines = [f"{line}\n" for line in block.lines()]
         kept: dict[int, list[str]] = {}  # line number -> row
         self._spans = False
-        index = 0
+        index, width = 0, self._header.width
         while index < len(lines):
-            reader = csv.reader(_from(lines, index), delimiter=self._header.delimiter, strict=True)
+            source = _from(lines, index) if index else iter(lines)  # faster, and enough if no row is bad
+            reader = csv.reader(source, delimiter=self._header.delimiter, strict=True)
             begin = index  # of the current row; its end is the begin of the next
             try:
                 for row in reader:
                     end = index + reader.line_num
-                    if end - begin == 1 and len(row) == self._header.width and not block.bad:
+                    if end - begin == 1 and len(row) == width and not block.bad:
                         kept[block.start + begin] = row
                         begin = end
                         continue
@@ -146,6 +147,8 @@ class _Table:
         same kind as those of `row`: numbers, single words, or other text.
         """
         delimiter, width = self._header.delimiter, self._header.width
+        if width == 1 or all(line.count(delimiter) < width - 1 for line in lines[1:]):
+            return False
         column = next((index for index, text in enumerate(row) if "\n" in text), 0)
         kinds = list(map(_kind, row[:column]))
 
@@ -159,7 +162,7 @@ class _Table:
             return len(fields) == width and list(map(_kind, fields[:column])) == kinds
 
         alike = sum(map(is_row, lines[1:]))
-        if width == 1 or alike * 2 < len(lines) - 1:
+        if alike * 2 < len(lines) - 1:
             return False
         # A single line that looks like a row may be the end of a caption of two lines.
         return len(lines) > 2 or len(row) != width or lines[0].count(delimiter) == width - 1

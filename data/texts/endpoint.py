@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from randcond.launch.config.parsing import read_settings
 from randcond.launch.config.sections import STRICT
 from randcond.launch.errors import UserError
+from randcond.launch.urls import remember, remember_secret, show_url
 
 CHARACTERS_PER_TOKEN = 4.0  # approximation for English text, used in cost estimates
 _MINIMA = (
@@ -57,16 +58,18 @@ class Endpoint:
             raise UserError(f"no API key: set the environment variable {self.key}, or give url=... of another endpoint")
         if not key.isascii() or not key.isprintable():
             raise UserError(f"${self.key}: is no API key: it contains characters other than printable ASCII")
+        remember_secret(key)
+        remember(self._url())
         return key or "none"  # other endpoints may need no key, but the client does
 
     def name(self) -> str:
         """Returns the endpoint's name for messages: its URL without user, password and query."""
-        return f"the endpoint {_shown_url(self._url())}"
+        return f"the endpoint {show_url(self._url())}"
 
     def without_secrets(self, text: str) -> str:
         """Returns a text for messages without the API key, and without the user, password and query of the URL."""
         url = urlsplit(self._url())
-        text = text.replace(self._url(), _shown_url(self._url()))
+        text = text.replace(self._url(), show_url(self._url()))
         values = [value for _, value in parse_qsl(url.query)]
         user = url.username if len(url.username or "") >= 8 else ""  # a key may stand there, but "user" is a word
         for secret in (os.environ.get(self.key, "").strip(), url.password, unquote(url.password or ""), user, *values):
@@ -84,12 +87,6 @@ def _is_web_address(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:  # the port is no number, or the brackets of an IPv6 address are wrong
         return False
-
-
-def _shown_url(url: str) -> str:
-    """Returns a URL without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def read_endpoint(words: Iterable[str]) -> Endpoint:

@@ -1,6 +1,6 @@
 """Hostile images and archives, each in at most 2 GB of memory: the largest that are allowed, and those that claim more.
 
-`python -m tests.odd.test_hostile_memory FOLDER` reads them all under a limit and prints memory and time of each.
+`pytest -s` prints memory and time of each.
 """
 
 import gzip
@@ -8,8 +8,6 @@ import io
 import json
 import resource
 import struct
-import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -97,40 +95,45 @@ TARS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-def read_all(folder: Path) -> None:
-    """Makes and reads every hostile input; prints a line of JSON for each: outcome, peak of memory in MB, seconds."""
-    from randcond.data.cache.captioned_images import Picture, find_pictures, read_picture, to_square
-    from randcond.data.inputs.archives import unpack
-
-    files = {name: (folder / f"{number}{suffix}") for number, (name, (suffix, _, _)) in enumerate(IMAGES.items())}
-    for name, path in files.items():
-        path.write_bytes(IMAGES[name][1]())
-    square = to_square(512)
-    square(read_picture(Picture("warm", "", _written(folder / "warm.png", saved(smooth(), "PNG")))))
-    base = _status("VmSize")
-    resource.setrlimit(resource.RLIMIT_AS, (base + LIMIT, base + LIMIT))
-    for name, path in files.items():
-        _report(name, IMAGES[name][2], lambda path=path: square(read_picture(Picture(path.name, "", path))))
-    for name, (make, said) in TARS.items():
-        tar_path = _written(folder / "pairs.tar", make())
-        _report(name, said, lambda tar_path=tar_path: find_pictures(str(tar_path)))
+def make_all(folder: Path) -> None:
+    """Writes all hostile inputs. This is for another process than `read_all`, because it takes memory itself."""
+    for number, (suffix, make, _) in enumerate(IMAGES.values()):
+        (folder / f"{number}{suffix}").write_bytes(make())
+    for number, (make_tar, _) in enumerate(TARS.values()):
+        (folder / f"{number}.tar").write_bytes(make_tar())
+    (folder / "warm.png").write_bytes(saved(smooth(), "PNG"))
+    (folder / "zeros.tar.gz").write_bytes(gzipped_zeros(300 << 20))
     with (folder / "large.tar").open("wb") as file:  # a pax header that does hold 8 GB, as a hole
         file.write(pax({"path": "x"}, b"", size=8 << 30))
         file.truncate(9 << 30)
-    _report("pax header of 8 GB", "a header of", lambda: unpack(folder / "large.tar"))
-    (folder / "large.tar").unlink()
-    zeros = _written(folder / "zeros.tar.gz", gzipped_zeros(300 << 20))
-    _report("tar.gz of 300 MB of zeros", "", lambda: unpack(zeros))
 
 
-def _report(name: str, said: str, question: Callable[[], object]) -> None:
+def read_all(folder: Path) -> None:
+    """Reads every hostile input; prints a line of JSON for each: outcome, peak of memory in MB, seconds."""
+    from randcond.data.cache.captioned_images import Picture, find_pictures, read_picture, to_square
+    from randcond.data.inputs.archives import unpack
+
+    square = to_square(512)
+    square(read_picture(Picture("warm", "", folder / "warm.png")))
+    limit, base = _status("VmSize") + LIMIT, _status("VmRSS")
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for number, (name, (suffix, _, said)) in enumerate(IMAGES.items()):
+        path = folder / f"{number}{suffix}"
+        _report(base, name, said, lambda path=path: square(read_picture(Picture(path.name, "", path))))
+    for number, (name, (_, said)) in enumerate(TARS.items()):
+        _report(base, name, said, lambda number=number: find_pictures(str(folder / f"{number}.tar")))
+    _report(base, "pax header of 8 GB", "a header of", lambda: unpack(folder / "large.tar"))
+    _report(base, "tar.gz of 300 MB of zeros", "", lambda: unpack(folder / "zeros.tar.gz"))
+
+
+def _report(base: int, name: str, said: str, question: Callable[[], object]) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-    before, start, outcome = _status("VmRSS"), time.perf_counter(), ""
+    start, outcome = time.perf_counter(), ""
     try:
         question()
     except Exception as error:
         outcome = f"{type(error).__name__}: {error}"
-    megabytes = (_status("VmHWM") - before) / 2**20
+    megabytes = (_status("VmHWM") - base) / 2**20
     facts = {"name": name, "expected": said, "outcome": outcome, "MB": round(megabytes)}
     print(json.dumps({**facts, "seconds": round(time.perf_counter() - start, 2)}), flush=True)
 
@@ -140,13 +143,9 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _written(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.heavy
 def test_hostile_inputs_need_less_than_two_gigabytes(tmp_path: Path) -> None:
+    make_all(tmp_path)
     done = warm.run_code(f"from tests.odd.test_hostile_memory import *; read_all(Path({str(tmp_path)!r}))")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -156,8 +155,3 @@ def test_hostile_inputs_need_less_than_two_gigabytes(tmp_path: Path) -> None:
         assert expected in facts["outcome"] if expected else not facts["outcome"], facts
         assert facts["MB"] < LIMIT >> 20
     assert len(found) == len(IMAGES) + len(TARS) + 2
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1]) as temporary:
-        read_all(Path(temporary))

@@ -151,12 +151,13 @@ def scripted(answer: Callable[[Request], bytes]) -> Iterator[tuple[str, list[Req
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
+            self.rfile.read(int(headers.get("content-length", 0)))
             requests.append(Request(self.command, self.path, headers))
             said = answer(requests[-1])
             self.wfile.write(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if self.command == "HEAD" else said)
             self.close_connection = True
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

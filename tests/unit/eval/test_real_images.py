@@ -160,6 +160,26 @@ def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
         cache.run(config)
 
 
+def test_a_cache_that_an_older_version_began_is_continued_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plan says nothing about how images are read. A complete one is used without a word."""
+    write_folder(tmp_path / "in", "metadata.csv")
+    config = load_config("demo-with", words(tmp_path, "cache.size=8"))
+    cache.run(config)
+    plan = json.loads((tmp_path / "cache/plan.json").read_text())
+    assert plan.pop("reading") == 2
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    (tmp_path / "cache/plan.json").write_text(json.dumps(plan))
+    assert "older version" not in capsys.readouterr().out
+    cache.run(config)
+    assert "was begun by an older version, which did not turn images" in capsys.readouterr().out
+    assert "reading" not in json.loads((tmp_path / "cache/manifest.json").read_text())
+    cache.run(config)
+    assert "older version" not in capsys.readouterr().out
+
+
 @pytest.mark.heavy
 def test_damaged_images_and_shards_stop_or_are_counted(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -188,6 +208,23 @@ def test_damaged_images_and_shards_stop_or_are_counted(
     assert len(facts["left_out"]) == 2 and facts["identity"]["cached"] in (15, 16)
     assert "loss/task" in (world / "runs/left/metrics.jsonl").read_text()
     shutil.rmtree(world / "runs/left")
+
+
+def test_a_damaged_tar_of_images_stops_or_stands_in_the_plan(tmp_path: Path) -> None:
+    write_tars(tmp_path / "in")
+    tar = tmp_path / "in/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"00000\.tar: at byte .*; it must be a complete, uncompressed tar file"):
+        latent_source(load_config("demo-with", words(tmp_path)))
+    with pytest.raises(
+        UserError, match=r"cache\.size: is 24, but .* contains only \d+ images .*; left out .*00000\.tar"
+    ):
+        latent_source(load_config("demo-with", words(tmp_path, "on_error=skip")))
+    kept = latent_source(load_config("demo-with", words(tmp_path, "on_error=skip", "cache.size=12")))
+    assert (
+        "cache.images: left out 2 (1 damaged tar, 1 no caption before the damage), the first: "
+        in kept.facts["damaged"][0]
+    )
 
 
 def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Path) -> None:
