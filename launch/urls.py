@@ -16,7 +16,7 @@ HIDDEN = "[hidden]"  # stands for a secret that is not in a URL
 VEIL = "RANDCOND_SECRET_"  # environment variables by which a command gives secrets to the stages that it starts
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(\S+)")
+_IN_TEXT = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://(\S+)")
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::))")  # not the :: of an IPv6 address
 _END_IN_TEXT = re.compile(r"['\"<>`|\\]")
 _TRAILING = re.compile(r"(.*?\?\.\.\.|.*?)([.,;:!)\]]*)", re.DOTALL)  # the punctuation after a URL in a sentence
@@ -60,16 +60,23 @@ def hide_secrets(text: str) -> str:
     >>> hide_secrets("503, message='Busy', url='https://me:secret@host/a?sig=1'")
     "503, message='Busy', url='https://host/a?...'"
     """
-    text = _IN_TEXT.sub(_hide_match, text) if "://" in text else text
+    text = _hide_urls(text)
     for secret in _known_secrets():
         text = text.replace(secret, HIDDEN)
     return text
 
 
+def _hide_urls(text: str) -> str:
+    return _IN_TEXT.sub(_hide_match, text) if "://" in text else text
+
+
 def without_secrets(data: Any) -> Any:
-    """Returns plain data (of JSON or YAML) with each text, keys included, as `hide_secrets` returns it."""
+    """Returns plain data (of JSON or YAML) with each URL in it, keys included, as `show_url` shows it.
+
+    Other texts stay as they are, even if they hold a word that is also a secret: stored data decide identities.
+    """
     if isinstance(data, str):
-        return hide_secrets(data)
+        return _hide_urls(data)
     if isinstance(data, Mapping):
         urls = {key: show_url(data[key]) for key in _URL_KEYS if isinstance(data.get(key), str)}
         return {without_secrets(key): without_secrets(value) for key, value in {**data, **urls}.items()}

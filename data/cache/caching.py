@@ -148,8 +148,11 @@ class _Work:
         if shard.is_file():
             log.warning(f"cache: shard {shard} is made again: {fault}")
         if FOREIGN in fault:
-            for path in (shard, index_path(shard)):
-                path.rename(path.with_name(f"{FOREIGN}{path.name}"))
+            name = FOREIGN
+            if shard.with_name(f"{name}{shard.name}").exists():  # of yet another cache
+                name = f"{FOREIGN}{read_index(shard).made_of[:8]}-"
+            for path in (index_path(shard), shard):
+                path.rename(path.with_name(f"{name}{path.name}"))
         remove(index_path(shard))  # so that a shard that is being replaced does not count as done
         _make_shard(self.config, self.source, shard, self.captions(number), self.made_of)
 

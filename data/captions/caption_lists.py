@@ -8,6 +8,7 @@ from randcond.data.captions.readers import read_batches
 from randcond.data.captions.sources import expand
 from randcond.data.rows.bad_rows import BadRows, summary
 from randcond.launch.errors import UserError
+from randcond.launch.urls import hide_secrets
 
 
 def read_source(source: str) -> Iterator[str]:
@@ -45,7 +46,7 @@ def read_unique(sources: Iterable[str], damaged: list[str] | None = None) -> tup
                     raise
                 damaged.append(str(error))
             if damaged is not None and bad.quotes:
-                damaged.append(summary(bad.where, bad.quotes, bad.total))
+                damaged.append(hide_secrets(summary(bad.where, bad.quotes, bad.total)))
         if not count:
             raise UserError(f"caption source {source}: contains no captions")
     return list(unique), {reason: number for reason, number in dropped.items() if number}

@@ -94,7 +94,7 @@ def _build(
     out: Path, files: list[tuple[str, RowFilter]], made_of: dict[str, Any], remedy: str, progress: bool
 ) -> dict[str, Any]:
     parts = out / "parts"
-    if (out / "plan.json").is_file():
+    if (out / "plan.json").is_file() and any(parts.glob("*.json")):  # work that a change of sources would lose
         _check_made_of(read_stored(out / "plan.json"), made_of, f"the unfinished pool at {out}", remedy)
     else:
         remove(parts)

@@ -81,11 +81,11 @@ def info(folder: str) -> None:
 
 
 def sample(folder: str, *, n: int = 10, seed: int = 0) -> None:
-    """Prints N random captions of a pool. The same seed prints the same captions."""
+    """Prints N random captions of a pool, or all if it has fewer. The same seed prints the same captions."""
     captions = open_pool(Path(folder))
     if not len(captions):
         raise UserError(f"the pool at {folder} contains no captions")
-    for index in np.random.default_rng(seed).integers(len(captions), size=n):
+    for index in np.random.default_rng(seed).choice(len(captions), min(n, len(captions)), replace=False):
         print(captions[int(index)])
 
 

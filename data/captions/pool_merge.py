@@ -17,8 +17,9 @@ def merge_parts(out: Path, parts: list[Path], progress: bool) -> int:
     """Writes the captions of all parts in order, without duplicates. Returns the number of duplicates."""
     part_captions = [Captions(part) for part in parts]
     total = sum(map(len, part_captions))
-    with Progress(total=2 * total, desc="merging", unit="caption", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=total, desc="comparing", unit="caption", unit_scale=True, disable=not progress) as bar:
         keep = first_of_each(part_captions, bar.update)
+    with Progress(total=total, desc="merging", unit="caption", unit_scale=True, disable=not progress) as bar:
 
         def kept() -> Iterator[pa.StringArray]:
             start = 0

@@ -10,7 +10,9 @@ from randcond.data.texts.quotes import without_marks
 from randcond.data.texts.replies import Answer, Unusable
 
 _LABEL = r"(?:the |my |final )*(?:answer|output|verdict|response|result|conclusion)(?: is)?[\W_]*"
-_YES_OR_NO = r"(yes|no)(?![^\W_]|-\w)(?!\s*/|\s+(?:or|and)\s+(?:yes|no)\b|\s+(?:doubt|problem|question)\b)"
+_YES_OR_NO = (
+    r"(yes|no)(?![^\W_]|-\w)(?!\W*(?:/|(?:or|and)\W+(?:yes|no)\b)|\s+(?:doubt|problem|question|matter|issue|wonder)\b)"
+)
 _VERDICT = re.compile(rf"[\W_]*(?:{_LABEL})?{_YES_OR_NO}", re.IGNORECASE)  # at the beginning of an answer
 _LATER_VERDICT = re.compile(rf"[\W_]*{_LABEL}{_YES_OR_NO}", re.IGNORECASE)  # at the beginning of a later line
 

@@ -77,7 +77,7 @@ def _check_ranges(config: "Config") -> None:
         value = operator.attrgetter(key)(config)
         if value is not None and value < number:
             raise ValueError(f"{key}: must be at least {number}, got {value}")
-        if value is not None and value > _LARGEST:
+        if isinstance(value, int) and value > _LARGEST:
             raise ValueError(f"{key}: must be at most {_LARGEST}, got {value}")
     shares = [("conditioning.null", config.conditioning.null), ("train.ema_decay", config.train.ema_decay)]
     for key, share in shares + [("train.betas", beta) for beta in config.train.betas]:

@@ -55,7 +55,7 @@ def veiled(word: str, environment: dict[str, str]) -> str:
         return word
     value = load_yaml(text)
     hidden = veil(value, environment)
-    return word if hidden == value else f"{key}={json.dumps(hidden)}"
+    return word if hidden == value else f"{key}={json.dumps(hidden, ensure_ascii=False)}"
 
 
 def parse(kind: type[Settings], data: dict[str, Any], where: str) -> Settings:

@@ -54,7 +54,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
         facts = self.format_dict
         done = f"{self._amount(self.n)} of {self._amount(self.total)}" if self.total else self._amount(self.n)
         if self.unit != "B":
-            done = f"{done} {self.unit if self.unit.endswith('s') else f'{self.unit}s'}"
+            done = f"{done} {_plural(self.unit)}"
         if self.total:
             done = f"{done} ({self.n / self.total:.0%})"
         parts = [f"{self.desc}: {done}" if self.desc else done]
@@ -70,6 +70,10 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def _amount(self, count: float) -> str:
         """`1,200`; bytes as `1.20kB`."""
         return self.format_sizeof(count, self.unit) if self.unit == "B" else f"{count:,}"
+
+
+def _plural(unit: str) -> str:
+    return unit if unit.endswith("s") else f"{unit}{'es' if unit.endswith('ch') else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -1,11 +1,11 @@
-"""A rank that was stopped by a signal and goes on blames itself, not the ranks that gave it up meanwhile."""
+"""Ranks that get a signal: one that stood still blames itself, and Ctrl-C is no failure."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-from randcond.launch.runtime.exit_codes import LOST_RANK
+from randcond.launch.runtime.exit_codes import INTERRUPTED, LOST_RANK, USER_ERROR
 from randcond.train.faults.standstill import Standstill
 from tests.support import warm
 from tests.support.interruptions import wait_for
@@ -88,3 +88,21 @@ def test_a_round_in_time_is_no_standstill() -> None:
     assert clock.tick() == 0.0 and not clock.is_recent(3600.0)
     clock.limit = 0.0
     assert clock.tick() > 0.0 and clock.is_recent(3600.0) and not clock.is_recent(0.0)
+
+
+def test_ctrl_c_is_no_failure(tmp_path: Path) -> None:
+    """It reaches one rank a little before the other. None of them reports an error."""
+    ranks = begun(tmp_path)
+    stop(ranks[1], signal.SIGINT)
+    assert ranks[0].wait() == INTERRUPTED
+    assert "error" not in "".join(ranks[0].communicate())
+
+
+def test_a_users_mistake_is_not_to_be_repeated() -> None:
+    program = (
+        "from randcond.launch.runtime.logs import start_console; start_console();"
+        "from randcond.train.faults.heartbeat import end_process; end_process('rank 1 failed: a key.', True, {code})"
+    )
+    said = {code: warm.run_code(program.format(code=code)).stderr for code in (USER_ERROR, LOST_RANK)}
+    assert said[USER_ERROR].splitlines()[0] == "error: training ended: rank 1 failed: a key."
+    assert "key. The last checkpoint is intact; run the same command" in said[LOST_RANK]

@@ -213,3 +213,12 @@ def test_huge_hostile_answers_are_read_within_2_gb() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     print(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Answer 'yes' or 'no': No. It is abstract.", "**Answer ('yes' or 'no'):** no", "No matter the style, it can."],
+)
+def test_words_of_the_question_and_of_idioms_are_no_verdict(text: str) -> None:
+    with pytest.raises(Unusable):
+        read_verdict(Question("", ""), Answer(text))

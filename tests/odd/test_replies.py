@@ -140,7 +140,7 @@ def test_errors_that_concern_every_question_stop_at_once(
 def test_no_secret_of_an_endpoint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "planted-1")
     endpoint = Endpoint(model="m", url="https://planted-2:planted%2D3@host:1/v1?sig=planted-4&x=1", key="MY_KEY")
-    assert endpoint.name() == "the endpoint https://host:1/v1"
+    assert endpoint.name() == "the endpoint https://host:1/v1?..."
     said = f"401 for planted-1 at {endpoint.url}: user planted-2, password planted-3, sig planted-4"
     assert "planted" not in endpoint.without_secrets(said)
 

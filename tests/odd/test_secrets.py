@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from randcond.data.cache import caching
+from randcond.data.cache import cache_plan, caching
 from randcond.data.captions.pool import build, build_pool, check_pool_identity, open_pool
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
@@ -76,8 +76,9 @@ def test_a_cache_of_an_older_version_is_used_and_loses_its_secrets(
     with scripted(captions_server({"captions.txt": captions})) as (url, _):
         address = url.replace("://", "://me:planted@") + "/captions.txt?sig=planted"
         words = [*TINY, f'cache.captions=["{address}"]', f"paths.cache={folder}", "cache.size=32"]
-        monkeypatch.setattr(caching, "cache_identity", _with_name(caching.cache_identity, "captions.txt?sig=planted"))
-        monkeypatch.setattr(caching, "stored_without_secrets", lambda stored, sources: stored)
+        older = _with_name(cache_plan.cache_identity, "captions.txt?sig=planted")
+        monkeypatch.setattr(cache_plan, "cache_identity", older)
+        monkeypatch.setattr(cache_plan, "stored_without_secrets", lambda stored, sources: stored)
         caching.run(load_config("demo-with", words))
         monkeypatch.undo()
         assert "planted" in (folder / "plan.json").read_text()

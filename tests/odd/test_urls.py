@@ -13,7 +13,7 @@ from randcond.launch.cluster.place import Place
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.logs import log
-from randcond.launch.urls import HIDDEN, hide_secrets, remember_secret, show_url, veil
+from randcond.launch.urls import HIDDEN, hide_secrets, remember_secret, show_url, veil, without_secrets
 
 SHOWN = {  # URL -> how it is shown
     "https://host/a.csv": "https://host/a.csv",
@@ -139,3 +139,10 @@ def test_log_lines_of_libraries_and_tracebacks_hold_no_secret(capsys: pytest.Cap
     logging.getLogger("some.library").error("retrying %s", "https://me:planted@host/a?sig=planted")
     said = "".join(capsys.readouterr())
     assert "https://host/a?... is slow" in said and "planted" not in said
+
+
+def test_stored_data_lose_urls_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word of a manifest may also be somebody's password."""
+    monkeypatch.setenv("PROJECT_KEY", "captions")
+    stored = {"captions": 8, "sources": ["captions.csv", "https://me:planted@host/captions.csv?sig=planted"]}
+    assert without_secrets(stored) == {"captions": 8, "sources": ["captions.csv", "https://host/captions.csv?..."]}

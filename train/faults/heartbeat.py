@@ -23,9 +23,17 @@ from typing import Any, NoReturn, Self
 
 from torch.distributed import DistError
 
-from randcond.launch.runtime.exit_codes import LOST_RANK, exit_code, record_first_exit, report_error
+from randcond.launch.runtime.exit_codes import (
+    INTERRUPTED,
+    LOST_RANK,
+    USER_ERROR,
+    exit_code,
+    record_first_exit,
+    report_error,
+)
 from randcond.launch.runtime.logs import FILE_ONLY, dump_threads, log
 from randcond.train.engine import Engine
+from randcond.train.faults.connections import Inbox, connect, listen
 from randcond.train.faults.standstill import Standstill
 
 # gloo raises a plain RuntimeError for everything, so only its message tells that a peer is lost.
@@ -67,14 +75,14 @@ class Heartbeat:
         self._own_clock = Standstill(silence - 2 * self.interval)  # after this time, the others may give up this rank
         if engine.ranks == 1:
             return
-        listener = _listen() if engine.rank == 0 else None
+        listener = listen() if engine.rank == 0 else None
         port = listener.getsockname()[1] if listener else 0
         self.port, self.token, self.rank_0_host = engine.broadcast((port, secrets.token_hex(16), platform.node()))
         if listener:
             target = self._watch_ranks
             self._listener = listener
         else:
-            self._connection = _connect(os.environ["MASTER_ADDR"], self.port, silence)
+            self._connection = connect(os.environ["MASTER_ADDR"], self.port, silence)
             self._connection.settimeout(self.interval)
             target = self._report_to_rank_0
             self._send_status()
@@ -100,6 +108,8 @@ class Heartbeat:
         elif peer_is_lost(error):
             # Another rank is lost. Wait for the verdict, which names that rank and ends this process.
             time.sleep(self.silence + 2 * self.interval)
+        elif isinstance(error, KeyboardInterrupt):  # Ctrl-C reaches every rank, one a little before the others
+            self._send_interrupted()
         elif report_error(error) and self.engine.rank:
             # Sent now, because the launcher ends this rank once the others know.
             self._send_status(failed=f"{type(error).__name__}: {error}", code=exit_code(error))
@@ -107,6 +117,12 @@ class Heartbeat:
             verdict = f"{self._describe(0)} failed: {type(error).__name__}: {error}"
             self._send_to_all({"verdict": verdict, "code": exit_code(error)})
         self._finished.set()
+
+    def _send_interrupted(self) -> None:
+        if self.engine.rank:
+            self._send_status(failed="was interrupted", code=INTERRUPTED)
+        else:
+            self._send_to_all({"verdict": f"{self._describe(0)} was interrupted", "code": INTERRUPTED})
 
     # Rank 0 -----------------------------------------------------------------------------------------------------------
 
@@ -123,7 +139,7 @@ class Heartbeat:
                 if key.fileobj is self._listener:
                     connection, _ = self._listener.accept()
                     connection.setblocking(False)
-                    selector.register(connection, selectors.EVENT_READ, _Inbox())
+                    selector.register(connection, selectors.EVENT_READ, Inbox())
                 else:
                     self._receive(key.fileobj, key.data, selector)
             now = time.monotonic()
@@ -143,7 +159,7 @@ class Heartbeat:
                 behind = [self._describe(rank) for rank, status in self.statuses.items() if status.count == lowest]
                 self._end_job(f"no progress for {now - last_progress:.0f} s; furthest behind: {', '.join(behind[:8])}")
 
-    def _receive(self, connection: Any, inbox: "_Inbox", selector: selectors.BaseSelector) -> None:
+    def _receive(self, connection: Any, inbox: "Inbox", selector: selectors.BaseSelector) -> None:
         """Reads the messages of a rank. Ends the job if the rank reports a failure or has closed the connection."""
         try:
             data = connection.recv(65536)
@@ -160,7 +176,8 @@ class Heartbeat:
             failed, code = message.pop("failed", None), message.pop("code", LOST_RANK)
             self.statuses[inbox.rank] = RankStatus(**message, received_at=time.monotonic())
             if failed:
-                self._end_job(f"{self._describe(inbox.rank)} failed: {failed}", code)
+                how = failed if code == INTERRUPTED else f"failed: {failed}"
+                self._end_job(f"{self._describe(inbox.rank)} {how}", code)
             self._send_message(connection, {})
         if not data:
             selector.unregister(connection)
@@ -207,7 +224,7 @@ class Heartbeat:
     # The other ranks --------------------------------------------------------------------------------------------------
 
     def _report_to_rank_0(self) -> None:
-        inbox, last_received, last_sent = _Inbox(), time.monotonic(), 0.0
+        inbox, last_received, last_sent = Inbox(), time.monotonic(), 0.0
         rank_0 = f"rank 0 on host {self.rank_0_host}"
         to_console = self.engine.rank == 1  # if rank 0 is lost, one rank reports it on the console for all
         self._own_clock.start()
@@ -247,46 +264,21 @@ class Heartbeat:
             pass  # the receiving thread detects the lost connection
 
 
-class _Inbox:
-    """Assembles lines of JSON from the pieces that a connection receives."""
-
-    def __init__(self) -> None:
-        self.incomplete = b""
-        self.rank: int | None = None  # the rank at the other end, known from its first message on
-
-    def take(self, data: bytes) -> list[dict[str, Any]]:
-        *lines, self.incomplete = (self.incomplete + data).split(b"\n")
-        try:
-            return [message for message in map(json.loads, lines) if isinstance(message, dict)]
-        except ValueError:
-            return [{}]  # not sent by a rank; without a token the receiver closes the connection
-
-
-def _listen() -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-    return socket.create_server(("", 0), backlog=1024)
-
-
-def _connect(host: str, port: int, timeout: float) -> socket.socket:
-    try:
-        return socket.create_connection((host, port), timeout=timeout)
-    except OSError as error:
-        raise ConnectionError(
-            f"{platform.node()} can't connect to the heartbeat of rank 0 at {host}, port {port}: {error}; "
-            f"check that the hosts can open TCP connections to each other"
-        ) from None
-
-
 def end_process(verdict: str, to_console: bool, code: int = LOST_RANK) -> NoReturn:
     """Ends this process at once, even if its main thread is blocked.
 
-    Logs the verdict, on the console only if `to_console`, and writes the stack of every thread to the rank's log.
+    Logs the verdict, on the console only if `to_console`, and writes the stack of every thread to the rank's log. After
+    Ctrl-C, only the rank's log names the rank that ended first.
     """
-    text = f"error: training ended: {verdict}. The last checkpoint is intact; run the same command to resume from it."
+    text = f"training ended: {verdict.rstrip('. ')}."
+    if code != USER_ERROR:  # the same command would make the same mistake
+        text += " The last checkpoint is intact; run the same command to resume from it."
     record_first_exit(code)
     try:
-        log.error(text, extra=None if to_console else FILE_ONLY)
-        dump_threads()
+        if code == INTERRUPTED:
+            log.info(text, extra=FILE_ONLY)
+        else:
+            log.error(f"error: {text}", extra=None if to_console else FILE_ONLY)
+            dump_threads()
     finally:
         os._exit(code)  # even if the log can't be written, for example because the disk is full

@@ -321,3 +321,11 @@ def test_zstandard_is_read_and_numbers_that_are_none_pass_no_filter(tmp_path: Pa
     pq.write_table(pa.table({"TEXT": ["a", "b"], "similarity": [float("nan"), 0.4]}), tmp_path / "a.parquet")
     captions, dropped = next(read_batches(str(tmp_path / "a.parquet"), RowFilter(min_similarity=0.3)))
     assert captions.to_pylist() == ["b"] and dropped == {"similarity": 1}
+
+
+def test_a_pool_that_failed_at_its_first_file_does_not_block_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("words\na cat\n")
+    (tmp_path / "a.txt").write_text("a cat\n")
+    with pytest.raises(UserError, match="no column caption"):
+        build(tmp_path / "pool", [str(tmp_path / "a.csv")])
+    assert build(tmp_path / "pool", [str(tmp_path / "a.txt")])["captions"] == 1

@@ -267,11 +267,11 @@ def test_statistics_that_dont_fit(tmp_path: Path) -> None:
     for where, split, wanted, width, said in (
         (tmp_path / "out", "all", {**facts, "jpeg": False}, 24, "made with jpeg True, but the evaluation uses False"),
         (tmp_path / "out", "all", {**facts, "extractor": "x"}, 24, "made with extractor .*, but the evaluation uses x"),
-        (tmp_path / "out", "all", facts, 2048, r"mu is \(24,\) and sigma is \(24, 24\), expected those of 2048"),
+        (tmp_path / "out", "all", facts, 2048, r"mu is \(24,\), expected \(2048,\), as of 2048 features"),
         (tmp_path / "none", "all", facts, 24, "no .*none/all-dino.npz; make it .* with `randcond eval stats`"),
         (path, "all", facts, 24, r"is a single file, but split all \(dino\) needs its own"),
         (tmp_path, "broken", facts, 24, "does not hold FID statistics"),
-        (tmp_path, "odd", facts, 24, "expected those of 24"),
+        (tmp_path, "odd", facts, 24, r"mu is \(3,\), expected \(24,\)"),
         (Path("inputs/coco-statistics"), "all", facts, 24, "randcond fetch coco-statistics"),
     ):
         with pytest.raises(UserError, match=said):
