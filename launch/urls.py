@@ -16,7 +16,8 @@ HIDDEN = "[hidden]"  # stands for a secret that is not in a URL
 VEIL = "RANDCOND_SECRET_"  # environment variables by which a command gives secrets to the stages that it starts
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_IN_TEXT = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://(\S+)")
+_NEXT = r",['\"]?[A-Za-z][A-Za-z0-9+.-]{0,30}://"  # of a list without blanks
+_IN_TEXT = re.compile(rf"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{{0,30}})://((?:(?!{_NEXT})\S)+)")
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::))")  # not the :: of an IPv6 address
 _END_IN_TEXT = re.compile(r"['\"<>`|\\]")
 _TRAILING = re.compile(r"(.*?\?\.\.\.|.*?)([.,;:!)\]]*)", re.DOTALL)  # the punctuation after a URL in a sentence

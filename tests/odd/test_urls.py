@@ -146,3 +146,10 @@ def test_stored_data_lose_urls_and_nothing_else(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PROJECT_KEY", "captions")
     stored = {"captions": 8, "sources": ["captions.csv", "https://me:planted@host/captions.csv?sig=planted"]}
     assert without_secrets(stored) == {"captions": 8, "sources": ["captions.csv", "https://host/captions.csv?..."]}
+
+
+def test_each_url_of_a_list_without_blanks_is_shown_for_itself() -> None:
+    assert hide_secrets("[https://a/x.csv,https://me:planted@b/y.csv") == "[https://a/x.csv,https://b/y.csv"
+    assert hide_secrets("https://a/x?sig=1,https://me:planted@b/y") == "https://a/x?...,https://b/y"
+    many = ",".join(f'"https://me:planted@h/{number}.parquet"' for number in range(2000))
+    assert hide_secrets(many) == many.replace("me:planted@", "")
