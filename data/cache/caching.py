@@ -57,8 +57,12 @@ def run(config: Config) -> None:
     work = _Work(config, source, shards, plan_hash(plan))
     damaged = work.damaged() if rank() == 0 else {}
 
+    sound: set[Path] = set()  # their indexes need not be read again
+
     def is_done(shard: Path) -> bool:
-        return shard not in damaged and not work.fault(shard)
+        if shard not in sound and shard not in damaged and not work.fault(shard):
+            sound.add(shard)
+        return shard in sound
 
     done = sum(map(is_done, shards))
     if done < len(shards) and rank() == 0:
@@ -123,7 +127,7 @@ class _Work:
         except FileNotFoundError:  # another process is replacing it just now
             return "it is missing"
         if index.made_of != self.made_of:
-            return f"it belongs to a cache with other settings; it is kept as {FOREIGN}{shard.name}"
+            return f"it belongs to a cache with other settings; it is kept as {self.foreign_name(shard)}"
         held = [caption_id for _, caption_id, _, _ in index.members]
         left_out = [entry.caption_id for entry in index.left_out]
         if wrong := wrong_captions(held, left_out, self.captions(self.numbers[shard])):
@@ -131,6 +135,17 @@ class _Work:
         if size != index.bytes:
             return f"it has {size} bytes, expected {index.bytes}"
         return "it does not match its checksum" if read_all and sha256(shard) != index.sha256 else ""
+
+    def foreign_name(self, shard: Path) -> str:
+        """Returns the name under which another cache's shard is kept; "" if its index does not name another cache."""
+        try:
+            made_of = read_index(shard).made_of
+        except (UserError, FileNotFoundError):
+            return ""
+        if made_of == self.made_of:
+            return ""
+        name = f"{FOREIGN}{shard.name}"
+        return f"{FOREIGN}{made_of[:8]}-{shard.name}" if shard.with_name(name).exists() else name
 
     def damaged(self) -> dict[Path, str]:
         """Reads every shard that seems to be done. Returns the faults of those that are not sound."""
@@ -147,12 +162,10 @@ class _Work:
             return
         if shard.is_file():
             log.warning(f"cache: shard {shard} is made again: {fault}")
-        if FOREIGN in fault:
-            name = FOREIGN
-            if shard.with_name(f"{name}{shard.name}").exists():  # of yet another cache
-                name = f"{FOREIGN}{read_index(shard).made_of[:8]}-"
-            for path in (index_path(shard), shard):
-                path.rename(path.with_name(f"{name}{path.name}"))
+        if name := self.foreign_name(shard):
+            kept = shard.with_name(name)
+            index_path(shard).rename(index_path(kept))
+            shard.rename(kept)
         remove(index_path(shard))  # so that a shard that is being replaced does not count as done
         _make_shard(self.config, self.source, shard, self.captions(number), self.made_of)
 
