@@ -41,6 +41,14 @@ def pytest_configure() -> None:
     start_console()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names a case by its argument and number if its value is bytes.
+
+    Compressed bytes hold the time. With them in a test's name, the processes of pytest-xdist collect different tests.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders the tests, marks the quick ones, and skips tests marked gpu on a machine without a GPU.
 
