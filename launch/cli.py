@@ -201,7 +201,8 @@ def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
         name = name.replace("-", "_")
         name = f"{name}_" if f"{name}_" in flags else name  # --from: a parameter can't be called `from`
         if name not in flags:
-            raise UserError(f"unknown flag {word}{_near(name, list(flags))}; {usage}")
+            known = [f"--{each.strip('_').replace('_', '-')}" for each in flags]
+            raise UserError(f"unknown flag {word}{_near(flag, known)}; {usage}")
         if flags[name].annotation is bool:
             if has_value and value not in ("True", "False"):
                 raise UserError(f"{flag} takes no value; {usage}")
@@ -245,14 +246,15 @@ def _usage(function: Callable[..., None], name: str) -> str:
             word = parameter.name.upper()
             words.append(word if parameter.default is parameter.empty else f"[{word}]")
         else:
-            words.append(f"[{flag}]" if parameter.annotation is bool else f"[{flag} {parameter.name[0].upper()}]")
+            value = "N" if "int" in str(parameter.annotation) else parameter.name.strip("_").upper()
+            words.append(f"[{flag}]" if parameter.annotation is bool else f"[{flag} {value}]")
     return " ".join(words)
 
 
 def _near(word: str, known: list[str]) -> str:
     """Returns the end of an error about an unknown word: a suggestion, or nothing."""
     near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _overview() -> str:

@@ -20,10 +20,11 @@ _NEXT = r",['\"]?[A-Za-z][A-Za-z0-9+.-]{0,30}://"  # of a list without blanks
 _IN_TEXT = re.compile(rf"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{{0,30}})://((?:(?!{_NEXT})\S)+)")
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::))")  # not the :: of an IPv6 address
 _END_IN_TEXT = re.compile(r"['\"<>`|\\]")
-_TRAILING = re.compile(r"(.*?\?\.\.\.|.*?)([.,;:!)\]]*)", re.DOTALL)  # the punctuation after a URL in a sentence
+_PUNCTUATION = ".,;:!)]"  # after a URL in a sentence
 _BARE_HOST = re.compile(r"(?:\[[^\]]*\]|[^@:/?#]*)(?::\d+)?[.,;:!)\]]*")
 _PORT = re.compile(r"\d*(?:['\"<>`|\\,;)\]].*)?", re.DOTALL)
-_VARIABLES = re.compile(r"(?:[\w.~-]+=)?\$\{\w+\}(?:[:&](?:[\w.~-]+=)?\$\{\w+\})*")
+_UNQUOTED = re.compile(r"(?!localhost:)[^.:@/?#\[\]]+:\d+[/?#][^@]*[^@/]@[^@/]+(?:/[^@]*)?", re.DOTALL)
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _WEB = {"http", "https"}  # here # starts a fragment, and ? always a query
 _LOCAL = {"file", "local", "memory"}
 _CONTAINERS = {"abfs", "abfss", "adl", "az", "wasb", "wasbs"}  # container@account
@@ -31,11 +32,14 @@ _SECRET_PARAMETER = re.compile(
     r"(?i)(?:^|[-_])(?:sig|signature|token|key|apikey|secret|password|passwd|pwd|auth|credentials?|code|jwt)$"
 )
 _SECRET_VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|APIKEY|CREDENTIALS)$")
+_ORDINARY = re.compile(r"[a-z_]+|/.*/.*")  # a word or a path in a variable such as SORT_KEY or SSH_KEY
 _URL_KEYS = ("url", "from", "source")  # keys of stored data whose value is one URL, in which blanks may stand
 _SHORTEST = 8  # characters of a secret that is also hidden outside URLs; a shorter one may be an ordinary word
+_SHORTEST_USER = 16  # the same of a user without a password, which is a token or only a name
 _remembered: set[str] = set()
 
-Replacement = Callable[[str], str | None]  # user:password, or a query -> what stands in its place; None: nothing
+# user:password or a query, whether it is a query -> what stands in its place; None: nothing
+Replacement = Callable[[str, bool], str | None]
 
 
 def show_url(url: str, keep_variables: bool = False) -> str:
@@ -49,7 +53,9 @@ def show_url(url: str, keep_variables: bool = False) -> str:
     >>> show_url("filecache::s3://bucket/part-?.parquet")
     'filecache::s3://bucket/part-?.parquet'
     """
-    return _show_chain(url, lambda secret: secret if keep_variables and _names_variables(secret) else None)
+    return _show_chain(
+        url, lambda part, is_query: part if keep_variables and _names_variables(part, is_query) else None
+    )
 
 
 def hide_secrets(text: str) -> str:
@@ -99,9 +105,10 @@ def veil(data: Any, environment: dict[str, str]) -> Any:
     So a command can start stages without secrets in their arguments. `open_system` puts the values in their places.
     """
 
-    def name(secret: str) -> str:
-        if _names_variables(secret):
+    def name(secret: str, is_query: bool) -> str:
+        if _names_variables(secret, is_query):
             return secret
+        secret = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), secret)
         known = {value: key for key, value in environment.items() if key.startswith(VEIL)}
         variable = known.get(secret, f"{VEIL}{len(known) + 1}")
         environment[variable] = secret
@@ -117,11 +124,17 @@ def veil(data: Any, environment: dict[str, str]) -> Any:
 def remember(url: str) -> None:
     """Makes `hide_secrets` hide the secrets of this URL wherever they stand: a server may repeat them in an error."""
 
-    def note(secret: str) -> None:
-        user, _, password = secret.partition(":")
-        parameters = [value for name, value in parse_qsl(secret) if _SECRET_PARAMETER.search(name)]
+    def note(secret: str, is_query: bool) -> None:
+        user, colon, password = secret.partition(":")
         header = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
-        for each in (secret, unquote(secret), password, unquote(password), header, *parameters):
+        if is_query:
+            parts = [secret, unquote(secret)]
+            parts += [value for name, value in parse_qsl(secret) if _is_secret(name)]
+        elif colon:
+            parts = [secret, unquote(secret), password, unquote(password), header]
+        else:
+            parts = [user, unquote(user), header] if len(user) >= _SHORTEST_USER else [header]
+        for each in parts:
             remember_secret(each)
 
     _show_chain(url, note)
@@ -133,9 +146,21 @@ def remember_secret(secret: str) -> None:
         _remembered.add(secret)
 
 
-def _names_variables(secret: str) -> bool:
-    """Returns True for a user and password, or a query, that consist of environment variables named by the user."""
-    return bool(_VARIABLES.fullmatch(secret)) and VEIL not in secret
+def _names_variables(part: str, is_query: bool) -> bool:
+    """Returns True for a user and password, or a query, whose secrets are environment variables named by the user.
+
+    Beside them may stand a user's name and parameters that are no secrets, as in `me:${PASS}` and `sv=1&sig=${SIG}`.
+    """
+    if VEIL in part or not _VARIABLE.search(part):
+        return False
+    if is_query:
+        parameters = [each.partition("=")[::2] for each in part.split("&")]
+        return all(_VARIABLE.fullmatch(value or name) or (value and not _is_secret(name)) for name, value in parameters)
+    return bool(_VARIABLE.fullmatch(part.rpartition(":")[2]))
+
+
+def _is_secret(parameter: str) -> bool:
+    return bool(_SECRET_PARAMETER.search(parameter))
 
 
 def _known_secrets() -> list[str]:
@@ -143,7 +168,9 @@ def _known_secrets() -> list[str]:
     own = {
         value
         for name, value in os.environ.items()
-        if len(value) >= _SHORTEST and (_SECRET_VARIABLE.search(name) or name.startswith(VEIL))
+        if len(value) >= _SHORTEST
+        and (_SECRET_VARIABLE.search(name) or name.startswith(VEIL))
+        and not (name.endswith("KEY") and _ORDINARY.fullmatch(value))
     }
     return sorted(_remembered | own, key=len, reverse=True)
 
@@ -153,9 +180,9 @@ def _hide_match(match: re.Match[str]) -> str:
     bare = _BARE_HOST.fullmatch(_END_IN_TEXT.split(match[2], maxsplit=1)[0])  # 'http://host:8000', and more
     user, rest = ("", match[2]) if bare else _split_user(match[1].lower(), match[2])
     url = _END_IN_TEXT.split(rest, maxsplit=1)[0]
-    ended = _TRAILING.fullmatch(url)
-    assert ended is not None
-    url, after = ended[1], rest[len(ended[1]) :]
+    bare_url = url.rstrip(_PUNCTUATION)
+    url = f"{bare_url}..." if bare_url.endswith("?") and url.startswith("...", len(bare_url)) else bare_url
+    after = rest[len(url) :]
     shown = show_url(f"{match[1]}://{f'{user}@' if user else ''}{url}", keep_variables=True)
     return shown + _IN_TEXT.sub(_hide_match, after)
 
@@ -171,24 +198,25 @@ def _show(url: str, instead: Replacement) -> str:
         return url
     user, rest = _split_user(match[1].lower(), match[2])
     path, query = _split_query(match[1].lower(), rest)
-    kept = instead(user) if user else None
+    kept = instead(user, False) if user else None
     shown = f"{match[1]}://{f'{kept}@' if kept else ''}{path}"
     if not query:
         return shown
-    kept = None if query == TAKEN_OFF[1:] else instead(query)
+    kept = None if query == TAKEN_OFF[1:] else instead(query, True)
     return f"{shown}?{kept}" if kept else f"{shown}{TAKEN_OFF}"
 
 
 def _split_user(scheme: str, rest: str) -> tuple[str, str]:
     """Splits what follows `scheme://` into user:password ("" if there is none) and the rest.
 
-    People write passwords with /, ? or # in them, although these must be quoted. A port that is no number shows it.
+    People write passwords with /, ? or # in them, although these must be quoted. A port that is no number shows it. So
+    does a host with a port but no dot in its name, as in `me:12/34@host`; `host:8000/@scope` is a path.
     """
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     port = host.rpartition("]")[2].partition(":")[2]  # after ]: the colons in an IPv6 address start no port
     if "@" in host:
         user = host.rpartition("@")[0]
-    elif "@" in rest and not _PORT.fullmatch(port):
+    elif "@" in rest and (not _PORT.fullmatch(port) or _UNQUOTED.fullmatch(rest)):
         user = rest.rpartition("@")[0]
     else:
         return "", rest

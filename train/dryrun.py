@@ -13,6 +13,8 @@ from randcond.launch.config.experiments import experiment_names, load_config, ta
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import load_table
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.exit_codes import report_error
+from randcond.launch.runtime.logs import log, start_console
 from randcond.launch.runtime.processes import exit_when_preempted
 from randcond.launch.urls import show_url
 from randcond.train.checks import check_all
@@ -31,19 +33,19 @@ def main(arguments: list[str]) -> None:
             print(f"{name}: {summary(config)}" + ("; some inputs are missing" if missing else ""))
             for text in dict.fromkeys(missing) if names else ():
                 if text not in all_missing:  # report each missing input once
-                    print(f"error: {name}: {text}", file=sys.stderr)
+                    log.error(f"error: {name}: {text}")
                     errors += 1
             all_missing.update(missing)
         except (UserError, OSError) as error:
             if os.environ.get("RANDCOND_TRACEBACK"):
                 raise
             errors += 1
-            print(f"error: {name}: {error}", file=sys.stderr)
+            log.error(f"error: {name}: {error}")
     if not names:
         for table in table_names():
             if unknown := set(load_table(table).experiments) - set(experiment_names()):
                 errors += 1
-                print(f"error: table {table}: unknown experiments {sorted(unknown)}", file=sys.stderr)
+                log.error(f"error: table {table}: unknown experiments {sorted(unknown)}")
         if all_missing:
             print("\nmissing inputs, each after the number of experiments that need it:")
             for text, count in all_missing.most_common():
@@ -66,4 +68,8 @@ def summary(config: Config) -> str:
 
 if __name__ == "__main__":
     exit_when_preempted()
-    main(sys.argv[1:])
+    start_console()
+    try:
+        main(sys.argv[1:])
+    except Exception as error:
+        sys.exit(report_error(error))

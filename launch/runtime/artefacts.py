@@ -9,9 +9,10 @@ from typing import Any
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.identity import differences
 from randcond.launch.config.sections import Config
+from randcond.launch.config.strict_yaml import load_yaml
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import naming_full_disk
-from randcond.launch.urls import hide_secrets
+from randcond.launch.urls import shown_settings
 
 
 def write_config(folder: Path, config: Config, keep: bool = False) -> None:
@@ -35,8 +36,11 @@ def write_config(folder: Path, config: Config, keep: bool = False) -> None:
 
 
 def _holds_secrets(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return hide_secrets(text) != text
+    try:
+        stored = load_yaml(path.read_text(encoding="utf-8", errors="replace"))
+    except UserError:  # no configuration
+        return True
+    return bool(shown_settings(stored) != stored)
 
 
 def check_matches(

@@ -240,7 +240,7 @@ def test_nothing_on_the_whole_road_holds_a_secret(world: Path, tmp_path: Path) -
         address = asked.url.replace("://", f"://{SECRETS['user']}:{SECRETS['password']}@")
         (tmp_path / "work/llm").mkdir()
         (tmp_path / "work/llm/nouns.txt").write_text("dog\ncat\n")
-        run("datafree", "visual", "llm", "model=m", f"url={asked.url}")
+        run("datafree", "visual", "llm", "model=m", f"url={address}")
     with scripted(lambda request: reply(json.dumps(dict(request.headers)).encode(), 401)) as (url, _):
         address = url.replace("://", f"://{SECRETS['user']}:{SECRETS['password']}@") + "/v1"
         (tmp_path / "work/llm/visual.jsonl").unlink()

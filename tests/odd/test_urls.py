@@ -28,6 +28,9 @@ SHOWN = {  # URL -> how it is shown
     "https://me:p?ss@host/a.csv": "https://host/a.csv",
     "https://me:p#ss@host/a.csv?x": "https://host/a.csv?...",
     "https://me:@host/a.csv": "https://host/a.csv",
+    "https://me:12/34@host/a.csv": "https://host/a.csv",
+    "https://me:12#34@host": "https://host",
+    "https://me:${PASS}@host/a.csv?sv=1&sig=${SIG}": "https://host/a.csv?...",
     "https://host/a@b.csv": "https://host/a@b.csv",
     "https://host:8000/@scope/a.csv": "https://host:8000/@scope/a.csv",
     "http://[::1]:8000/a.csv": "http://[::1]:8000/a.csv",
@@ -64,6 +67,8 @@ IN_TEXTS = {  # text -> what is left of it
     "<a href=https://host/a?sig=x>": "<a href=https://host/a?...>",
     "http_proxy=http://me:pass@proxy:3128": "http_proxy=http://proxy:3128",
     "http://proxy:3128, me@host": "http://proxy:3128, me@host",
+    "write https://me:${PASS}@host/a?sv=1&sig=${SIG}.": "write https://me:${PASS}@host/a?sv=1&sig=${SIG}.",
+    "https://me:planted${PASS}@host/a?sig=1&b=${B}": "https://host/a?...",
     "url('http://127.0.0.1:8000',me@host)": "url('http://127.0.0.1:8000',me@host)",
     "sources:\n- https://host/a?sig=x\n- b.csv": "sources:\n- https://host/a?...\n- b.csv",
     "https://me:p/a?s#s@host/a failed": "https://host/a failed",
@@ -110,6 +115,40 @@ def test_variables_in_a_url_are_filled_in_and_kept_in_configurations(monkeypatch
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert fill_in(veiled["a"][0]) == "https://me:planted@host/b.csv?sig=1"
+
+
+@pytest.mark.parametrize("query", ["?${QUERY}", "?sv=1&sig=${SIG}", "?sig=1&b=${SIG}", "?${QUERY}&download=true"])
+@pytest.mark.parametrize("user", ["", "${ME}:${PASS}@", "me:${PASS}@", "me:planted${PASS}@", "${PASS}@"])
+def test_a_url_with_variables_arrives_as_it_was_meant(user: str, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it was veiled, or written into a configuration."""
+    values = {"ME": "someone", "PASS": "pass", "QUERY": "sig=1", "SIG": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    url = f"https://{user}host/a.csv{query}"
+    meant = fill_in(url)
+    assert not any(f"${{{name}}}" in meant for name in values)
+    environment: dict[str, str] = {}
+    veiled = veil(url, environment)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert fill_in(veiled) == meant
+    written = show_url(url, keep_variables=True)
+    assert ("planted" in user or "sig=1" in query) == (written != url)
+    assert "planted" not in written + veiled and "sig=1" not in written + veiled
+
+
+def test_ordinary_words_of_the_environment_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SORT_KEY", "captions")
+    monkeypatch.setenv("SSH_KEY", "/home/someone/.ssh/id_rsa")
+    monkeypatch.setenv("API_KEY", "planted1")
+    fill_in("sftp://researcher@host/a.csv")
+    text = "captions of researcher, by /home/someone/.ssh/id_rsa"
+    assert hide_secrets(f"{text}: planted1") == f"{text}: {HIDDEN}"
+
+
+def test_a_long_text_of_punctuation_is_read_in_one_pass() -> None:
+    text = "https://host/" + "." * 200_000 + "a"
+    assert hide_secrets(text) == text
 
 
 def test_commands_hold_no_secret_and_other_hosts_refuse_one(tmp_path: Path) -> None:
