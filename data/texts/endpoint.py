@@ -1,9 +1,9 @@
-"""The settings of a language model's endpoint, the estimate of what questions cost, and what may be shown of both."""
+"""The settings of a language model's endpoint, and the estimate of what questions cost."""
 
 import os
 import re
 from collections.abc import Iterable
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic.dataclasses import dataclass
 
@@ -52,30 +52,23 @@ class Endpoint:
             raise ValueError("key: expected the name of an environment variable that contains the API key")
 
     def api_key(self) -> str:
-        """Returns the API key. Raises UserError if the endpoint needs one and its variable is not set."""
+        """Returns the API key. From here on `hide_secrets` hides it, and the secrets of the URL.
+
+        Raises UserError if the endpoint needs a key and its variable is not set.
+        """
         key = os.environ.get(self.key, "").strip()
         if not key and self.url is None and "OPENAI_BASE_URL" not in os.environ:
             raise UserError(f"no API key: set the environment variable {self.key}, or give url=... of another endpoint")
         if not key.isascii() or not key.isprintable():
             raise UserError(f"${self.key}: is no API key: it contains characters other than printable ASCII")
-        remember_secret(key)
         remember(self._url())
+        remember_secret(urlsplit(self._url()).username or "")  # some providers take the key as the user
+        remember_secret(key)
         return key or "none"  # other endpoints may need no key, but the client does
 
     def name(self) -> str:
         """Returns the endpoint's name for messages: its URL without user, password and query."""
         return f"the endpoint {show_url(self._url())}"
-
-    def without_secrets(self, text: str) -> str:
-        """Returns a text for messages without the API key, and without the user, password and query of the URL."""
-        url = urlsplit(self._url())
-        text = text.replace(self._url(), show_url(self._url()))
-        values = [value for _, value in parse_qsl(url.query)]
-        user = url.username if len(url.username or "") >= 8 else ""  # a key may stand there, but "user" is a word
-        for secret in (os.environ.get(self.key, "").strip(), url.password, unquote(url.password or ""), user, *values):
-            if secret and len(secret) > 2:
-                text = text.replace(secret, "***")
-        return text
 
     def _url(self) -> str:
         return self.url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"

@@ -44,9 +44,7 @@ class Journal:
                 kind = next(kind for kind in _KINDS if kind in entry)
                 self._keep(entry["id"], kind, entry[kind], entry["tokens"], entry.get("about", ()))
             except (AttributeError, KeyError, RecursionError, StopIteration, TypeError, ValueError):
-                raise UserError(
-                    f"{path}, line {number}: not a journal entry; remove the line, then its question is asked again"
-                ) from None
+                raise UserError(f"{path}, line {number}: {_advice(number, line, model)}") from None
         if lines and journal_model != model:
             raise UserError(
                 f"{path}: contains answers of {journal_model}, expected {model}; use another folder, or go on with "
@@ -102,3 +100,15 @@ class Journal:
         """Syncs the file to disk and closes it."""
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _advice(number: int, line: bytes, model: str) -> str:
+    """Returns what is wrong with a damaged line, and what to do."""
+    if number > 1:
+        return "not a journal entry; remove the line, then its question is asked again"
+    first = json.dumps({"model": model}, ensure_ascii=False)
+    place = "before this line" if line.startswith(b'{"id": ') else "in place of this line"
+    return (
+        f"expected the name of the model that gave the answers; if it was {model}, write {first} {place}, "
+        f"otherwise use another folder"
+    )

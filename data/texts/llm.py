@@ -5,6 +5,7 @@ run resumes with the questions that have no line yet.
 """
 
 import asyncio
+import shlex
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -187,7 +188,7 @@ class _Asker:
                 f"{self.journal.path}: {len(self.bad)} of the first {self.outcomes} questions have no usable answer; "
                 f"{'; '.join(self.bad[:3])}; try another model, or a larger max_tokens if answers are cut off; "
                 f"max_unusable=1 goes on in any case; to ask these questions again, remove their lines: "
-                f"sed -i '/, \"\\(unusable\\|refused\\)\": /d' {self.journal.path}"
+                f"sed -i '/, \"\\(unusable\\|refused\\)\": /d' {shlex.quote(str(self.journal.path))}"
             )
 
     async def _reply(self, question: Question) -> Reply | None:

@@ -4,24 +4,20 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from randcond.data.texts.reasoning import without_reasoning
+from randcond.data.texts.refusals import is_refusal
+
 _LARGEST = 200_000  # characters of an answer; a longer one is cut here
 _CUT = {"length", "max_tokens", "model_length", "content_filter", "safety", "recitation", "abort", "aborted", "error"}
-_REFUSALS = {400, 413, 422, 451}  # HTTP statuses that concern one question
+_TOO_LARGE = 413  # HTTP status of a question that is too long
 _TEMPORARY = {408, 409, 425, 429}  # and all from 500 on
 _TEXT_PARTS = ("text", "output_text")  # types of the parts of `content` that are the answer
-_POLICY = re.compile(r"content.?(filter|policy)|moderation|responsible.?ai|inspection|flagged", re.IGNORECASE)
-_SETTINGS = {"model", "temperature", "max_tokens", "max_completion_tokens"}  # an error about these is no refusal
-_SETTING_CODES = {
+_SETTINGS = {"model", "temperature", "max_tokens", "max_completion_tokens"}  # an error about these is lasting
+_LASTING = {
     "model_not_found", "invalid_model", "unsupported_parameter", "unsupported_value", "unknown_parameter",
     "invalid_api_key", "insufficient_quota",
 }  # fmt: skip
-_REASONING = re.compile(
-    r"<(?P<close>/?)(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection)(?:\s[^<>]{0,100})?(?P<empty>/?)>"
-    r"|(?-i:\[(?P<close2>/?)THINK\])|◁(?P<close3>/?)think▷",
-    re.IGNORECASE,
-)
-_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,100}<\|message\|>")  # of models in the format harmony
-_SPECIAL_TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:end_of_turn|eos|bos|pad)>")
+_QUOTA = "rate_limit_exceeded"  # Groq, with status 413: each question asks for more tokens than one minute allows
 
 
 class Answer(NamedTuple):
@@ -95,57 +91,27 @@ def read_reply(body: bytes) -> Reply:
 def read_error(status: int | None, error: Any, message: str, pause: float | None = None) -> Exception:
     """Returns the exception for an error that the endpoint reports: Refused, Rejected or Trouble.
 
+    Refused: a content filter refuses this question, or it is too long. Rejected: any other error of the request, such
+    as a wrong key, model or setting. Providers report these with the statuses of a refusal: Gemini a wrong key with
+    400, vLLM and Mistral wrong settings with 400 and 422. Trouble: the endpoint is busy or has a fault.
+
     `status`: HTTP status; None if the error is in a reply with status 200, whose code then counts.
-    `error`: the decoded `error` object. `message`: for the exception.
+    `error`: the decoded `error` object, or the body of the reply. `message`: for the exception.
     """
+    if is_refusal(error):
+        return Refused(message)
     fields = _mapping(error)
     code = str(fields.get("code") or "")
     if status is None:
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
     setting = re.match(r"\w*", str(fields.get("param") or ""))
-    if _POLICY.search(f"{code} {fields.get('type')}") or "flagged_input" in _mapping(fields.get("metadata")):
-        return Refused(message)
-    if code in _SETTING_CODES or (setting and setting[0] in _SETTINGS):
+    if code in _LASTING or (setting and setting[0] in _SETTINGS):
         return Rejected(message)
-    if status in _REFUSALS:
+    if status == _TOO_LARGE and code != _QUOTA:
         return Refused(message)
     if status in _TEMPORARY or status >= 500:
         return Trouble(message, pause)
     return Rejected(message)
-
-
-def without_reasoning(text: str) -> tuple[str, bool]:
-    """Returns a text without its reasoning and without special tokens, and True unless the reasoning has no end.
-
-    A closing tag without an opening one ends reasoning that began with the text.
-
-    >>> without_reasoning("<think>Is it a dog? Yes.</think>\\nNo.")
-    ('No.', True)
-    >>> without_reasoning("It is no dog.</think>No.")
-    ('No.', True)
-    >>> without_reasoning("<think>Is it a dog? Yes.")
-    ('', False)
-    """
-    channels = list(_CHANNEL.finditer(text))
-    if channels:
-        last = channels[-1]
-        text = text[last.end() :] if last[1] == "final" else ""
-        return _SPECIAL_TOKEN.sub("", text).lstrip(), last[1] == "final"
-    kept: list[str] = []
-    position, inside = 0, False
-    for tag in _REASONING.finditer(text):
-        if not inside:
-            kept.append(text[position : tag.start()])
-        position = tag.end()
-        if tag["close"] or tag["close2"] or tag["close3"]:
-            if not inside:  # no opening tag: all before is reasoning
-                kept.clear()
-            inside = False
-        elif not tag["empty"]:
-            inside = True
-    if not inside:
-        kept.append(text[position:])
-    return _SPECIAL_TOKEN.sub("", "".join(kept)).lstrip(), not inside
 
 
 def _text(content: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from randcond.data.texts.endpoint import CHARACTERS_PER_TOKEN, Endpoint
 from randcond.data.texts.replies import Rejected, Reply, Trouble, read_error, read_reply
 from randcond.launch.errors import UserError
+from randcond.launch.urls import hide_secrets
 
 LONGEST_PAUSE = 120.0  # seconds that an endpoint may ask to wait; if it asks for more, the run ends
 
@@ -49,8 +50,9 @@ class Sender:
                 return await self._send_once(system, user)
             except Rejected as error:
                 raise UserError(
-                    f"{self.endpoint.name()} refuses the request: {self.shown(error)}; "
-                    f"check model, url, ${self.endpoint.key} and the other settings"
+                    f"{self.endpoint.name()} refuses the request: {self.shown(error)}; check model, url, "
+                    f"${self.endpoint.key} and the other settings; all answers so far are kept; if only the question "
+                    f"that ends with {user[-40:]!r} is refused, leave out what it asks about"
                 ) from None
             except Trouble as trouble:
                 if tried < retries or self.stopping.is_set():
@@ -68,7 +70,7 @@ class Sender:
 
     def shown(self, error: Exception) -> str:
         """Returns the text of an error in one line of at most 300 characters, without secrets."""
-        return " ".join(self.endpoint.without_secrets(str(error)).split())[:300]
+        return " ".join(hide_secrets(str(error)).split())[:300]
 
     async def _pause(self, seconds: float) -> None:
         if seconds > LONGEST_PAUSE:
@@ -98,7 +100,9 @@ class Sender:
             raise Trouble(f"no complete answer within {self.endpoint.timeout:g} s (timeout=)") from None
         except openai.APIStatusError as error:
             pause = _retry_after(error.response.headers)
-            raise read_error(error.status_code, error.body, error.message, pause) from None
+            # The client takes a message out of the usual place only: of a list or a plain text it shows nothing.
+            said = error.message if " - " in error.message else f"{error.message} - {error.response.text}"
+            raise read_error(error.status_code, error.body, said, pause) from None
         except openai.OpenAIError as error:
             raise Trouble(f"{error} {error.__cause__ or ''}") from None
         return read_reply(response.content)

@@ -1,5 +1,7 @@
 """Odd replies of endpoints: the outcome that each must give, and how often the question is asked."""
 
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from randcond.data.texts.journal import Journal
 from randcond.data.texts.llm import CONTROL, Question, ask
 from randcond.data.texts.replies import Answer, Unusable
 from randcond.launch.errors import UserError
+from randcond.launch.urls import hide_secrets
 from tests.support.endpoint import Said, completion, scripted
 
 
@@ -52,9 +55,9 @@ REPLIES: dict[str, tuple[Callable[[], str | Said], str, int]] = {  # name -> rep
     "only the least": (always(Said({"choices": [{"message": {"content": "yes"}}]})), "yes", 1),
     "refusal": (always(Said(completion(None, refusal="I'm sorry."))), "refused", 1),
     "refusal beside content": (always(Said(completion("yes", refusal=""))), "yes", 1),
-    "400": (always(Said(ERROR, 400)), "refused", 1),
-    "422": (always(Said({"detail": [{"msg": "bad"}]}, 422)), "refused", 1),
-    "400 without JSON": (always(Said("<html>Bad Request</html>", 400)), "refused", 1),
+    "400": (always(Said({"error": {"message": "no", "code": "content_policy_violation"}}, 400)), "refused", 1),
+    "422": (always(Said({"detail": [{"msg": "no", "type": "content_policy_violation"}]}, 422)), "refused", 1),
+    "400 without JSON": (always(Said("Content Exists Risk", 400)), "refused", 1),
     "400, content filter": (always(Said(FILTER, 400)), "refused", 1),
     "403, flagged": (always(Said({"error": {"code": 403, "metadata": {"flagged_input": "x"}}}, 403)), "refused", 1),
     "413": (always(Said("too large", 413)), "refused", 1),
@@ -142,7 +145,8 @@ def test_no_secret_of_an_endpoint_is_shown(monkeypatch: pytest.MonkeyPatch) -> N
     endpoint = Endpoint(model="m", url="https://planted-2:planted%2D3@host:1/v1?sig=planted-4&x=1", key="MY_KEY")
     assert endpoint.name() == "the endpoint https://host:1/v1?..."
     said = f"401 for planted-1 at {endpoint.url}: user planted-2, password planted-3, sig planted-4"
-    assert "planted" not in endpoint.without_secrets(said)
+    assert endpoint.api_key() == "planted-1"
+    assert "planted" not in hide_secrets(said)
 
 
 def test_an_answer_that_comes_byte_by_byte_ends_at_the_timeout(tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_a_run_stops_if_most_of_the_first_hundred_cannot_be_used(tmp_path: Path,
 
 def test_a_run_goes_on_if_less_than_half_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions = [Question("s", f"question {number}") for number in range(120)]
-    with scripted(lambda text: "yes" if int(text[9:]) % 2 else Said(ERROR, 400), delay=0) as asked:
+    with scripted(lambda text: "yes" if int(text[9:]) % 2 else Said(FILTER, 400), delay=0) as asked:
         endpoint = Endpoint(model="m", url=asked.url, concurrency=1)
         ask(endpoint, questions, tmp_path / "a.jsonl", take_yes, 5, "asking")
     said = capsys.readouterr().out
@@ -206,3 +210,40 @@ def test_settings_that_cannot_be(name: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         read_endpoint(["model=m", word])
     assert "planted" not in str(error.value)
+
+
+def test_the_command_in_the_message_removes_the_lines_of_a_journal_in_any_folder(tmp_path: Path) -> None:
+    """The command is run, as a user would."""
+    journal = tmp_path / "my data; it's $HOME" / "a.jsonl"
+    questions = [Question("s", text) for text in "abc"]
+    with scripted(lambda text: "yes" if text == "a" else Said(FILTER, 400), delay=0) as asked:
+        endpoint = Endpoint(model="m", url=asked.url, concurrency=1, max_unusable=0.01)
+        with pytest.raises(UserError) as error:
+            ask(endpoint, questions, journal, take_yes, 5, "asking")
+    command = str(error.value).split("remove their lines: ")[1]
+    assert shlex.split(command)[-1] == str(journal)
+    subprocess.run(command, shell=True, check=True)
+    kept = Journal(journal, "m", read_only=True)
+    assert len(kept.answers) == 1 and not kept.refused
+
+
+ANSWERED = '{"id": "q1", "answer": "yes", "tokens": [7, 3]}\n'
+FIRST_LINES = {
+    "the line is missing": (ANSWERED, "before", 1),
+    "the line is damaged": ('{"mod\n' + ANSWERED, "in place of", 1),
+    "the line is empty": ("\n" + ANSWERED, "in place of", 1),
+    "another object": ("{}\n", "in place of", 0),
+    "a list": ("[]\n" + ANSWERED, "in place of", 1),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_LINES)
+def test_the_advice_on_the_first_line_of_a_journal_keeps_the_answers(name: str, tmp_path: Path) -> None:
+    text, place, answers = FIRST_LINES[name]
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf'line 1: expected the name .* write {{"model": "m"}} {place} this line'):
+        Journal(path, "m")
+    lines = text.splitlines(keepends=True)
+    path.write_text('{"model": "m"}\n' + "".join(lines if place == "before" else lines[1:]))
+    assert len(Journal(path, "m").answers) == answers

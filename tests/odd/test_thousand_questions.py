@@ -44,7 +44,7 @@ KINDS = {
     "no choice": Kind(2, [Said({"choices": []}), "No."], False, 2),
     "unclear": Kind(4, ["Perhaps."], "unusable", 3),
     "no content": Kind(1, [Said(completion(None))], "unusable", 3),
-    "400": Kind(4, [Said({"error": {"message": "content policy"}}, 400)], "refused", 1),
+    "400": Kind(4, [Said({"error": {"message": "no", "code": "content_filter"}}, 400)], "refused", 1),
     "refusal": Kind(2, [Said(completion(None, refusal="I'm sorry."))], "refused", 1),
     "429": Kind(2, [Said(ERROR, 429, {"Retry-After": "0.3"}), "Yes."], True, 2),
     "500": Kind(2, [Said(ERROR, 500), "No."], False, 2),
@@ -178,7 +178,7 @@ def test_a_thousand_captions_are_judged_by_a_model_that_gives_its_answers_in_any
     def answer(text: str) -> str | Said:
         rows, with_ids = rows_of(text)
         if any(row["sentence"] in forbidden for row in rows):
-            return Said({"error": {"message": "content policy"}}, 400)
+            return Said({"error": {"message": "no", "code": "content_filter"}}, 400)
         if not with_ids:
             return json.dumps(drop(rows, "sentence"))
         chosen = random.Random(text)  # the same question gets the same answer

@@ -19,7 +19,7 @@ from randcond.data.texts.llm import Question, ask
 from randcond.data.texts.replies import Answer, Unusable
 from randcond.launch.errors import UserError
 from tests.support import warm
-from tests.support.endpoint import Asked, scripted
+from tests.support.endpoint import Asked, Said, scripted
 
 QUESTIONS = [Question("be brief", f"question {number}") for number in range(60)]
 ANY = Question("", "")
@@ -113,7 +113,8 @@ def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pytest.raises(UserError, match=r"refuses the request: .*check model, url, "),
     ):
         ask(Endpoint(model="m", url=asked.url, concurrency=1), QUESTIONS, tmp_path / "b.jsonl", take, 5, "asking")
-    with scripted(str, {3: 400}) as asked:
+    refusal = Said({"error": {"message": "no", "code": "content_filter"}}, 400)
+    with scripted(lambda text: refusal if text == QUESTIONS[2].user else text) as asked:
         ask(Endpoint(model="m", url=asked.url, concurrency=1), QUESTIONS[:4], tmp_path / "c.jsonl", take, 5, "asking")
     with pytest.raises(ConnectionError, match=r"no answer after 0 retries .* run the same command to resume"):
         endpoint = Endpoint(model="m", url=asked.url, concurrency=1, retries=0)
@@ -151,7 +152,7 @@ def test_a_journal_whose_last_line_was_cut_loses_that_line(tmp_path: Path, cut: 
     again.close()
     assert path.read_bytes() == whole
     path.write_text("{}\n")
-    with pytest.raises(UserError, match="line 1: not a journal entry"):
+    with pytest.raises(UserError, match="line 1: expected the name of the model"):
         Journal(path, "m")
 
 
