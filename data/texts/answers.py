@@ -9,44 +9,96 @@ from randcond.data.texts.llm import Question
 from randcond.data.texts.quotes import without_marks
 from randcond.data.texts.replies import Answer, Unusable
 
-_LABEL = r"(?:the |my |final )*(?:answer|output|verdict|response|result|conclusion)(?: is)?[\W_]*"
+_MARKS = r"(?:[^\w\n]|_){0,20}"  # quotes, emphasis, bullets and blanks in a line
+_LABEL = r"(?:here(?:['’]s| is) )?(?:the |my |final )*(?:answer|output|verdict|response|result|conclusion)(?: is\b)?"
+_CONNECTIVE = r"(?:so|thus|therefore|hence|overall|in short|in conclusion)\b"
+_PLEASANTRY = r"(?:sure|certainly|of course|okay|ok|well|absolutely|definitely)\s*[!.,:;–—-]"
 _YES_OR_NO = (
-    r"(yes|no)(?![^\W_]|-\w)(?!\W*(?:/|(?:or|and)\W+(?:yes|no)\b)|\s+(?:doubt|problem|question|matter|issue|wonder)\b)"
+    r"(?P<verdict>yes|no)(?![^\W_]|-\w)"
+    r"(?!\W{0,20}(?:/|(?:or|and)\W{1,20}(?:yes|no)\b)|\s+(?:doubt|problem|question|matter|issue|wonder)\b)"
 )
-_VERDICT = re.compile(rf"[\W_]*(?:{_LABEL})?{_YES_OR_NO}", re.IGNORECASE)  # at the beginning of an answer
-_LATER_VERDICT = re.compile(rf"[\W_]*{_LABEL}{_YES_OR_NO}", re.IGNORECASE)  # at the beginning of a later line
+_ALONE = rf"(?={_MARKS}$|\s*[*_'\"”’]*\s*[,.;:!–—-])"  # a line or a sentence ends, or its first words do
+_LONGEST_QUESTION = 300  # characters
 
+
+def _beginning(of: str, what: str) -> re.Pattern[str]:
+    return re.compile(rf"{of}{_MARKS}(?:{_CONNECTIVE}{_MARKS})?{what}", re.IGNORECASE | re.MULTILINE)
+
+
+_SENTENCE_BEGINS = r"(?:^|[.!?]['\"”’*_)]{0,5}\s)"
+_LABELLED = _beginning(_SENTENCE_BEGINS, rf"{_LABEL}{_MARKS}{_YES_OR_NO}")
+_LINE = _beginning("^", _YES_OR_NO + _ALONE)
+_SENTENCE = _beginning(_SENTENCE_BEGINS, _YES_OR_NO + _ALONE)
+
+_HYPHENS, _DASHES = r"\-‐‑−", "–—―•·"  # a hyphen must be followed by a blank, where a word could follow
+_BULLETS = rf"{_HYPHENS}{_DASHES}*+◦▪●‣"
 _ITEM = re.compile(
-    r"(?P<before>[\s>#*_•·+–—-]*)"
+    rf"(?P<before>[\s>#_{_BULLETS}]*)"
     r"(?:(?:prompt|image|scene|caption|item|no)\b\.?\s*)?#?"
     r"(?:[(\[（【](?P<inside>\d{1,4})[)\]）】][.:]?"
-    r"|(?P<number>\d{1,4})(?:\s?\\?(?:[.:．：](?!\d)|[)\]）、。])+|\s*[-–—](?=\s)))"
+    rf"|(?P<number>\d{{1,4}})(?:\s?\\?(?:[.:．：](?!\d)|[)\]）、。])+|\s*[{_HYPHENS}{_DASHES}](?=\s)))"
     r"(?P<after>[*_]*)(?P<text>.*)",
     re.IGNORECASE,
 )
+_BULLET = re.compile(rf"\s*[{_BULLETS}](?=\s)\s*")
 _INLINE = re.compile(r"\s[(*]*(\d{1,4})[.)][*]*\s+(?=\S)")
-_TITLE = re.compile(r"(\*\*|__)(?P<lead>(?:(?!\1).)+)\1\s*[:：]?$")
-_LEAD_IN = re.compile(r"(\*\*|__)(?P<lead>.+?)(?:\s*[:：]\1|\1\s*[:：]|\1\s*[–—]|\1\s+-(?=\s))\s*(?P<rest>\S.*)$")
+_TITLE = re.compile(rf"(\*\*|__)(?P<lead>(?:(?!\1).)+)\1\s*[:：{_HYPHENS}{_DASHES}]?$")
+_LEAD_IN = re.compile(
+    rf"(\*\*|__)(?P<lead>.+?)(?:\s*[:：]\1|\s+[{_HYPHENS}{_DASHES}]\1|\1\s*[:：{_DASHES}]|\1\s+[{_HYPHENS}](?=\s))"
+    r"\s*(?P<rest>\S.*)$"
+)
+_REMARKS = re.compile(  # a line that begins remarks on the list
+    r"[\W_]*(?:(?:additional|final|further|general|important|other|please|quick|some|style|usage)\s+)?"
+    r"(?:notes?|tips?|remarks?|explanations?|disclaimers?|comments?|rationale)\b(?:[^:：\n]{0,40}[:：]|[\W_]*$)",
+    re.IGNORECASE,
+)
 _RANGE = 10  # how far the numbers of neighbouring items may be apart
 
 
 def read_verdict(question: Question, answer: Answer) -> bool:
     """Returns True for yes and False for no. Raises Unusable if the answer is not certain.
 
-    The verdict is the first word, or what follows a label ("Answer: yes") at the beginning of a line. Several verdicts
-    must be the same. If the answer was cut off right behind the word, the word may be incomplete ("No|thing").
+    The verdict is the first word, or what follows a label ("Answer: yes"), or what stands alone on a line or at its
+    beginning ("Yes, it can"). Before the first word may stand only pleasantries ("Sure!"), a label or the noun. If
+    there is no such verdict, one that stands so in a sentence counts. Several verdicts must be the same. The answer to
+    another question ("Is it a noun? Yes.") is none. If the answer was cut off right behind the word, the word may be
+    incomplete ("No|thing").
     """
     lines = unicodedata.normalize("NFKC", answer.text).strip(" \t").splitlines(keepends=True)
-    lines = [line for line in lines if line.strip() and not line.startswith("Input:")]
-    verdicts = set()
-    for number, line in enumerate(lines):
-        match = (_LATER_VERDICT if number else _VERDICT).match(line)
-        complete = not answer.cut or number < len(lines) - 1 or (match and match.end() < len(line))
-        if match and complete:
-            verdicts.add(match[1].lower())
+    text = "".join(line for line in lines if line.strip() and not line.startswith("Input:"))
+    first = _first_word(_noun(question)).match(text)
+    found = ([first] if first else []) + list(_LABELLED.finditer(text))
+    found += [match for match in _LINE.finditer(text) if not _answers_another(question, text, match)]
+    if not found:
+        found = [match for match in _SENTENCE.finditer(text) if not _answers_another(question, text, match)]
+    complete = [match for match in found if not answer.cut or match.end("verdict") < len(text)]
+    verdicts = {match["verdict"].lower() for match in complete}
     if len(verdicts) != 1:
         raise Unusable
     return verdicts == {"yes"}
+
+
+def _first_word(noun: str) -> re.Pattern[str]:
+    """Returns the expression for a verdict at the beginning of an answer about a noun."""
+    lead = rf"{_LABEL}|{_PLEASANTRY}" + (rf"|{re.escape(noun)}\W{{0,20}}?[:=\n–—-]" if noun else "")
+    return re.compile(rf"[\W_]*(?>(?:{lead})[\W_]*)*{_YES_OR_NO}", re.IGNORECASE)
+
+
+def _answers_another(question: Question, text: str, match: re.Match[str]) -> bool:
+    """Returns True if a question other than the one that was asked stands right before a verdict."""
+    before = text[max(0, match.start("verdict") - _LONGEST_QUESTION) : match.start("verdict")]
+    ended = re.search(r"([^.!?\n]*)\?\W*$", before)
+    return ended is not None and _words(ended[1]) not in _words(question.user)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _noun(question: Question) -> str:
+    """Returns the noun that a question is about, or an empty text."""
+    match = re.search(r"Input: '(.*)'$", question.user)
+    return match[1] if match else ""
 
 
 @dataclass
@@ -66,7 +118,8 @@ def read_prompts(question: Question, answer: Answer) -> list[str]:
     - An item begins with a number: `1.` `1)` `(1)` `[1]` `1:` `1 -`, full-width too, behind any bullet, heading or bold
       mark. The number must be 0, 1 or near the number before it: "1984. A street" is no item. Neither is "1.5 m".
     - Indented lines directly below an item continue it. So does the line below a number that stands alone. Other lines
-      without a number are ignored.
+      without a number are ignored. A list without any number counts if its bullets name the noun of the question.
+    - Remarks ("Notes:") are ignored, up to an item that continues the numbers of the list.
     - A bold lead-in before a colon or dash is a title. It comes off if the rest names the noun of the question,
       otherwise both stay: "Sunset: it sleeps". Text below titles (headings, or all in bold) counts in their place if
       there is such text below every title and it names the noun.
@@ -74,9 +127,8 @@ def read_prompts(question: Question, answer: Answer) -> list[str]:
 
     Raises Unusable if there is no item.
     """
-    match = re.search(r"Input: '(.*)'$", question.user)
-    noun = match[1] if match else ""
-    items = _items(answer.text, answer.cut)
+    noun = _noun(question)
+    items = _items(answer.text, answer.cut) or _bullets(answer.text, answer.cut, noun)
     titles = [item for item in items if item.is_title and not item.more]
     below_titles = bool(titles) and all(_names(noun, item.below) for item in titles)
     captions = (_caption(item, noun, below_titles) for item in items)
@@ -91,17 +143,26 @@ def _items(text: str, cut: bool) -> list[_Item]:
     incomplete = lines.pop() if cut else ""
     items: list[_Item] = []
     last, is_open = 0, False  # the number of the last item; whether the next line may continue it
+    remarks = False  # whether the line stands below the word "Notes"
     for line in lines:
         match = _ITEM.match(line)
         number = int(match["inside"] or match["number"]) if match else 0
-        if match and (number <= 1 or abs(number - last) <= _RANGE):
+        if items and not match and _REMARKS.match(line):
+            remarks |= not (is_open and _indent(line) > items[-1].indent)  # else it is about this item
+            is_open = False
+        elif remarks and not match:
+            continue
+        elif remarks and number != last + 1:
+            last = -_RANGE  # the items from here on are remarks, too
+        elif match and (number <= 1 or abs(number - last) <= _RANGE):
+            remarks = False
             last, texts = _split_inline(number, _item_text(match))
             items += [_Item(_indent(line), each, _is_title(match, each)) for each in texts]
             is_open = True
         elif not re.search(r"\w", line):
             is_open = False
         elif items and is_open and (_indent(line) > items[-1].indent or not items[-1].text):
-            items[-1].more.append(re.sub(r"^\s*[-*•]\s+", "", line).strip())
+            items[-1].more.append(_BULLET.sub("", line, count=1).strip())
         else:
             is_open = False
             if items and items[-1].is_title and not items[-1].below:
@@ -111,6 +172,17 @@ def _items(text: str, cut: bool) -> list[_Item]:
     elif cut and len(items) > 1 and items[-2].below and items[-1].is_title and not items[-1].below:
         items.pop()  # the text below the title is missing
     return items
+
+
+def _bullets(text: str, cut: bool, noun: str) -> list[_Item]:
+    """Returns the items of a list with bullets in place of numbers, or none if most of them don't name the noun."""
+    lines = text.splitlines()[: -1 if cut else None]
+    found = [(line, match) for line in lines if (match := _BULLET.match(line))]
+    outer = min((_indent(line) for line, _ in found), default=0)
+    texts = [line[match.end() :].strip() for line, match in found if _indent(line) == outer]
+    if 2 * sum(_names(noun, text) for text in texts) <= len(texts):
+        return []
+    return [_Item(outer, text, bool(_TITLE.match(text))) for text in texts]
 
 
 def _is_title(match: re.Match[str], text: str) -> bool:

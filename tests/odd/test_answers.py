@@ -68,6 +68,33 @@ VERDICTS = {
     "maybe": ("Maybe yes", None),
     "nothing": ("", None),
     "no and a reason": ("No and here is why.", False),
+    "a label on a line of its own": ("Answer:\nYes", True),
+    "a label on a line of its own, then a sentence": ("**Answer:**\n\nYes it can be drawn.", True),
+    "the noun on a line of its own": ("'Cat'\n\nYes", True),
+    "the noun and a colon": ("cat: no", False),
+    "the noun in quotes and a colon": ("'Cat': Yes, it can.", True),
+    "a pleasantry": ("Sure! Yes", True),
+    "a pleasantry, then a sentence": ("Of course! Yes, it can be drawn.", True),
+    "a pleasantry on a line of its own": ("Certainly.\n\nNo, it is abstract.", False),
+    "bold with a full stop": ("**Yes**.", True),
+    "an introduction": ("Here is my answer: Yes.", True),
+    "a line of its own": ("A cat is an animal.\n\n**Yes**\n\nIt has fur.", True),
+    "a sentence of its own": ("A cat is an animal. Yes. It has fur.", True),
+    "a conclusion": ("A cat is an animal. So, yes, it can be drawn.", True),
+    "a label in a sentence": ("It has no shape. Therefore, the answer is 'no'.", False),
+    "the question, then the verdict": ("Can a text-to-image model clearly visualize 'cat'? Yes.", True),
+    "the question on a line of its own": ('Can a text-to-image model clearly visualize "cat"?\nYes.', True),
+    "another question": ("Is it a noun? Yes. It is hard to draw.", None),
+    "other questions": ("Is it a noun? Yes. Can it be drawn? No.", None),
+    "another question on a line of its own": ("Is it a noun?\nYes", None),
+    "a code fence": ("```\nyes\n```", True),
+    "a quoted block": ("> **Answer:**\n> **Yes**\n>\n> No text is needed.", True),
+    "a number": ("1. Yes", True),
+    "a sign before it": ("✅ Yes", True),
+    "both on lines of their own": ("Yes\nNo", None),
+    "both in sentences of their own": ("It is a thing. Yes, mostly. No, not always.", None),
+    "no in a sentence": ("It is concrete, no doubt. No model fails at it.", None),
+    "yes inside a sentence": ("I would say yes to that", None),
 }  # fmt: skip
 
 
@@ -163,6 +190,28 @@ PROMPTS = {
     "quotes inside quotes": ('1. "A cat, "Hi" on it"\n2. “A cat says ‘hi’”', ['A cat, "Hi" on it', "A cat says ‘hi’"]),
     "a full stop behind the quote": ('1. "A cat sits".', ["A cat sits."]),
     "special tokens": ("1. A cat\n2. Two cats<|im_end|>", ["A cat", "Two cats"]),
+    "notes below": ("1. A cat\n2. Two cats\n\nNotes:\n1. No style twice.\n2. Cats vary.", ["A cat", "Two cats"]),
+    "notes in bold": ("1. A cat\n2. Two cats\n\n**Additional Notes**\n\n1) Cats vary.", ["A cat", "Two cats"]),
+    "notes under a heading": ("1. A cat\n\n### Tips for use:\n1. Cats vary.\n2. Cats differ.", ["A cat"]),
+    "a note, then the list goes on": ("1. A cat\n\nNote: a part.\n\n2. Two cats", ["A cat", "Two cats"]),
+    "a note above": ("Note: two prompts.\n1. A cat\n2. Two cats", ["A cat", "Two cats"]),
+    "a note on each item": ("1. A cat\n   Note: soft light\n1. Two cats\n   Note: fog", ["A cat", "Two cats"]),
+    "a caption about notes": ("1. A cat\n2. Notes: paper and a cat\n3. Two cats",
+                              ["A cat", "Notes: paper and a cat", "Two cats"]),
+    "a hyphen of Unicode behind the number": ("1 ‐ A cat\n2 ‑ Two cats\n3 − 3 cats", ["A cat", "Two cats", "3 cats"]),
+    "a bullet behind the number": ("1 • A cat\n2 · Two cats", ["A cat", "Two cats"]),
+    "a long dash behind the number": ("1 — A cat\n2 ― Two cats", ["A cat", "Two cats"]),
+    "a bullet of Unicode before the number": ("‐ 1. A cat\n▪ 2. Two cats", ["A cat", "Two cats"]),
+    "dashes instead of numbers": ("Here you are:\n– A cat\n– Two cats", ["A cat", "Two cats"]),
+    "bullets instead of numbers": ("• A cat\n  • with a hat\n• Two cats", ["A cat", "Two cats"]),
+    "hyphens instead of numbers, lead-ins": ("- **Sun**: A cat\n- **Dawn** — Two cats", ["A cat", "Two cats"]),
+    "bullets of a refusal": ("I can't do that:\n- no topic\n- no cat", None),
+    "lead-in with a hyphen of Unicode": ("1. **Sun** ‐ A cat\n2. **Dawn** − Two cats", ["A cat", "Two cats"]),
+    "lead-in with a bullet": ("1. **Sun** • A cat\n2. **Dawn** · Two cats", ["A cat", "Two cats"]),
+    "lead-in with a long dash": ("1. **Sun** — A cat\n2. **Dawn** ― Two cats", ["A cat", "Two cats"]),
+    "lead-in with the dash inside": ("1. **Sun –** A cat\n2. **Dawn -** Two cats", ["A cat", "Two cats"]),
+    "a compound in bold": ("1. A **well-known** cat\n2. **half**-asleep cat", ["A well-known cat", "half-asleep cat"]),
+    "points with other dashes": ("1. A cat\n   – on a mat\n   ‐ at night", ["A cat on a mat at night"]),
     "control signs and spaces": ("1. A\x0bcat\u00a0 sits\n2. Two\tcats", ["A cat sits", "Two cats"]),
 }  # fmt: skip
 
@@ -196,7 +245,8 @@ import json, resource
 resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
 from tests.odd.test_answers import CAT, VISUAL, completion, read, read_prompts, read_reply, read_verdict
 from randcond.data.concepts.verdicts import read_verdicts
-for text in ('"', "**", "*a ", "1. *a ", "1. **a" + " " * 99, '{"a":', '{"a":1', "[", "<think>", "</think>", "1. a\\n"):
+for text in ('"', "**", "*a ", "1. *a ", "1. **a" + " " * 99, '{"a":', '{"a":1', "[", "<think>", "</think>", "1. a\\n",
+             ". ", "answer: ", "cat: - ", "sure! ", "Is it? Yes. ", "<|channel|>", "Notes:\\n1. a\\n", "- cat\\n"):
     reply = completion(text * (10**7 // len(text)))
     read(CAT, reply, read_prompts)
     read(VISUAL, reply, read_verdict)
