@@ -82,7 +82,7 @@ class Judge:
                 if caption_id not in by_id:
                     continue
                 verdict = Verdict(*data) if data else None
-                if verdict and (verdict.match or _is_checked(verdict, by_id[caption_id], len(answer) == 1)):
+                if verdict and (verdict.match or self._is_checked(verdict, by_id[caption_id], len(answer) == 1)):
                     known.verdicts[caption_id] = verdict
                 elif data is None or len(answer) == 1:
                     known.singly.add(caption_id)
@@ -90,6 +90,10 @@ class Judge:
                     known.uncertain.add(caption_id)
         known.uncertain.difference_update(known.verdicts, known.singly)
         return known
+
+    def _is_checked(self, verdict: Verdict, caption: str, alone: bool) -> bool:
+        """Returns True if a verdict of an older version is certain. `alone`: it was asked about this caption alone."""
+        return names(verdict.word, caption, self.keys) if verdict.unseen else alone
 
     def _ask(self, by_id: Mapping[str, str], todo: list[str], size: int, label: str, dry_run: bool) -> None:
         """Asks about the captions with the ids `todo`, `size` captions per question."""
@@ -122,11 +126,6 @@ class Judge:
         sentences = json.dumps(entries, ensure_ascii=False)
         user = USER.format(**self.names, sentences=sentences, ids=_IDS)
         return Question(SYSTEM.format(**self.names), user, tuple(ids))
-
-
-def _is_checked(verdict: Verdict, caption: str, alone: bool) -> bool:
-    """Returns True if a verdict of an older version is certain. `alone`: the question was about this caption alone."""
-    return names(verdict.word, caption) if verdict.unseen else alone
 
 
 def _entries(path: Path, question_id: str, answer: Any) -> list[tuple[str, Any]]:

@@ -15,6 +15,14 @@ _IRREGULAR = {
 _ENDINGS = (("", "s"), ("", "es"), ("y", "ies"), ("f", "ves"), ("fe", "ves"))  # singular, plural
 _ENTRIES = 10_000  # dictionaries that are read in one answer
 _LONGEST_REASON = 200  # characters
+_QUOTED = re.compile(r"(?<!\w)(?:\"([^\"]+)\"|'([^']+)'|`([^`]+)`|“([^”]+)”|‘([^’]+)’|«([^»]+)»|\*\*(.+?)\*\*)(?!\w)")
+_BETWEEN_PHRASES = re.compile(  # signs and words between the word that was found and what is said about it
+    r"[,;:/&|()\[\]\n]|[-=]+>|[→⇒=–—]|\s-\s|\b(?:and|or|is|are|was|were|refers?|means?|denotes?|indicates?|describes?|names?"
+    r"|represents?|implies|mentions?|mentioned|contains?|includes?|which|that|as|because|since|meaning|being|in)\b"
+)
+_BEFORE_A_WORD = re.compile(
+    r"^[\W_]*(?:(?:the|this|it|an?|words?|terms?|nouns?|sentence|caption|reason|reference|presence|to|of)\b[\W_]*)+"
+)
 
 
 class Verdict(NamedTuple):
@@ -36,7 +44,7 @@ def read_verdict(answer: str, keys: tuple[str, ...], caption: str) -> Verdict | 
     entries = [_Entry.of(entry, keys) for entry in _dictionaries(answer, keys)]
     if not entries or None in entries or len({entry.unseen for entry in entries if entry}) > 1:
         return None
-    return next((entry.verdict("alone") for entry in entries if entry and entry.holds_for(caption)), None)
+    return next((entry.verdict("alone") for entry in entries if entry and entry.holds_for(caption, keys)), None)
 
 
 def read_verdicts(answer: str, keys: tuple[str, ...], captions: Mapping[str, str]) -> dict[str, Verdict]:
@@ -53,15 +61,15 @@ def read_verdicts(answer: str, keys: tuple[str, ...], captions: Mapping[str, str
         (caption_id, how, entry)
         for data in _dictionaries(answer, keys)
         if (entry := _Entry.of(data, keys))
-        for caption_id, how in _claims(entry, captions)
+        for caption_id, how in _claims(entry, captions, keys)
     ]
     times = Counter(caption_id for caption_id, _, _ in claims)
     reasons = [entry.reason for _, _, entry in claims if entry.unseen]
     verdicts = {}
     for caption_id, how, entry in claims:
         caption = captions[caption_id]
-        doubted = not entry.unseen and any(names(reason, caption) for reason in reasons)
-        if times[caption_id] == 1 and entry.holds_for(caption) and not doubted:
+        doubted = not entry.unseen and any(names(reason, caption, keys) for reason in reasons)
+        if times[caption_id] == 1 and entry.holds_for(caption, keys) and not doubted:
             verdicts[caption_id] = entry.verdict(how)
     return verdicts
 
@@ -94,12 +102,12 @@ class _Entry(NamedTuple):
         """Returns the verdict. `how`: how the entry was matched."""
         return Verdict(self.unseen, self.reason if self.unseen else "", how)
 
-    def holds_for(self, caption: str) -> bool:
+    def holds_for(self, caption: str, keys: tuple[str, ...]) -> bool:
         """Returns False for a yes whose reason is not in the caption."""
-        return not self.unseen or names(self.reason, caption)
+        return not self.unseen or names(self.reason, caption, keys)
 
 
-def _claims(entry: _Entry, captions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _claims(entry: _Entry, captions: Mapping[str, str], keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yields the id of the caption that an entry is about, and how that is known."""
     repeated = {_folded(text) for text in entry.others}
     sentences = [caption_id for caption_id, caption in captions.items() if _folded(caption) in repeated]
@@ -110,20 +118,28 @@ def _claims(entry: _Entry, captions: Mapping[str, str]) -> Iterator[tuple[str, s
         if len(sentences) == 1:
             yield sentences[0], "sentence"
     elif entry.unseen:
-        named = [caption_id for caption_id, caption in captions.items() if names(entry.reason, caption)]
+        named = [caption_id for caption_id, caption in captions.items() if names(entry.reason, caption, keys)]
         if len(named) == 1:
             yield named[0], "word"
 
 
-def names(reason: str, caption: str) -> bool:
+def names(reason: str, caption: str, keys: tuple[str, ...] = ()) -> bool:
     """Returns True if a caption contains a reason: a word or phrase of it, in the singular or plural.
+
+    Of a reason with quotes only what is quoted counts, else each of its phrases. `keys`: the names of the entry with
+    yes or no, which end with the concept. Its own name counts only if the reason has no other word: "fox -> animal".
 
     >>> names("dog", "two dogs"), names("a wolf, or a dog", "wolves at night"), names("dog", "a hot day")
     (True, True, False)
+    >>> names("The word 'horses' refers to an animal", "a horse"), names("fox -> animal", "an animal", ("has_animal",))
+    (True, False)
     """
-    phrases = re.split(r"[,;:/&|()\[\]\n]|\b(?:and|or)\b", reason[:_LONGEST_REASON].lower())
-    words = (re.sub(r"^[\W_]*(?:(?:the|an?|words?|terms?)\b[\W_]*)+", "", phrase).strip() for phrase in phrases)
-    forms = [form for word in words if re.search(r"\w", word) for form in _forms(word)]
+    reason = reason[:_LONGEST_REASON].lower()
+    phrases = ["".join(groups) for groups in _QUOTED.findall(reason)] or _BETWEEN_PHRASES.split(reason)
+    words = [word for phrase in phrases if re.search(r"\w", word := _BEFORE_A_WORD.sub("", phrase).strip())]
+    concept = {key.partition("_")[2].replace("_", " ") for key in keys}
+    words = [word for word in words if word not in concept] or words
+    forms = [form for word in words for form in _forms(word)]
     return bool(forms) and WordList(forms).find(caption) is not None
 
 

@@ -88,6 +88,53 @@ def test_a_single_judged_caption(name: str) -> None:
     assert read_verdict(answer, KEYS, "my dog") == verdict
 
 
+REASONS = {  # reason, caption -> whether the reason is in the caption
+    ("fox -> animal", "a red fox"): True,
+    ("fox => an animal", "a red fox"): True,
+    ("'fox' → animal", "two foxes"): True,
+    ("fox (an animal)", "a red fox"): True,
+    ('"fox" (an animal)', "a red fox"): True,
+    ("The word 'horses' refers to an animal", "two horses"): True,
+    ("The word horses refers to an animal", "a horse"): True,
+    ("The word “horses” is an animal", "a horse"): True,
+    ("horses: animal", "two horses"): True,
+    ("'horse': animal", "two horses"): True,
+    ("animal: horse", "two horses"): True,
+    ("fox – animal", "a red fox"): True,
+    ("fox - animal", "a red fox"): True,
+    ("fox = animal", "a red fox"): True,
+    ("**fox**", "a red fox"): True,
+    ("`fox`", "a red fox"): True,
+    ("fox is a kind of animal", "a red fox"): True,
+    ("a fox, which is an animal", "a red fox"): True,
+    ("The sentence mentions a fox", "a red fox"): True,
+    ("It contains the word fox.", "a red fox"): True,
+    ("reference to a cow in the field", "a cow"): True,
+    ("golden retrievers (dogs)", "a golden retriever"): True,
+    ("mice", "a mouse"): True,
+    ("animal", "an animal"): True,
+    ("animals", "an animal"): True,
+    ("fox -> animal", "a toy animal"): False,
+    ("fox (an animal)", "a toy animal"): False,
+    ("The word 'fox' refers to an animal", "a toy animal"): False,
+    ("the word 'fox', not 'car'", "a van"): False,
+    ("The sentence mentions a fox", "a sentence on a wall"): False,
+    ("fox", "a foxglove"): False,
+    ("->", "a red fox"): False,
+    ("''", "a red fox"): False,
+}
+
+
+@pytest.mark.parametrize(("reason", "caption"), REASONS)
+def test_the_reason_of_a_yes_is_found_in_the_caption(reason: str, caption: str) -> None:
+    answer = json.dumps([{"contains_animals": "yes", "reason": reason}])
+    expected = Verdict(True, reason, "alone") if REASONS[reason, caption] else None
+    assert read_verdict(answer, KEYS, caption) == expected
+    answer = entries(("s1", "yes", reason), ("s2", "no", ""))
+    found = read_verdicts(answer, KEYS, {"s1": caption, "s2": "an empty room"})
+    assert found == ({"s1": Verdict(True, reason, "id")} if expected else {}) | {"s2": NO}
+
+
 def judge(folder: Path, url: str, size: int = 3) -> Judge:
     return Judge(Endpoint(model="m", url=url, concurrency=1), folder / "judge.jsonl", "animal", "animals", size)
 
