@@ -9,10 +9,18 @@ import numpy as np
 
 from randcond.data.cache.cache_faults import cache_faults, read_manifest
 from randcond.data.cache.latent_cache import checked_captions
-from randcond.data.cache.manifest import REWRITE, captions_of_shard, check_captions, first_entries, shard_entries
+from randcond.data.cache.manifest import (
+    DAMAGED,
+    HASH,
+    REWRITE,
+    captions_of_shard,
+    check_captions,
+    first_entries,
+    read_cache_record,
+    shard_entries,
+)
 from randcond.data.cache.shards import Shard
 from randcond.data.captions.caption_file import Captions, write_captions
-from randcond.data.captions.source_identity import read_stored
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, sha256, write_json
@@ -25,7 +33,8 @@ def verify(folder: str) -> None:
     """Verifies a latent cache: its captions, the list of its shards, the checksum of every shard, every latent in it.
 
     Each caption must have its latent once, in order, unless it was left out. Fails with a list of the faults. To repair
-    a cache, run `randcond run cache EXPERIMENT`: it makes the faulty shards again, and no others.
+    a cache, run `randcond run cache EXPERIMENT` then: it makes the faulty shards again, and no others. It finds them by
+    notes (NAME.damaged) that this command writes beside them, because it does not read every shard itself.
     """
     manifest = read_manifest(Path(folder))
     if faults := list(cache_faults(Path(folder), manifest)):
@@ -121,7 +130,8 @@ def subset(folder: str, out: str, *, n: int) -> None:
         "shards": [asdict(entry) for entry in entries],
     }
     if stored is not None:
-        check_matches(stored, expected, f"the cache at {out}", "Choose another OUT.")
+        facts = {key: value for key, value in expected.items() if key not in (HASH, DAMAGED)}
+        check_matches(stored, facts, f"the cache at {out}", "Choose another OUT.")
     else:
         write_json(target / "manifest.json", expected)
     print(f"{out}: {n:,} latents in {len(entries)} shards of {folder}")
@@ -134,7 +144,7 @@ def _stored_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "manifest.json"
     try:
-        stored = read_stored(path, "captions_sha256") if path.is_file() else None
+        stored = read_cache_record(path, "captions_sha256") if path.is_file() else None
     except UserError:
         stored = None
     if stored is None and ((folder / "plan.json").exists() or any(folder.glob("*.tar"))):

@@ -12,12 +12,13 @@ from randcond.data.cache.manifest import (
     captions_of_shard,
     check_captions,
     check_shard,
+    read_cache_record,
     shard_entries,
 )
-from randcond.data.cache.shards import FORMAT, REPAIR, Shard
+from randcond.data.cache.shards import FORMAT, REPAIR, Shard, note_damage, note_path
 from randcond.data.captions.caption_file import Captions
-from randcond.data.captions.source_identity import read_stored
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import remove
 from randcond.launch.runtime.progress import Progress
 
 
@@ -26,7 +27,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"no complete cache at {folder}: create or finish it with `randcond run cache EXPERIMENT`")
-    manifest = read_stored(path, "format", remedy=REWRITE)
+    manifest = read_cache_record(path, "format", remedy=REWRITE)
     if manifest["format"] != FORMAT:
         raise UserError(
             f"the cache at {folder} has format {manifest['format']}, expected {FORMAT}; use the version of "
@@ -44,7 +45,11 @@ _KEYS = {"captions": int, "captions_sha256": str, "shard_size": int, "latent_sha
 
 
 def cache_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    """Yields one line per fault of a cache: of its captions, of the list of its shards, and of every shard."""
+    """Yields one line per fault of a cache: of its captions, of the list of its shards, and of every shard.
+
+    Reads everything. Notes each shard that has a fault beside it, so that the cache stage finds it, and removes the
+    notes of sound shards.
+    """
     captions: Captions | None = None
     count, size = manifest["captions"], manifest["shard_size"]
     try:
@@ -65,11 +70,14 @@ def cache_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         )
     shape = tuple(manifest["latent_shape"])
     for number, entry in enumerate(Progress(entries, desc="verifying", unit="shard")):
-        ids = captions_of_shard(number, size, count)
-        try:
-            yield from shard_faults(folder / entry.shard, entry, ids, captions, shape)
-        except (UserError, tarfile.TarError, OSError) as error:
-            yield str(error) if entry.shard in str(error) else f"shard {entry.shard}: {error}; {REPAIR}"
+        path, found = folder / entry.shard, 0
+        for fault in shard_faults(path, entry, captions_of_shard(number, size, count), captions, shape):
+            found += 1
+            yield fault
+        if found:
+            note_damage(path, "it has faults")
+        elif note_path(path).exists():
+            remove(note_path(path))
 
 
 def shard_faults(
@@ -78,8 +86,17 @@ def shard_faults(
     """Yields one line per fault of a shard.
 
     `ids`: the caption numbers that it must hold. `captions`: of the cache; None: not compared. `shape`: the expected
-    latent shape (C, h, w). Raises UserError if the shard can't be opened.
+    latent shape (C, h, w).
     """
+    try:
+        yield from _shard_faults(path, entry, ids, captions, shape)
+    except (UserError, tarfile.TarError, OSError) as error:
+        yield str(error) if path.name in str(error) else f"shard {path}: {error}; {REPAIR}"
+
+
+def _shard_faults(
+    path: Path, entry: ShardEntry, ids: range, captions: Captions | None, shape: tuple[int, ...]
+) -> Iterator[str]:
     shard = Shard(path)
     for check in (lambda: check_shard(shard, entry, read_all=True), lambda: check_captions(shard, entry, ids)):
         try:

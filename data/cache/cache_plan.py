@@ -4,19 +4,17 @@ In: the experiment, the teacher, the captions of the sources. Out: plan.json and
 plan or captions that are damaged are restored from what else there is. The shards hold a hash of the plan.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from randcond.data.cache.latent_source import LatentSource, cache_identity, source_kind
-from randcond.data.cache.shards import FORMAT, read_index
+from randcond.data.cache.manifest import DAMAGED, HASH, Plan, plan_hash, plan_of, read_cache_record
+from randcond.data.cache.shard_work import plans_of
+from randcond.data.cache.shards import FORMAT
 from randcond.data.captions.caption_file import Captions, write_captions
-from randcond.data.captions.source_identity import stored_without_secrets, write_again
 from randcond.data.images.decode import READING
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.sections import Cache, Config
@@ -28,66 +26,54 @@ from randcond.launch.runtime.ranks import cpu_threads, rank
 from randcond.model_zoo.sampler import sampler_dtype
 from randcond.model_zoo.teacher import Teacher
 
-Plan = dict[str, Any]
-HASH = "plan_sha256"  # key of a plan from which secrets were taken: the hash that its shards hold
 _RESTORE_MANIFEST = "restore it from a copy; the manifest of a part of another cache: `randcond cache subset` makes it"
 _REMEDY = "To use it, restore these settings. To make another cache, give another paths.cache."
 
 
-def stored_plan(folder: Path, sources: Sequence[str] = ()) -> Plan | None:
+def stored_plan(folder: Path, shards: Sequence[Path] = (), sources: Sequence[str] = ()) -> Plan | None:
     """Returns the plan that the shards of a folder were made by, None if there is none yet.
 
-    plan.json and manifest.json both hold it; if one is damaged or missing, the other counts. The plan of a subset is in
-    its manifest, and has the key `subset_of`. What an older version left of passwords and queries of URLs is taken out
-    of plan.json; the plan then keeps the hash that the shards hold. `sources`: the experiment's, see
-    `stored_without_secrets`. Raises UserError if none of the files can be read.
+    plan.json and manifest.json both hold it; if one is damaged or missing, or does not belong to any of `shards`, the
+    other counts. The plan of a subset is in its manifest, and has the key `subset_of`. What an older version left of
+    passwords and queries of URLs is taken out of both. `sources`: the experiment's, see `stored_without_secrets`.
+    Raises UserError if none of the files can be read.
     """
-    plans: list[Plan] = []
+    plans: dict[str, Plan] = {}
     damages: dict[str, UserError] = {}
     for name, remedy in (("plan.json", RESTORE), ("manifest.json", _RESTORE_MANIFEST)):
+        path = folder / name
         try:
-            if (folder / name).is_file():
-                plans.append(_without_secrets(folder / name, remedy, sources))
+            if path.is_file():
+                plans[name] = plan_of(read_cache_record(path, "captions_sha256", sources=sources, remedy=remedy))
         except UserError as error:
             damages[name] = error
     if damages and not plans:
         raise next(iter(damages.values()))
     for name in damages if rank() == 0 else ():
         log.warning(f"cache: {folder / name} is damaged; it is written again")
-    return plans[0] if plans else None
-
-
-def _without_secrets(path: Path, remedy: str, sources: Sequence[str]) -> Plan:
-    stored = read_record(path, "captions_sha256", remedy=remedy)
-    plan = {key: value for key, value in stored.items() if key != "shards"}
-    clean: Plan = stored_without_secrets(plan, sources)
-    if clean != plan:
-        clean[HASH] = plan_hash(plan)
-        if path.name == "plan.json":  # the manifest is written at the end of the stage
-            write_again(path, clean)
-    return clean
-
-
-def plan_hash(plan: Plan) -> str:
-    """Returns the hash of a plan that its shards hold."""
-    return plan.get(HASH) or hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+    if len({plan_hash(plan) for plan in plans.values()}) < 2:
+        return next(iter(plans.values()), None)
+    known = {plan_hash(plan): name for name, plan in plans.items()}
+    name = next((known[made_of] for _, made_of in plans_of(shards) if made_of in known), "plan.json")
+    if name != "plan.json" and rank() == 0:
+        log.warning(f"cache: {folder}/plan.json is not the plan of the shards here; written again from {name}")
+    return plans[name]
 
 
 def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSource, shards: list[Path]) -> Plan:
     """Returns the plan of the cache in a folder, with plan.json and captions.arrow as it says.
 
     Writes them if the folder has none; writes captions.arrow again if it is damaged. Raises UserError if the folder
-    contains a cache with other settings or captions.
+    contains a cache with other settings or captions, or if its plan is not that of its shards.
     """
-    stored = stored_plan(folder, config.cache.captions)
+    stored = stored_plan(folder, shards, config.cache.captions)
     digest = restore_captions(folder, source.captions, stored, any(map(Path.is_file, shards)))
-    plan = new_plan(config, teacher, digest, source.facts)
-    if stored is None:
-        _refuse_foreign(shards, plan_hash(plan))
-    else:
+    plan = new_plan(config, teacher, digest, source)
+    if stored is not None:
         absent = absent_settings(Cache, "cache", source_kind(config), "shards") | {"compile": None, "reading": READING}
-        captions = {"captions_sha256": stored["captions_sha256"]}  # compared below
-        check_matches(stored, {**plan, **captions}, f"the cache at {folder}", _REMEDY, absent)
+        expected = {key: value for key, value in plan.items() if key not in (DAMAGED, HASH)}
+        expected["captions_sha256"] = stored["captions_sha256"]  # compared below
+        check_matches(stored, expected, f"the cache at {folder}", _REMEDY, absent)
         if digest != stored["captions_sha256"]:
             raise UserError(
                 f"{folder / 'captions.arrow'}: is missing or damaged, and the sources give other captions now than "
@@ -95,6 +81,7 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
                 f"they are"
             )
         plan = stored  # may have fewer keys, if an older version wrote it: the shards contain a hash of it
+    _refuse_foreign(folder, shards, plan_hash(plan), has_plan=stored is not None)
     if list(Captions(folder / "captions.arrow")) != source.captions:
         raise UserError(f"the cache at {folder}: its captions differ from the captions in its sources now. {_REMEDY}")
     if stored is None or not _is_stored(folder / "plan.json", plan):
@@ -109,19 +96,24 @@ def _is_stored(path: Path, plan: Plan) -> bool:
         return False
 
 
-def _refuse_foreign(shards: list[Path], made_of: str) -> None:
-    """Raises UserError if a folder without a plan has shards of another plan: they may have taken days to make."""
-    for shard in shards:
-        try:
-            if not shard.is_file() or read_index(shard).made_of == made_of:
-                continue
-        except (UserError, FileNotFoundError):
-            continue
-        raise UserError(
-            f"shard {shard}: belongs to a cache with other settings (teacher, sampler, captions, ...), and "
-            f"{shard.parent} has no plan.json that names them; restore plan.json or manifest.json from a copy, or give "
-            f"another paths.cache"
-        )
+def _refuse_foreign(folder: Path, shards: list[Path], made_of: str, has_plan: bool) -> None:
+    """Raises UserError if the shards of a folder are those of another cache: they may have taken days to make.
+
+    `made_of`: hash of the plan. `has_plan`: the folder holds this plan. If it does, some of its shards may be those of
+    another cache, but not all. If it holds none, no shard may be.
+    """
+    if has_plan and any(other == made_of for _, other in plans_of(shards)):
+        return
+    foreign = [(shard, other) for shard, other in plans_of(shards) if other != made_of]
+    if not foreign:
+        return
+    (first, other), more = foreign[0], f", and so do {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    records = "plan.json or manifest.json here is theirs" if has_plan else f"{folder} has no plan.json that names them"
+    raise UserError(
+        f"shard {first}: belongs to a cache with other settings (teacher, sampler, captions, versions of libraries, "
+        f"...){more}: it was made by plan {other[:8]}, expected {made_of[:8]}; {'no ' * has_plan}{records}; restore "
+        f"plan.json or manifest.json from a copy, or give another paths.cache; the shards stay as they are"
+    )
 
 
 def restore_captions(folder: Path, captions: list[str], stored: Plan | None, has_shards: bool) -> str:
@@ -147,21 +139,23 @@ def restore_captions(folder: Path, captions: list[str], stored: Plan | None, has
     return digest
 
 
-def new_plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[str, Any]) -> Plan:
+def new_plan(config: Config, teacher: Teacher, captions_hash: str, source: LatentSource) -> Plan:
     """Returns everything that the latents depend on. Two caches with the same plan contain the same latents.
 
-    `captions_hash`: sha256 of captions.arrow. `facts`: the `facts` of the latent source.
+    `captions_hash`: sha256 of captions.arrow. What was left out of the sources stands in the plan, but its words are no
+    part of the hash in the shards: the captions have a hash of their own.
     """
     cache = config.cache
     shards = identity_of(cache, "shards")
     shards.pop("compile")  # stored as None if nothing is compiled
-    return {
+    plan = {
         "format": FORMAT,
         "teacher": teacher.fingerprint,
         "captions": cache.size,
         "captions_sha256": captions_hash,
         **cache_identity(config),
-        **facts,
+        DAMAGED: [],
+        **source.facts,
         **shards,
         "compute_dtype": config.teacher.dtype,
         "sampler_dtype": sampler_dtype(teacher.pipe),
@@ -170,6 +164,7 @@ def new_plan(config: Config, teacher: Teacher, captions_hash: str, facts: dict[s
         "compile": None if cache.compile == "none" else cache.compile,
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
+    return {**plan, DAMAGED: source.damaged, HASH: plan_hash(plan)} if source.damaged else plan
 
 
 def _latent_shape(config: Config, teacher: Teacher) -> list[int]:

@@ -19,12 +19,12 @@ from randcond.data.cache.manifest import (
     check_captions,
     check_shard,
     first_entries,
+    read_cache_record,
     shard_entries,
 )
 from randcond.data.cache.shard_store import LocalShards, RemoteShards
 from randcond.data.cache.shards import FORMAT, Shard
 from randcond.data.captions.caption_file import Captions
-from randcond.data.captions.source_identity import read_stored
 from randcond.data.inputs.fetch import fetch, fill_in
 from randcond.launch.config.identity import absent_settings
 from randcond.launch.config.paths import is_url
@@ -70,7 +70,7 @@ class LatentCache:
             raise UserError(
                 f"no complete cache at {show_url(location)}: create or finish it with `randcond run cache EXPERIMENT`"
             )
-        manifest = read_stored(
+        manifest = read_cache_record(
             folder / "manifest.json", "captions_sha256", sources=config.cache.captions, remedy=REWRITE
         )
         check_matches(

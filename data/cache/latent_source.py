@@ -36,6 +36,7 @@ class LatentSource(Protocol):
 
     captions: list[str]
     facts: dict[str, Any]  # what else the latents depend on, for the cache's plan
+    damaged: list[str]  # sentences about what was left out of the sources
 
     def begin(self, teacher: Teacher) -> None:
         """Prepares for `latents`. Call this once before."""
@@ -79,10 +80,10 @@ class TeacherLatents:
     """Latents that the teacher draws for the cached captions."""
 
     def __init__(self, config: Config) -> None:
-        damaged: list[str] = []
+        self.damaged: list[str] = []
+        self.facts: dict[str, Any] = {}
         self.config = config.cache
-        self.captions = choose_captions(config, damaged if config.on_error == "skip" else None)
-        self.facts: dict[str, Any] = {"damaged": damaged}
+        self.captions = choose_captions(config, self.damaged if config.on_error == "skip" else None)
 
     def begin(self, teacher: Teacher) -> None:
         """Builds the pipeline with `cache.sampler`, and compiles it if `cache.compile` says so."""
@@ -119,8 +120,8 @@ class ImageLatents:
         self.pictures: list[Picture] = _shuffled(allowed, cache.seed)[: cache.size]
         self.captions = [picture.caption for picture in self.pictures]
         names_and_sizes = json.dumps([[picture.name, _bytes(picture)] for picture in self.pictures])
+        self.damaged = [f"cache.images: left out {left_out}"] if left_out.counts else []
         self.facts: dict[str, Any] = {
-            "damaged": [f"cache.images: left out {left_out}"] if left_out.counts else [],
             "images_sha256": hashlib.sha256(names_and_sizes.encode()).hexdigest(),
             "reading": READING,
         }
@@ -129,7 +130,7 @@ class ImageLatents:
         """Takes the VAE of the teacher's pipeline, and `cache.resolution` or the teacher's resolution."""
         if rank() == 0:
             log.info(f"cache.images: {self.found}")
-            for line in self.facts["damaged"]:
+            for line in self.damaged:
                 log.info(line)
         self.pipe, self.square = teacher.pipe, to_square(self.config.resolution or teacher.resolution)
 

@@ -1,5 +1,7 @@
-"""The manifest of a cache: one entry per shard, with checksums; and the captions that each shard must hold."""
+"""The manifest of a cache: its plan, one entry per shard with checksums, and the captions that each shard must hold."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +10,14 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from randcond.data.cache.shards import REPAIR, Shard, index_path, read_index
+from randcond.data.cache.shards import REPAIR, Shard, index_path, note_damage, read_index
+from randcond.data.captions.source_identity import stored_without_secrets, write_again
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import sha256
+from randcond.launch.runtime.files import RESTORE, read_record, sha256
 
+Plan = dict[str, Any]
+HASH = "plan_sha256"  # key of a plan that is stored with other words than its shards' hash covers: that hash
+DAMAGED = "damaged"  # key of a plan: sentences about sources that were left out. No part of its hash since HASH is kept
 REWRITE = "`randcond run cache EXPERIMENT` writes it again, and makes no sound shard again"
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 
@@ -26,6 +32,35 @@ class ShardEntry:
     bytes: _Count
     sha256: str
     index_sha256: str
+
+
+def plan_hash(plan: Plan) -> str:
+    """Returns the hash of a plan that its shards hold."""
+    return plan.get(HASH) or hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+
+
+def read_cache_record(path: Path, *keys: str, sources: Sequence[str] = (), remedy: str = RESTORE) -> dict[str, Any]:
+    """Reads the plan.json or manifest.json of a cache without secrets of URLs. Every reader of these files uses it.
+
+    If an older version left secrets, writes the file again without them. Its plan then keeps the hash that the shards
+    hold, or they would count as those of another cache. `keys`, `remedy`: see `read_record`. `sources`: see
+    `stored_without_secrets`.
+    """
+    stored = read_record(path, *keys, remedy=remedy)
+    clean: dict[str, Any] = stored_without_secrets(stored, sources)
+    if clean == stored:
+        return stored
+    plan, shards = plan_of(clean), {key: clean[key] for key in clean if key == "shards"}
+    if "subset_of" not in plan:  # a subset's shards have the hash of the original cache's plan
+        plan[HASH] = plan_hash(plan_of(stored))
+    clean = {**plan, **shards}
+    write_again(path, clean)
+    return clean
+
+
+def plan_of(record: dict[str, Any]) -> Plan:
+    """Returns the plan that a plan.json or manifest.json holds."""
+    return {key: value for key, value in record.items() if key != "shards"}
 
 
 def describe(shard: Path) -> ShardEntry:
@@ -109,10 +144,11 @@ def first_entries(
 def check_shard(shard: Shard, entry: ShardEntry, read_all: bool) -> None:
     """Raises UserError if a shard does not match its entry in the manifest.
 
-    `read_all`: also read the whole shard and verify its checksum.
+    `read_all`: also read the whole shard and verify its checksum. Notes a shard that does not match it.
     """
     if read_all and sha256(shard.path) != shard.sha256:
-        raise UserError(f"shard {shard.path}: does not match its checksum, so it is damaged; {REPAIR}")
+        remedy = note_damage(shard.path, "it does not match its checksum")
+        raise UserError(f"shard {shard.path}: does not match its checksum, so it is damaged; {remedy}")
     same = sha256(index_path(shard.path)) == entry.index_sha256 and shard.sha256 == entry.sha256
     if not same or len(shard) < entry.samples:
         raise UserError(f"shard {shard.path}: the shard or its index does not match the manifest; {REPAIR}")

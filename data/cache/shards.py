@@ -5,6 +5,7 @@ without unpacking.
 """
 
 import io
+import json
 import math
 import mmap
 import os
@@ -18,10 +19,11 @@ from pydantic.dataclasses import dataclass
 from webdataset import TarWriter
 
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import atomic_write, sha256, write_json
+from randcond.launch.runtime.files import atomic_write, naming_full_disk, sha256, write_text
 
 FORMAT = 3
 REPAIR = "`randcond run cache EXPERIMENT` makes this shard again, and no other"
+VERIFY = f"`randcond cache verify FOLDER` notes such shards, then {REPAIR}"
 _STRICT = ConfigDict(strict=True)
 _EXPONENT = np.uint16(0x7C00)  # the exponent bits of an fp16 number
 
@@ -55,15 +57,34 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
+def note_path(shard: Path) -> Path:
+    """Returns the path of the note that a shard is damaged (see `note_damage`)."""
+    return shard.with_suffix(".damaged")
+
+
+def note_damage(shard: Path, fault: str) -> str:
+    """Notes beside a shard that it is damaged. Returns what to do, for an error message.
+
+    The cache stage reads the whole of a noted shard, and makes it again if it is damaged. It does not read the others.
+    There is no note if the shard is missing, or its folder can't be written.
+    """
+    if not (shard.is_file() and os.access(shard.parent, os.W_OK)):
+        return VERIFY
+    write_text(note_path(shard), f"{fault}\n")
+    return REPAIR
+
+
 def write_shard(
     shard: Path, samples: list[dict[str, Any]], made_of: str = "", left_out: list[dict[str, Any]] | None = None
 ) -> None:
-    """Writes samples {caption_id, caption, latent [C, h, w], meta} as a shard with an index, each atomically.
+    """Writes samples {caption_id, caption, latent [C, h, w], meta} as a shard with an index.
 
     `made_of`: hash of the cache's plan. `left_out`: skipped samples {caption_id, error, reason}. The index holds both.
-    The bytes depend only on the samples: the tar contains no times and no user names.
+    The bytes depend only on the samples: the tar contains no times and no user names. Both files are written whole
+    under other names, then renamed: first the shard, then the index.
     """
-    with atomic_write(shard) as temporary:
+    index = index_path(shard)
+    with atomic_write(index) as new_index, atomic_write(shard) as temporary:
         with TarWriter(str(temporary), mtime=0, user="randcond", group="randcond") as tar:
             for sample in samples:
                 tar.write(
@@ -77,8 +98,10 @@ def write_shard(
         members = _scan(temporary)
         digest = sha256(temporary)
         size = temporary.stat().st_size
-    facts = {"shard": shard.name, "bytes": size, "sha256": digest, "made_of": made_of, "left_out": left_out or []}
-    write_json(index_path(shard), {**facts, "members": members})
+        facts = {"shard": shard.name, "bytes": size, "sha256": digest, "made_of": made_of, "left_out": left_out or []}
+        with naming_full_disk(index):
+            text = json.dumps({**facts, "members": members}, indent=2) + "\n"
+            new_index.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _scan(tar: Path) -> list[list[Any]]:
@@ -168,7 +191,7 @@ class Shard:
         return values
 
     def _damaged_latent(self, row: int) -> UserError:
-        return UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; {REPAIR}")
+        return UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; {VERIFY}")
 
     def _read_header(self, row: int, data: np.ndarray) -> None:
         """Parses the header of a .npy file. `latent` skips this for the following latents, if their header is equal."""
@@ -179,7 +202,7 @@ class Shard:
                 raise ValueError(f"npy version {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
-            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}; {REPAIR}") from None
+            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}; {VERIFY}") from None
         if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
             raise self._damaged_latent(row)
         self._header, self._shape = data[: file.tell()].tobytes(), shape

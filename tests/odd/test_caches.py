@@ -7,7 +7,7 @@ import pytest
 
 from randcond.data.cache import caching
 from randcond.data.cache.cache_command import verify
-from randcond.data.cache.shards import index_path, read_index
+from randcond.data.cache.shards import index_path, note_damage, read_index
 from randcond.data.captions.caption_file import write_captions
 from randcond.launch.errors import UserError
 from tests.support.odd_caches import (
@@ -21,6 +21,7 @@ from tests.support.odd_caches import (
     folder,
     from_other,
     made,
+    noted,
     rewrite_manifest,
     shard,
     source,
@@ -46,7 +47,11 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
         "it holds caption 0, expected captions 6 to 7",
     ),
     "two shards swapped": (lambda c: swap(c, 0, 3), {0, 3}, "it holds caption 6, expected captions 0 to 1"),
-    "two shards swapped without their indexes": (lambda c: swap(c, 0, 3, False), {0, 3}, "00003.tar is made again"),
+    "two shards swapped without their indexes": (
+        noted(lambda c: swap(c, 0, 3, False)),
+        {0, 3},
+        "00003.tar is made again",
+    ),
     "a shard is missing": (lambda c: shard(c, 1).unlink(), {1}, "3 of 4 shards done, 1 to create"),
     "an index is missing": (lambda c: index_path(shard(c, 1)).unlink(), {1}, "its index is missing"),
     "a shard and its index are missing": (lambda c: [p.unlink() for p in both(c, 2)], {2}, "1 to create"),
@@ -62,11 +67,32 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
     ),
     "a shard is empty": (lambda c: shard(c, 0).write_bytes(b""), {0}, "it has 0 bytes"),
     "a shard is zeros": (
-        lambda c: shard(c, 0).write_bytes(bytes(shard(c, 0).stat().st_size)),
+        noted(lambda c: shard(c, 0).write_bytes(bytes(shard(c, 0).stat().st_size))),
         {0},
         "it does not match its checksum",
     ),
-    "a byte of a shard is flipped": (lambda c: flip(shard(c, 3), 1000), {3}, "it does not match its checksum"),
+    "a byte of a shard is flipped": (noted(lambda c: flip(shard(c, 3), 1000)), {3}, "it does not match its checksum"),
+    "an index has a wrong offset": (
+        lambda c: edit(index_path(shard(c, 1)), lambda index: index["members"][1].__setitem__(2, 600)),
+        {1},
+        "1 of its latents or captions are damaged",
+    ),
+    "an index has a wrong offset, the manifest too": (
+        noted(
+            lambda c: (
+                edit(index_path(shard(c, 1)), lambda index: index["members"][1].__setitem__(2, 600)),
+                rewrite_manifest(c),
+            )
+        ),
+        {1},
+        "1 of its latents or captions are damaged",
+    ),
+    "a sound shard is noted as damaged": (lambda c: note_damage(shard(c, 1), "seen on a bad day"), set(), ""),
+    "every fault that verify finds": (
+        noted(lambda c: (flip(shard(c, 0), 1000), shard(c, 1).unlink(), index_path(shard(c, 2)).write_text("[]"))),
+        {0, 1, 2},
+        "1 of 4 shards done",
+    ),
     "an index is a list": (lambda c: index_path(shard(c, 1)).write_text("[]"), {1}, "its index is damaged"),
     "an index is cut off": (lambda c: index_path(shard(c, 1)).write_text('{"shard": '), {1}, "its index is damaged"),
     "an index is nested too deeply": (
@@ -136,7 +162,7 @@ def test_the_cache_stage_repairs_only_what_is_wrong(
     damage(cache)
     drawn: list[int] = []
     make = caching._make_shard
-    monkeypatch.setattr(caching, "_make_shard", lambda *given: (drawn.append(given[3].start // 2), make(*given)))
+    monkeypatch.setattr(caching, "_make_shard", lambda *given: (drawn.append(given[2].numbers[given[3]]), make(*given)))
     caching.run(config_of(folder))
     assert set(drawn) == made_again and len(drawn) == len(made_again)
     said = capsys.readouterr().out

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from randcond.data.cache import caching
+from randcond.data.cache.cache_command import verify
 from randcond.data.cache.manifest import describe
 from randcond.data.cache.shards import index_path
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
 from randcond.model_zoo.teacher import Teacher
 
 SHARDS = 4
@@ -106,6 +108,17 @@ def without_manifest(change: Callable[[Path], None]) -> Callable[[Path], None]:
     def changed(cache: Path) -> None:
         (cache / "manifest.json").unlink()
         change(cache)
+
+    return changed
+
+
+def noted(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Damage that only `cache verify` finds: it notes the shards for the cache stage."""
+
+    def changed(cache: Path) -> None:
+        change(cache)
+        with pytest.raises(UserError, match="faults"):
+            verify(str(cache))
 
     return changed
 
