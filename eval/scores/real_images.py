@@ -80,13 +80,9 @@ def statistics_of_folder(
         "reading": READING,
     }
     work = out / "features"
-    if (work / "plan.json").is_file():
-        remedy = "Restore these settings, or give another OUT."
-        check_matches(read_record(work / "plan.json"), identity, f"the unfinished work at {work}", remedy)
-    else:
-        write_json(work / "plan.json", identity)
     paths = [work / f"chunk-{number:05d}.safetensors" for number in range(-(-len(found.images) // CHUNK))]
     done = sum(map(Path.is_file, paths))
+    plan = _agreed_plan(work, identity, finished=done == len(paths))
     with Progress(total=len(paths), initial=done, desc="reading images", unit="chunk") as bar:
         for number in claim_each(paths, Path.is_file):
             images = found.images[number * CHUNK : (number + 1) * CHUNK]
@@ -95,9 +91,31 @@ def statistics_of_folder(
             bar.update(sum(map(Path.is_file, paths)) - bar.n)
     chunks = [_load_chunk(path) for path in paths]
     reasons = _check_bad(folder, [bad for chunk in chunks for bad in chunk.bad], on_error)
-    facts = {key: identity[key] for key in ("size", "jpeg", "images_sha256", "reading")}
-    facts |= {"passed_over": dict(found.passed_over), "left_out": reasons}
+    facts = {key: plan[key] for key in ("size", "jpeg", "images_sha256", "reading") if key in plan}
+    if "reading" in plan:  # an older version wrote no more, and what it has written stays the same
+        facts |= {"passed_over": dict(found.passed_over), "left_out": reasons}
     return _write_splits(out, chunks, split_ids, facts, extractor_names, extractors)
+
+
+def _agreed_plan(work: Path, identity: dict[str, Any], finished: bool) -> dict[str, Any]:
+    """Returns the plan of the work in a folder: the stored one, or `identity`, which it writes if there is none.
+
+    `finished`: all features are there. Features of an older version, whose plan says nothing about how images were
+    read, are used as they are then. Raises UserError if the plan has other settings, or if images that this version
+    reads would be mixed with those of an older one.
+    """
+    if not (work / "plan.json").is_file():
+        write_json(work / "plan.json", identity)
+        return identity
+    stored = read_record(work / "plan.json")
+    remedy = "Restore these settings, or give another OUT."
+    check_matches(stored, identity, f"the work at {work}", remedy, {"reading": READING})
+    if "reading" not in stored and not finished:
+        raise UserError(
+            f"{work}: was begun by an older version, which did not turn images by their EXIF data and dropped their "
+            f"transparency; finish it with that version, or give another OUT"
+        )
+    return stored
 
 
 def _listing_sha256(folder: Path, found: Found) -> str:
@@ -153,12 +171,15 @@ def _load_chunk(path: Path) -> _Chunk:
     try:
         with safe_open(path, "pt") as file:
             features = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-            bad = json.loads(file.metadata()["bad"])
+            bad = json.loads((file.metadata() or {}).get("bad", "[]"))
     except SafetensorError as error:
         raise UserError(
             f"{path}: is damaged ({error}); remove it and run the command again: only this file is read again"
         ) from None
-    return _Chunk(features, features.pop("rows"), bad)
+    rows = features.pop("rows", None)
+    if rows is None:  # of an older version, which left out no image
+        rows = torch.arange(len(next(iter(features.values()))))
+    return _Chunk(features, rows, bad)
 
 
 def read_splits(folder: Path | None, images: list[Path]) -> dict[str, list[int]]:
