@@ -87,6 +87,15 @@ def test_a_cache_is_complete(older: Path) -> None:
     assert contents(older / "cache") == before
 
 
+@pytest.mark.parametrize("lost", [["plan.json"], ["manifest.json"], ["plan.json", "manifest.json"]])
+def test_a_cache_that_has_lost_records_is_complete(older: Path, lost: list[str]) -> None:
+    before = contents(older / "cache")
+    for name in lost:
+        (older / "cache" / name).unlink()
+    caching.run(config())
+    assert contents(older / "cache") == before
+
+
 def test_a_key_added_to_the_cache_changes_nothing(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(older / "cache")
     inner: Callable[[Config], dict[str, Any]] = cache_plan.cache_identity
