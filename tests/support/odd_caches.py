@@ -41,9 +41,13 @@ def source(folder: Path) -> Path:
     return path
 
 
+def words_of(folder: Path) -> list[str]:
+    """Returns the overrides of the experiment demo-with for the cache in a folder."""
+    return [*WORDS, f"cache.captions=[{source(folder)}]", f"paths.cache={folder / 'cache'}"]
+
+
 def config_of(folder: Path, *more: str) -> Config:
-    words = [*WORDS, f"cache.captions=[{source(folder)}]", f"paths.cache={folder / 'cache'}", *more]
-    return load_config("demo-with", words)
+    return load_config("demo-with", [*words_of(folder), *more])
 
 
 @pytest.fixture(scope="module")
