@@ -16,7 +16,7 @@ import numpy as np
 from randcond.data.cache.cache_plan import agreed_plan, restore_captions, stored_plan
 from randcond.data.cache.latent_source import LatentSource, latent_source
 from randcond.data.cache.manifest import Plan, describe, plan_hash
-from randcond.data.cache.shard_work import ShardWork, listed_indexes
+from randcond.data.cache.shard_work import ShardWork, listed_shards
 from randcond.data.cache.shards import read_index, write_shard
 from randcond.data.captions.caption_file import Captions
 from randcond.data.images.left_out import left_out
@@ -53,7 +53,7 @@ def run(config: Config) -> None:
         return
     plan = agreed_plan(config, folder, teacher, source, shards)
     captions, shape = Captions(folder / "captions.arrow"), tuple(plan["latent_shape"])
-    listed = listed_indexes(folder / "manifest.json")
+    listed = listed_shards(folder / "manifest.json")
     work = ShardWork(shards, plan_hash(plan), config.cache.shard_size, captions, shape, listed)
     done = sum(map(work.is_done, shards))
     if done < len(shards) and rank() == 0:
@@ -87,11 +87,17 @@ def _check_subset(config: Config, teacher: Teacher, original: str) -> None:
 
 
 def _make_if_damaged(config: Config, source: LatentSource, work: ShardWork, shard: Path) -> None:
-    """Makes a shard whose lock this process holds, unless it is sound: noted wrongly, or made by another process."""
+    """Makes a shard whose lock this process holds, unless it is sound: noted wrongly, or made by another process.
+
+    If only its index is damaged, tries to write this again.
+    """
     if damage := work.damage(shard):
-        if shard.is_file():
-            log.warning(f"cache: shard {shard} is made again: {damage}")
-        _make_shard(config, source, work, shard)
+        if work.restore_index(shard):
+            log.warning(f"cache: the index of shard {shard} is written again from the shard: {damage}")
+        else:
+            if shard.is_file():
+                log.warning(f"cache: shard {shard} is made again: {damage}")
+            _make_shard(config, source, work, shard)
     work.declare_sound(shard)
 
 

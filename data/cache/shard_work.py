@@ -7,13 +7,15 @@ What is checked when:
 - `randcond cache verify` reads everything, and a training verifies every checksum. They note a shard that is damaged
   in NAME.damaged beside it. All ranks, and all commands on the folder, see these notes.
 - The process that has claimed a noted shard, or one whose index is not the manifest's, reads the whole of it. If it is
-  sound, it stays, and its note goes.
+  sound, it stays, and its note goes. If only its index is wrong, and the manifest has its checksum, the index is
+  written again from the shard.
 
 A shard is replaced only when the new one is drawn and written under another name: the shard is renamed, then its index,
 then its note is removed, and the manifest is written last. A training that has the old shard open keeps it; one that
 opens it meanwhile finds the old one or the new one. No lock is needed.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,11 +25,11 @@ from functools import cached_property
 from pathlib import Path
 
 from randcond.data.cache.cache_faults import shard_faults
-from randcond.data.cache.manifest import captions_of_shard, describe, shard_entries, wrong_captions
-from randcond.data.cache.shards import index_path, note_path, read_index
+from randcond.data.cache.manifest import ShardEntry, captions_of_shard, describe, shard_entries, wrong_captions
+from randcond.data.cache.shards import index_path, index_text, note_path, read_index
 from randcond.data.captions.caption_file import Captions
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import atomic_write, read_record, remove, sha256
+from randcond.launch.runtime.files import atomic_write, read_record, remove, sha256, write_text
 
 FOREIGN = "foreign-"  # how the name of another cache's shard begins when it is put aside
 
@@ -41,7 +43,7 @@ class ShardWork:
     shard_size: int  # captions per shard
     captions: Captions
     latent_shape: tuple[int, ...]  # (C, h, w)
-    listed: dict[str, str]  # name of each shard in the manifest -> checksum of its index
+    listed: dict[str, ShardEntry]  # the entries of the manifest, by the names of their shards
     sound: set[Path] = field(default_factory=set)  # shards that need not be looked at again
 
     @cached_property
@@ -84,7 +86,8 @@ class ShardWork:
         if note_path(shard).exists():
             return "it was noted as damaged"
         listed = self.listed.get(shard.name)
-        return "the manifest lists another index" if listed and listed != sha256(index_path(shard)) else ""
+        other = listed is not None and listed.index_sha256 != sha256(index_path(shard))
+        return "the manifest lists another index" if other else ""
 
     def damage(self, shard: Path) -> str:
         """Reads the whole of a shard. Returns what is wrong with it, "" if it is sound."""
@@ -94,6 +97,20 @@ class ShardWork:
             return "it does not match its checksum"
         faults = list(shard_faults(shard, describe(shard), self.ids(shard), self.captions, self.latent_shape))
         return f"{len(faults)} of its latents or captions are damaged" if faults else ""
+
+    def restore_index(self, shard: Path) -> bool:
+        """Writes the index of a shard again, and returns True, if the manifest lists shard and index by checksum.
+
+        The new index must match the checksum, too. It does not if images were left out: the shard does not name them.
+        """
+        listed = self.listed.get(shard.name)
+        if listed is None or not shard.is_file() or sha256(shard) != listed.sha256:
+            return False
+        text = index_text(shard, shard.name, self.made_of, [])
+        if hashlib.sha256(text.encode()).hexdigest() != listed.index_sha256:
+            return False
+        write_text(index_path(shard), text)
+        return not self.damage(shard)
 
     def declare_sound(self, shard: Path) -> None:
         """Ends the work on a shard that is sound, or has just been made."""
@@ -126,11 +143,11 @@ class ShardWork:
                     shutil.copyfile(path, temporary)
 
 
-def listed_indexes(manifest: Path) -> dict[str, str]:
-    """Returns the checksum of the index of each shard that a manifest lists; {} if there is none, or it is damaged."""
+def listed_shards(manifest: Path) -> dict[str, ShardEntry]:
+    """Returns the entries of a manifest by the names of their shards; {} if there is none, or it is damaged."""
     with suppress(UserError):
         if manifest.is_file():
-            return {entry.shard: entry.index_sha256 for entry in shard_entries(read_record(manifest), manifest)}
+            return {entry.shard: entry for entry in shard_entries(read_record(manifest), manifest)}
     return {}
 
 

@@ -95,13 +95,19 @@ def write_shard(
                         "json": {"caption_id": sample["caption_id"], **sample["meta"]},
                     }
                 )
-        members = _scan(temporary)
-        digest = sha256(temporary)
-        size = temporary.stat().st_size
-        facts = {"shard": shard.name, "bytes": size, "sha256": digest, "made_of": made_of, "left_out": left_out or []}
         with naming_full_disk(index):
-            text = json.dumps({**facts, "members": members}, indent=2) + "\n"
+            text = index_text(temporary, shard.name, made_of, left_out or [])
             new_index.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def index_text(tar: Path, name: str, made_of: str, left_out: list[dict[str, Any]]) -> str:
+    """Returns the content of the index of a shard. Reads the shard.
+
+    `tar`: where the shard is now. `name`: the shard's file name. `made_of`, `left_out`: see `write_shard`.
+    Raises tarfile.TarError or ValueError if it is no shard.
+    """
+    facts = {"shard": name, "bytes": tar.stat().st_size, "sha256": sha256(tar), "made_of": made_of}
+    return json.dumps({**facts, "left_out": left_out, "members": _scan(tar)}, indent=2) + "\n"
 
 
 def _scan(tar: Path) -> list[list[Any]]:

@@ -91,7 +91,7 @@ def statistics_of_folder(
             bar.update(sum(map(Path.is_file, paths)) - bar.n)
     chunks = [_load_chunk(path) for path in paths]
     reasons = _check_bad(folder, [bad for chunk in chunks for bad in chunk.bad], on_error)
-    facts = {key: plan[key] for key in ("size", "jpeg", "images_sha256", "reading") if key in plan}
+    facts: dict[str, Any] = {key: plan[key] for key in ("size", "jpeg", "images_sha256", "reading") if key in plan}
     if "reading" in plan:  # an older version wrote no more, and what it has written stays the same
         facts |= {"passed_over": dict(found.passed_over), "left_out": reasons}
     return _write_splits(out, chunks, split_ids, facts, extractor_names, extractors)

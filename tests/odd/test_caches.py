@@ -53,7 +53,22 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
         "00003.tar is made again",
     ),
     "a shard is missing": (lambda c: shard(c, 1).unlink(), {1}, "3 of 4 shards done, 1 to create"),
-    "an index is missing": (lambda c: index_path(shard(c, 1)).unlink(), {1}, "its index is missing"),
+    "an index is missing": (lambda c: index_path(shard(c, 1)).unlink(), set(), "its index is missing"),
+    "an index is missing before the manifest": (
+        without_manifest(lambda c: index_path(shard(c, 1)).unlink()),
+        {1},
+        "00001.tar is made again: its index is missing",
+    ),
+    "an index is missing, and its shard is damaged": (
+        lambda c: (index_path(shard(c, 1)).unlink(), flip(shard(c, 1), 1000)),
+        {1},
+        "00001.tar is made again: its index is missing",
+    ),
+    "all indexes are missing": (
+        lambda c: [index_path(shard(c, number)).unlink() for number in range(SHARDS)],
+        set(),
+        "the index of shard ",
+    ),
     "a shard and its index are missing": (lambda c: [p.unlink() for p in both(c, 2)], {2}, "1 to create"),
     "all shards are missing": (
         lambda c: [p.unlink() for number in range(SHARDS) for p in both(c, number)],
@@ -74,7 +89,7 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
     "a byte of a shard is flipped": (noted(lambda c: flip(shard(c, 3), 1000)), {3}, "it does not match its checksum"),
     "an index has a wrong offset": (
         lambda c: edit(index_path(shard(c, 1)), lambda index: index["members"][1].__setitem__(2, 600)),
-        {1},
+        set(),
         "1 of its latents or captions are damaged",
     ),
     "an index has a wrong offset, the manifest too": (
@@ -90,30 +105,30 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
     "a sound shard is noted as damaged": (lambda c: note_damage(shard(c, 1), "seen on a bad day"), set(), ""),
     "every fault that verify finds": (
         noted(lambda c: (flip(shard(c, 0), 1000), shard(c, 1).unlink(), index_path(shard(c, 2)).write_text("[]"))),
-        {0, 1, 2},
+        {0, 1},
         "1 of 4 shards done",
     ),
-    "an index is a list": (lambda c: index_path(shard(c, 1)).write_text("[]"), {1}, "its index is damaged"),
-    "an index is cut off": (lambda c: index_path(shard(c, 1)).write_text('{"shard": '), {1}, "its index is damaged"),
+    "an index is a list": (lambda c: index_path(shard(c, 1)).write_text("[]"), set(), "its index is damaged"),
+    "an index is cut off": (lambda c: index_path(shard(c, 1)).write_text('{"shard": '), set(), "its index is damaged"),
     "an index is nested too deeply": (
         lambda c: index_path(shard(c, 1)).write_text("[" * 100_000),
-        {1},
+        set(),
         "its index is damaged",
     ),
-    "an index is not UTF-8": (lambda c: index_path(shard(c, 1)).write_bytes(b'{"\xff": 1}'), {1}, "index is damaged"),
+    "an index is not UTF-8": (lambda c: index_path(shard(c, 1)).write_bytes(b'{"\xff": 1}'), set(), "index is damaged"),
     "an index lacks a latent": (
         lambda c: edit(index_path(shard(c, 1)), lambda index: index["members"].__delitem__(-1)),
-        {1},
+        set(),
         "it lacks 1 of captions 2 to 3, the first is 3",
     ),
     "an index has a latent twice": (
         lambda c: edit(index_path(shard(c, 1)), lambda index: index["members"].append(index["members"][0])),
-        {1},
+        set(),
         "it holds caption 2 twice",
     ),
     "an index has its latents in another order": (
         lambda c: edit(index_path(shard(c, 1)), lambda index: index["members"].reverse()),
-        {1},
+        set(),
         "its captions are not in order",
     ),
     "a shard of another cache": (lambda c: from_other(c, 2), {2}, "belongs to a cache with other settings"),
@@ -129,6 +144,11 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
         lambda c: edit(c / "manifest.json", lambda manifest: {**manifest, "shards": []}),
         set(),
         "complete, 8 latents in 4 shards",
+    ),
+    "the manifest lists another index": (
+        lambda c: edit(c / "manifest.json", lambda manifest: manifest["shards"][1].update(index_sha256="0" * 64)),
+        set(),
+        "manifest.json is written again",
     ),
     "the manifest has its shards in another order": (
         lambda c: edit(c / "manifest.json", lambda manifest: manifest["shards"].reverse()),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from randcond.data.cache import cache_plan, caching
+from randcond.data.cache import cache_plan, caching, manifest
 from randcond.data.captions.pool import build, build_pool, check_pool_identity, open_pool
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
@@ -78,7 +78,7 @@ def test_a_cache_of_an_older_version_is_used_and_loses_its_secrets(
         words = [*TINY, f'cache.captions=["{address}"]', f"paths.cache={folder}", "cache.size=32"]
         older = _with_name(cache_plan.cache_identity, "captions.txt?sig=planted")
         monkeypatch.setattr(cache_plan, "cache_identity", older)
-        monkeypatch.setattr(cache_plan, "stored_without_secrets", lambda stored, sources: stored)
+        monkeypatch.setattr(manifest, "stored_without_secrets", lambda stored, sources: stored)
         caching.run(load_config("demo-with", words))
         monkeypatch.undo()
         assert "planted" in (folder / "plan.json").read_text()

@@ -223,7 +223,7 @@ def test_a_damaged_tar_of_images_stops_or_stands_in_the_plan(tmp_path: Path) -> 
     kept = latent_source(load_config("demo-with", words(tmp_path, "on_error=skip", "cache.size=12")))
     assert (
         "cache.images: left out 2 (1 damaged tar, 1 no caption before the damage), the first: "
-        in kept.facts["damaged"][0]
+        in kept.damaged[0]
     )
 
 
@@ -233,7 +233,7 @@ def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Pa
     with pytest.raises(UserError, match=r"a\.txt, line 101: not UTF-8"):
         latent_source(load_config("demo-with", words))
     drawn = latent_source(load_config("demo-with", [*words, "on_error=skip"]))
-    assert len(drawn.captions) == 96 and "not UTF-8" in drawn.facts["damaged"][0]
+    assert len(drawn.captions) == 96 and "not UTF-8" in drawn.damaged[0]
 
 
 def test_fewer_samples_than_a_batch_and_wrong_shapes_are_refused(world: Path, tmp_path: Path) -> None:
