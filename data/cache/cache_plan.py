@@ -30,7 +30,7 @@ _RESTORE_MANIFEST = "restore it from a copy; the manifest of a part of another c
 _REMEDY = "To use it, restore these settings. To make another cache, give another paths.cache."
 
 
-def stored_plan(folder: Path, shards: Sequence[Path] = (), sources: Sequence[str] = ()) -> Plan | None:
+def stored_plan(folder: Path, shards: Sequence[Path], sources: Sequence[str]) -> Plan | None:
     """Returns the plan that the shards of a folder were made by, None if there is none yet.
 
     plan.json and manifest.json both hold it; if one is damaged or missing, or does not belong to any of `shards`, the

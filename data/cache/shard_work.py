@@ -12,12 +12,15 @@ What is checked when:
 
 A shard is replaced only when the new one is drawn and written under another name: the shard is renamed, then its index,
 then its note is removed, and the manifest is written last. A training that has the old shard open keeps it; one that
-opens it meanwhile finds the old one or the new one. No lock is needed.
+opens it meanwhile finds the old one or the new one. Between the two renames it finds the new shard with the old index:
+this fits, unless the old index was damaged or of another cache, and then the old shard could not be opened either. So
+trainings and the cache stage need no common lock.
 """
 
 import hashlib
 import os
 import shutil
+import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -106,7 +109,10 @@ class ShardWork:
         listed = self.listed.get(shard.name)
         if listed is None or not shard.is_file() or sha256(shard) != listed.sha256:
             return False
-        text = index_text(shard, shard.name, self.made_of, [])
+        try:
+            text = index_text(shard, shard.name, self.made_of, [])
+        except (tarfile.TarError, ValueError):  # no shard, although the manifest lists it
+            return False
         if hashlib.sha256(text.encode()).hexdigest() != listed.index_sha256:
             return False
         write_text(index_path(shard), text)

@@ -10,6 +10,7 @@ from randcond.data.cache.cache_command import verify
 from randcond.data.cache.shards import index_path, note_damage, read_index
 from randcond.data.captions.caption_file import write_captions
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import sha256
 from tests.support.odd_caches import (
     SHARDS,
     both,
@@ -61,6 +62,17 @@ REPAIRED: dict[str, tuple[Callable[[Path], object], set[int], str]] = {
     ),
     "an index is missing, and its shard is damaged": (
         lambda c: (index_path(shard(c, 1)).unlink(), flip(shard(c, 1), 1000)),
+        {1},
+        "00001.tar is made again: its index is missing",
+    ),
+    "an index is missing, and the manifest lists no shard there": (
+        lambda c: (
+            index_path(shard(c, 1)).unlink(),
+            shard(c, 1).write_bytes(b"no tar at all"),
+            edit(
+                c / "manifest.json", lambda manifest: manifest["shards"][1].update(sha256=sha256(shard(c, 1)), bytes=13)
+            ),
+        ),
         {1},
         "00001.tar is made again: its index is missing",
     ),

@@ -87,7 +87,9 @@ def test_a_cache_is_complete(older: Path) -> None:
     assert contents(older / "cache") == before
 
 
-@pytest.mark.parametrize("lost", [["plan.json"], ["manifest.json"], ["plan.json", "manifest.json"]])
+@pytest.mark.parametrize(
+    "lost", [["plan.json"], ["manifest.json"], ["plan.json", "manifest.json"], ["latents-00001.index.json"]]
+)
 def test_a_cache_that_has_lost_records_is_complete(older: Path, lost: list[str]) -> None:
     before = contents(older / "cache")
     for name in lost:

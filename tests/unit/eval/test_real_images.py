@@ -221,10 +221,7 @@ def test_a_damaged_tar_of_images_stops_or_stands_in_the_plan(tmp_path: Path) -> 
     ):
         latent_source(load_config("demo-with", words(tmp_path, "on_error=skip")))
     kept = latent_source(load_config("demo-with", words(tmp_path, "on_error=skip", "cache.size=12")))
-    assert (
-        "cache.images: left out 2 (1 damaged tar, 1 no caption before the damage), the first: "
-        in kept.damaged[0]
-    )
+    assert "cache.images: left out 2 (1 damaged tar, 1 no caption before the damage), the first: " in kept.damaged[0]
 
 
 def test_damaged_caption_files_of_a_cache_stop_or_stand_in_its_plan(tmp_path: Path) -> None:
