@@ -1,9 +1,12 @@
 """Reads the header of a csv file, and finds its delimiter: comma, tab, semicolon or bar."""
 
 import csv
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 from randcond.data.rows.columns import Column, MissingColumn, find_columns
 from randcond.data.rows.text_blocks import Block
@@ -11,6 +14,8 @@ from randcond.launch.errors import UserError
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _EMPTY_LINES = re.compile(r"(?:[^\S\n]*+\n)*+")
+_ENCLOSED = re.compile(r'"(?:[^"]++|"")*+"')
+_STRAY = re.compile(r'"(?:[^"]++|"")*+".')  # has text after its closing quote
 _NAMED = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # spreadsheets write such a first line
 
 
@@ -22,11 +27,17 @@ class Header:
     width: int  # number of fields
     found: dict[str, int]  # our name of each wanted column -> its index
     rest: Block  # what comes after the header
+    quotes: bool  # whether quotes enclose fields; otherwise they are text
 
     @property
     def delimiter_name(self) -> str:
         """The name of the delimiter, for messages."""
         return DELIMITERS.get(self.delimiter, self.delimiter)
+
+    def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """Returns Python's strict csv reader for this file."""
+        quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
+        return csv.reader(lines, delimiter=self.delimiter, strict=True, quoting=quoting)
 
     @property
     def field(self) -> re.Pattern[str]:
@@ -52,7 +63,32 @@ def read_header(block: Block, where: str, wanted: Mapping[str, Column], tabs: bo
         return None
     below = {bad: cause for bad, cause in block.bad.items() if bad > number}
     delimiter, width, found = _columns(where, line, number, wanted, delimiters)
-    return Header(delimiter, width, found, Block(number + 1, rest, below))
+    quotes = delimiter != "\t" or '"' in line or not _are_text(rest, width)
+    return Header(delimiter, width, found, Block(number + 1, rest, below), quotes)
+
+
+def _are_text(text: str, width: int) -> bool:
+    """Returns True if the quotes in lines of tabs are certainly text, as in files of programs that know no quoting.
+
+    So it is if the text is no sound csv, more fields only begin with a quote than are enclosed in quotes, and no quote
+    is written twice. A quote that is open at the end of its line counts if the next line is whole, and so no part of a
+    caption.
+    """
+    with suppress(csv.Error):
+        if all(len(row) in (0, width) for row in csv.reader(io.StringIO(text), delimiter="\t", strict=True)):
+            return False
+    open_ones = closed = 0
+    for line, after in pairwise([*text.split("\n"), ""]):
+        if '"' not in line or line.count("\t") != width - 1:
+            continue
+        for field in line.split("\t"):
+            if _ENCLOSED.fullmatch(field):
+                closed += 1
+                if '""' in field[1:-1]:
+                    return False
+            elif field.startswith('"'):
+                open_ones += _STRAY.match(field) is not None or after.count("\t") == width - 1
+    return open_ones > closed
 
 
 def _first_line(number: int, text: str) -> tuple[int, str, str]:

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from randcond.data.inputs.compressed import Readable
 from randcond.data.rows.bad_rows import BadRows
@@ -12,6 +13,9 @@ from randcond.data.rows.record_batches import Rows
 from randcond.data.rows.text_blocks import LONGEST, Block, text_blocks
 from randcond.launch.errors import UserError
 
+_LEARNT = 1000  # rows that tell what each column holds
+_ENOUGH = 10  # rows that tell it with certainty
+_ROWS = 8  # that many lines of a quoted caption that are rows on their own are no caption
 _READ_AGAIN = 1 << 26  # characters that may be read again after quotes that are not closed, beside 4 times the file
 
 csv.field_size_limit(LONGEST)
@@ -44,6 +48,9 @@ class _Table:
         self._pending: Block | None = None  # a row that the blocks so far don't end
         self._spans = False  # whether the last block had rows of several lines
         self._read = self._read_again = 0  # characters
+        self._learnt = 0  # rows
+        self._kinds: list[set[str]] = [set() for _ in range(header.width)]  # that each column has in these rows
+        self._doubt = 0  # the line of an open quote, while the lines after it may still belong to it
 
     def read(self, block: Block, at_end: bool = False) -> Iterator[Rows]:
         """Yields the whole rows of the next block."""
@@ -51,7 +58,7 @@ class _Table:
         if self._pending:
             bad = {**self._pending.bad, **block.bad}
             block, self._pending = Block(self._pending.start, self._pending.text + block.text, bad), None
-        rows = None if block.bad or self._spans else self._plain(block)
+        rows = None if block.bad or self._spans or self._doubt else self._plain(block)
         if rows is None:
             rows = self._careful(block, at_end)
         if rows.lines:
@@ -69,7 +76,7 @@ class _Table:
         quoted = '"' in text
         lines = io.StringIO(text, newline="\n") if quoted else block.lines()
         try:
-            rows = list(csv.reader(lines, delimiter=self._header.delimiter, strict=True))
+            rows = list(self._header.reader(lines))
         except csv.Error:
             return None
         if quoted and len(rows) != text.count("\n") + (not text.endswith("\n")):
@@ -77,6 +84,7 @@ class _Table:
         widths = set(map(len, rows))
         if not widths <= {self._header.width, 0}:
             return None
+        self._learn(rows[:100])
         if 0 in widths:  # empty lines
             numbers = [number for number, row in enumerate(rows, block.start) if row]
             return self._rows(list(filter(None, rows)), numbers)
@@ -94,15 +102,20 @@ class _Table:
         index, width = 0, self._header.width
         while index < len(lines):
             source = _from(lines, index) if index else iter(lines)  # faster, and enough if no row is bad
-            reader = csv.reader(source, delimiter=self._header.delimiter, strict=True)
+            reader = self._header.reader(source)
             begin = index  # of the current row; its end is the begin of the next
             try:
                 for row in reader:
                     end = index + reader.line_num
-                    if end - begin == 1 and len(row) == width and not block.bad:
+                    if end - begin == 1 and len(row) == width and not block.bad and not self._doubt:
                         kept[block.start + begin] = row
+                        if self._learnt < _LEARNT:
+                            self._learn([row])
                         begin = end
                         continue
+                    if not self._learnt and (self._doubt or (len(row) != width and end - begin > 1)):
+                        self._learn(filter(None, map(self._alone, lines[end : end + _LEARNT])))
+                        self._learnt = max(self._learnt, 1)  # once is enough
                     begin = self._check(row, lines[begin:end], block, begin, kept)
                     if begin != end:
                         break
@@ -131,41 +144,59 @@ class _Table:
             return begin + self._unclosed(lines, number, self._opening(lines, spanning=True), closed)
         if block.bad and (wrong := [line for line in range(number, number + len(lines)) if line in block.bad]):
             self._bad.add(f"line {wrong[0]}", *block.bad[wrong[0]])
+        elif self._doubt and not self._is_certain(row):
+            cause = f"may belong to the quote in line {self._doubt}, which is not closed; close that one"
+            self._bad.add(f"line {number}", "unclosed quote", cause)
         elif len(row) != width:
             cause = f"has {len(row)} fields, expected {width} as in the header"
             if len(row) > width:
                 cause += f"; put double quotes around a caption that contains a {self._header.delimiter_name}"
             self._bad.add(f"line {number}", "number of fields", cause)
         else:
+            self._doubt = 0
+            self._learn([row])
             kept[number] = row
         return end
 
     def _are_rows(self, row: list[str], lines: list[str]) -> bool:
-        """Returns True if the lines that a quote joins look like whole rows, so that the quote was not meant to.
+        """Returns True if the lines that a quote joins are certainly rows, so that it was not meant to join them.
 
-        Such a line has the header's number of fields on its own. Before the column with the quote its fields are of the
-        same kind as those of `row`: numbers, single words, or other text.
+        At least half of them must be. If `row` is sound otherwise: also at least _ROWS, or the quote is in a column
+        that has had single words alone, such as numbers and addresses.
         """
-        delimiter, width = self._header.delimiter, self._header.width
-        if width == 1 or all(line.count(delimiter) < width - 1 for line in lines[1:]):
+        if (width := self._header.width) == 1 or not self._learnt:
             return False
-        column = next((index for index, text in enumerate(row) if "\n" in text), 0)
-        kinds = list(map(_kind, row[:column]))
+        if len(row) == width and self._learnt >= _ENOUGH and any(map(self._is_odd, range(width), row)):
+            return True
+        least = _ROWS if len(row) == width else 1
+        certain = sum(self._is_certain(self._alone(line)) for line in lines[1:])
+        return certain >= least and certain * 2 >= len(lines) - 1
 
-        def is_row(line: str) -> bool:
-            if line.count(delimiter) < width - 1:
-                return False
-            try:
-                fields = next(csv.reader([line], delimiter=delimiter, strict=True), [])
-            except csv.Error:
-                return False
-            return len(fields) == width and list(map(_kind, fields[:column])) == kinds
+    def _is_odd(self, column: int, text: str) -> bool:
+        """Returns True for several lines in a column, not the caption's, of numbers, addresses or file names."""
+        return "\n" in text and column != self._header.found.get("caption") and self._kinds[column] <= _WORDS
 
-        alike = sum(map(is_row, lines[1:]))
-        if alike * 2 < len(lines) - 1:
-            return False
-        # A single line that looks like a row may be the end of a caption of two lines.
-        return len(lines) > 2 or len(row) != width or lines[0].count(delimiter) == width - 1
+    def _alone(self, line: str) -> list[str]:
+        """Returns the fields of a line if it is a row on its own; otherwise []."""
+        if line.count(self._header.delimiter) < self._header.width - 1:
+            return []
+        try:
+            fields = next(self._header.reader([line]), [])
+        except csv.Error:
+            return []
+        return fields if len(fields) == self._header.width else []
+
+    def _is_certain(self, row: list[str]) -> bool:
+        """Returns True if each field of a row is of a kind that its column has in other rows."""
+        return len(row) == self._header.width and all(map(_is_one_of, row, self._kinds))
+
+    def _learn(self, rows: Iterable[list[str]]) -> None:
+        """Notes the kinds of the fields of sound rows."""
+        for row in rows:
+            if row and self._learnt < _LEARNT:
+                self._learnt += 1
+                for kinds, text in zip(self._kinds, row, strict=True):
+                    kinds.add(_kind(text))
 
     def _broken(self, lines: list[str], block: Block, begin: int, error: str) -> int:
         """Reports a row that Python's csv refuses. Returns how many of its lines to pass over."""
@@ -180,6 +211,7 @@ class _Table:
         if "expected after" not in error:
             return self._unclosed(lines, number, opening, "is never closed")
         if opening == last:
+            self._doubt = number + last
             cause = 'has text after a closing quote; write a quote inside a quoted caption twice ("")'
             self._bad.add(f"line {number + last}", "stray quote", cause)
             return len(lines)
@@ -189,6 +221,7 @@ class _Table:
         self._read_again += sum(map(len, lines))
         if self._read_again > _READ_AGAIN + 4 * self._read:
             raise ValueError("too many quotes are not closed, so it is no csv file")
+        self._doubt = number + opening
         cause = f"has a quote that {closed}; close it, or write it twice inside a quoted caption"
         self._bad.add(f"line {number + opening}", "unclosed quote", cause)
         return opening + 1
@@ -213,8 +246,28 @@ class _Table:
 CARRIAGE_RETURN = "has a carriage return inside; end every line with a line feed, or put the caption in double quotes"
 
 
+_KINDS = re.compile(
+    r"(?P<number>[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)|(?P<address>\w+://\S+)|(?P<file>\S+\.\w{2,4})", re.ASCII
+)
+_WORDS = {"number", "address", "file", "empty"}
+
+
 def _kind(text: str) -> str:
-    return "number" if text.isdecimal() else "text" if " " in text.strip() else "word"
+    """Returns the kind of a field. Rows of a file have the same kinds in a column; lines of a text have others.
+
+    >>> _kind("17"), _kind("http://x/a.jpg"), _kind("a cat"), _kind(" a comma and a blank were before this")
+    ('number', 'address', 'text', 'text after a blank')
+    """
+    text = text.strip('"')
+    if not text.strip():
+        return "empty"
+    if match := _KINDS.fullmatch(text):
+        return match.lastgroup or ""
+    return "text after a blank" if text[0].isspace() else "text"
+
+
+def _is_one_of(text: str, kinds: set[str]) -> bool:
+    return not kinds or _kind(text) in kinds
 
 
 def _from(lines: list[str], index: int) -> Iterator[str]:

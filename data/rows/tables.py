@@ -76,7 +76,7 @@ def _numbered_batches(
 ) -> Iterator[tuple[pa.RecordBatch, Sequence[int]]]:
     """Yields record batches with the numbers of their rows. The numbers are of no use if there were bad rows."""
     done = 0
-    with naming_errors(bad.where, lambda: done):
+    with naming_errors(bad.where, lambda: done + bad.total):
         if kind_of(source) == ".parquet":
             with local_file(source, bad.where, decompress=True) as path:
                 for batch in parquet_batches(path, wanted, bad):
