@@ -1,26 +1,22 @@
-"""Odd evaluation lists, splits, image lists, annotations and names of files."""
+"""Odd evaluation lists, splits, image lists and annotations."""
 
 import gzip
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from randcond.data.cache.captioned_images import find_pictures
-from randcond.data.captions.pool import build, open_pool
-from randcond.data.captions.sources import expand
 from randcond.data.concepts.coco import split_coco
 from randcond.data.concepts.words import read_words
 from randcond.data.texts.datafree_command import sample
 from randcond.eval.compbench.prompts import read_prompts
-from randcond.eval.images.prompts import choose_prompts
+from randcond.eval.images.prompts import Prompts, choose_prompts
 from randcond.eval.scores.real_images import read_splits
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
@@ -115,20 +111,75 @@ def test_a_bad_list_is_named_alike_everywhere(tmp_path: Path, use: str, id: str)
         READERS[use](tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["list.jsonl", "list.csv.gz", "list.parquet"])
+def write_list(path: Path, rows: list[tuple[str, str]]) -> str:
+    """Writes a list with the columns file_name and caption as its suffix says; a list of captions alone as txt."""
+    if path.suffix == ".parquet":
+        pq.write_table(
+            pa.table(dict(zip(("file_name", "caption"), map(list, zip(*rows, strict=True)), strict=True))), path
+        )
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"file_name": image, "caption": text}) + "\n" for image, text in rows))
+    elif path.suffix == ".txt":
+        path.write_text("".join(f"{text}\n" for _, text in rows))
+    else:
+        data = "".join(f"{image},{text}\n" for image, text in [("file_name", "caption"), *rows]).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def chosen(captions: str, unseen: str) -> Prompts:
+    words = [f"eval.captions=[{captions}]", f"eval.unseen={unseen}", "eval.size=null", "cache.exclude=[]"]
+    return choose_prompts(load_config("demo-with", words))
+
+
+OTHER_KINDS = ["list.jsonl", "list.csv.gz", "list.parquet"]
+TWO = [("a.png", "a cat"), ("b.png", "a dog")]
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
 def test_images_of_an_evaluation_list_of_another_kind(tmp_path: Path, name: str) -> None:
     """Before, their file names were passed over, and the images of a list of unseen ones counted as seen."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"file_name": "a.png", "caption": "a cat"}, {"file_name": "b.png", "caption": "a dog"}]
-    if name.endswith("jsonl"):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif name.endswith("gz"):
-        (tmp_path / name).write_bytes(gzip.compress(LIST))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    write_list(tmp_path / name, TWO)
     assert evaluation(tmp_path, name) == ["a.png", "b.png"]
+    csv = write_list(tmp_path / "other.csv", [("b.png", "another")])
+    assert chosen(str(tmp_path / name), csv).splits["unseen"] == [1]
+    csv = write_list(tmp_path / "other.csv", TWO)
+    assert chosen(csv, write_list(tmp_path / name, [("b.png", "another")])).splits["unseen"] == [1]
+
+
+@pytest.mark.parametrize("unseen", [*OTHER_KINDS, "list.txt"])
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_unseen_captions_of_a_list_of_another_kind(tmp_path: Path, name: str, unseen: str) -> None:
+    """Captions tell its rows apart, as in evaluations of older versions: all of them, whatever image they name."""
+    rows = [(f"{image}.png", f"caption {number} of {image}") for image in "ab" for number in range(5)]
+    listed = [("a.png", "caption 2 of a"), ("a.png", "caption 3 of b")]
+    found = chosen(write_list(tmp_path / f"all-{name}", rows), write_list(tmp_path / f"unseen-{unseen}", listed))
+    assert found.captions == [caption for _, caption in rows] and found.splits["unseen"] == [2, 8]
+    with pytest.raises(UserError, match="more than once, the first is 'caption 2 of a', rows 3, 11"):
+        chosen(
+            write_list(tmp_path / f"all-{name}", [*rows, ("c.png", "caption 2 of a")]), str(tmp_path / f"all-{name}")
+        )
+
+
+@pytest.mark.parametrize("unseen", ["list.csv", "list.jsonl"])
+def test_unseen_images_of_a_list_in_csv(tmp_path: Path, unseen: str) -> None:
+    rows = [("a.png", "a cat"), ("b.png", "a cat"), ("c.png", "a dog")]
+    found = chosen(
+        write_list(tmp_path / "all.csv", rows), write_list(tmp_path / unseen, [("b.png", "a dog"), ("c.png", "a fox")])
+    )
+    assert found.splits["unseen"] == [1, 2]
+    with pytest.raises(UserError, match=r"more than once, the first is 'b\.png', rows 2, 4"):
+        chosen(write_list(tmp_path / "all.csv", [*rows, ("b.png", "a cow")]), str(tmp_path / unseen))
+
+
+@pytest.mark.parametrize("image", [7, None, ["a.png"], "no key"])
+def test_wrong_names_of_images_in_a_list_of_captions(tmp_path: Path, image: object) -> None:
+    rows = [{"caption": "a cat", "file_name": "a.png"}, {"caption": "a dog", "file_name": image}]
+    if image == "no key":
+        del rows[1]["file_name"]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "unseen.txt").write_text("a dog\n")
+    assert chosen(str(tmp_path / "list.jsonl"), str(tmp_path / "unseen.txt")).splits["unseen"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -193,122 +244,3 @@ def test_a_damaged_line_of_generated_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"caption": "a", "noun": "b"}\n{"caption": "c"}\n')
     with pytest.raises(UserError, match=r"prompts\.jsonl, line 2: has no key noun"):
         sample(str(tmp_path), n=1)
-
-
-# Names of files.
-
-
-@pytest.mark.parametrize("name", ["a[1].txt", "a?.txt", "a*.txt", "a::b.txt", "#a.txt", "a b.txt", "é.txt", "a.TXT"])
-def test_a_file_is_found_whatever_its_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("a cat\n")
-    (tmp_path / "a1.txt").write_text("a dog\n")
-    source = str(tmp_path / name)
-    assert expand(source) == [source]
-    build(tmp_path / "pool", [source])
-    assert list(open_pool(tmp_path / "pool")) == ["a cat"]
-
-
-@pytest.mark.parametrize("name", ["set[1]", "set?", "a::b"])
-def test_a_folder_is_found_whatever_its_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "a.txt").write_text("a cat\n")
-    found = [str(tmp_path / name / "a.txt")]
-    assert expand(str(tmp_path / name)) == found
-    assert expand(str(tmp_path / name / "*.txt")) == found
-
-
-def test_globs_that_match_nothing_or_are_wrong(tmp_path: Path) -> None:
-    for pattern in ("*.txt", "none/*.txt", "[.txt", "a?.csv"):
-        with pytest.raises(UserError, match="contains no caption file"):
-            expand(str(tmp_path / pattern))
-    with pytest.raises(UserError, match=r"'\*\*' can only be an entire path component"):
-        expand(str(tmp_path / "a**.txt"))
-
-
-def test_a_folder_is_walked_without_loops_and_without_hidden_files(tmp_path: Path) -> None:
-    top = tmp_path / "in"
-    for name in ("b/c.txt", "a.txt", ".hidden.txt", ".git/d.txt", "b/._c.txt", "notes.md"):
-        (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).write_text(name)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/e.csv").write_text("caption\nx\n")
-    (top / "b/up").symlink_to(top)
-    (top / "a-link").symlink_to(top / "b")
-    (top / "more").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/back").symlink_to(top)
-    assert [os.path.relpath(file, top) for file in expand(str(top))] == ["a.txt", "b/c.txt", "more/e.csv"]
-    assert [os.path.relpath(file, top) for file in expand(str(top / "**/*.txt"))] == ["a.txt", "b/c.txt"]
-    assert [os.path.relpath(file, top) for file in expand(str(top / "*.txt"))] == ["a.txt"]
-    assert [os.path.relpath(file, top) for file in expand(str(top / ".h*.txt"))] == [".hidden.txt"]
-
-
-@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a link to nothing", "a link to itself"])
-@pytest.mark.parametrize("inside", [False, True])
-def test_what_is_no_file_is_refused(tmp_path: Path, kind: str, inside: bool) -> None:
-    path = tmp_path / "in/a.txt"
-    path.parent.mkdir()
-    if kind == "a pipe":
-        os.mkfifo(path)
-    elif kind == "a socket":
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(os.path.relpath(path))  # the length of such a path is limited
-    else:
-        targets = {"a device": "/dev/null", "a link to nothing": "none", "a link to itself": "a.txt"}
-        path.symlink_to(targets[kind])
-    said = "no such file" if "link" in kind else "is a pipe, a socket or a device, expected a file"
-    with pytest.raises(UserError, match=rf"caption source .*a\.txt: {said}"):
-        expand(str(path.parent if inside else path))
-
-
-HOSTILE = """
-import resource, sys
-from pathlib import Path
-from randcond.data.captions.pool import build
-from randcond.launch.errors import UserError
-used = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (used + (2 << 30),) * 2)
-try:
-    print(build(Path(sys.argv[1]) / "pool", [sys.argv[2]], skip=sys.argv[3] == "skip")["dropped"])
-except UserError as error:
-    print(error)
-"""
-
-
-def endless(folder: Path, suffix: str, size: int) -> Path:
-    """Writes a small file that decompresses to `size` MiB without a line end."""
-    import zstandard
-
-    path, piece = folder / f"a.txt.{suffix}", bytes(b"x" * (1 << 20))
-    if suffix == "zst":
-        with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as out:
-            for _ in range(size):
-                out.write(piece)
-    else:
-        path.write_bytes(gzip.compress(piece, 1) * size)
-    return path
-
-
-def open_quotes(folder: Path, row: bytes, size: int) -> Path:
-    """Writes csv of a size in bytes in which each row's quote is open."""
-    path = folder / "a.csv"
-    path.write_bytes(b"a,caption\n" + row * (size // len(row)))
-    return path
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("make", "skip", "said"),
-    [
-        (lambda folder: endless(folder, "gz", 4096), "stop", "line 1: is longer than 16 MB"),
-        (lambda folder: endless(folder, "zst", 4096), "stop", "line 1: is longer than 16 MB"),
-        (lambda folder: endless(folder, "zst", 1024), "skip", "{'line too long': 1}"),
-        (lambda folder: open_quotes(folder, b'a","b\n', 20_000_000), "stop", "line 2: has a quote that"),
-        (lambda folder: open_quotes(folder, b'a","b\n', 20_000_000), "skip", "{'unclosed quote': "),
-        (lambda folder: open_quotes(folder, b'1,"a\n', 2_000_000), "skip", "{'unclosed quote': 400000}"),
-    ],
-)
-def test_hostile_files_need_little_memory(tmp_path: Path, make: Callable[[Path], Path], skip: str, said: str) -> None:
-    words = [sys.executable, "-c", HOSTILE, str(tmp_path), str(make(tmp_path)), skip]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert said in done.stdout
