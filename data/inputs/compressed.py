@@ -102,6 +102,11 @@ class Decompressed:
 
     def _cause(self, error: Exception) -> str:
         name = _NAMES[self._suffix]
+        if "too much memory" in str(error):  # zstandard's own words
+            return (
+                f"{name} data that was compressed with a window of more than {_WINDOW >> 20} MB (`zstd --long`); write "
+                f"it again without that: `zstd -dc --long=31 FILE | zstd > NEW_FILE`"
+            )
         if self._given:
             return f"damaged {name} data ({error})"
         if self._streams > 1:

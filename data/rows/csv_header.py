@@ -3,14 +3,18 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from randcond.data.rows.columns import Column, MissingColumn, find_columns
 from randcond.data.rows.text_blocks import Block
 from randcond.launch.errors import UserError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _EMPTY_LINES = re.compile(r"(?:[^\S\n]*+\n)*+")
@@ -34,10 +38,14 @@ class Header:
         """The name of the delimiter, for messages."""
         return DELIMITERS.get(self.delimiter, self.delimiter)
 
-    def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+    def reader(self, lines: Iterable[str]) -> "Reader":
         """Returns Python's strict csv reader for this file."""
-        quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, strict=True, quoting=quoting)
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
+        )
 
     @property
     def field(self) -> re.Pattern[str]:

@@ -15,6 +15,15 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
     "zst": zstandard.compress,
 }
+
+
+def with_a_window(log: int) -> bytes:
+    """Returns zstandard data as `zstd --long=LOG` writes it: for a window of 2^LOG bytes."""
+    settings = zstandard.ZstdCompressionParameters.from_level(3, window_log=log, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()  # the size of the content is unknown
+    return bytes(stream.compress(lines()) + stream.flush())
+
+
 CUT = "Compressed file ended before the end-of-stream marker"
 MORE = "".join(f"{n * n * 7919 % 1_000_003} caption {n}\n" for n in range(30_000))
 COMPRESSED = [
@@ -44,4 +53,12 @@ COMPRESSED = [
         refused(f"{suffix} that is empty", f"a.txt.{suffix}", b"", "the file is empty, expected"),
         refused(f"text named {suffix}", f"a.txt.{suffix}", lines(), "data ("),
     )
+] + [
+    Case("zstandard with a window of 128 MB", "a.txt.zst", with_a_window(27)),
+    refused(
+        "zstandard with a window of 256 MB",
+        "a.txt.zst",
+        with_a_window(28),
+        "with a window of more than 128 MB (`zstd --long`); write it again without that: `zstd -dc --long=31 FILE |",
+    ),
 ]

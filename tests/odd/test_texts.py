@@ -3,6 +3,7 @@
 With `on_error: skip` only the bad rows are left out, counted by reason, and the first three quoted.
 """
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -80,6 +81,15 @@ def test_several_bad_rows_are_counted_by_reason_and_the_first_three_quoted(
     captions, dropped = read_unique([source], damaged)
     assert captions == TEXTS and dropped == reasons and len(damaged) == 1
     assert damaged[0].startswith(f"caption source {source}: 5 bad rows are skipped (line 302: ")
+
+
+def test_the_row_before_a_damage_counts_bad_rows_too(tmp_path: Path) -> None:
+    """600 good rows and 3 bad ones, in whole streams, then a stream that is cut in its first bytes."""
+    rows = gzip.compress(csv_of(b"8", b"8,a,b", b"8,caf\xe9"))
+    (tmp_path / "a.csv.gz").write_bytes(rows + gzip.compress(b"9,a cat\n")[:5])
+    manifest = build(tmp_path / "pool", [str(tmp_path / "a.csv.gz")], skip=True)
+    (said,) = manifest["damaged"].values()
+    assert "a.csv.gz, after row 603: Compressed file ended before" in said and manifest["captions"] == 600
 
 
 def test_columns_of_the_filter_are_found_by_the_same_rule(tmp_path: Path) -> None:
