@@ -16,6 +16,7 @@ from randcond.launch.errors import UserError
 _LEARNT = 1000  # rows that tell what each column holds
 _ENOUGH = 10  # rows that tell it with certainty
 _ROWS = 8  # that many lines of a quoted caption that are rows on their own are no caption
+_DOUBTED = 100  # lines after an open quote that may belong to it
 _READ_AGAIN = 1 << 26  # characters that may be read again after quotes that are not closed, beside 4 times the file
 
 csv.field_size_limit(LONGEST)
@@ -144,7 +145,7 @@ class _Table:
             return begin + self._unclosed(lines, number, self._opening(lines, spanning=True), closed)
         if block.bad and (wrong := [line for line in range(number, number + len(lines)) if line in block.bad]):
             self._bad.add(f"line {wrong[0]}", *block.bad[wrong[0]])
-        elif self._doubt and not self._is_certain(row):
+        elif self._doubt and number <= self._doubt + _DOUBTED and not self._is_certain(row):
             cause = f"may belong to the quote in line {self._doubt}, which is not closed; close that one"
             self._bad.add(f"line {number}", "unclosed quote", cause)
         elif len(row) != width:
@@ -267,7 +268,7 @@ def _kind(text: str) -> str:
 
 
 def _is_one_of(text: str, kinds: set[str]) -> bool:
-    return not kinds or _kind(text) in kinds
+    return not kinds or (kind := _kind(text)) in kinds or kind == "empty"
 
 
 def _from(lines: list[str], index: int) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tests.odd.text_cases import LONG, Case, among, csv_of, refused, tsv_of
+from tests.odd.text_cases import LONG, TEXTS, Case, among, csv_of, refused, tsv_of
 
 row, tabs = partial(among, ".csv"), partial(among, ".tsv")
 PLAIN = csv_of().decode()
@@ -11,6 +11,7 @@ UNCLOSED, FIELDS = "unclosed quote", "number of fields"
 NEVER = "line 302: has a quote that is never closed"
 ONLY = "line 302: has a quote that is closed only by a quote in line"
 DOGS = tuple(f"dog {number}" for number in range(8))
+OTHERS = [f"other {number}" for number in range(300)]
 ROWS = "".join(f"8,{dog}\n" for dog in DOGS).encode()
 
 OPEN_QUOTES = [
@@ -58,6 +59,14 @@ OPEN_QUOTES = [
         UNCLOSED,
         FIELDS,
         kept=("a cow", *DOGS, 'a pipe of 5"'),
+    ),
+    Case(
+        "an open quote, and only rows of another kind after it",
+        "a.csv",
+        csv_of(end=b'8,"a cat\n' + "".join(f"x,{other}\n" for other in OTHERS).encode()),
+        [*TEXTS, *OTHERS[100:]],
+        "line 602: has a quote that is never closed",
+        {UNCLOSED: 101},
     ),
     row(
         "a quote inside quotes",
