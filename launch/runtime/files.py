@@ -71,19 +71,23 @@ def _renamed_to(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.{platform.node()}.{_pid_namespace()}."
     temporary = path.parent / f"{prefix}{os.getpid()}.part"
-    for other in path.parent.glob(glob.escape(prefix) + "*.part"):  # only processes of this host can be checked
-        pid = other.name.removeprefix(prefix).removesuffix(".part")
-        if pid.isdecimal() and not _alive(int(pid)):
+    replaced = temporary.with_suffix(".old")  # the folder that the new one replaces
+    for other in path.parent.glob(glob.escape(prefix) + "*"):  # only processes of this host can be checked
+        pid = other.name.removeprefix(prefix).removesuffix(other.suffix)
+        if pid.isdecimal() and not _alive(int(pid)) and other.suffix in (".part", ".old"):
             remove(other)
     remove(temporary)
     try:
         yield temporary
         sync(temporary)
         if path.is_dir():
-            remove(path)
+            os.replace(path, replaced)  # removing it takes long, and a kill would leave neither
         os.replace(temporary, path)
         sync(path.parent, deep=False)
+        remove(replaced)
     except BaseException:
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)
         remove(temporary)
         raise
 
