@@ -16,10 +16,12 @@ from torchvision.transforms import v2
 
 from randcond.data.captions.row_filter import clean_text
 from randcond.data.images.decode import read_image
-from randcond.data.images.find import find_images, shown, taken
+from randcond.data.images.find import find_images, taken
+from randcond.data.images.formats import COMMON
 from randcond.data.images.left_out import LeftOut
-from randcond.data.images.pairs import read_caption, read_pairs
+from randcond.data.images.pairs import in_other_format, needs_caption, read_caption, read_pairs
 from randcond.data.inputs.catalogue import MissingInput, missing_input
+from randcond.data.inputs.names import shown
 from randcond.data.rows.columns import CAPTION, FILE_NAME
 from randcond.data.rows.tables import read_table
 from randcond.launch.config.paths import is_url
@@ -90,16 +92,31 @@ def _in_tars(source: Path, tars: list[Path], left_out: LeftOut, passed_over: Cou
 def _in_folder(folder: Path, left_out: LeftOut, passed_over: Counter[str]) -> list[Picture]:
     for name in ("metadata.csv", "metadata.jsonl"):
         if (folder / name).is_file():
-            pictures = _in_metadata(folder, folder / name)
+            pictures = _in_metadata(folder, folder / name, left_out)
             if unlisted := len(set(find_images(folder).images) - {picture.file for picture in pictures}):
                 passed_over[f"image that {name} does not list"] += unlisted
             return pictures
-    pictures = []
     found = find_images(folder, beside=(".txt",))
     passed_over.update(found.passed_over)
+    by_caption: dict[Path, list[Path]] = {}
     for image in found.images:
-        caption_file = image.with_suffix(".txt")
+        by_caption.setdefault(image.with_suffix(".txt"), []).append(image)
+    chosen = {file: in_other_format(images, _suffix, passed_over) for file, images in by_caption.items()}
+    for images in chosen.values():
+        if _suffix(images[0]) not in COMMON:  # older versions took both of photo.jpg and photo.png
+            for second in images[1:]:
+                said = f"cache.images: {shown(second)}: is the second image of {shown(second.with_suffix('.txt').name)}"
+                left_out.add("second image of a caption", f"{said}; remove one of them")
+            del images[1:]
+    captioned = {_suffix(images[0]) for file, images in chosen.items() if file.is_file()}
+    caption_of = {image: file for file, images in chosen.items() for image in images}
+    pictures = []
+    for image in (image for image in found.images if image in caption_of):
+        caption_file = caption_of[image]
         if not caption_file.is_file():
+            if not needs_caption(_suffix(image), captioned):
+                passed_over[f"suffix {_suffix(image)} without a caption"] += 1
+                continue
             left_out.add(
                 "no caption",
                 f"cache.images: {shown(image)} has no caption; add {shown(caption_file.name)} to its folder, or a "
@@ -115,17 +132,30 @@ def _in_folder(folder: Path, left_out: LeftOut, passed_over: Counter[str]) -> li
     return pictures
 
 
-def _in_metadata(folder: Path, metadata: Path) -> list[Picture]:
+def _suffix(image: Path) -> str:
+    return image.suffix.lower()
+
+
+def _in_metadata(folder: Path, metadata: Path, left_out: LeftOut) -> list[Picture]:
     pictures = []
     rows = read_table(metadata, {"file_name": FILE_NAME, "caption": CAPTION}, f"cache.images: {metadata}")
     for row in rows:
         name = row.values["file_name"]
         if not name:
-            raise UserError(f"cache.images: {metadata}, {row.place}: has no file name")
-        if not (folder / name).is_file():
-            raise UserError(f"cache.images: {metadata}, {row.place}: no such file: {name}")
+            left_out.add("no file name", f"cache.images: {metadata}, {row.place}: has no file name")
+            continue
+        if not _is_file(folder / name):
+            left_out.add("no such file", f"cache.images: {metadata}, {row.place}: no such file: {shown(name)}")
+            continue
         pictures.append(Picture(name, clean_text(row.values["caption"]), folder / name))
     return pictures
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def read_picture(picture: Picture) -> Image.Image:

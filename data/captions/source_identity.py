@@ -5,13 +5,14 @@ Older versions stored a URL with its user, password and query, and named a sourc
 
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from randcond.data.inputs.names import file_name
 from randcond.launch.config.paths import is_url
 from randcond.launch.runtime.files import RESTORE, read_record, write_json
 from randcond.launch.runtime.logs import log
-from randcond.launch.urls import TAKEN_OFF, show_url, without_secrets
+from randcond.launch.urls import without_secrets
 
 _NAME_LISTS = ("sources", "also")
 
@@ -22,7 +23,7 @@ def source_name(source: str) -> str:
     >>> source_name("https://me:secret@host/captions.csv?sig=1"), source_name("texts/captions.csv")
     ('captions.csv', 'captions.csv')
     """
-    return PurePosixPath(show_url(source).removesuffix(TAKEN_OFF) if is_url(source) else source).name
+    return file_name(source)
 
 
 def stored_without_secrets(data: Any, sources: Sequence[str] = ()) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 from randcond.data.captions.local_files import expand_local
 from randcond.data.inputs.catalogue import MissingInput, missing_input
 from randcond.data.inputs.fetch import ask, fetch, is_web, open_system, version_of
-from randcond.data.rows.opening import check_regular, file_name
+from randcond.data.inputs.names import file_name
+from randcond.data.rows.opening import check_regular
 from randcond.data.rows.tables import KINDS, kind_of
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError

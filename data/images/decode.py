@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from randcond.data.images.find import shown
 from randcond.data.images.formats import SIGNED, SUFFIXES, describe_content
 from randcond.data.images.to_rgb import NoRule, to_rgb
+from randcond.data.inputs.names import shown
 from randcond.launch.errors import UserError
 
 READING = 2  # the number of these rules; artefacts without a number were made by older ones (no rotation, no alpha)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from randcond.data.images.formats import SUFFIXES
+from randcond.data.inputs.names import shown
 from randcond.launch.errors import UserError
 
 SHOWN = 6  # reasons that a line names
@@ -96,13 +97,3 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _suffix(path: Path) -> str:
     return f"suffix {shown(path.suffix.lower())}" if path.suffix else "without a suffix"
-
-
-def shown(name: Path | str) -> str:
-    """Returns a name as one line of text: bytes that are not UTF-8, and control characters, are escaped.
-
-    >>> shown("a\\nb\\udcff.png")
-    'a\\\\nb\\\\udcff.png'
-    """
-    text = str(name).encode("utf-8", "backslashreplace").decode()
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

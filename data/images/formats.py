@@ -4,6 +4,8 @@ Left out, because another program or gigabytes of memory would decode them: EPS 
 IPTC (opens any format inside), FITS, FPX and MIC (other packages), and PDF, HEIC, SVG and JPEG XL (not Pillow's).
 """
 
+from randcond.data.inputs.signatures import COMPRESSED, kind_of_content
+
 # Suffix -> Pillow's name of the format. A file with another suffix is no image for us.
 SUFFIXES = {
     ".apng": "PNG",
@@ -63,6 +65,9 @@ SUFFIXES = {
     ".xpm": "XPM",
 }
 
+# Suffixes that every version of randcond has read: here an image without a caption is always a mistake.
+COMMON = (".jpg", ".jpeg", ".png", ".webp")
+
 # Formats with a signature, which is believed whatever the suffix says. The others are tried only under their suffix:
 # TGA has no signature at all, and would find an image in noise.
 SIGNED = (
@@ -87,23 +92,23 @@ SIGNED = (
     "XPM",
 )
 
-# How files begin that often stand in an image's place -> what they are.
+# What often stands in an image's place, by the kind of content -> what is said of it.
 OTHERS = {
-    b"%!PS": "PostScript, which is not read because another program would have to run it",
-    b"\xc5\xd0\xd3\xc6": "PostScript (EPS), which is not read because another program would have to run it",
-    b"\xd7\xcd\xc6\x9a": "a Windows metafile, which Pillow does not decode itself",
-    b"%PDF": "PDF, which Pillow does not decode",
-    b"<svg": "SVG, which Pillow does not decode",
-    b"<?xml": "XML or SVG, which Pillow does not decode",
-    b"<!doc": "HTML: a page that a server sent in place of the image",
-    b"<html": "HTML: a page that a server sent in place of the image",
-    b"version https://git-lfs": "a Git LFS pointer in place of the image; fetch it with `git lfs pull`",
-    b"SIMPLE  =": "FITS, which is not read",
-    b"\xff\x0a": "JPEG XL, which Pillow does not decode",
-    b"\0\0\0\x0cJXL ": "JPEG XL, which Pillow does not decode",
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "compressed data (gzip)",
-    b"\x1c\x02": "IPTC data, which is not read",
+    "PostScript": "PostScript, which is not read because another program would have to run it",
+    "EPS": "PostScript (EPS), which is not read because another program would have to run it",
+    "WMF": "a Windows metafile, which Pillow does not decode itself",
+    "PDF": "PDF, which Pillow does not decode",
+    "SVG": "SVG, which Pillow does not decode",
+    "XML": "XML or SVG, which Pillow does not decode",
+    "HTML": "HTML: a page that a server sent in place of the image",
+    "Git LFS": "a Git LFS pointer in place of the image; fetch it with `git lfs pull`",
+    "FITS": "FITS, which is not read",
+    "HEIC": "HEIC or a video (ftyp {kind}), which Pillow does not decode",
+    "JPEG XL": "JPEG XL, which Pillow does not decode",
+    "IPTC": "IPTC data, which is not read",
+    "tar": "a tar archive",
+    "parquet": "parquet data",
+    **{kind: f"compressed data ({kind})" for kind in COMPRESSED},
 }
 
 
@@ -115,13 +120,8 @@ def describe_content(data: bytes) -> str:
     >>> describe_content(b"hello")
     'has the signature of no format that is read'
     """
-    begin = data[:64].lstrip().lower()
-    if data[4:8] == b"ftyp":
-        kind = data[8:12].decode("latin-1")
-        return f"holds HEIC or a video (ftyp {kind}), which Pillow does not decode"
-    for start, what in OTHERS.items():
-        if begin.startswith(start.lower()):
-            return f"holds {what}"
+    if what := OTHERS.get(kind_of_content(data)):
+        return f"holds {what.format(kind=data[8:12].decode('latin-1'))}"
     if not data.strip(b"\0"):
         return "holds only zeros"
     return "has the signature of no format that is read"

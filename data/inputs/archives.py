@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from randcond.data.images.find import shown
-from randcond.data.images.tars import FILE, FOLDER, DamagedTar, Member, walk
+from randcond.data.inputs.names import shown
+from randcond.data.inputs.signatures import HEAD, kind_of_content
+from randcond.data.inputs.tars import FILE, FOLDER, DamagedTar, Member, walk
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 
@@ -81,7 +82,7 @@ def _untar(archive: Path, folder: Path) -> None:
 def _opened(archive: Path) -> Iterator[tuple[IO[bytes], int | None]]:
     """Opens a tar, plain or gzip, as a stream of its uncompressed bytes, with their number if it is known."""
     with archive.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
+        compressed = kind_of_content(file.read(HEAD)) == "gzip"
         file.seek(0)
         if compressed:
             with gzip.open(file) as stream:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from randcond.data.inputs.names import file_name
 from randcond.data.inputs.part import FileChanged, Part, Version
 from randcond.data.inputs.web import Busy, append_from_web, check_is_data, check_status, version_on_web
 from randcond.launch.config.paths import is_url
@@ -140,8 +141,7 @@ def version_of(url: str) -> Version:
     """Asks a server for the version of a file, without its content. Raises UserError and FetchError as fetch() does."""
     system, path = open_system(url)
     if is_web(url):
-        name = show_url(path).removesuffix(TAKEN_OFF).rpartition("/")[2]
-        return ask(url, lambda: version_on_web(system, path, name))
+        return ask(url, lambda: version_on_web(system, path, file_name(path)))
     return ask(url, lambda: _version_from(system.info(path)))
 
 

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from randcond.data.inputs.compressed import Readable, read_up_to
+from randcond.data.inputs.signatures import kind_of_content
 
 _HEAD = 1 << 16  # bytes that the encoding is found from
-_MAGIC = (  # first bytes -> what such a file is, and the way out
-    (rb"\x1f\x8b\x08", "gzip data; give its name the suffix .gz"),
-    (rb"BZh[1-9]1AY&SY", "bzip2 data; give its name the suffix .bz2"),
-    (rb"\xfd7zXZ\0", "xz data; give its name the suffix .xz"),
-    (rb"\x28\xb5\x2f\xfd", "zstandard data; give its name the suffix .zst"),
-    (rb"PK\x03\x04", "a zip archive or a spreadsheet; unpack it, or save it as csv"),
-    (rb"PAR1[\0-\x1f]", "parquet data; give its name the suffix .parquet"),
-    (rb"(?s).{257}ustar", "a tar archive; unpack it"),
-    (rb"%PDF-", "a PDF document; save its text as txt"),
-    (rb"(?i)\s*<(!doctype )?html\b", "a web page; download the file itself"),
-    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "text in UTF-32; convert the file with `iconv -f utf-32 -t utf-8`"),
-)
+_OTHERS = {  # kind of content -> what such a file is, and the way out
+    "gzip": "gzip data; give its name the suffix .gz",
+    "bzip2": "bzip2 data; give its name the suffix .bz2",
+    "xz": "xz data; give its name the suffix .xz",
+    "zstandard": "zstandard data; give its name the suffix .zst",
+    "zip": "a zip archive or a spreadsheet; unpack it, or save it as csv",
+    "parquet": "parquet data; give its name the suffix .parquet",
+    "tar": "a tar archive; unpack it",
+    "PDF": "a PDF document; save its text as txt",
+    "HTML": "a web page; download the file itself",
+    "Git LFS": "a Git LFS pointer in place of the file; fetch it with `git lfs pull`",
+    "UTF-32": "text in UTF-32; convert the file with `iconv -f utf-32 -t utf-8`",
+}
 
 
 class NotText(ValueError):
@@ -50,9 +52,8 @@ def as_utf8(file: Readable) -> tuple[Readable, Encoding]:
 
 
 def _encoding(head: bytes) -> Encoding:
-    for pattern, what in _MAGIC:
-        if re.match(pattern, head):
-            raise NotText(f"contains {what}")
+    if what := _OTHERS.get(kind_of_content(head)):
+        raise NotText(f"contains {what}")
     for mark, codec in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if head.startswith(mark):
             return Encoding("UTF-16", codec, len(mark))

@@ -10,16 +10,11 @@ from tempfile import TemporaryDirectory
 
 from randcond.data.inputs.compressed import SUFFIXES, Decompressed, Readable
 from randcond.data.inputs.fetch import fetch
+from randcond.data.inputs.names import file_name
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
-from randcond.launch.urls import TAKEN_OFF, show_url
 
 _PIECE = 1 << 16
-
-
-def file_name(path: str) -> str:
-    """Returns the file name of a path, or of a URL without its query."""
-    return PurePosixPath(show_url(path).removesuffix(TAKEN_OFF) if is_url(path) else path).name
 
 
 def compression_of(path: str) -> str:

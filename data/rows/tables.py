@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from randcond.data.inputs.compressed import Readable
+from randcond.data.inputs.names import file_name
 from randcond.data.rows.bad_rows import BadRows
 from randcond.data.rows.columns import Column, find_columns
 from randcond.data.rows.csv_rows import csv_rows
 from randcond.data.rows.json_rows import json_rows
-from randcond.data.rows.opening import compression_of, file_name, local_file, naming_errors, open_file
+from randcond.data.rows.opening import compression_of, local_file, naming_errors, open_file
 from randcond.data.rows.parquet_rows import parquet_batches
 from randcond.data.rows.record_batches import Rows, to_batch
 from randcond.data.rows.text_blocks import text_blocks

@@ -5,11 +5,12 @@ import io
 import tarfile
 from typing import NamedTuple
 
+from tests.odd.image_formats import palette_image
 from tests.support.odd_images import colours, saved
 from tests.support.odd_tars import member, pax, sized, sparse, tar
 
 COLOURS = colours()
-PNG = saved(COLOURS, "PNG")
+PNG, GIF = saved(COLOURS, "PNG"), saved(palette_image(), "GIF")
 
 
 def pair(number: int) -> list[bytes]:
@@ -176,10 +177,36 @@ PAIRS = {
         r"1\.jpg: is the second image of its key",
         {"second image of a key": 1},
     ),
+    "another format beside the image of a key": Pairs(
+        tar([member("1.gif", GIF), *pair(1), member("1.psd", b"x")]),
+        1,
+        passed_over={"other format of a captioned image": 2},
+    ),
+    "two images of a key in other formats": Pairs(
+        tar([*pair(1), member("2.gif", GIF), member("2.bmp", b"x"), member("2.txt", b"a")]),
+        2,
+        r"2\.bmp: is the second image of its key",
+        {"second image of a key": 1},
+    ),
+    "an image without a caption in a format that no pair has": Pairs(
+        tar([*pair(1), member("cover.gif", GIF)]), 1, passed_over={"suffix .gif without a caption": 1}
+    ),
+    "an image without a caption in a format that another pair has": Pairs(
+        tar([*pair(1), member("2.gif", GIF), member("2.txt", b"a"), member("cover.gif", GIF)]),
+        2,
+        "key cover: has no caption",
+        {"no caption": 1},
+    ),
+    "a name that is not UTF-8, cut off": Pairs(
+        tar([*pair(1), member("caf\udce9.png", PNG)])[: SECOND + 512 + 20],
+        1,
+        r"at byte \d+: the file ends inside caf\\udce9\.png",
+        DAMAGE,
+    ),
     "two members of a name": Pairs(
         tar([*pair(1), *pair(1)]),
         1,
-        r"1\.png: is the second image of its key",
+        r"1\.txt: is the second caption of its key",
         {"second image of a key": 1, "second caption of a key": 1},
     ),
     "a caption that is not UTF-8": Pairs(

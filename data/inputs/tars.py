@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, TypeVar
 
+from randcond.data.inputs.names import shown
+
 Answer = TypeVar("Answer")
 
 FILE, FOLDER = "file", "folder"  # kinds of members that are accepted
@@ -46,7 +48,7 @@ def walk(file: IO[bytes], size: int | None = None) -> Iterator[Member]:
         last, kind = archive.offset, _kind(info)
         if size is not None and kind == FILE and info.offset_data + info.size > size:
             end = info.offset_data + info.size
-            raise DamagedTar(f"at byte {size}: the file ends inside {info.name}, which goes to byte {end}")
+            raise DamagedTar(f"at byte {size}: the file ends inside {shown(info.name)}, which goes to byte {end}")
         yield Member(info.name, kind, info.offset_data, info.size)
     _check_end(reader, archive.offset)
 
@@ -56,7 +58,7 @@ def content(file: IO[bytes], member: Member) -> bytes:
     file.seek(member.start)
     data = file.read(member.size)
     if len(data) != member.size:
-        raise DamagedTar(f"at byte {member.start + len(data)}: the file ends inside {member.name}")
+        raise DamagedTar(f"at byte {member.start + len(data)}: the file ends inside {shown(member.name)}")
     return data
 
 
@@ -90,7 +92,7 @@ def _ask(place: int, question: Callable[[], Answer]) -> Answer:
     except Exception as error:  # for hostile headers tarfile also raises ValueError, RecursionError, MemoryError, ...
         if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the archive
             raise
-        raise DamagedTar(f"at byte {place}: {str(error) or type(error).__name__}") from None
+        raise DamagedTar(f"at byte {place}: {shown(str(error)) or type(error).__name__}") from None
 
 
 def _kind(info: tarfile.TarInfo) -> str:
