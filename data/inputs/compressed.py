@@ -114,6 +114,31 @@ class Decompressed:
         return f"not {name} data ({error})"
 
 
+class Unpacker:
+    """Unpacks gzip or zlib data that arrive in pieces, all members of them."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=47)
+
+    @property
+    def whole(self) -> bool:
+        """True at the end of a member."""
+        return self._zlib.eof
+
+    def add(self, data: bytes) -> bytes:
+        """Returns the content of the next piece, up to 1,000 times as many bytes. Raises zlib.error for damage."""
+        parts = []
+        while data:
+            if self._zlib.eof:
+                data = data.lstrip(b"\0")  # gzip data may be padded with zeros
+                if not data:
+                    break
+                self._zlib = zlib.decompressobj(wbits=47)
+            parts.append(self._zlib.decompress(data))
+            data = self._zlib.unused_data
+        return b"".join(parts)
+
+
 class _Gzip:
     """A zlib decoder with the methods of Python's bz2 and lzma decoders."""
 

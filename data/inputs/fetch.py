@@ -15,6 +15,7 @@ import fsspec
 
 from randcond.data.inputs.names import file_name
 from randcond.data.inputs.part import FileChanged, Part, Version
+from randcond.data.inputs.signatures import HEAD
 from randcond.data.inputs.web import Busy, append_from_web, check_is_data, check_status, version_on_web
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
@@ -126,7 +127,7 @@ def _checked(url: str, part: Part, checksum: str | None) -> Path:
     """Makes a complete part the target if it is no page and has the checksum. Removes it otherwise."""
     try:
         with part.path.open("rb") as file:
-            check_is_data(url, part.target.name, "", file.read(512))
+            check_is_data(url, part.target.name, "", file.read(HEAD))
         if checksum and not (found := sha256(part.path)).startswith(checksum):
             raise UserError(
                 f"{show_url(url)}: its checksum is {found[:16]}, expected {checksum[:16]}; the server has another file"

@@ -32,8 +32,11 @@ class Version:
 
     @property
     def condition(self) -> str:
-        """What an If-Range header says: the strong ETag, else the time of the last change; "" if neither is known."""
-        return self.strong_etag or self.modified
+        """What an If-Range header says: the strong ETag, else the time of the last change.
+
+        "" if neither can tell the file from another version: a time alone, without the size, does not.
+        """
+        return self.strong_etag or (self.modified if self.size is not None else "")
 
     def is_same(self, other: "Version") -> bool:
         """Returns True if both are surely the same version: an equal strong ETag, or equal size and time of change."""

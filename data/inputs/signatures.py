@@ -1,4 +1,4 @@
-"""Tells by the first bytes of a file what it is, if it is not what its name says: compressed, an archive, a page, ..."""
+"""Tells by the first bytes of a file what it is, if not what its name says: compressed, an archive, a page, ..."""
 
 import re
 

@@ -14,13 +14,19 @@ from email.utils import parsedate_to_datetime
 from pathlib import PurePosixPath
 from typing import Any
 
+from randcond.data.inputs.compressed import Unpacker
 from randcond.data.inputs.part import FileChanged, Part, Version
+from randcond.data.inputs.signatures import HEAD, kind_of_content
 from randcond.launch.errors import UserError
 from randcond.launch.urls import show_url
 
 PAGES = ("text/html", "application/xhtml+xml")
 PAGE_NAMES = (".html", ".htm", ".xhtml")
-_PAGE_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html[\s>])", re.I | re.S)
+_TAG = re.compile(  # how a page may begin that is called one, and lacks <html>
+    rb"(?:\xef\xbb\xbf)?\s*<(?:!--|\?xml|(?:head|title|meta|base|link|script|style|body|noscript|iframe|frameset|form|"
+    rb"div|main|section|center|table|p|h[1-6]|pre|hr|br|img|a)[\s/>])",
+    re.IGNORECASE,
+)
 _AGAIN = (408, 425, 429)  # errors of the 400s after which another try may succeed
 _REFUSED = {
     401: "the server refuses access (401): it wants a user and a password, or these are wrong; put them into ~/.netrc",
@@ -61,24 +67,29 @@ def _seconds(text: str) -> float | None:
         return None
 
 
-def check_is_data(url: str, name: str, kind: str, start: bytes = b"") -> None:
+def check_is_data(url: str, name: str, kind: str, start: bytes) -> None:
     """Raises UserError if an HTML page came in place of a file.
 
-    `name`: of the file. `kind`: the Content-Type that the server gives. `start`: the first bytes of the file.
+    `name`: of the file. `kind`: the Content-Type that the server gives. `start`: the first HEAD bytes of the file. They
+    decide, because some servers call every text a page.
     """
-    if PurePosixPath(name).suffix.lower() in PAGE_NAMES:
-        return
-    kind = kind.partition(";")[0].strip().lower()
-    if kind in PAGES or _PAGE_START.match(start):
-        what = f"an HTML page ({kind})" if kind in PAGES else "an HTML page"
+    if not _is_file_of_pages(name) and (kind_of_content(start) == "HTML" or (_is_page(kind) and _TAG.match(start))):
         raise UserError(
-            f"{show_url(url)}: got {what} in place of the file {name}, perhaps a login page; open the address in a "
-            f"browser, or give the address of the file itself"
+            f"{show_url(url)}: got an HTML page in place of the file {name}, perhaps a login page; open the address "
+            f"in a browser, or give the address of the file itself"
         )
 
 
+def _is_file_of_pages(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in PAGE_NAMES
+
+
+def _is_page(kind: str) -> bool:
+    return kind.partition(";")[0].strip().lower() in PAGES
+
+
 def version_on_web(system: Any, url: str, name: str) -> Version:
-    """Asks a web server for the version of a file, without its content.
+    """Asks a web server for the version of a file, and only if it may be a page for the first bytes.
 
     `system`: fsspec's file system. `name`: of the file. Raises as check_status() and check_is_data() do.
     """
@@ -94,17 +105,27 @@ async def _ask_version(system: Any, url: str, name: str) -> Version:
     session = await system.set_session()
     with suppress(aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
         async with session.head(system.encode_url(url), allow_redirects=True, **_options(system)) as answer:
-            version = _version(answer)
-            if answer.status < 400 and version.size is not None:
-                check_is_data(url, name, answer.headers.get("Content-Type", ""))
+            version, kind = _version(answer), answer.headers.get("Content-Type", "")
+            if answer.status < 400 and version.size is not None and (_is_file_of_pages(name) or not _is_page(kind)):
                 return version
     # Addresses that are signed for reading refuse HEAD, and some servers tell no size there.
-    async with session.get(system.encode_url(url), **_options(system, Range="bytes=0-0")) as answer:
+    async with session.get(system.encode_url(url), **_options(system, Range=f"bytes=0-{HEAD - 1}")) as answer:
         if answer.status == 416:  # an empty file has no first byte
             return Version(0, answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", ""))
         check_status(url, answer.status, answer.headers)
-        check_is_data(url, name, answer.headers.get("Content-Type", ""))
+        check_is_data(url, name, answer.headers.get("Content-Type", ""), (await _first_bytes(answer))[0])
         return _version(answer)
+
+
+async def _first_bytes(answer: Any) -> tuple[bytes, Exception | None]:
+    """Returns the first HEAD bytes of an answer's content, or those before the connection is lost, and that error."""
+    start = b""
+    try:
+        while len(start) < HEAD and (more := await answer.content.read(HEAD - len(start))):
+            start += more
+    except Exception as error:  # raised again after what has arrived is kept
+        return start, error
+    return start, None
 
 
 def _options(system: Any, **headers: str) -> dict[str, Any]:
@@ -117,7 +138,7 @@ def _options(system: Any, **headers: str) -> dict[str, Any]:
 def _version(answer: Any) -> Version:
     headers = answer.headers
     if answer.status == 206:
-        size = _content_range(headers)[2]
+        size = _content_range(headers)[2] if not _encoding(headers) else None
     else:
         length = headers.get("Content-Length", "")
         size = int(length) if length.isdigit() and not _encoding(headers) else None
@@ -159,16 +180,20 @@ async def _append(system: Any, url: str, part: Part, on_bytes: Callable[[int], o
             part.drop()
             raise FileChanged("the server no longer has the missing bytes")
         check_status(url, answer.status, answer.headers)
-        check_is_data(url, part.target.name, answer.headers.get("Content-Type", ""))
         if answer.status == 206:
-            end = _check_range(answer, part, start)
+            await _write(answer, part, b"", None, _check_range(answer, part, start), on_bytes)
         elif answer.status == 200:
-            # The first request, another version, or a server that ignores ranges. Ranges don't fit what is unpacked.
-            part.begin(Version() if _is_packed(answer, part) else _version(answer))
-            end = None
+            # The first request, another version, or a server that ignores ranges.
+            unpacker = Unpacker() if _is_packed(answer, part) else None
+            data, lost = await _first_bytes(answer)
+            content = _unpacked(unpacker, data) if unpacker else data
+            check_is_data(url, part.target.name, answer.headers.get("Content-Type", ""), content)
+            part.begin(Version() if unpacker else _version(answer))  # ranges don't fit what is unpacked
+            await _write(answer, part, content, unpacker, None, on_bytes)
+            if lost:
+                raise lost
         else:
             raise ConnectionError(f"the server answers with status {answer.status}")
-        await _write(answer, part, end, on_bytes)
 
 
 def _first_missing(part: Part) -> int:
@@ -196,38 +221,59 @@ def _check_range(answer: Any, part: Part, start: int) -> int:
         raise
     version = _version(answer)
     assert part.version is not None
-    told = version if version.condition else Version(size, part.version.etag, part.version.modified)
-    if not part.version.is_same(told):
+    told = version if version.etag or version.modified else part.version
+    known = part.version.size if size is None else size
+    if not part.version.is_same(replace(told, size=known)):
         part.drop()
         raise FileChanged("the server has another version of the file now")
-    part.version = replace(part.version, size=part.version.size or size)
+    if known is None:
+        part.ranges = False
+        raise ConnectionError("the server sends a part of the file, but does not say how long the file is")
+    part.version = replace(part.version, size=known)
     part.cut(start)
     return end
 
 
 def _is_packed(answer: Any, part: Part) -> bool:
-    """Returns True if the answer must be unpacked to be the file. A .gz file is what some servers call encoded."""
+    """Returns True if the answer must be unpacked to be the file. A .gz file is what some servers call encoded.
+
+    Raises UserError if it can't be unpacked.
+    """
     encoding = _encoding(answer.headers)
-    return bool(encoding) and not (encoding in ("gzip", "x-gzip") and part.target.suffix in (".gz", ".tgz"))
+    if not encoding or (encoding in ("gzip", "x-gzip") and part.target.suffix.lower() in (".gz", ".tgz")):
+        return False
+    if encoding not in _GZIP:
+        raise UserError(
+            f"{part.shown}: the server sends the file in encoding {encoding}, although none was asked for; "
+            f"download it by other means"
+        )
+    return True
 
 
-async def _write(answer: Any, part: Part, end: int | None, on_bytes: Callable[[int], object]) -> None:
-    """Appends the content of an answer to the part. `end`: the byte after its last one; None: not known."""
-    encoding = _encoding(answer.headers)
-    unpacked = None
-    if _is_packed(answer, part):
-        if encoding not in _GZIP:
-            raise UserError(
-                f"{part.shown}: the server sends the file in encoding {encoding}, although none was asked for; "
-                f"download it by other means"
-            )
-        unpacked = zlib.decompressobj(wbits=47)
+def _unpacked(unpacker: Unpacker, data: bytes) -> bytes:
+    try:
+        return unpacker.add(data)
+    except zlib.error as error:
+        raise ConnectionError(f"the compressed answer is damaged ({error})") from None
+
+
+async def _write(
+    answer: Any,
+    part: Part,
+    start: bytes,
+    unpacker: Unpacker | None,
+    end: int | None,
+    on_bytes: Callable[[int], object],
+) -> None:
+    """Appends `start` and then the content of an answer to the part. `end`: the byte after its last one, if known."""
     with part.path.open("ab") as out:
+        out.write(start)
+        on_bytes(len(start))
         async for data in answer.content.iter_any():
-            content = unpacked.decompress(data) if unpacked else data
+            content = _unpacked(unpacker, data) if unpacker else data
             if end is not None:
                 content = content[: max(0, end - out.tell())]
             out.write(content)
             on_bytes(len(content))
-    if unpacked and not unpacked.eof:
+    if unpacker and not unpacker.whole:
         raise ConnectionError("the compressed answer has no end")
