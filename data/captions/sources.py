@@ -7,7 +7,7 @@ from typing import Any
 
 from randcond.data.captions.local_files import expand_local
 from randcond.data.inputs.catalogue import MissingInput, missing_input
-from randcond.data.inputs.fetch import ask, fetch, is_web, open_system, version_of
+from randcond.data.inputs.fetch import ask, fetch, is_web, open_system, told_of_version, version_of
 from randcond.data.inputs.names import file_name
 from randcond.data.rows.opening import check_regular
 from randcond.data.rows.tables import KINDS, kind_of
@@ -15,8 +15,6 @@ from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 from randcond.launch.urls import show_url
-
-_VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime")
 
 
 def expand(source: str) -> list[str]:
@@ -47,6 +45,7 @@ def expand(source: str) -> list[str]:
 def _expand_url(source: str) -> list[str] | str | None:
     """Returns the URL of a file, the URLs in a folder or of a glob in order, or None if it does not exist."""
     system, path = open_system(source)
+    system.invalidate_cache()  # what the server says now, not earlier in this process
     if is_web(source) and kind_of(path) and not any(sign in file_name(path) for sign in "*["):
         version_of(source)  # raises an error if the server has no such file, or a page in its place
         return [source]
@@ -56,15 +55,22 @@ def _expand_url(source: str) -> list[str] | str | None:
         files = sorted(file for file in ask(source, lambda: system.find(path)) if kind_of(file))
     else:
         return source if ask(source, lambda: system.exists(path)) else None
-    local = "file" in system.protocol
-    return [file if local else system.unstrip_protocol(file) for file in files]
+    if "file" in system.protocol:
+        return files
+    first, chained, rest = source.partition("::")
+    before, end = first.rstrip("/"), path.rstrip("/")
+    if before.endswith(end):  # what stands before the path, such as github://owner:repository@branch/
+        before = before.removesuffix(end) if end else f"{before}/"
+        return [f"{before}{file}{chained}{rest}" for file in files]
+    return [system.unstrip_protocol(file) for file in files]
 
 
 def identify(source: str) -> dict[str, Any]:
     """Returns what identifies a caption file: its name and sha256, or for a URL what its server says of the version.
 
     The URL is stored without user, password and query. Addresses that differ only in their query are told apart by the
-    ETag or the time of change. If the server gives neither, the file is downloaded, and its sha256 identifies it.
+    ETag or the time of change. If the server gives neither (nor, on hf and github, git's hash), the file is downloaded,
+    and its sha256 identifies it.
     """
     if not is_url(source):
         return {"name": PurePosixPath(source).name, "sha256": sha256(Path(source))}
@@ -77,10 +83,10 @@ def identify(source: str) -> dict[str, Any]:
         size, told = version.size, {"ETag": version.etag, "Last-Modified": version.modified}
     else:
         facts = ask(source, lambda: system.info(path))
-        size, told = facts.get("size"), {key: str(facts.get(key) or "") for key in _VERSION_KEYS}
+        size, told = facts.get("size"), told_of_version(facts)
     told = {key: value for key, value in told.items() if value}
     shown = show_url(source)
-    if not told and "?" in source:
+    if not told and ("?" in source or not is_web(source)):
         with TemporaryDirectory(prefix="randcond-") as folder:
             told = {"sha256": sha256(fetch(source, Path(folder) / name))}
     return {"name": name, "url": shown, "size": size, **told}

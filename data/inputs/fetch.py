@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,9 @@ PATIENCE = 1.0  # seconds before the second try, doubled for each further one
 LONGEST_WAIT = 300.0  # seconds that a busy server may ask to wait
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of the local disk: another try does not help
 _INVALID = "is not a valid address; in a user or password, write %40 for @, %3A for :, %2F for /, %3F for ?, %23 for #"
+# What the facts of fsspec's file systems call the version of a file: s3 and az, gs, hf, github, a zip; times elsewhere.
+_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5", "blob_id", "sha", "CRC")
+_TIMES = ("LastModified", "last_modified", "mtime", "modify", "modificationTime", "created")
 _WEB_LASTING = {  # parts of the names of aiohttp's errors
     "Redirect": "the server redirects in a circle, or to something that is no web address",
     "Certificate": "the certificate of the server is not valid here",
@@ -50,7 +54,8 @@ def is_web(url: str) -> bool:
 def open_system(url: str) -> tuple[Any, str]:
     """Returns the fsspec file system of a URL, and the path in it. `${NAME}` in it is an environment variable.
 
-    Raises UserError if a package for this kind of URL is not installed, or if a variable is not set.
+    Raises UserError if a package for this kind of URL is not installed, or if a variable is not set; FetchError and
+    UserError as fetch() does if a server must be asked already.
     """
     options: dict[str, Any] = {}
     if is_url(url):
@@ -60,10 +65,14 @@ def open_system(url: str) -> tuple[Any, str]:
 
         timeout = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # reads ~/.netrc and http_proxy
-    try:
-        return fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:  # ValueError: an unknown protocol
-        raise UserError(f"{show_url(url)}: {_INVALID if is_web(url) else error}") from None
+
+    def opened() -> tuple[Any, str]:  # github:// asks its server here
+        try:
+            return fsspec.core.url_to_fs(url, **options)
+        except (ImportError, ValueError, TypeError) as error:  # an unknown protocol, or parts of the URL are missing
+            raise UserError(f"{show_url(url)}: {_INVALID if is_web(url) else error}") from None
+
+    return ask(url, opened)
 
 
 def fill_in(url: str) -> str:
@@ -146,14 +155,16 @@ def version_of(url: str) -> Version:
     return ask(url, lambda: _version_from(system.info(path)))
 
 
+def told_of_version(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what the facts of an fsspec file system tell of a file's version, besides its size: key -> value."""
+    return {key: str(facts[key]) for key in (*_TAGS, *_TIMES) if facts.get(key)}
+
+
 def _version_from(facts: Mapping[str, Any]) -> Version:
     """Returns the version that the facts of an fsspec file system tell."""
-
-    def first(*names: str) -> str:
-        return next((str(facts[name]) for name in names if facts.get(name)), "")
-
-    etag = first("ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5")
-    return Version(facts.get("size"), etag, first("LastModified", "last_modified", "mtime", "modify", "created"))
+    told = told_of_version(facts)
+    tag, time_of_change = (next((told[key] for key in keys if key in told), "") for keys in (_TAGS, _TIMES))
+    return Version(facts.get("size"), tag, time_of_change)
 
 
 def ask(url: str, question: Callable[[], Answer]) -> Answer:
@@ -196,8 +207,8 @@ def _raise_if_refused(url: str, error: Exception) -> None:
         raise error
     if isinstance(error, PermissionError) and error.errno != errno.EROFS:
         raise UserError(f"{show_url(url)}: {error}") from None
-    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
-    if isinstance(status, int) and status not in (429, 503):
+    status = _status(error) or _status(error.__cause__)
+    if status and status not in (429, 503):
         try:
             check_status(url, status, {})
         except ConnectionError:
@@ -208,6 +219,12 @@ def _raise_if_refused(url: str, error: Exception) -> None:
         raise UserError(f"{show_url(url)}: {_INVALID}") from None
     if is_web(url) and (kind := [sign for sign in _WEB_LASTING if sign in type(error).__name__]):
         raise UserError(f"{show_url(url)}: {_WEB_LASTING[kind[0]]} ({hide_secrets(str(error))})") from None
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Returns the status of the answer that is an error's reason: of aiohttp's errors, or of requests' and httpx's."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _is_not_there(error: Exception) -> bool:
@@ -224,13 +241,16 @@ def _append(system: Any, path: str, part: Part, on_bytes: Callable[[int], object
     if is_web(path):
         append_from_web(system, path, part, on_bytes)
         return
-    version = _version_from(system.info(path))
+    version = _version_now(system, path)
     if part.version is None or not part.version.is_same(version):
         part.begin(version)
     with part.path.open("ab") as out:
         if version.size is None:  # the server does not tell the file's length: all of it in one request
             out.truncate(0)
             out.write(system.cat_file(path))
+            out.flush()
+            _check_unchanged(system, path, part, version)
+            on_bytes(out.tell())
             return
         while (start := out.tell()) < version.size:
             stop = min(start + BLOCK, version.size)
@@ -239,10 +259,20 @@ def _append(system: Any, path: str, part: Part, on_bytes: Callable[[int], object
                 raise ConnectionError(
                     f"got {len(data)} bytes, expected {stop - start} from byte {start} of {version.size}"
                 )
-            system.invalidate_cache()
-            if _version_from(system.info(path)) != version:
-                part.drop()
-                raise FileChanged("the file has changed on its server")
+            _check_unchanged(system, path, part, version)
             out.write(data)
             out.flush()
             on_bytes(len(data))
+
+
+def _version_now(system: Any, path: str) -> Version:
+    """Asks for the version of a file. On github, the size may be that of a Git LFS pointer, so it is not known."""
+    system.invalidate_cache()
+    version = _version_from(system.info(path))
+    return replace(version, size=None) if "github" in system.protocol else version
+
+
+def _check_unchanged(system: Any, path: str, part: Part, version: Version) -> None:
+    if _version_now(system, path) != version:
+        part.drop()
+        raise FileChanged("the file has changed on its server")
