@@ -3,13 +3,19 @@
 Reads inputs.yaml. Writes FOLDER/NAME/ with the files and fetched.json, which records each file's URL and checksum.
 """
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from randcond.data.inputs.archives import unpack, unpacked_path
 from randcond.data.inputs.catalogue import FOLDER, Input, known_inputs
+from randcond.data.inputs.fetch import ask, is_web, open_system, version_of
 from randcond.data.inputs.fetch import fetch as fetch_file
-from randcond.data.inputs.fetch import is_web, open_system, version_of
+from randcond.data.inputs.names import file_name
+from randcond.data.inputs.web import PAGE_NAMES
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, sha256, write_json
 from randcond.launch.runtime.locks import locked
@@ -18,13 +24,15 @@ from randcond.launch.runtime.progress import Progress
 from randcond.launch.urls import show_url, without_secrets
 
 RECORD = "fetched.json"
+LONGEST_PAGE = 16 << 20  # bytes that are read of a page that links to files
 
 
 def fetch(name: str = "", *, from_: str = "", to: str = FOLDER, list: bool = False) -> None:
     """Downloads an input of an experiment to inputs/NAME, compares checksums and unpacks. Continues if interrupted.
 
     --list           print the catalogue: names, sizes, licences, URLs, and which inputs are already downloaded
-    --from WHERE     a mirror (URL or folder with the files), or the file itself, instead of the published URL
+    --from WHERE     a mirror (URL or folder with the files), or the file itself, instead of the published URL;
+                     the query of a signed address of a folder goes to each file
     --to FOLDER      (default inputs)
 
     Where no checksum is published, NAME/fetched.json records the checksum of the first download. Later downloads must
@@ -100,27 +108,97 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _urls(entry: Input, source: str) -> dict[str, str]:
     """Returns file name -> URL.
 
-    Raises UserError if `source` lists no matching file, or if it is not a folder although the input has several files.
+    Raises UserError if `source` lists no matching file, if two files have one name, or if it is not a folder although
+    the input has several files.
     """
     if entry.pattern:
-        system, path = open_system(source or entry.files[0])
-        found = sorted(system.glob(f"{path.rstrip('/')}/{entry.pattern}"))
+        found = _by_name(_listed(source or entry.files[0], entry.pattern))
         if not found:
             raise UserError(f"{source or entry.files[0]}: lists no file {entry.pattern}")
-        local = "file" in system.protocol
-        return {PurePosixPath(each).name: str(each) if local else system.unstrip_protocol(each) for each in found}
-    names = {PurePosixPath(url).name: url for url in entry.files}
-    if not source:
-        return names
-    if is_web(source) and "?" in source:
-        return dict.fromkeys(names, source)
-    in_folder = {name: f"{source.rstrip('/')}/{name}" for name in names}
-    system, path = open_system(next(iter(in_folder.values())))
-    if system.exists(path):
+        return found
+    names = _by_name(entry.files)
+    if not source or names.keys() == {file_name(source)}:
+        return {name: source or url for name, url in names.items()}
+    in_folder = {name: _inside(source, name) for name in names}
+    first = next(iter(in_folder.values()))
+    if not (reason := _missing(first)):
         return in_folder
     if len(names) > 1:
-        raise UserError(f"--from: expected a folder with {len(names)} files, but {source} does not contain {path}")
+        raise UserError(
+            f"--from: expected a folder with {len(names)} files, but {source} does not contain {show_url(first)}{reason}"
+        )
     return dict.fromkeys(names, source)  # the file itself; its name may differ
+
+
+def _by_name(urls: Iterable[str]) -> dict[str, str]:
+    """Returns file name -> URL. Raises UserError if two of the URLs have the same file name."""
+    found: dict[str, str] = {}
+    for url in urls:
+        name = file_name(url)
+        if found.setdefault(name, url) != url:
+            raise UserError(
+                f"{show_url(url)}: two addresses, which differ in their folder or query, have the name {name}"
+            )
+    return found
+
+
+def _inside(folder: str, name: str) -> str:
+    """Returns the URL or path of a file in a folder. A query is that of the folder, as of signed addresses.
+
+    >>> _inside("https://host/folder/?sig=1", "a.csv"), _inside("s3://bucket/folder", "a.csv")
+    ('https://host/folder/a.csv?sig=1', 's3://bucket/folder/a.csv')
+    """
+    path, mark, query = folder.partition("?") if is_web(folder) else (folder, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def _missing(url: str) -> str:
+    """Returns why a file can't be read, as the end of a sentence; "" if it can."""
+    system, path = open_system(url)
+    if not is_web(url):
+        return "" if ask(url, lambda: system.exists(path)) else "; give the folder that contains it"
+    try:
+        version_of(url)
+    except UserError as error:
+        return f" ({error})"
+    return ""
+
+
+def _listed(source: str, pattern: str) -> list[str]:
+    """Returns the files of a folder, or those that a page links to, whose names match a glob."""
+    system, path = open_system(source)
+    if not is_web(source):
+        found = sorted(system.glob(f"{path.rstrip('/')}/{pattern}"))
+        return found if "file" in system.protocol else [_inside(source, PurePosixPath(each).name) for each in found]
+    page = _Links(_inside(path, "") if PurePosixPath(file_name(path)).suffix.lower() not in PAGE_NAMES else path)
+    asked = path if "?" in path else page.base
+    page.feed(ask(source, lambda: _read_page(system, asked)))
+    return sorted(url for url in page.links if fnmatchcase(file_name(url), pattern))
+
+
+def _read_page(system: Any, url: str) -> str:
+    with system.open(url, block_size=0, size=1) as file:  # block_size=0: as it comes, without asking for its size first
+        return str(file.read(LONGEST_PAGE).decode("utf-8", "replace"))
+
+
+class _Links(HTMLParser):
+    """The addresses that a page links to. Those on its host without a query get the query of the page."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self.base = base
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        link = dict(attrs).get("href") if tag == "a" else None
+        if not link:
+            return
+        base = urlsplit(self.base)
+        url = urlsplit(urljoin(self.base, link))
+        if not url.query and url.netloc == base.netloc:
+            url = url._replace(query=base.query)
+        if url.scheme in ("http", "https"):
+            self.links.add(urlunsplit(url._replace(fragment="")))
 
 
 def _size(url: str) -> int | None:
