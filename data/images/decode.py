@@ -6,10 +6,11 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from randcond.data.images.formats import SIGNED, SUFFIXES, describe_content
 from randcond.data.images.to_rgb import NoRule, to_rgb
+from randcond.data.images.whole_png import what_is_missing
 from randcond.data.inputs.names import shown
 from randcond.launch.errors import UserError
 
@@ -19,7 +20,8 @@ MAX_SIDE = 65_535  # pixels, as in JPEG; resizing a longer side would need gigab
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: as much as MAX_PIXELS pixels of four 16-bit channels
 LARGE = 4096 * 4096  # pixels; larger images are decoded one at a time, whatever the number of threads
 
-_large = threading.Lock()
+one_large = threading.Lock()  # held while a large image is decoded or converted
+_HOLD_PNG = ("PNG", "ICO", "CUR", "ICNS")
 _TURNS = {  # EXIF's orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,8 +75,11 @@ def decode(data: bytes, name: str, suffix: str = "") -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=formats) as picture:
             _check_size(picture, name)
-            with _large if picture.width * picture.height > LARGE else nullcontext():
+            with one_large if picture.width * picture.height > LARGE else nullcontext():
+                ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half of an image would be grey
                 picture.load()
+                if picture.format in _HOLD_PNG and (missing := what_is_missing(data)):
+                    raise BadImage(name, "damaged", f"is damaged (the PNG {missing})")
                 _check_size(picture, name)  # an icon has its size inside
                 return _upright(to_rgb(picture), picture)
     except BadImage:

@@ -103,6 +103,7 @@ OTHERS = {
     "HTML": "HTML: a page that a server sent in place of the image",
     "Git LFS": "a Git LFS pointer in place of the image; fetch it with `git lfs pull`",
     "FITS": "FITS, which is not read",
+    "AVIF": "AVIF that can't be read; it may be cut off",
     "HEIC": "HEIC or a video (ftyp {kind}), which Pillow does not decode",
     "JPEG XL": "JPEG XL, which Pillow does not decode",
     "IPTC": "IPTC data, which is not read",

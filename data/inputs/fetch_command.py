@@ -125,7 +125,8 @@ def _urls(entry: Input, source: str) -> dict[str, str]:
         return in_folder
     if len(names) > 1:
         raise UserError(
-            f"--from: expected a folder with {len(names)} files, but {source} does not contain {show_url(first)}{reason}"
+            f"--from: expected a folder with {len(names)} files, but {source} does not contain {show_url(first)}"
+            f"{reason}"
         )
     return dict.fromkeys(names, source)  # the file itself; its name may differ
 
@@ -137,7 +138,8 @@ def _by_name(urls: Iterable[str]) -> dict[str, str]:
         name = file_name(url)
         if found.setdefault(name, url) != url:
             raise UserError(
-                f"{show_url(url)}: two addresses, which differ in their folder or query, have the name {name}"
+                f"{show_url(url)}: two addresses that differ in their folder or query have the name {name}; give a "
+                f"folder or a page with one of them"
             )
     return found
 

@@ -23,6 +23,7 @@ _SIGNATURES = (  # the first one that matches counts
     ("WMF", rb"\xd7\xcd\xc6\x9a"),
     ("FITS", rb"SIMPLE  ="),
     ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("AVIF", rb"(?s).{4}ftypavi[fs]"),
     ("HEIC", rb"(?s).{4}ftyp"),
     ("IPTC", rb"\x1c\x02"),
     ("UTF-32", rb"\xff\xfe\0\0|\0\0\xfe\xff"),

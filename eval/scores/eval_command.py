@@ -25,7 +25,8 @@ def stats(
 
     --splits FOLDER lists of file names, one per split: seen.csv, unseen.csv (`randcond concepts coco` writes them).
                     all.npz covers all images of the folder, or those of all.csv if there is one
-    --size N        resize every image to N x N pixels, aspect ratio not kept (default 256; 0: do not resize)
+    --size N        resize every image to N x N pixels, aspect ratio not kept (default 256; at most 2048;
+                    0: do not resize, which needs more memory for large images)
     --png           no JPEG after the resize (default: JPEG at Pillow's default quality, as in the paper's protocol)
     --on-error skip leave out images that can't be used; they are counted (default stop: the first one is an error)
 

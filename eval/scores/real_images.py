@@ -9,6 +9,7 @@ import io
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from randcond.data.images.decode import READING, BadImage, read_image
+from randcond.data.images.decode import LARGE, READING, BadImage, one_large, read_image
 from randcond.data.images.find import Found, find_images
 from randcond.data.images.left_out import left_out
 from randcond.data.rows.columns import FILE_NAME
@@ -40,6 +41,9 @@ from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
 
 CHUNK = 512  # images per chunk
+LARGEST_BATCH = 3 << 25  # values of images that are not resized, 100 MB: 32 of 1024 x 1024; a batch of more is divided
+LARGEST_SIZE = 2048  # pixels a side that images are resized to
+LARGEST_JPEG = 65_500  # pixels a side that JPEG files can have in libjpeg
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,11 @@ def statistics_of_folder(
 
     `size`: images are resized to size x size pixels; None: not resized. `on_error`: "stop", or "skip" to leave out
     images that can't be used. What was passed over or left out is logged, and stands in the files.
-    Raises UserError naming a folder without images, an image that can't be used, or a list that names a missing image.
+    Raises UserError naming a folder without images, an image that can't be used, or a list that names a missing image;
+    or if `size` is not between 1 and LARGEST_SIZE.
     """
+    if size is not None and not 1 <= size <= LARGEST_SIZE:
+        raise UserError(f"--size: is {size}, expected 1 to {LARGEST_SIZE}, or 0 to keep each image as it is")
     metrics = find_metrics(ev.metrics)
     extractor_names = {feature: metrics[name].needs[feature] for name in metrics if (feature := METRICS[name].compares)}
     if not extractor_names:
@@ -224,21 +231,30 @@ def _read_features(
                 return error
             raise UserError(f"{error}; repair or remove it, or leave it out with --on-error skip") from None
 
+    def add_features(images: list[Tensor]) -> None:
+        small = size or sum(image.numel() for image in images) <= 2 * LARGEST_BATCH
+        together = small and len({image.shape for image in images}) == 1
+        for group in [torch.stack(images)] if together else [image[None] for image in images]:
+            for extractor in extractors:
+                for name, values in extractor.read(group, [""] * len(group)).items():
+                    parts.setdefault(name, []).append(values)
+
+    at_once = batch if size else 2  # two images of the largest size need 2 GB
     with ThreadPoolExecutor(4) as pool:  # Pillow releases the GIL while it decodes
         for start in range(0, len(paths), batch):
-            images = []
-            for row, image in enumerate(pool.map(read, paths[start : start + batch]), start):
-                if isinstance(image, BadImage):
-                    bad.append([image.reason, str(image)])
-                else:
-                    rows.append(row)
-                    images.append(image)
-            same_size = len({image.shape for image in images}) == 1
-            groups = [torch.stack(images)] if same_size else [image[None] for image in images]
-            for group in groups:
-                for extractor in extractors:
-                    for name, values in extractor.read(group, [""] * len(group)).items():
-                        parts.setdefault(name, []).append(values)
+            images: list[Tensor] = []
+            end = min(start + batch, len(paths))
+            for first in range(start, end, at_once):
+                for row, image in enumerate(pool.map(read, paths[first : min(first + at_once, end)]), first):
+                    if isinstance(image, BadImage):
+                        bad.append([image.reason, str(image)])
+                    else:
+                        rows.append(row)
+                        images.append(image)
+                if not size and sum(image.numel() for image in images) > LARGEST_BATCH:
+                    add_features(images)
+                    images = []
+            add_features(images)
     return _Chunk(
         {name: torch.cat(values) for name, values in parts.items()}, torch.tensor(rows, dtype=torch.long), bad
     )
@@ -253,6 +269,11 @@ def read_real(path: Path, size: int | None, jpeg: bool) -> Tensor:
     picture = read_image(path)
     if size:
         picture = picture.resize((size, size))
-    if jpeg:
-        picture = Image.open(io.BytesIO(jpeg_bytes(picture))).convert("RGB")
-    return from_picture(picture)
+    if jpeg and max(picture.size) > LARGEST_JPEG:
+        width, height = picture.size
+        detail = f"is too large for JPEG: {width:,} x {height:,} pixels, at most {LARGEST_JPEG:,} a side"
+        raise BadImage(str(path), "too large for JPEG", detail)
+    with one_large if picture.width * picture.height > LARGE else nullcontext():
+        if jpeg:
+            picture = Image.open(io.BytesIO(jpeg_bytes(picture))).convert("RGB")
+        return from_picture(picture)

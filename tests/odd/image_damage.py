@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from tests.odd.image_formats import COLOURS, FORMATS, MODES, SMOOTH, Case, palette_image
-from tests.support.odd_images import ico, png, psd, qoi, rows, saved, tiff, turned
+from tests.support.odd_images import adam7, ico, interlaced, png, psd, qoi, rows, saved, tiff, turned
 
 UPRIGHT = {  # what a viewer shows of `SMOOTH` by EXIF's orientation
     1: SMOOTH,
@@ -48,6 +48,22 @@ LYING = {
 DAMAGED = {
     "png cut off": Case("a.png", saved(SMOOTH, "PNG")[:-60], error="a.png: is damaged"),
     "png cut off in its header": Case("a.png", saved(COLOURS, "PNG")[:20], error="a.png: is"),
+    "png without its end mark": Case("a.png", saved(COLOURS, "PNG")[:-12], error=r"no end mark \(IEND\)"),
+    "png with a part of its end mark": Case("a.png", saved(COLOURS, "PNG")[:-4], error=r"no end mark \(IEND\)"),
+    "png cut off in the last chunk of its data": Case("a.png", saved(COLOURS, "PNG")[:-14], error="a.png: is damaged"),
+    "png whose data end early": Case(
+        "a.png",
+        png(8, 6, 8, 2, rows(COLOURS.reshape(6, 24)[:3])),
+        error=r"a.png: is damaged \(the PNG has 75 bytes of pixels, and 150 are needed\)",
+    ),
+    "png of one bit whose data end early": Case("a.png", png(9, 6, 1, 0, bytes(12)), error="has 12 bytes .* 18 are"),
+    "interlaced png whose data end early": Case(
+        "a.png", interlaced(adam7(COLOURS)[:-25], 8, 6), error="has 131 bytes of pixels, and 156 are needed"
+    ),
+    "interlaced png": Case("a.png", interlaced(adam7(COLOURS), 8, 6), COLOURS),
+    "interlaced png of a pixel": Case("a.png", interlaced(adam7(COLOURS[:1, :1]), 1, 1), COLOURS[:1, :1]),
+    "png with bytes after its end": Case("a.png", saved(COLOURS, "PNG") + b"more", COLOURS),
+    "icon whose png ends early": Case("a.ico", ico(saved(COLOURS, "PNG")[:-12]), error=r"no end mark \(IEND\)"),
     "png with a wrong checksum": Case(
         "a.png", saved(COLOURS, "PNG").replace(b"IHDR\0\0\0\x08", b"IHDR\0\0\0\x09"), error="a.png: is"
     ),

@@ -1,4 +1,4 @@
-"""`randcond fetch --from` a signed address: several files under one query, pages that link to files, names that clash."""
+"""`randcond fetch --from` a signed address: several files under one query, pages with links, names that clash."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ CASES = {
         TWO,
         f"/f/a.txt?{SIGNED}",
         {f"/f/a.txt?{SIGNED}": ANSWERS["a.txt"]},
-        r"expected a folder with 2 files, but .*/f/a\.txt\?\.\.\. does not contain .*/f/a\.txt/a\.txt\?\.\.\. .*\(404\)",
+        r"expected a folder with 2 files, but .*/f/a\.txt\?\.\.\. does not contain .*/a\.txt/a\.txt\?\.\.\. .*\(404\)",
     ),
     "a signed file": Case(ONE, f"/f/a.txt?{SIGNED}", {f"/f/a.txt?{SIGNED}": ANSWERS["a.txt"]}, {"a.txt": b"one"}),
     "a signed file of another name": Case(
@@ -98,7 +98,7 @@ CASES = {
         PAGE,
         "/f/",
         {"/f/": links("part-1.txt?v=1", "part-1.txt?v=2")},
-        r"/f/part-1\.txt\?\.\.\.: two addresses, which differ in their folder or query, have the name part-1\.txt",
+        r"/f/part-1\.txt\?\.\.\.: two addresses that differ in their folder or query have the name part-1\.txt",
     ),
     "a page without such links": Case(PAGE, f"/f/?{SIGNED}", {f"/f/?{SIGNED}": links("x.txt")}, r"lists no file part-"),
     "a page that is refused": Case(

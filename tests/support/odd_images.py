@@ -49,6 +49,21 @@ def png(width: int, height: int, depth: int, colour: int, data: bytes, *chunks: 
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, content) for name, content in parts)
 
 
+def adam7(pixels: np.ndarray) -> bytes:
+    """Returns the rows of an interlaced PNG: those of its seven smaller images, one after the other."""
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    parts = [pixels[top::down, left::right] for left, top, right, down in steps]
+    return b"".join(rows(part.reshape(len(part), -1)) for part in parts if part.size)
+
+
+def interlaced(data: bytes, width: int, height: int) -> bytes:
+    """Returns an interlaced PNG in RGB with 8 bits. `data`: its rows, see adam7()."""
+    return png(width, height, 8, 2, data).replace(
+        png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)),
+    )
+
+
 def png_chunk(name: bytes, content: bytes) -> bytes:
     """Returns a PNG chunk with its length and checksum."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
