@@ -59,11 +59,11 @@ def check_status(url: str, status: int, headers: Mapping[str, str]) -> None:
 
 def _seconds(text: str) -> float | None:
     """Returns the seconds of a Retry-After header, which is a number or a date. None: there is none."""
-    if text.strip().isdigit():
+    if text.isascii() and text.strip().isdigit():
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -152,7 +152,7 @@ def _encoding(headers: Mapping[str, str]) -> str:
 
 def _content_range(headers: Mapping[str, str]) -> tuple[int, int, int | None]:
     """Returns first byte, byte after the last, and size of the file (None: unknown) of an answer with status 206."""
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip())
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("Content-Range", "").strip())
     if match is None:
         raise ConnectionError(f"the server sends a part of the file, but says {headers.get('Content-Range')!r} of it")
     return int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])

@@ -250,6 +250,18 @@ CASES = [
     Case("400", then(reply(b"", 400)), r"refuses the request \(400\)", requests=1),
     Case("busy twice, 429", then(*[reply(b"", 429, Retry_After="0")] * 2, reply(DATA)), DATA),
     Case("busy until a date that is over", then(reply(b"", 503, Retry_After=DATE), reply(DATA)), DATA),
+    Case("busy until no date", then(reply(b"", 503, Retry_After="\xb2"), reply(DATA)), DATA),
+    Case(
+        "busy until the year 9999",
+        then(reply(b"", 503, Retry_After="Fri, 31 Dec 9999 23:59:59 -2300")),
+        "asks to wait|failed after 4 tries",
+    ),
+    Case(
+        "a part with 5,000 digits",
+        then(reply(DATA, cut=CUT, **E1), reply(b"x", 206, Content_Range=f"bytes 1-2/{'9' * 5000}"), reply(DATA)),
+        DATA,
+        [None, "goes on", None],
+    ),
     Case("busy for an hour", then(reply(b"", 503, Retry_After="3600")), "asks to wait for 3600 s", requests=1),
     Case("errors of the server, then the file", then(reply(b"", 500), reply(b"", 502), reply(DATA)), DATA),
     Case("a success without a file", then(reply(b"", 204)), "failed after 4 tries .*status 204"),
