@@ -102,10 +102,10 @@ def _in_folder(folder: Path, left_out: LeftOut, passed_over: Counter[str]) -> li
     for image in found.images:
         by_caption.setdefault(image.with_suffix(".txt"), []).append(image)
     chosen = {file: in_other_format(images, _suffix, passed_over) for file, images in by_caption.items()}
-    for images in chosen.values():
-        if _suffix(images[0]) not in COMMON:  # older versions took both of photo.jpg and photo.png
+    for file, images in chosen.items():
+        if file.is_file() and _suffix(images[0]) not in COMMON:  # older versions took both of photo.jpg and photo.png
             for second in images[1:]:
-                said = f"cache.images: {shown(second)}: is the second image of {shown(second.with_suffix('.txt').name)}"
+                said = f"cache.images: {shown(second)}: is the second image of {shown(file.name)}"
                 left_out.add("second image of a caption", f"{said}; remove one of them")
             del images[1:]
     captioned = {_suffix(images[0]) for file, images in chosen.items() if file.is_file()}
@@ -120,7 +120,7 @@ def _in_folder(folder: Path, left_out: LeftOut, passed_over: Counter[str]) -> li
             left_out.add(
                 "no caption",
                 f"cache.images: {shown(image)} has no caption; add {shown(caption_file.name)} to its folder, or a "
-                f"metadata.csv",
+                f"metadata.csv, or set on_error=skip to leave it out",
             )
             continue
         try:

@@ -15,10 +15,9 @@ from randcond.data.inputs.signatures import COMPRESSED, HEAD, kind_of_content
 from randcond.data.inputs.tars import FILE, FOLDER, DamagedTar, Member, content, walk
 from randcond.launch.errors import UserError
 
-T = TypeVar("T")
-
 MAX_CAPTION = 1_000_000  # bytes
 REMEDY = "it must be a complete, uncompressed tar file"
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -116,24 +115,23 @@ class _Members:
     def pairs(self, without: str) -> list[Pair]:
         """Returns the pairs. `without`: the reason for which an image without a caption is left out."""
         pairs = []
-        chosen = {key: self._one_image(members) for key, members in self.images.items()}
-        captioned = {_suffix(chosen[key]) for key in self.captions if key in chosen}
-        for key, member in chosen.items():
-            caption, suffix = self.captions.get(key), _suffix(member)
+        chosen = {key: in_other_format(members, _suffix, self.passed_over) for key, members in self.images.items()}
+        captioned = {_suffix(members[0]) for key, members in chosen.items() if key in self.captions}
+        for key, (member, *more) in chosen.items():
+            suffix = _suffix(member)
+            if key not in self.captions and not needs_caption(suffix, captioned):
+                for each in (member, *more):
+                    self.passed_over[f"suffix {_suffix(each)} without a caption"] += 1
+                continue
+            for second in more:
+                said = f"{self.where}, {shown(second.name)}: is the second image of its key"
+                self.left_out.add("second image of a key", said)
+            caption = self.captions.get(key)
             if caption is not None:
                 pairs.append(Pair(key, caption, member.start, member.size, suffix))
-            elif key not in self.captions and needs_caption(suffix, captioned):
-                self.left_out.add(without, f"{self.where}, key {shown(key)}: has no caption (.txt)")
             elif key not in self.captions:
-                self.passed_over[f"suffix {suffix} without a caption"] += 1
+                self.left_out.add(without, f"{self.where}, key {shown(key)}: has no caption (.txt)")
         return pairs
-
-    def _one_image(self, members: list[Member]) -> Member:
-        first, *more = in_other_format(members, _suffix, self.passed_over)
-        for member in more:
-            said = f"{self.where}, {shown(member.name)}: is the second image of its key"
-            self.left_out.add("second image of a key", said)
-        return first
 
     def _caption(self, member: Member, file: IO[bytes], said: str) -> str | None:
         if member.size > MAX_CAPTION:

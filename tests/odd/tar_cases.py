@@ -191,6 +191,11 @@ PAIRS = {
     "an image without a caption in a format that no pair has": Pairs(
         tar([*pair(1), member("cover.gif", GIF)]), 1, passed_over={"suffix .gif without a caption": 1}
     ),
+    "images without a caption in two formats that no pair has": Pairs(
+        tar([*pair(1), member("cover.gif", GIF), member("cover.bmp", b"x")]),
+        1,
+        passed_over={"suffix .gif without a caption": 1, "suffix .bmp without a caption": 1},
+    ),
     "an image without a caption in a format that another pair has": Pairs(
         tar([*pair(1), member("2.gif", GIF), member("2.txt", b"a"), member("cover.gif", GIF)]),
         2,

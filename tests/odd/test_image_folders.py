@@ -40,6 +40,9 @@ CASES = {
     "layers of the same picture": Case({"a.psd": b"", "b.TIF": b""}, {"other format of a captioned image": 2}),
     "a png of the same picture": Case({"a.png": saved(COLOURS, "PNG")}, more=["a.png"]),  # as every version reads it
     "a cover in another format": Case({"cover.gif": GIF}, {"suffix .gif without a caption": 1}),
+    "covers in two other formats": Case(
+        {"cover.gif": GIF, "cover.bmp": b""}, {"suffix .gif without a caption": 1, "suffix .bmp without a caption": 1}
+    ),
     "an icon": Case({"favicon.ico": b""}, {"suffix .ico without a caption": 1}),
     "a gif with a caption": Case({"c.gif": GIF, "c.txt": b"c"}, more=["c.gif"]),
     "one gif of two has a caption": Case(
