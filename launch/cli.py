@@ -1,16 +1,12 @@
-"""The `randcond` command: runs stages of experiments, and tools. Uses the library fire.
+"""The `randcond` command: runs stages of experiments, and tools."""
 
-fire calls a command before it notices an unknown flag. So the arguments are checked against the signature first.
-"""
-
-import difflib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 
+from randcond.launch.arguments import call, near, usage_of
 from randcond.launch.cluster.commands import STAGES, plan, show
 from randcond.launch.cluster.jobs import job_script
 from randcond.launch.cluster.place import Place
@@ -151,17 +147,17 @@ def _dispatch(words: list[str]) -> None:
         return
     name = words.pop(0)
     if name in ("run", "launch"):
-        _call("randcond", run, words)
+        call("randcond", run, words)
         return
     if name in TOOLS:
         for variable, value in QUIET.items():
             os.environ.setdefault(variable, value)
         name_accelerator()
-        _call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
+        call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
         return
     if name not in GROUPS:
         raise UserError(
-            f"unknown command {name!r}{_near(name, ['run', 'launch', *GROUPS, *TOOLS])}; see `randcond --help`"
+            f"unknown command {name!r}{near(name, ['run', 'launch', *GROUPS, *TOOLS])}; see `randcond --help`"
         )
     tools = importlib.import_module(GROUPS[name])
     commands = {function.__name__: function for function in tools.COMMANDS}
@@ -169,92 +165,12 @@ def _dispatch(words: list[str]) -> None:
         print(inspect.getdoc(tools))
         for each, function in commands.items():
             first_line = (inspect.getdoc(function) or "").splitlines()[0]
-            print(f"\n  randcond {name} {_usage(function, each)}\n      {first_line}")
+            print(f"\n  randcond {name} {usage_of(function, each)}\n      {first_line}")
         return
     command = words.pop(0)
     if command not in commands:
-        raise UserError(f"unknown command {name} {command!r}{_near(command, list(commands))}")
-    _call(f"randcond {name}", commands[command], words)
-
-
-def _call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
-    """Checks the arguments against the function's signature, then lets fire parse them and call the function.
-
-    Raises UserError that names an argument that is wrong or missing.
-    """
-    usage = f"usage: {prefix} {_usage(function, function.__name__)}"
-    if {"--help", "-h"} & set(words):
-        print(f"{usage}\n\n{inspect.getdoc(function)}")
-        return
-    parameters = inspect.signature(function).parameters
-    flags = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    required = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    checked, positional = [], 0
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-"):
-            checked.append(word)
-            positional += 1
-            continue
-        flag, has_value, value = word.partition("=")
-        name = flag.lstrip("-")
-        name = name.replace("-", "_")
-        name = f"{name}_" if f"{name}_" in flags else name  # --from: a parameter can't be called `from`
-        if name not in flags:
-            known = [f"--{each.strip('_').replace('_', '-')}" for each in flags]
-            raise UserError(f"unknown flag {word}{_near(flag, known)}; {usage}")
-        if flags[name].annotation is bool:
-            if has_value and value not in ("True", "False"):
-                raise UserError(f"{flag} takes no value; {usage}")
-            value = value or "True"
-        elif not has_value:
-            value = next(rest, "")
-            if not value or (value.startswith("-") and value.lstrip("-").partition("=")[0].replace("-", "_") in flags):
-                hint = f"; if {value!r} is the value, write {flag}={value!r}" if value else ""
-                raise UserError(f"{flag} needs a value{hint}; {usage}")
-        if "int" in str(flags[name].annotation):
-            if not (value.isascii() and value.isdigit()):
-                raise UserError(f"{flag} needs a whole number, got {value!r}")
-            value = str(int(value))  # fire would keep 08 as text
-        checked.append(f"--{name}={value}")
-    if positional < len(required):
-        raise UserError(f"{required[positional]} is missing; {usage}")
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    surplus = positional - sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
-    if surplus > 0 and not variadic:
-        raise UserError(f"{surplus} unexpected argument{'s' if surplus > 1 else ''}; {usage}")
-
-    import fire
-    from fire.decorators import SetParseFn
-
-    texts = [name for name, p in parameters.items() if "int" not in str(p.annotation) and p.annotation is not bool]
-    parse = SetParseFn(str, *texts)(SetParseFn(str)(function) if variadic else function)
-    if variadic:  # fire takes no parser for *words by name: they use the default parser, so flags get their own
-        numbers = [name for name in flags if name not in texts]
-        parse = SetParseFn(fire.parser.DefaultParseValue, *numbers)(parse)
-    fire.Fire(parse, command=checked, name=prefix)
-
-
-def _usage(function: Callable[..., None], name: str) -> str:
-    """Returns a command's name and parameters, as shown in its usage line."""
-    words = [name]
-    for parameter in inspect.signature(function).parameters.values():
-        flag = f"--{parameter.name.strip('_').replace('_', '-')}"
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            words.append(f"[{parameter.name.upper()} ...]")
-        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            word = parameter.name.upper()
-            words.append(word if parameter.default is parameter.empty else f"[{word}]")
-        else:
-            value = "N" if "int" in str(parameter.annotation) else parameter.name.strip("_").upper()
-            words.append(f"[{flag}]" if parameter.annotation is bool else f"[{flag} {value}]")
-    return " ".join(words)
-
-
-def _near(word: str, known: list[str]) -> str:
-    """Returns the end of an error about an unknown word: a suggestion, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown command {name} {command!r}{near(command, list(commands))}")
+    call(f"randcond {name}", commands[command], words)
 
 
 def _overview() -> str:
