@@ -23,7 +23,7 @@ _END_IN_TEXT = re.compile(r"['\"<>`|\\]")
 _PUNCTUATION = ".,;:!)]"  # after a URL in a sentence
 _BARE_HOST = re.compile(r"(?:\[[^\]]*\]|[^@:/?#]*)(?::\d+)?[.,;:!)\]]*")
 _PORT = re.compile(r"\d*(?:['\"<>`|\\,;)\]].*)?", re.DOTALL)
-_UNQUOTED = re.compile(r"(?!localhost:)[^.:@/?#\[\]]+:\d+[/?#][^@]*[^@/]@[^@/]+(?:/[^@]*)?", re.DOTALL)
+_UNQUOTED = re.compile(r"(?!localhost:)[^.:@/?#\[\]]+:\d+[/?#][^@'\"<>`|\\,;]*[^@/]@[^@/]")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _WEB = {"http", "https"}  # here # starts a fragment, and ? always a query
 _LOCAL = {"file", "local", "memory"}
@@ -31,8 +31,13 @@ _CONTAINERS = {"abfs", "abfss", "adl", "az", "wasb", "wasbs"}  # container@accou
 _SECRET_PARAMETER = re.compile(
     r"(?i)(?:^|[-_])(?:sig|signature|token|key|apikey|secret|password|passwd|pwd|auth|credentials?|code|jwt)$"
 )
+_HARMLESS = {  # parameters, in lower case: of Azure, of AWS, of downloads
+    *("sv", "st", "se", "sr", "sp", "spr", "srt", "ss"),
+    *("x-amz-algorithm", "x-amz-date", "x-amz-expires", "x-amz-signedheaders"),
+    *("download", "dl", "raw", "alt", "ref", "version", "format"),
+}
 _SECRET_VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|APIKEY|CREDENTIALS)$")
-_ORDINARY = re.compile(r"[a-z_]+|/.*/.*")  # a word or a path in a variable such as SORT_KEY or SSH_KEY
+_ORDINARY = re.compile(r"[a-z_]{1,15}")  # a word in a variable such as SORT_KEY
 _URL_KEYS = ("url", "from", "source")  # keys of stored data whose value is one URL, in which blanks may stand
 _SHORTEST = 8  # characters of a secret that is also hidden outside URLs; a shorter one may be an ordinary word
 _SHORTEST_USER = 16  # the same of a user without a password, which is a token or only a name
@@ -150,12 +155,13 @@ def _names_variables(part: str, is_query: bool) -> bool:
     """Returns True for a user and password, or a query, whose secrets are environment variables named by the user.
 
     Beside them may stand a user's name and parameters that are no secrets, as in `me:${PASS}` and `sv=1&sig=${SIG}`.
+    Of other parameters nobody knows.
     """
     if VEIL in part or not _VARIABLE.search(part):
         return False
     if is_query:
         parameters = [each.partition("=")[::2] for each in part.split("&")]
-        return all(_VARIABLE.fullmatch(value or name) or (value and not _is_secret(name)) for name, value in parameters)
+        return all(_VARIABLE.fullmatch(value or name) or name.lower() in _HARMLESS for name, value in parameters)
     return bool(_VARIABLE.fullmatch(part.rpartition(":")[2]))
 
 
@@ -170,15 +176,21 @@ def _known_secrets() -> list[str]:
         for name, value in os.environ.items()
         if len(value) >= _SHORTEST
         and (_SECRET_VARIABLE.search(name) or name.startswith(VEIL))
-        and not (name.endswith("KEY") and _ORDINARY.fullmatch(value))
+        and not (name.endswith("KEY") and (_ORDINARY.fullmatch(value) or os.path.lexists(value)))
     }
     return sorted(_remembered | own, key=len, reverse=True)
 
 
 def _hide_match(match: re.Match[str]) -> str:
-    """Returns a URL found in a text without its secrets, and what follows it without a blank."""
+    """Returns a URL found in a text without its secrets, and what follows it without a blank.
+
+    A host with a port but no dot in its name, and then an @, may be a user and a password, as in `me:12/34@host`. Here
+    they are hidden. Where a URL is stored they are not: `minio:9000/a@b.csv` must keep its host.
+    """
     bare = _BARE_HOST.fullmatch(_END_IN_TEXT.split(match[2], maxsplit=1)[0])  # 'http://host:8000', and more
     user, rest = ("", match[2]) if bare else _split_user(match[1].lower(), match[2])
+    if not (bare or user) and _UNQUOTED.match(rest):
+        rest = rest.partition("@")[2]
     url = _END_IN_TEXT.split(rest, maxsplit=1)[0]
     bare_url = url.rstrip(_PUNCTUATION)
     url = f"{bare_url}..." if bare_url.endswith("?") and url.startswith("...", len(bare_url)) else bare_url
@@ -209,14 +221,13 @@ def _show(url: str, instead: Replacement) -> str:
 def _split_user(scheme: str, rest: str) -> tuple[str, str]:
     """Splits what follows `scheme://` into user:password ("" if there is none) and the rest.
 
-    People write passwords with /, ? or # in them, although these must be quoted. A port that is no number shows it. So
-    does a host with a port but no dot in its name, as in `me:12/34@host`; `host:8000/@scope` is a path.
+    People write passwords with /, ? or # in them, although these must be quoted. A port that is no number shows it.
     """
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     port = host.rpartition("]")[2].partition(":")[2]  # after ]: the colons in an IPv6 address start no port
     if "@" in host:
         user = host.rpartition("@")[0]
-    elif "@" in rest and (not _PORT.fullmatch(port) or _UNQUOTED.fullmatch(rest)):
+    elif "@" in rest and not _PORT.fullmatch(port):
         user = rest.rpartition("@")[0]
     else:
         return "", rest

@@ -52,12 +52,13 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders the tests, marks the quick ones, and skips tests marked gpu on a machine without a GPU.
 
-    Files that don't use `world` come first, so that the other processes have work while one process makes it.
+    Tests marked long come first, so that none of them is the last one. Then come files that don't use `world`, so that
+    the other processes have work while one process makes it.
     """
     import torch
 
     of_world = {item.path for item in items if "world" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path in of_world)
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, item.path in of_world))
     for item in items:
         of_a_unit = UNIT in item.path.parents or item.path.name in QUICK
         if of_a_unit and not item.get_closest_marker("heavy") and "world" not in item.fixturenames:

@@ -1,5 +1,6 @@
 """Finds the faults of a latent cache: in its manifest, its captions, and every shard and latent."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def cache_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             f"{folder / 'manifest.json'}: lists {latents} latents and {left_out} captions without one, expected "
             f"{count} together; {REWRITE}"
         )
-    shape = tuple(manifest["latent_shape"])
+    shape, reads_all = tuple(manifest["latent_shape"]), "subset_of" not in manifest
     for number, entry in enumerate(Progress(entries, desc="verifying", unit="shard")):
         path, found = folder / entry.shard, 0
         for fault in shard_faults(path, entry, captions_of_shard(number, size, count), captions, shape):
@@ -76,7 +77,7 @@ def cache_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield fault
         if found:
             note_damage(path, "it has faults")
-        elif note_path(path).exists():
+        elif reads_all and captions is not None and note_path(path).exists() and os.access(path.parent, os.W_OK):
             remove(note_path(path))
 
 

@@ -1,5 +1,6 @@
 """Finds files on this machine: in folders and by globs, without symlink loops and without hidden files."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -50,13 +51,27 @@ def _matching(parents: Iterable[str], name: str, folders: bool) -> Iterator[str]
     """Yields what has a name in some folders: folders or other things."""
     for parent in parents:
         path = os.path.join(parent, name)
-        if os.path.lexists(path) or not any(sign in name for sign in "*?["):
-            if os.path.lexists(path) and os.path.isdir(path) == folders:
+        if (exists := _exists(path)) or not any(sign in name for sign in "*?["):
+            if exists and os.path.isdir(path) == folders:
                 yield path
         else:
             for path in _entries([parent], folders, hidden=name.startswith(".")):
                 if fnmatchcase(os.path.basename(path), name):
                     yield path
+
+
+def _exists(path: str) -> bool:
+    """Returns True for a path that exists. Raises UserError if its folder can't be entered."""
+    try:
+        os.lstat(path)
+    except PermissionError as error:
+        folder = os.path.dirname(path)
+        raise UserError(f"caption source {folder}: the folder can't be read ({error.strerror})") from None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return False
+        raise
+    return True
 
 
 def _folders_below(tops: Iterable[str]) -> Iterator[str]:

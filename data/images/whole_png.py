@@ -13,9 +13,11 @@ _PIECE = 1 << 20  # bytes of pixels that are unpacked at a time
 def what_is_missing(data: bytes) -> str:
     """Returns what a PNG that Pillow has decoded lacks at its end, e.g. "has no end mark (IEND)"; "" if it is whole.
 
-    `data`: the file, or a file that contains PNGs (an icon): then each of them is checked. What follows the end mark
-    does not matter.
+    `data`: the file, or a file that contains PNGs (an icon): then each of them is checked. What follows the end mark of
+    a PNG does not matter.
     """
+    if data.startswith(SIGNATURE):
+        return _missing(data, 0)
     start = data.find(SIGNATURE)
     while start >= 0:
         if missing := _missing(data, start):

@@ -12,6 +12,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from randcond.data.inputs.archives import unpack, unpacked_path
 from randcond.data.inputs.catalogue import FOLDER, Input, known_inputs
+from randcond.data.inputs.compressed import read_up_to
 from randcond.data.inputs.fetch import ask, is_web, open_system, version_of
 from randcond.data.inputs.fetch import fetch as fetch_file
 from randcond.data.inputs.names import file_name
@@ -180,7 +181,10 @@ def _listed(source: str, pattern: str) -> list[str]:
 
 def _read_page(system: Any, url: str) -> str:
     with system.open(url, block_size=0, size=1) as file:  # block_size=0: as it comes, without asking for its size first
-        return str(file.read(LONGEST_PAGE).decode("utf-8", "replace"))
+        page, error = read_up_to(file, LONGEST_PAGE)  # it comes in pieces
+    if error:
+        raise error
+    return page.decode("utf-8", "replace")
 
 
 class _Links(HTMLParser):
@@ -196,7 +200,10 @@ class _Links(HTMLParser):
         if not link:
             return
         base = urlsplit(self.base)
-        url = urlsplit(urljoin(self.base, link))
+        try:
+            url = urlsplit(urljoin(self.base, link))
+        except ValueError:  # no address
+            return
         if not url.query and url.netloc == base.netloc:
             url = url._replace(query=base.query)
         if url.scheme in ("http", "https"):

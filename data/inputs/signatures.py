@@ -11,8 +11,8 @@ _SIGNATURES = (  # the first one that matches counts
     ("xz", rb"\xfd7zXZ\0"),
     ("zstandard", rb"\x28\xb5\x2f\xfd"),
     ("zip", rb"PK\x03\x04"),
-    ("tar", rb"(?s).{257}ustar"),
-    ("parquet", rb"PAR1[\0-\x1f]"),
+    ("tar", rb"(?s).{257}ustar(?:\0|  \0)"),
+    ("parquet", rb"PAR1[\0-\x08\x0e-\x1f]"),
     ("PDF", rb"\s*%PDF-"),
     ("HTML", _PAGE),
     ("SVG", rb"(?i)\s*<svg"),
@@ -36,5 +36,7 @@ def kind_of_content(head: bytes) -> str:
 
     >>> kind_of_content(b"<!-- x --><HTML lang=en>"), kind_of_content(b"PK\\3\\4"), kind_of_content(b"caption,a")
     ('HTML', 'zip', '')
+    >>> kind_of_content(b" " * 256 + b"mustard"), kind_of_content(b" " * 257 + b"ustar  \\0")
+    ('', 'tar')
     """
     return next((kind for kind, pattern in _SIGNATURES if re.match(pattern, head[:HEAD])), "")

@@ -82,6 +82,8 @@ def _are_text(text: str, width: int) -> bool:
     is written twice. A quote that is open at the end of its line counts if the next line is whole, and so no part of a
     caption.
     """
+    if width == 1:  # no tab shows where a row ends
+        return False
     with suppress(csv.Error):
         if all(len(row) in (0, width) for row in csv.reader(io.StringIO(text), delimiter="\t", strict=True)):
             return False

@@ -175,7 +175,8 @@ class _Table:
 
     def _is_odd(self, column: int, text: str) -> bool:
         """Returns True for several lines in a column, not the caption's, of numbers, addresses or file names."""
-        return "\n" in text and column != self._header.found.get("caption") and self._kinds[column] <= _WORDS
+        kinds = self._kinds[column] - {"empty"}
+        return "\n" in text and column != self._header.found.get("caption") and bool(kinds) and kinds <= _WORDS
 
     def _alone(self, line: str) -> list[str]:
         """Returns the fields of a line if it is a row on its own; otherwise []."""
@@ -250,7 +251,7 @@ CARRIAGE_RETURN = "has a carriage return inside; end every line with a line feed
 _KINDS = re.compile(
     r"(?P<number>[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)|(?P<address>\w+://\S+)|(?P<file>\S+\.\w{2,4})", re.ASCII
 )
-_WORDS = {"number", "address", "file", "empty"}
+_WORDS = {"number", "address", "file"}
 
 
 def _kind(text: str) -> str:

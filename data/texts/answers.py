@@ -177,6 +177,9 @@ def _items(text: str, cut: bool) -> list[_Item]:
 def _bullets(text: str, cut: bool, noun: str) -> list[_Item]:
     """Returns the items of a list with bullets in place of numbers, or none if most of them don't name the noun."""
     lines = text.splitlines()[: -1 if cut else None]
+    first = next((number for number, line in enumerate(lines) if _BULLET.match(line)), len(lines))
+    remarks = (number for number, line in enumerate(lines) if number > first and _REMARKS.match(line))
+    lines = lines[: next((number for number in remarks if not _BULLET.match(lines[number])), len(lines))]
     found = [(line, match) for line in lines if (match := _BULLET.match(line))]
     outer = min((_indent(line) for line, _ in found), default=0)
     texts = [line[match.end() :].strip() for line, match in found if _indent(line) == outer]

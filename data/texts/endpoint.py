@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic.dataclasses import dataclass
 
@@ -65,6 +65,14 @@ class Endpoint:
         remember_secret(urlsplit(self._url()).username or "")  # some providers take the key as the user
         remember_secret(key)
         return key or "none"  # other endpoints may need no key, but the client does
+
+    def secrets(self) -> list[str]:
+        """Returns the API key, and user, password and values of the query of the URL, if they have 3 characters."""
+        parts = urlsplit(self._url())
+        found = [os.environ.get(self.key, "").strip(), parts.username, parts.password]
+        found += [value for _, value in parse_qsl(parts.query)]
+        texts = {text for each in found if each for text in (each, unquote(each)) if len(text) > 2}
+        return sorted(texts, key=len, reverse=True)
 
     def name(self) -> str:
         """Returns the endpoint's name for messages: its URL without user, password and query."""

@@ -40,6 +40,11 @@ _MESSAGES = {
 }
 _MESSAGE = re.compile("|".join(_MESSAGES), re.IGNORECASE)
 
+_TOO_LONG_CODES = {"contextlengthexceeded", "stringabovemaxlength"}  # OpenAI, Azure OpenAI, OpenRouter
+_TOO_LONG = re.compile(  # OpenAI and vLLM; Anthropic; Gemini
+    r"maximum context length|prompt is too long|input token count .{0,40}exceeds the maximum", re.IGNORECASE
+)
+
 _CODE_FIELDS = {"code", "type", "status", "reason", "error_type", "error_code", "provider_code"}
 _MESSAGE_FIELDS = {"message", "msg", "detail", "error", "error_message"}
 _FLAGGED = "flagged_input"  # OpenRouter, status 403: metadata of a question that its moderation flagged
@@ -66,6 +71,19 @@ def is_refusal(error: Any) -> bool:
         if name in _MESSAGE_FIELDS and _MESSAGE.search(str(value)):
             return True
     return False
+
+
+def is_too_long(error: Any) -> bool:
+    """Returns True if an error says that this question has more tokens than the model takes. `error`: as above.
+
+    >>> is_too_long({"message": "This model's maximum context length is 8192 tokens.", "code": 400})
+    True
+    """
+    return any(
+        (name in _CODE_FIELDS and _folded(str(value)) in _TOO_LONG_CODES)
+        or (name in _MESSAGE_FIELDS and _TOO_LONG.search(str(value)))
+        for name, value in _fields(error)
+    )
 
 
 def _fields(error: Any) -> Iterator[tuple[str, str | int | None]]:

@@ -5,7 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from randcond.data.texts.reasoning import without_reasoning
-from randcond.data.texts.refusals import is_refusal
+from randcond.data.texts.refusals import is_refusal, is_too_long
 
 _LARGEST = 200_000  # characters of an answer; a longer one is cut here
 _CUT = {"length", "max_tokens", "model_length", "content_filter", "safety", "recitation", "abort", "aborted", "error"}
@@ -98,7 +98,7 @@ def read_error(status: int | None, error: Any, message: str, pause: float | None
     `status`: HTTP status; None if the error is in a reply with status 200, whose code then counts.
     `error`: the decoded `error` object, or the body of the reply. `message`: for the exception.
     """
-    if is_refusal(error):
+    if is_refusal(error) or is_too_long(error):
         return Refused(message)
     fields = _mapping(error)
     code = str(fields.get("code") or "")

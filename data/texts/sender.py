@@ -11,7 +11,7 @@ from typing import Any
 from randcond.data.texts.endpoint import CHARACTERS_PER_TOKEN, Endpoint
 from randcond.data.texts.replies import Rejected, Reply, Trouble, read_error, read_reply
 from randcond.launch.errors import UserError
-from randcond.launch.urls import hide_secrets
+from randcond.launch.urls import HIDDEN, hide_secrets
 
 LONGEST_PAUSE = 120.0  # seconds that an endpoint may ask to wait; if it asks for more, the run ends
 
@@ -70,7 +70,10 @@ class Sender:
 
     def shown(self, error: Exception) -> str:
         """Returns the text of an error in one line of at most 300 characters, without secrets."""
-        return " ".join(hide_secrets(str(error)).split())[:300]
+        text = hide_secrets(str(error))
+        for secret in self.endpoint.secrets():  # also short ones, which may be ordinary words elsewhere
+            text = text.replace(secret, HIDDEN)
+        return " ".join(text.split())[:300]
 
     async def _pause(self, seconds: float) -> None:
         if seconds > LONGEST_PAUSE:

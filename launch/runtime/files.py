@@ -74,9 +74,12 @@ def _renamed_to(path: Path) -> Iterator[Path]:
     replaced = temporary.with_suffix(".old")  # the folder that the new one replaces
     for other in path.parent.glob(glob.escape(prefix) + "*"):  # only processes of this host can be checked
         pid = other.name.removeprefix(prefix).removesuffix(other.suffix)
-        if pid.isdecimal() and not _alive(int(pid)) and other.suffix in (".part", ".old"):
+        if not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
+            continue
+        if other.suffix == ".old" and not path.exists():  # the process was killed between the two renames
+            os.replace(other, path)
+        else:
             remove(other)
-    remove(temporary)
     try:
         yield temporary
         sync(temporary)

@@ -80,6 +80,7 @@ def asks_all(process: Any) -> None:
         each.send_signal(signal.SIGTERM)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("strike", "more"),
     [
@@ -116,6 +117,7 @@ def stops_a_rank(process: Any) -> None:
     ranks(process)[1].suspend()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("strike", "named"),
     [

@@ -49,6 +49,7 @@ DAMAGED = {
     "png cut off": Case("a.png", saved(SMOOTH, "PNG")[:-60], error="a.png: is damaged"),
     "png cut off in its header": Case("a.png", saved(COLOURS, "PNG")[:20], error="a.png: is"),
     "png without its end mark": Case("a.png", saved(COLOURS, "PNG")[:-12], error=r"no end mark \(IEND\)"),
+    "png with a cut one behind it": Case("a.png", saved(COLOURS, "PNG") + saved(COLOURS, "PNG")[:-12], COLOURS),
     "png with a part of its end mark": Case("a.png", saved(COLOURS, "PNG")[:-4], error=r"no end mark \(IEND\)"),
     "png cut off in the last chunk of its data": Case("a.png", saved(COLOURS, "PNG")[:-14], error="a.png: is damaged"),
     "png whose data end early": Case(

@@ -205,6 +205,8 @@ PROMPTS = {
     "dashes instead of numbers": ("Here you are:\n– A cat\n– Two cats", ["A cat", "Two cats"]),
     "bullets instead of numbers": ("• A cat\n  • with a hat\n• Two cats", ["A cat", "Two cats"]),
     "hyphens instead of numbers, lead-ins": ("- **Sun**: A cat\n- **Dawn** — Two cats", ["A cat", "Two cats"]),
+    "bullets and notes below": ("- A cat\n- Two cats\n\nNotes:\n- Each cat prompt varies", ["A cat", "Two cats"]),
+    "notes above bullets": ("Notes on this cat list:\n- A cat\n- Two cats", ["A cat", "Two cats"]),
     "bullets of a refusal": ("I can't do that:\n- no topic\n- no cat", None),
     "lead-in with a hyphen of Unicode": ("1. **Sun** ‐ A cat\n2. **Dawn** − Two cats", ["A cat", "Two cats"]),
     "lead-in with a bullet": ("1. **Sun** • A cat\n2. **Dawn** · Two cats", ["A cat", "Two cats"]),

@@ -85,6 +85,15 @@ def test_what_a_writer_of_csv_wrote_is_read_back(
         assert read(tmp_path / name) == (captions, []), f"seed {seed}"
 
 
+def test_lines_in_a_column_that_was_empty_so_far(tmp_path: Path) -> None:
+    rows = [[str(number), f"a cat {number}", ""] for number in range(12)] + [
+        ["12", "a dog", "one\ntwo"],
+        ["13", "a", ""],
+    ]
+    (tmp_path / "a.csv").write_text(written([["id", "caption", "comment"], *rows], QUOTING["minimal"]))
+    assert read(tmp_path / "a.csv") == ([row[1] for row in rows], [])
+
+
 def prose(dice: random.Random) -> str:
     """Returns a caption of one to four lines, perhaps with quotes inside, that is like no other."""
     lines = [" ".join(dice.choices(PROSE, k=dice.randrange(2, 9))) for _ in range(dice.choice([1, 1, 1, 2, 3, 4]))]

@@ -142,6 +142,12 @@ def test_a_folder_that_can_not_be_read_is_named(readable: Path, pattern: str) ->
         expand(str(readable / pattern))
 
 
+@pytest.mark.parametrize("pattern", ["*/b.txt", "[b]ad/b.txt", "bad/b.txt*"])
+def test_a_folder_that_can_not_be_entered_is_named(readable: Path, pattern: str) -> None:
+    with pytest.raises(UserError, match=r"caption source .*/bad: the folder can't be read \(Permission denied\)"):
+        expand(str(readable / pattern))
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a link to nothing", "a link to itself"])
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_is_no_file_is_refused(tmp_path: Path, kind: str, inside: bool) -> None:

@@ -52,6 +52,9 @@ REFUSALS = {  # name -> status, body
     "xAI": (403, {"code": "The caller does not have permission to execute the specified operation",
                   "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"}),
     "Gemini": (400, [error("blocked", code=400, status=INVALID, details=[{"reason": "PROHIBITED_CONTENT"}])]),
+    "vLLM, context": (400, error("This model's maximum context length is 8192 tokens.", type="BadRequestError")),
+    "OpenAI, context": (400, error("too long", type=WRONG, param="messages", code="context_length_exceeded")),
+    "Anthropic, context": (400, {"type": "error", **error("prompt is too long: 9 tokens > 8 maximum", type=WRONG)}),
     "inside a reply": (200, error("no", code=400, metadata={"raw": '{"error": {"code": "content_filter"}}'})),
     "a filter with status 500": (500, error("no", code="content_filter")),
 }  # fmt: skip
@@ -76,8 +79,6 @@ CONCERN_ALL = {  # name -> status, body, what the message must show
                                            "API key not valid"),
     "vLLM, too many tokens": (400, {"object": "error", "message": "max_tokens must be at least 1, got -186.",
                                     "type": "BadRequestError", "param": None, "code": 400}, "max_tokens must be"),
-    "vLLM, context": (400, error("This model's maximum context length is 8192 tokens.", type="BadRequestError"),
-                      "maximum context length"),
     "vLLM, no such model": (404, {"object": "error", "message": "The model `m` does not exist.",
                                   "type": "NotFoundError", "code": 404}, "does not exist"),
     "vLLM, wrong chat template": (400, error("As of transformers v4.44, default chat template is no longer allowed"),

@@ -176,6 +176,7 @@ def _basic() -> str:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_nothing_on_the_whole_road_holds_a_secret(world: Path, tmp_path: Path) -> None:
     """Pool, cache from a server, training, evaluation, report, export, questions to a model: also where they fail."""
     served = tmp_path / "served"

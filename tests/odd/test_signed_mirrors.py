@@ -82,6 +82,21 @@ CASES = {
         },
         PARTS,
     ),
+    "a page with a link that is no address": Case(
+        PAGE,
+        "/f/",
+        {"/f/": links("http://[x", "part-1.txt", "part-2.txt"), **{f"/f/{n}": ANSWERS[n] for n in PARTS}},
+        PARTS,
+    ),
+    "a page that comes in pieces": Case(
+        PAGE,
+        "/f/",
+        {
+            "/f/": links(*(f"x{n}.txt" for n in range(20_000)), "part-1.txt", "part-2.txt"),
+            **{f"/f/{n}": ANSWERS[n] for n in PARTS},
+        },
+        PARTS,
+    ),
     "a page by its name": Case(
         PAGE,
         "/f/index.html",

@@ -28,8 +28,9 @@ SHOWN = {  # URL -> how it is shown
     "https://me:p?ss@host/a.csv": "https://host/a.csv",
     "https://me:p#ss@host/a.csv?x": "https://host/a.csv?...",
     "https://me:@host/a.csv": "https://host/a.csv",
-    "https://me:12/34@host/a.csv": "https://host/a.csv",
-    "https://me:12#34@host": "https://host",
+    "http://minio:9000/bucket/captions@2024.csv": "http://minio:9000/bucket/captions@2024.csv",
+    "http://nas:8080/laion@v2/captions.csv": "http://nas:8080/laion@v2/captions.csv",
+    "https://h/a.csv?accessToken=planted&v=${V}": "https://h/a.csv?...",
     "https://me:${PASS}@host/a.csv?sv=1&sig=${SIG}": "https://host/a.csv?...",
     "https://host/a@b.csv": "https://host/a@b.csv",
     "https://host:8000/@scope/a.csv": "https://host:8000/@scope/a.csv",
@@ -69,6 +70,10 @@ IN_TEXTS = {  # text -> what is left of it
     "http://proxy:3128, me@host": "http://proxy:3128, me@host",
     "write https://me:${PASS}@host/a?sv=1&sig=${SIG}.": "write https://me:${PASS}@host/a?sv=1&sig=${SIG}.",
     "https://me:planted${PASS}@host/a?sig=1&b=${B}": "https://host/a?...",
+    "https://h/a?accessToken=planted&sv=${V}": "https://h/a?...",
+    "at https://me:12/34@host/a.csv": "at https://host/a.csv",
+    "at https://me:12#34@host:8000 now": "at https://host:8000 now",
+    '{"a":"http://node1:8000/v1","b":"x@y"}': '{"a":"http://node1:8000/v1","b":"x@y"}',
     "url('http://127.0.0.1:8000',me@host)": "url('http://127.0.0.1:8000',me@host)",
     "sources:\n- https://host/a?sig=x\n- b.csv": "sources:\n- https://host/a?...\n- b.csv",
     "https://me:p/a?s#s@host/a failed": "https://host/a failed",
@@ -139,11 +144,13 @@ def test_a_url_with_variables_arrives_as_it_was_meant(user: str, query: str, mon
 
 def test_ordinary_words_of_the_environment_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SORT_KEY", "captions")
-    monkeypatch.setenv("SSH_KEY", "/home/someone/.ssh/id_rsa")
+    monkeypatch.setenv("SSH_KEY", "/etc/passwd")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/Ab3dEfGh/lmNoPq+planted2")
     monkeypatch.setenv("API_KEY", "planted1")
     fill_in("sftp://researcher@host/a.csv")
-    text = "captions of researcher, by /home/someone/.ssh/id_rsa"
+    text = "captions of researcher, by /etc/passwd"
     assert hide_secrets(f"{text}: planted1") == f"{text}: {HIDDEN}"
+    assert hide_secrets("key /Ab3dEfGh/lmNoPq+planted2 is wrong") == f"key {HIDDEN} is wrong"
 
 
 def test_a_long_text_of_punctuation_is_read_in_one_pass() -> None:

@@ -55,6 +55,7 @@ def test_the_report_holds_every_arm(world: Path) -> None:
     assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_the_command_line_and_the_launcher_make_the_same_student(world: Path, tmp_path: Path) -> None:
     """The fixture `world` runs the stages in warm processes instead (tests/support/warm.py)."""
     words = [*TINY, "train.sample_every=6"]  # a grid in the middle of the run changes nothing after it
@@ -258,6 +259,7 @@ def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
         assert said in randcond(world, "export", "demo-with", *TINY, *wrong, code=2).stderr
 
 
+@pytest.mark.long
 def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path) -> None:
     """The same stages run with an SDXL teacher: pooled embeddings, zeroed null captions, KOALA, task loss."""
     shaped.build("sdxl", world / "sdxl-teacher")

@@ -47,11 +47,14 @@ def _killed_while_it_writes(folder: Path) -> None:
         os._exit(9)
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_restored_or_removed(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=_killed_while_it_writes, args=(tmp_path / "student",))
     process.start()
     process.join()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".old", ".part"]
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "student"):
+        raise ZeroDivisionError  # the old folder is back before the new one is written
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
     with atomic_write(tmp_path / "student") as temporary:
         temporary.mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

@@ -61,6 +61,7 @@ def inputs(teacher: UNet2DConditionModel, batch: int = 2) -> tuple[torch.Tensor,
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_sizes_and_costs_are_the_papers(tmp_path: Path) -> None:
     rows = json.loads(randcond(tmp_path, "students", "--json").stdout)
     found = {(row["teacher"], row["name"]): row for row in rows}
