@@ -47,8 +47,10 @@ def loading(folder: Path | str) -> Iterator[None]:
     """A context that loads parts of a folder. Raises UserError naming the folder if a file is missing or damaged.
 
     diffusers and transformers raise an OSError without a number, or a ValueError, for such files. For a configuration
-    with values of other types they raise what these values lead to. RANDCOND_TRACEBACK shows where.
+    with values of other types they raise what these values lead to. RANDCOND_TRACEBACK shows where. After an error
+    diffusers leaves the part's dtype as torch's default; it is set back.
     """
+    dtype = torch.get_default_dtype()
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -58,6 +60,8 @@ def loading(folder: Path | str) -> Iterator[None]:
         raise UserError(
             f"{folder}: incomplete or damaged ({type(error).__name__}: {reason}); download or copy it again"
         ) from error
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def read_object(path: Path) -> dict[str, Any]:

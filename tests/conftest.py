@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             unfinished.rename(made)
     folder = tmp_path_factory.mktemp("world")
     return Path(shutil.copytree(made, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture(autouse=True)
+def _default_dtype() -> Iterator[None]:
+    """Fails a test that leaves another default dtype: later tests of the process would compute in it."""
+    import torch
+
+    yield
+    found = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert found == torch.float32
 
 
 def pytest_configure() -> None:
