@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randcond.launch.config.paths import is_url, resolve_sources
+from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
@@ -16,7 +16,10 @@ def check_pool(config: Config) -> None:
 
 
 def check_cache(config: Config) -> None:
-    """Checks the sources of the cached captions. Raises UserError if one is missing or empty."""
+    """Checks the teacher and the sources of the cached captions. Raises UserError if one can't be used."""
+    from randcond.model_zoo.checkpoints.teacher_look import check_teacher
+
+    check_teacher(resolve_path(config.teacher.path))
     _check_sources(config, {"cache.captions": config.cache.captions})
 
 

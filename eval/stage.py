@@ -16,8 +16,8 @@ from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.fingerprint import folder_fingerprint
-from randcond.model_zoo.hub import local_folder
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.hub import local_folder
 from randcond.model_zoo.kernels.compilation import compile_drawing
 from randcond.model_zoo.pipelines import load_frozen_pipeline, pipeline_size
 

@@ -15,8 +15,15 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.diffusers_folder import (
+    FAMILIES,
+    check_files,
+    class_name,
+    loading,
+    pipeline_class,
+    with_parts,
+)
 from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.diffusers_folder import FAMILIES, check_files, class_name, loading, pipeline_class, with_parts
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 Shapes = dict[str, tuple[int, ...]]

@@ -11,9 +11,7 @@ import torch
 from diffusers import AutoPipelineForText2Image, UNet2DConditionModel
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.cost.flops import unet_cost
-from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.diffusers_folder import (
+from randcond.model_zoo.checkpoints.diffusers_folder import (
     DTYPES,
     FAMILIES,
     check_files,
@@ -23,8 +21,10 @@ from randcond.model_zoo.diffusers_folder import (
     part_dtypes,
     with_parts,
 )
+from randcond.model_zoo.checkpoints.hub import local_folder
+from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.export import load_unet
-from randcond.model_zoo.hub import local_folder
 from randcond.model_zoo.sampler import build_sampler
 
 

@@ -89,7 +89,8 @@ def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks:
             notes.append(f"  does not apply: {row['does_not_apply'].removeprefix('student.rule: ')}")
             continue
         depth = row["transformer_layers_per_block"]
-        layers = str(row["layers_per_block"]) + ("" if depth == 1 else f" x ({' '.join(map(str, depth))})")
+        depths = str(depth) if isinstance(depth, int) else f"({' '.join(map(str, depth))})"
+        layers = str(row["layers_per_block"]) + ("" if depth == 1 else f" x {depths}")
         line = [row["name"], " ".join(map(str, row["block_out_channels"])), layers, "yes" if row["mid_block"] else "no"]
         line += [f"{row[key]:.1f}" for key in ("parameters_m", "macs_g", "attention_macs_g")]
         if memory := row.get("memory_gb"):

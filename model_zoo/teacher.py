@@ -16,23 +16,23 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.condition import Condition
-from randcond.model_zoo.diffusers_folder import (
+from randcond.model_zoo.checkpoints.diffusers_folder import (
     DTYPES,
     FAMILIES,
-    check_files,
     freeze,
     loading,
     part_dtypes,
     pipeline_class,
     with_parts,
 )
-from randcond.model_zoo.fingerprint import folder_fingerprint
-from randcond.model_zoo.hub import local_folder
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.hub import local_folder
+from randcond.model_zoo.checkpoints.schedule import noise_schedule
+from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
+from randcond.model_zoo.checkpoints.teacher_look import check_configurations
+from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
+from randcond.model_zoo.denoiser.condition import Condition
 from randcond.model_zoo.sampler import build_sampler
-from randcond.model_zoo.stored_tensors import StoredTensors
-from randcond.model_zoo.tokenizers import Tokenizers
 
 
 @dataclass
@@ -49,18 +49,16 @@ class Teacher:
     def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
         """Loads a diffusers folder or hub id, safetensors only.
 
-        Raises UserError naming the folder if it is missing, if its pipeline class is not supported, or if its U-Net or
-        noise schedule does not suit a teacher.
+        Raises UserError naming the folder if it is missing, or file and key if it does not suit a teacher.
         """
         folder = local_folder(path)
+        check_configurations(folder)
         family = pipeline_class(folder)
-        check_files(folder)
         with loading(folder):
             pipe = family.from_pretrained(
                 folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
             )
-        check_unet(pipe.unet.config, folder)
-        schedule = noise_schedule(dict(pipe.scheduler.config), folder)
+        schedule = noise_schedule(pipe.scheduler, folder)
         freeze(pipe, device)
         return cls(pipe, folder, DTYPES[dtype], schedule)
 
@@ -103,7 +101,8 @@ class Teacher:
     @cached_property
     def tokenizers(self) -> Tokenizers:
         """The tokenizers, in the order of the text encoders."""
-        return Tokenizers([t for name in ("tokenizer", "tokenizer_2") if (t := getattr(self.pipe, name, None))])
+        found = [t for name in ("tokenizer", "tokenizer_2") if (t := getattr(self.pipe, name, None))]
+        return Tokenizers(found, str(self.folder))
 
     @cached_property
     def _time_ids(self) -> Tensor:
@@ -173,45 +172,3 @@ class Teacher:
         pipe = with_parts(self.pipe, scheduler=build_sampler(sampler, self.pipe.scheduler), unet=unet)
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-
-def check_unet(unet: Any, folder: Path) -> None:
-    """Raises UserError if a U-Net configuration does not suit a text-to-image teacher.
-
-    Such a U-Net predicts the channels of x_t from x_t, t and text alone. SDXL's `text_time` embedding is allowed.
-    """
-    size = unet.get("sample_size")
-    if not isinstance(size, int):
-        raise UserError(f"{folder}/unet/config.json: sample_size is {size!r}, expected the side of a square latent")
-    required = {
-        "out_channels": unet["in_channels"],
-        "class_embed_type": None,
-        "encoder_hid_dim_type": None,
-        "time_cond_proj_dim": None,
-        "addition_embed_type": "text_time" if unet.get("addition_embed_type") == "text_time" else None,
-    }
-    for key, value in required.items():
-        if unet.get(key) != value:
-            raise UserError(
-                f"{folder}/unet/config.json: {key} is {unet.get(key)!r}, expected {value!r}; "
-                f"a teacher must predict the channels of x_t from text alone"
-            )
-
-
-def noise_schedule(scheduler: dict[str, Any], folder: Path) -> DDPMScheduler:
-    """Returns the DDPM schedule q(x_t | x_0) that a folder's scheduler config describes.
-
-    Raises UserError for schedulers without discrete betas (EDM, flow matching) and for unknown prediction types.
-    """
-    missing = {"num_train_timesteps", "beta_schedule"} - scheduler.keys()
-    if missing:
-        raise UserError(
-            f"{folder}: scheduler_config.json ({scheduler.get('_class_name')}) has no {', '.join(sorted(missing))}; "
-            f"a teacher needs a discrete beta schedule (DDPM, DDIM, PNDM, Euler, ...)"
-        )
-    kind = scheduler.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(
-            f"{folder}: scheduler_config.json has prediction_type {kind!r}, expected epsilon, v_prediction or sample"
-        )
-    return DDPMScheduler.from_config(scheduler)

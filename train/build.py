@@ -16,12 +16,12 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.cost.flops import training_flop, unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.export import check_shapes, shapes
 from randcond.model_zoo.kernels.attention import Choice, Use, choice_from, choose_attention, set_attention, summary
 from randcond.model_zoo.kernels.compilation import compile_network, compile_text
-from randcond.model_zoo.stored_tensors import StoredTensors
 from randcond.model_zoo.students.features import TappedStudent
 from randcond.model_zoo.students.registry import build_student, find_rule
 from randcond.model_zoo.teacher import Teacher

@@ -15,6 +15,7 @@ from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.teacher_look import check_teacher
 from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_config
@@ -33,6 +34,7 @@ def check_training(config: Config, ranks: int) -> None:
         raise UserError(
             f"student.init: the layer widths of {config.student.rule} differ from the teacher's; use init: random"
         )
+    check_teacher(resolve_path(config.teacher.path))
     _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
     if config.student.start_from:
         check_start(Path(config.student.start_from))

@@ -35,7 +35,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.files import atomic_write, read_record, remove, write_json
 from randcond.launch.runtime.json_lines import whole_lines
-from randcond.model_zoo.diffusers_folder import DTYPES
+from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
 from randcond.train.faults.heartbeat import Heartbeat
 from randcond.train.setup import Training

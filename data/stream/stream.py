@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.caption_file import Captions
 from randcond.data.stream.batch import Batch
-from randcond.model_zoo.tokenizers import Tokenizers
+from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 
 NUMBERS = ("key", "caption_id", "timesteps", "noise_seed", "replaced", "null")  # integers stored for each sample
 

@@ -24,7 +24,7 @@ from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.json_lines import whole_lines
 from randcond.launch.urls import without_secrets
-from randcond.model_zoo.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 
 # Settings that must be equal in all rows of a table; a row that differs gets a note.
 COMPARABLE = (

@@ -31,7 +31,7 @@ from randcond.eval.scores.network_weights import (
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
-from randcond.model_zoo.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 
 
 def load_extractors(names: Iterable[str], ev: Eval, device: torch.device | str) -> dict[str, Extractor]:

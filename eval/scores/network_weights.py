@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from randcond.data.inputs.catalogue import missing_input
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
-from randcond.model_zoo.hub import is_hub_id
+from randcond.model_zoo.checkpoints.hub import is_hub_id
 
 SUFFIXES = (".json", ".txt", ".safetensors")
 TRANSFORMERS_FILES = ("config.json", "model.safetensors")

@@ -11,10 +11,11 @@ from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
+from randcond.model_zoo.checkpoints.layouts import layout_of
 from randcond.model_zoo.cost.flops import UNetCost, decoder_cost, text_parameters, unet_cost
 from randcond.model_zoo.cost.gpu_occupancy import forward_work
 from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, activations_per_sample, trained_shapes, unet_blocks
-from randcond.model_zoo.networks import layout_of, networks_of
+from randcond.model_zoo.networks import networks_of
 from randcond.model_zoo.students.registry import find_rule, student_config
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes, counted
 from randcond.launch.planning.planner import plan, stage_hours
-from randcond.model_zoo.networks import layout_of
+from randcond.model_zoo.checkpoints.layouts import layout_of
 
 CAPTION = 63  # bytes per caption in a pool, measured over 20M LAION captions
 WHOLE = 50_000_000  # captions of the full pool (pool.whole): about 4 of the 32 files of LAION-400M

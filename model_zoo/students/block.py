@@ -10,8 +10,20 @@ from randcond.model_zoo.students.rule import FeaturePair, StudentRule
 def one_layer_less(teacher: UNetConfig, drop_mid: bool) -> UNetConfig:
     """Returns a configuration with one resnet (and attention) per down block, two per up block.
 
-    `drop_mid` removes the mid block. Raises UserError if the teacher's layers_per_block is not 2.
+    `drop_mid` removes the mid block. Raises UserError if the teacher's layers_per_block is not 2, or if its layers
+    differ in their numbers of transformer blocks.
     """
+    depths = teacher.get("transformer_layers_per_block", 1)
+    if not isinstance(depths, int) and not all(isinstance(depth, int) for depth in depths):
+        raise UserError(
+            f"the teacher's transformer_layers_per_block is {depths}, expected one number or one per stage; use a "
+            f"channel rule"
+        )
+    if teacher.get("reverse_transformer_layers_per_block"):
+        raise UserError(
+            "the teacher has reverse_transformer_layers_per_block, expected equal depths going down and up; use a "
+            "channel rule"
+        )
     if teacher["layers_per_block"] != 2:
         raise UserError(
             f"the teacher's layers_per_block is {teacher['layers_per_block']}, expected 2; use a channel rule"

@@ -16,7 +16,7 @@ def _koala_config(kept: float, drop_mid: bool) -> Callable[[UNetConfig], UNetCon
 
     def derive(teacher: UNetConfig) -> UNetConfig:
         depths = teacher["transformer_layers_per_block"]
-        if isinstance(depths, int) or depths[-1] < 2:
+        if isinstance(depths, int) or not isinstance(depths[-1], int) or depths[-1] < 2:
             raise UserError(
                 f"koala rules need several transformer blocks in the innermost stage, but this teacher's "
                 f"transformer_layers_per_block is {depths}; use a block rule"

@@ -24,7 +24,7 @@ from randcond.data.cache.shards import write_shard
 from randcond.data.captions.caption_file import write_captions
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
-from randcond.model_zoo.tokenizers import Tokenizers
+from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 from tests.support.latents import opened
 from tests.support.shaped import clip_tokenizer
 

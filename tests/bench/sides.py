@@ -21,8 +21,8 @@ from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
 from randcond.model_zoo.denoiser.condition import cast, denoise
-from randcond.model_zoo.diffusers_folder import DTYPES
 from randcond.model_zoo.kernels.compilation import compile_network
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher

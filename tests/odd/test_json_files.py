@@ -21,8 +21,8 @@ from randcond.launch.config.paths import resolve_path
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, sha256, write_text
 from randcond.launch.runtime.json_lines import lines_up_to, whole_lines
+from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.export import load_pipeline
-from randcond.model_zoo.stored_tensors import StoredTensors
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.engine import STATE_KINDS
 from randcond.train.setup import is_finished

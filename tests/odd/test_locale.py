@@ -13,7 +13,7 @@ from randcond.data.captions.pool import build
 from randcond.eval.scores.network_weights import fingerprint
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_json, write_text
-from randcond.model_zoo.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from tests.support.patience import HANG
 
 TEXT = "é ± ✓ 漢"

@@ -4,12 +4,10 @@
 is one.
 """
 
-import gzip
 import sys
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -20,10 +18,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.networks import LAYOUTS, TEXT_ENCODERS, VAE, VOCABULARY, text_config
+from randcond.model_zoo.checkpoints.layouts import LAYOUTS, TEXT_ENCODERS, VAE, text_config
+from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
 
 CPU = torch.device("cpu")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -36,18 +35,6 @@ SCHEDULERS = {
     "sdxl": lambda: EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
 }
 SCALING = {"sd-v1-4": 0.18215, "sd-v2-1": 0.18215, "sdxl": 0.13025}
-
-
-def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
-    """Returns CLIP's real tokenizer, built from the merges that open_clip ships."""
-    path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
-    pairs = [tuple(merge.split()) for merge in merges]
-    alphabet = list(open_clip.tokenizer.bytes_to_unicode().values())
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, pairs)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=77, **({"pad_token": pad} if pad else {}))
 
 
 def unet_config(layout: str, tiny: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.sections import Conditioning, Config, Student, Train
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.ranks import world_size
-from randcond.model_zoo.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 
 # Dotted key -> the value that its absence from a stored identity stands for.
 ABSENT = {

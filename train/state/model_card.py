@@ -7,7 +7,7 @@ from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.files import read_record
 from randcond.launch.urls import show_url
-from randcond.model_zoo.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.students.registry import find_rule
 
 

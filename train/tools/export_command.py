@@ -10,7 +10,7 @@ from randcond.eval.stage import trained_student
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
-from randcond.model_zoo.diffusers_folder import DTYPES
+from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
 from randcond.model_zoo.export import export_student, load_unet
 from randcond.train.state.model_card import model_card
 

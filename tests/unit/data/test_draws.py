@@ -14,7 +14,7 @@ from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
-from randcond.model_zoo.tokenizers import Tokenizers
+from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 from tests.support.latents import opened
 
 DRAWS = 1_000_000

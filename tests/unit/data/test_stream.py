@@ -17,7 +17,7 @@ from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
-from randcond.model_zoo.tokenizers import Tokenizers
+from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 from randcond.train.prefetch import Prefetcher
 from randcond.train.step import draw_noise, to_device
 from randcond.train.watch.timing import DataStalls

@@ -41,7 +41,7 @@ from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE, eval_folder
 from randcond.launch.config.sections import Config, Eval
 from randcond.launch.errors import UserError
-from randcond.model_zoo.networks import VAE, text_config
+from randcond.model_zoo.checkpoints.layouts import VAE, text_config
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed
 from randcond.train.checks import check_grid

@@ -26,11 +26,11 @@ from randcond.launch.planning.step_time import (
     ring_traffic,
     step_traffic,
 )
+from randcond.model_zoo.checkpoints.layouts import LAYOUTS
 from randcond.model_zoo.cost.flops import unet_cost
 from randcond.model_zoo.cost.gpu_occupancy import forward_work
 from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, state_memory
 from randcond.model_zoo.denoiser.configuration import complete_config
-from randcond.model_zoo.networks import LAYOUTS
 from randcond.train.losses import feature_loss, frequency_loss, spatial_loss
 from tests.support import warm
 from tests.support.demo import on_ranks, randcond

@@ -13,12 +13,12 @@ from randcond.data.stream.batch import Batch
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.export import export_student
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import decode, draw_latents
-from randcond.model_zoo.stored_tensors import StoredTensors
 from randcond.model_zoo.students.registry import build_student
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, flop_per_sample
@@ -156,7 +156,7 @@ def change(folder: Path, out: Path, file: str, **settings: object) -> Path:
     ("file", "settings", "said"),
     [
         ("model_index.json", {"_class_name": "PixArtAlphaPipeline"}, "_class_name is PixArtAlphaPipeline, expected"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "has prediction_type 'flow_pred"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type is 'flow_pred"),
     ],
 )
 def test_other_kinds_of_teachers_are_refused(
@@ -176,7 +176,8 @@ def test_an_incomplete_folder_is_the_users_mistake(
     (folder / part).unlink()
     if content:
         (folder / part).write_text(content)
-    expected = f"teacher/{part}: damaged JSON" if content else "teacher: incomplete or damaged"
+    missing = "teacher: incomplete or damaged" if part.startswith("tokenizer") else f"teacher/{part}: is missing"
+    expected = f"teacher/{part}: damaged JSON" if content else missing
     with pytest.raises(UserError, match=expected):
         Teacher.load(folder, "fp32")
 

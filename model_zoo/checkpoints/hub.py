@@ -8,8 +8,8 @@ from diffusers import (
 )
 
 from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
-from randcond.model_zoo.diffusers_folder import loading
 
 
 def unet_config(path: Path | str) -> UNetConfig:

@@ -1,0 +1,64 @@
+"""A teacher's noise schedule q(x_t | x_0), out of its scheduler_config.json."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler
+
+from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
+
+
+def stored_scheduler(folder: Path) -> Any:
+    """Returns the scheduler of a diffusers folder, of the class that model_index.json names.
+
+    Raises UserError if diffusers has no such class, or if its configuration is missing or damaged.
+    """
+    entry = read_object(folder / "model_index.json").get("scheduler")
+    library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and library == "diffusers" else None
+    if kind is None:
+        raise UserError(f"{folder}/model_index.json: scheduler is {entry}, expected a scheduler of diffusers")
+    settings = read_object(folder / "scheduler" / "scheduler_config.json")
+    with loading(folder / "scheduler"):
+        return kind.from_config(settings)
+
+
+def noise_schedule(scheduler: Any, folder: Path) -> DDPMScheduler:
+    """Returns the DDPM schedule q(x_t | x_0) of a folder's scheduler.
+
+    Raises UserError for schedulers without discrete betas (EDM, flow matching), for those that show the U-Net other
+    times than 0 .. T - 1, and for unknown prediction types.
+    """
+    config, file = dict(scheduler.config), f"{folder}/scheduler/scheduler_config.json"
+    taken = inspect.signature(type(scheduler).__init__).parameters  # a file may hold more than its class takes
+    missing = {"num_train_timesteps", "beta_schedule"} - taken.keys()
+    if missing:
+        raise UserError(
+            f"{file}: {type(scheduler).__name__} has no {', '.join(sorted(missing))}; "
+            f"a teacher needs a discrete beta schedule (DDPM, DDIM, PNDM, Euler, ...)"
+        )
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction", "sample"):
+        raise UserError(f"{file}: prediction_type is {kind!r}, expected epsilon, v_prediction or sample")
+    if config.get("timestep_type") == "continuous" and kind == "v_prediction":
+        raise UserError(
+            f"{file}: timestep_type is 'continuous': the U-Net is shown log sigma / 4 in place of the timestep; "
+            f"expected 'discrete'"
+        )
+    if config.get("use_flow_sigmas"):
+        raise UserError(f"{file}: use_flow_sigmas is true, so this is a flow-matching model; expected discrete betas")
+    with loading(file):
+        schedule = DDPMScheduler.from_config(config)
+    own = getattr(scheduler, "alphas_cumprod", None)
+    if own is None or own.shape != schedule.alphas_cumprod.shape or not torch.allclose(
+        own.float(), schedule.alphas_cumprod.float(), atol=1e-6
+    ):  # fmt: skip
+        raise UserError(
+            f"{file}: {type(scheduler).__name__} has other noise levels than its betas say; a teacher needs a discrete "
+            f"beta schedule (DDPM, DDIM, PNDM, Euler, ...)"
+        )
+    return schedule

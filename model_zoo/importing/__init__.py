@@ -1,0 +1,1 @@
+"""Makes teachers' folders out of what people have: single files, variants, pickles."""

@@ -1,0 +1,91 @@
+"""Makes a plain folder of a diffusers folder whose weights have variants, or are pickled."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.diffusers_folder import read_object
+from randcond.model_zoo.checkpoints.weight_files import SAFE_NAME
+from randcond.model_zoo.importing.unpickle import tensors_of_pickle
+
+_UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that a teacher does not have
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_VARIANTS = ("", "fp32", "bf16", "fp16")  # in this order: the most exact first
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?P<shard>-\d{5}-of-\d{5})?"
+    r"(?:\.(?P<late>fp16|bf16|fp32))?\.(?P<suffix>safetensors|bin)"
+)
+
+
+def import_folder(source: Path, target: Path) -> list[str]:
+    """Writes the files of a diffusers folder to `target`: safetensors without variants. Returns a line per part.
+
+    Weights keep their values and dtypes. Raises UserError naming the part that has no weights.
+    """
+    said = []
+    shutil.copytree(source, target, ignore=_only_configurations, dirs_exist_ok=True)
+    index = read_object(source / "model_index.json")
+    for part in _UNUSED & index.keys():
+        index[part] = [None, None]
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False
+    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for part in _PARTS:
+        if (source / part).is_dir():
+            said.append(f"{part}: {_import_weights(source / part, target / part)}")
+    return said
+
+
+def _only_configurations(folder: str, names: list[str]) -> list[str]:
+    """Returns the names that are not copied: weights, unused parts, code, hidden files."""
+    keep = (".json", ".txt", ".model")
+    ignored = [name for name in names if name.startswith(".") or name in _UNUSED]
+    for name in set(names) - set(ignored):
+        path = Path(folder) / name
+        if not path.is_dir() and (not name.endswith(keep) or ".index." in name):
+            ignored.append(name)
+    return ignored
+
+
+def _import_weights(source: Path, target: Path) -> str:
+    """Writes the weights of one part. Returns what they were."""
+    found: dict[tuple[str, str], list[tuple[Path, re.Match[str]]]] = {}
+    for path in sorted(source.iterdir()):
+        if match := _WEIGHTS.fullmatch(path.name):
+            variant = match["variant"] or match["late"] or ""
+            found.setdefault((match["suffix"], variant), []).append((path, match))
+    for suffix in ("safetensors", "bin"):
+        for variant in _VARIANTS:
+            if files := found.get((suffix, variant)):
+                _write(files, target, suffix)
+                return f"{len(files)} file{'s' if len(files) > 1 else ''}{f', {variant}' if variant else ''}, .{suffix}"
+    others = ", ".join(path.name for path in sorted(source.iterdir()))
+    raise UserError(f"{source}: has no weights that can be imported (.safetensors or .bin); it has {others}")
+
+
+def _write(files: list[tuple[Path, re.Match[str]]], target: Path, suffix: str) -> None:
+    names: dict[str, str] = {}  # tensor -> file
+    diffusers = files[0][1]["stem"] == "diffusion_pytorch_model"
+    stem = SAFE_NAME[diffusers]
+    for path, match in files:
+        name = f"{stem}{match['shard'] or ''}.safetensors"
+        if suffix == "bin":
+            tensors_of_pickle(path, target / name)
+        else:
+            shutil.copyfile(path, target / name)
+        if match["shard"]:
+            names |= dict.fromkeys(_tensor_names(target / name), name)
+    if names:
+        total = sum((target / name).stat().st_size for name in set(names.values()))
+        index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": names}
+        (target / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensor_names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())

@@ -1,0 +1,187 @@
+"""Makes a folder of one file of Stable Diffusion 1.x, 2.x or SDXL, with diffusers' own loader and no network."""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextConfig
+
+from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.diffusers_folder import FAMILIES, loading
+from randcond.model_zoo.checkpoints.layouts import LAYOUTS, TEXT_ENCODERS, VAE, text_config
+from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
+from randcond.model_zoo.importing.unpickle import tensors_of_pickle
+
+Shapes = Mapping[str, tuple[int, ...]]  # tensor -> shape
+
+_UNET = "model.diffusion_model."
+_FIRST = f"{_UNET}input_blocks.0.0.weight"  # conv_in: [width, channels, 3, 3]
+_TEXT_WIDTH = f"{_UNET}input_blocks.{{}}.1.transformer_blocks.0.attn2.to_k.weight"  # [.., width of the condition]
+_SDXL = "conditioner.embedders.1.model.positional_embedding"
+_REFINER = "conditioner.embedders.0.model.text_projection"
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+_TO_0 = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # schedules with zero terminal SNR
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a file holds."""
+
+    layout: str  # a name in LAYOUTS
+    side: int  # of a latent
+    prediction: str
+    to_zero: bool  # whether its noise schedule ends in pure noise
+
+
+def import_file(source: Path, target: Path, prediction: str = "", configuration: Path | None = None) -> list[str]:
+    """Writes the model of one file to the folder `target`, in the dtype of the file. Returns lines about it.
+
+    `prediction`: what the U-Net predicts, for files of Stable Diffusion 2.x, which do not say it.
+    `configuration`: a diffusers folder whose JSON files describe a model of other sizes; None: the published sizes.
+    Raises UserError naming the file if it is none of these models.
+    """
+    with TemporaryDirectory(prefix="randcond-") as folder:
+        weights = source
+        if source.suffix != ".safetensors":
+            weights = Path(folder) / "model.safetensors"
+            tensors_of_pickle(source, weights)
+        shapes, dtype = _header(weights, source)
+        kind = _kind_of(shapes, source, prediction)
+        if configuration is None:
+            _check_widths(shapes, kind, source)
+            configuration = _write_configuration(kind, Path(folder) / "configuration")
+        family = StableDiffusionXLPipeline if kind.layout == "sdxl" else StableDiffusionPipeline
+        with loading(source), _quiet_loader():
+            pipe = family.from_single_file(
+                str(weights), config=str(configuration), local_files_only=True, torch_dtype=dtype, **FAMILIES[family]
+            )
+        pipe.save_pretrained(target, safe_serialization=True)
+    said = [f"{kind.layout}, {kind.side * 8} pixels, predicts {kind.prediction}, {str(dtype).removeprefix('torch.')}"]
+    if any(name.startswith("model_ema.") for name in shapes):
+        said.append("the file also holds EMA weights, which are left out")
+    return said
+
+
+def _header(weights: Path, source: Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
+    """Returns the shapes of a file's tensors, and the dtype of its U-Net."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            dtype = file.get_tensor(_FIRST).dtype if _FIRST in shapes else torch.float32
+    except SafetensorError as error:
+        raise UserError(f"{source}: damaged ({error}); download or copy it again") from None
+    return shapes, dtype
+
+
+def _kind_of(shapes: Shapes, source: Path, prediction: str) -> _Kind:
+    """Returns what a file holds. Raises UserError if it is no teacher, or if `prediction` is missing."""
+    if _FIRST not in shapes:
+        first = ", ".join(sorted(shapes)[:3])
+        raise UserError(
+            f"{source}: is no Stable Diffusion 1.x, 2.x or SDXL model in one file (no {_FIRST}); it holds {first}, ..."
+        )
+    if shapes[_FIRST][1] != 4:
+        raise UserError(f"{source}: its U-Net takes {shapes[_FIRST][1]} channels (inpainting or editing), expected 4")
+    if _REFINER in shapes:
+        raise UserError(f"{source}: is SDXL's refiner, which continues images; give the base model")
+    if "edm_mean" in shapes:
+        raise UserError(f"{source}: has EDM's noise schedule (edm_mean); a teacher needs a discrete beta schedule")
+    marked = "v_prediction" if "v_pred" in shapes else ""  # tensors by which trainers mark such models
+    prediction, to_zero = prediction or marked, "ztsnr" in shapes
+    if _SDXL in shapes:
+        return _Kind("sdxl", 128, prediction or "epsilon", to_zero)
+    width = shapes.get(_TEXT_WIDTH.format(1), (0,))[-1]
+    is_2 = "cond_stage_model.model.token_embedding.weight" in shapes
+    if not is_2 and "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" not in shapes:
+        raise UserError(f"{source}: holds a U-Net with a condition of width {width}, but no text encoder that fits it")
+    if not is_2:
+        return _Kind("sd-v1-4", 64, prediction or "epsilon", to_zero)
+    if not prediction:
+        raise UserError(
+            f"{source}: is Stable Diffusion 2.x, and the file does not say what it predicts; give "
+            f"--prediction v_prediction (2.0 and 2.1 of 768 pixels) or --prediction epsilon (base, 512 pixels)"
+        )
+    return _Kind("sd-v2-1", 96 if prediction == "v_prediction" else 64, prediction, to_zero)
+
+
+def _check_widths(shapes: Shapes, kind: _Kind, source: Path) -> None:
+    """Raises UserError if a file's U-Net is not of the published size."""
+    layout = LAYOUTS[kind.layout]
+    first = 4 if kind.layout == "sdxl" else 1  # the first block with attention
+    found = (shapes[_FIRST][0], shapes.get(_TEXT_WIDTH.format(first), (0,))[-1])
+    if found != (published := (layout["block_out_channels"][0], layout["cross_attention_dim"])):
+        raise UserError(
+            f"{source}: its U-Net begins with {found[0]} channels and takes a condition of width {found[1]}, but "
+            f"{kind.layout} has {published[0]} and {published[1]}; give --config FOLDER, a diffusers folder that "
+            f"describes this model (its weights are not read)"
+        )
+
+
+def _write_configuration(kind: _Kind, folder: Path) -> Path:
+    """Writes the JSON files and tokenizers of a published model; returns `folder`."""
+    is_xl, is_2 = kind.layout == "sdxl", kind.layout == "sd-v2-1"
+    family = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**{**LAYOUTS[kind.layout], "sample_size": kind.side})
+        vae = AutoencoderKL(**VAE, scaling_factor=0.13025 if is_xl else 0.18215, sample_size=kind.side * 8)
+    unet.save_config(folder / "unet")
+    vae.save_config(folder / "vae")
+    _scheduler(kind).save_pretrained(folder / "scheduler")
+    index: dict[str, Any] = {
+        "_class_name": family.__name__,
+        "scheduler": ["diffusers", type(_scheduler(kind)).__name__],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for number, sizes in enumerate(TEXT_ENCODERS[kind.layout]):
+        suffix = "_2" if number else ""
+        CLIPTextConfig(**text_config(sizes)).save_pretrained(folder / f"text_encoder{suffix}")
+        clip_tokenizer(pad="!" if number or is_2 else None).save_pretrained(folder / f"tokenizer{suffix}")
+        encoder = "CLIPTextModelWithProjection" if number else "CLIPTextModel"
+        index |= {f"text_encoder{suffix}": ["transformers", encoder]}
+        index |= {f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"]}
+    if is_xl:
+        index["force_zeros_for_empty_prompt"] = True
+    else:
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _scheduler(kind: _Kind) -> Any:
+    """Returns the scheduler that the published model ships with."""
+    options = {**_BETAS, "prediction_type": kind.prediction, **(_TO_0 if kind.to_zero else {})}
+    if kind.layout == "sdxl":
+        return EulerDiscreteScheduler(**{"timestep_spacing": "leading", **options})
+    if kind.to_zero or kind.prediction == "v_prediction":  # PNDM has no schedule with zero terminal SNR
+        return DDIMScheduler(**options, clip_sample=False, set_alpha_to_one=False)
+    return PNDMScheduler(**options, skip_prk_steps=True, set_alpha_to_one=False)
+
+
+@contextmanager
+def _quiet_loader() -> Any:
+    """Silences the loader's advice about EMA weights: `import_file` says what it does with them."""
+    logger = logging.getLogger("diffusers.loaders.single_file_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

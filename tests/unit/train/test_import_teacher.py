@@ -1,0 +1,191 @@
+"""Checkpoints in the forms that people have become teachers' folders, offline, with the same weights."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.teacher_look import configuration_faults, teacher_faults
+from randcond.model_zoo.importing.single_file import _Kind, _write_configuration
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.tools.import_teacher import import_teacher
+from tests.support import shaped
+from tests.support.ldm import one_file
+
+LAYOUTS = ["sd-v1-4", "sd-v2-1", "sdxl"]
+CAPTIONS = ["a red cat", "", "long " * 100]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("originals")
+    return {layout: shaped.build(layout, root / layout) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="session")
+def files(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each teacher in one file, by its original names."""
+    root = tmp_path_factory.mktemp("files")
+    for layout in LAYOUTS:
+        save_file(one_file(Teacher.load(folders[layout], "fp32").pipe), root / f"{layout}.safetensors")
+    return {layout: root / f"{layout}.safetensors" for layout in LAYOUTS}
+
+
+def descriptions(folder: Path, out: Path) -> Path:
+    """Copies a teacher's folder without its weights."""
+    return Path(shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+def same_teacher(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    """Asserts that two folders show the U-Net the same, and have the same U-Net and autoencoder."""
+    first, second = Teacher.load(one, "fp32"), Teacher.load(other, "fp32")
+    conditions = [teacher.encode(teacher.tokenizers(CAPTIONS)) for teacher in (first, second)]
+    for key, value in conditions[0].items():
+        assert torch.allclose(value, conditions[1][key], atol=tolerance), key
+    for part in ("unet", "vae"):
+        mine, theirs = (getattr(teacher.pipe, part).state_dict() for teacher in (first, second))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.allclose(mine[name], theirs[name], atol=tolerance) for name in mine)
+    assert torch.equal(first.schedule.alphas_cumprod, second.schedule.alphas_cumprod)
+    assert first.schedule.config.prediction_type == second.schedule.config.prediction_type
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_file_becomes_a_folder(
+    layout: str, folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    config = descriptions(folders[layout], tmp_path / "config")
+    prediction = "v_prediction" if layout == "sd-v2-1" else ""
+    import_teacher(files[layout], tmp_path / "new", prediction, config)
+    same_teacher(tmp_path / "new", folders[layout])
+    assert "/" not in json.dumps(
+        [json.loads(path.read_text()).get("_name_or_path") for path in tmp_path.glob("new/*.json")]
+    )
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "new").glob("*/*config.json"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_ckpt_is_read_as_tensors(
+    nested: bool, folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors = load_file(files["sd-v1-4"])
+    torch.save({"state_dict": tensors, "global_step": 7} if nested else tensors, tmp_path / "model.ckpt")
+    import_teacher(tmp_path / "model.ckpt", tmp_path / "new", config=descriptions(folders["sd-v1-4"], tmp_path / "c"))
+    same_teacher(tmp_path / "new", folders["sd-v1-4"])
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("open('executed', 'w')",))
+
+
+@pytest.mark.parametrize("data", [pickle.dumps(Harmful()), b"no pickle at all", b""])
+def test_a_pickle_that_is_more_than_tensors_is_refused(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.ckpt").write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.ckpt: (holds more than tensors|can't be read)"):
+        import_teacher(tmp_path / "model.ckpt", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.ckpt"]
+
+
+def renamed(folder: Path, out: Path, variant: str = "", pickled: bool = False, shards: bool = False) -> Path:
+    """Copies a teacher, with its weights in another form."""
+    teacher = Teacher.load(folder, "fp32")
+    size = {"max_shard_size": "200KB"} if shards else {}
+    teacher.pipe.save_pretrained(out, variant=variant or None, **size)
+    for path in out.glob("*/*.safetensors") if pickled else ():
+        stem = "pytorch_model" if path.name.startswith("model") else "diffusion_pytorch_model"
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()
+    return out
+
+
+@pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
+@pytest.mark.parametrize(
+    "form", [{"variant": "fp16"}, {"pickled": True}, {"shards": True}, {"variant": "fp16", "shards": True}]
+)
+def test_a_folder_in_another_form_becomes_a_plain_one(
+    layout: str, form: dict[str, object], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    odd = renamed(folders[layout], tmp_path / "odd", **form)  # type: ignore[arg-type]
+    if form != {"shards": True}:
+        assert any("teacher import" in fault for fault in teacher_faults(odd))
+    import_teacher(odd, tmp_path / "new")
+    same_teacher(tmp_path / "new", folders[layout])
+
+
+REFUSED = {
+    "inpainting": ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 9, 3, 3)}, "takes 9 channels"),
+    "a LoRA": ({"lora_unet_down.lora_up.weight": torch.zeros(4, 4)}, "is no Stable Diffusion"),
+    "another size": (
+        {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3),
+            "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": torch.zeros(4, 4),
+        },
+        "begins with 32 channels .* give --config FOLDER",
+    ),
+    "without a text encoder": (
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)},
+        "no text encoder that fits it",
+    ),
+    "the refiner": (
+        {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+            "conditioner.embedders.0.model.text_projection": torch.zeros(4, 4),
+        },
+        "SDXL's refiner",
+    ),
+    "Stable Diffusion 2.x that says nothing": (
+        {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+            "cond_stage_model.model.token_embedding.weight": torch.zeros(4, 4),
+        },
+        "give --prediction v_prediction .* or --prediction epsilon",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    tensors, said = REFUSED[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=said):
+        import_teacher(tmp_path / "model.safetensors", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_sources_and_targets_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "empty").mkdir()
+    for source, said in ((tmp_path / "model.safetensors", "damaged"), (tmp_path / "empty", "expected a file")):
+        with pytest.raises(UserError, match=said):
+            import_teacher(source, tmp_path / "new")
+    with pytest.raises(UserError, match="exists already"):
+        import_teacher(folders["sdxl"], tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        _Kind("sd-v1-4", 64, "epsilon", False),
+        _Kind("sd-v1-4", 64, "v_prediction", True),
+        _Kind("sd-v2-1", 96, "v_prediction", False),
+        _Kind("sd-v2-1", 64, "epsilon", False),
+        _Kind("sdxl", 128, "epsilon", False),
+        _Kind("sdxl", 128, "v_prediction", True),
+    ],
+)
+def test_the_published_models_are_described_as_teachers(kind: _Kind, tmp_path: Path) -> None:
+    folder = _write_configuration(kind, tmp_path / "config")
+    parts = ["unet", "vae", "text_encoder", "tokenizer"]
+    parts += ["text_encoder_2", "tokenizer_2"] if kind.layout == "sdxl" else []
+    assert list(configuration_faults(folder, parts)) == []
+    faults = list(teacher_faults(folder))
+    assert faults and all("has no weights" in fault for fault in faults)

@@ -1,0 +1,50 @@
+"""Teachers of your own: import a checkpoint, and look whether a folder can be a teacher.
+
+examples
+  randcond teacher import my-model.safetensors my-model
+  randcond teacher check my-model
+"""
+
+from pathlib import Path
+
+from randcond.launch.errors import UserError
+
+
+def import_(source: str, folder: str, *, prediction: str = "", config: str = "") -> None:
+    """Makes a plain diffusers folder, which can be a teacher, out of what you have. Needs no network.
+
+    source        one file (.safetensors, .ckpt, .pt, .bin) of Stable Diffusion 1.x, 2.x or SDXL, or a diffusers folder
+                  whose weights are sharded, only fp16 or bf16, or .bin
+    folder        the new folder
+    --prediction  epsilon or v_prediction: what the model predicts. A file of Stable Diffusion 2.x does not say it.
+    --config      a diffusers folder whose JSON files describe a file of other sizes than the published ones
+
+    Weights keep their values and dtype. Of a pickled file (.ckpt, .bin) only tensors are read, in another process.
+
+    examples
+      randcond teacher import my-model.safetensors my-model
+      randcond teacher import v2-1.ckpt my-model --prediction v_prediction
+    """
+    from randcond.train.tools.import_teacher import import_teacher
+
+    said = import_teacher(Path(source), Path(folder), prediction, Path(config) if config else None)
+    for line in said:
+        print(line)
+    print(f"{folder}: can be a teacher: teacher.path={folder}")
+
+
+def check(folder: str) -> None:
+    """Says in seconds whether a diffusers folder can be a teacher, and if not, why. Loads no weights.
+
+    Every stage looks at its teacher in the same way before it begins.
+    """
+    from randcond.model_zoo.checkpoints.diffusers_folder import class_name
+    from randcond.model_zoo.checkpoints.teacher_look import teacher_faults
+
+    if faults := list(teacher_faults(Path(folder))):
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise UserError(f"{folder} can't be a teacher:\n{lines}")
+    print(f"{folder}: can be a teacher ({class_name(Path(folder) / 'model_index.json')})")
+
+
+COMMANDS = (import_, check)
