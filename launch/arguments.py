@@ -10,12 +10,15 @@ from collections.abc import Callable
 from randcond.launch.errors import UserError
 
 
-def call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
+def call(
+    prefix: str, function: Callable[..., None], words: list[str], load: Callable[[], Callable[..., None]] | None = None
+) -> None:
     """Checks the arguments against the function's signature, then lets fire parse them and call the function.
 
-    Raises UserError that names an argument that is wrong or missing.
+    `load`: returns the function to call, if `function` only has its signature and docstring. Raises UserError that
+    names an argument that is wrong or missing.
     """
-    usage = f"usage: {prefix} {usage_of(function, function.__name__)}"
+    usage = f"usage: {prefix} {usage_of(function, function.__name__.rstrip('_'))}"
     if {"--help", "-h"} & set(words):
         print(f"{usage}\n\n{inspect.getdoc(function)}")
         return
@@ -32,6 +35,8 @@ def call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
         flag, has_value, value = word.partition("=")
         name = flag.lstrip("-").replace("-", "_")
         name = f"{name}_" if f"{name}_" in flags else name  # --from: a parameter can't be called `from`
+        if name not in flags and has_value and "." in flag:
+            raise UserError(f"{flag.lstrip('-')} is a key, not a flag: write {word.lstrip('-')}; {usage}")
         if name not in flags:
             raise UserError(f"unknown flag {word}{near(flag, list(map(_flag, flags)))}; {usage}")
         if flags[name].annotation is bool:
@@ -58,6 +63,7 @@ def call(prefix: str, function: Callable[..., None], words: list[str]) -> None:
     import fire
     from fire.decorators import SetParseFn
 
+    function = load() if load else function
     texts = [name for name, p in parameters.items() if "int" not in str(p.annotation) and p.annotation is not bool]
     parse = SetParseFn(str, *texts)(SetParseFn(str)(function) if variadic else function)
     if variadic:  # fire takes no parser for *words by name: they use the default parser, so flags get their own

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 
 from randcond.launch.arguments import call, near, usage_of
@@ -12,15 +13,18 @@ from randcond.launch.cluster.jobs import job_script
 from randcond.launch.cluster.place import Place
 from randcond.launch.cluster.slurm import submit
 from randcond.launch.cluster.supervise import run_steps, write_files
-from randcond.launch.config.experiments import experiment_names, find_experiment, table_names, to_yaml
+from randcond.launch.command_stubs import commands_of, docstring_of
+from randcond.launch.config.experiments import experiment_names, table_names, to_yaml
 from randcond.launch.config.paths import EXPERIMENTS
 from randcond.launch.config.tables import load_table, runs_of
 from randcond.launch.errors import UserError
+from randcond.launch.list_command import first_comment
 from randcond.launch.runtime.exit_codes import report_error
 from randcond.launch.runtime.logs import start_console
 from randcond.launch.runtime.processes import QUIET, name_accelerator
 
 GROUPS = {  # tool group -> module with its functions, imported on use
+    "teacher": "randcond.train.tools.teacher_command",
     "pool": "randcond.data.captions.pool_command",
     "cache": "randcond.data.cache.cache_command",
     "concepts": "randcond.data.concepts.concepts_command",
@@ -28,6 +32,8 @@ GROUPS = {  # tool group -> module with its functions, imported on use
     "eval": "randcond.eval.scores.eval_command",
 }
 TOOLS = {  # tool -> module with the function of the same name, imported on use
+    "config": "randcond.launch.config_command",
+    "list": "randcond.launch.list_command",
     "students": "randcond.model_zoo.students_command",
     "export": "randcond.train.tools.export_command",
     "plan": "randcond.launch.planning.plan_command",
@@ -150,19 +156,16 @@ def _dispatch(words: list[str]) -> None:
         call("randcond", run, words)
         return
     if name in TOOLS:
-        for variable, value in QUIET.items():
-            os.environ.setdefault(variable, value)
-        name_accelerator()
-        call("randcond", getattr(importlib.import_module(TOOLS[name]), name), words)
+        function = commands_of(TOOLS[name])[name]
+        call("randcond", function, words, lambda: _loaded(TOOLS[name], function.__name__))
         return
     if name not in GROUPS:
         raise UserError(
             f"unknown command {name!r}{near(name, ['run', 'launch', *GROUPS, *TOOLS])}; see `randcond --help`"
         )
-    tools = importlib.import_module(GROUPS[name])
-    commands = {function.__name__: function for function in tools.COMMANDS}
+    commands = commands_of(GROUPS[name])
     if not words or words[0] in ("--help", "-h"):
-        print(inspect.getdoc(tools))
+        print(docstring_of(GROUPS[name]))
         for each, function in commands.items():
             first_line = (inspect.getdoc(function) or "").splitlines()[0]
             print(f"\n  randcond {name} {usage_of(function, each)}\n      {first_line}")
@@ -170,19 +173,30 @@ def _dispatch(words: list[str]) -> None:
     command = words.pop(0)
     if command not in commands:
         raise UserError(f"unknown command {name} {command!r}{near(command, list(commands))}")
-    call(f"randcond {name}", commands[command], words)
+    function = commands[command]
+    call(f"randcond {name}", function, words, lambda: _loaded(GROUPS[name], function.__name__))
+
+
+def _loaded(module: str, function: str) -> Callable[..., None]:
+    """Imports a command."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    name_accelerator()
+    found: Callable[..., None] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _overview() -> str:
     """Returns the text of `randcond --help`."""
     tables = "\n".join(f"  {name:24}{load_table(name).title}" for name in table_names())
     own = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-    experiments = "\n".join(f"  {name:24}{_first_comment(name)}" for name in own)
+    experiments = "\n".join(f"  {name:24}{first_comment(name)}" for name in own)
     more = len(experiment_names()) - len(own)
     return f"""randcond: distils a text-to-image diffusion model into a small one, without images (Random Conditioning).
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
        randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same command, on many hosts
+       randcond teacher COMMAND ...                                         teachers of your own: import, check
        randcond pool COMMAND ...                                            caption pools: build, info, sample, take
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset
        randcond concepts COMMAND ...                                        unseen concepts: words, split, coco
@@ -193,6 +207,8 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond plan [EXPERIMENT] [--gpu NAME] [--nodes N] [--sweep]        predicts memory, time and GPU-hours
        randcond tune EXPERIMENT [--what LIST] [--largest N]                 finds the batch sizes that fill this GPU
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
+       randcond list [WORD]                                                 experiments and tables, one a line
+       randcond config [KEY] [--schema]                                     keys: type, default, meaning; JSON schema
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        exports a trained student with its scores
 
 stages: {" -> ".join(STAGES)}, or all
@@ -206,12 +222,6 @@ and {more} more in its subfolders: the rows of the tables. `randcond run all tab
 
 start with   randcond run all demo              a student learns to draw a digit it never saw, on a CPU
              randcond run all demo --dry-run    prints what that would do"""
-
-
-def _first_comment(name: str) -> str:
-    """Returns the first line of an experiment's YAML file, if it is a comment."""
-    line = find_experiment(name).read_text(encoding="utf-8").splitlines()[0]
-    return line.removeprefix("# ") if line.startswith("#") else ""
 
 
 if __name__ == "__main__":

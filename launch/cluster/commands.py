@@ -151,7 +151,8 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     Raises UserError if the stage, the experiment or one of its keys is unknown.
     """
     if stage not in (*STAGES, "all"):
-        raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}, all")
+        swapped = f"; the stage comes first: {name} {stage}" if name in (*STAGES, "all") else ""
+        raise UserError(f"unknown stage {stage!r}{swapped}; known: {', '.join(STAGES)}, all")
     stages = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in stages if s in ("pool", "cache")], [s for s in stages if s in ("train", "eval")]

@@ -70,7 +70,7 @@ def _check_ranges(config: "Config") -> None:
             pool.min_height train.lr train.warmup train.weight_decay train.eps train.grad_clip train.workers
             train.keep_every train.sample_every train.eval_every train.skip_nonfinite train.losses.output
             train.losses.feature train.losses.task train.losses.spatial train.losses.frequency train.seed
-            student.seed cache.seed pool.seed eval.seed eval.shown""",
+            student.seed cache.seed pool.seed eval.seed eval.shown cache.guidance eval.guidance""",
     }
     least = {key: number for number, keys in at_least.items() for key in keys.split()}
     for key, number in (least | ({"cache.size": 1} if config.trains else {})).items():
@@ -83,5 +83,7 @@ def _check_ranges(config: "Config") -> None:
     for key, share in shares + [("train.betas", beta) for beta in config.train.betas]:
         if not 0 <= share <= 1:
             raise ValueError(f"{key}: must be between 0 and 1, got {share}")
+    if 1 in config.train.betas:
+        raise ValueError(f"train.betas: must be below 1, got {config.train.betas}: such an average never changes")
     if config.engine.peak_tflops is not None and config.engine.peak_tflops <= 0:
         raise ValueError(f"engine.peak_tflops: must be above 0, got {config.engine.peak_tflops}")

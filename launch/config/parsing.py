@@ -76,11 +76,35 @@ def _explain(kind: Any, problem: Any, where: str) -> str:
             inner = get_args(section)[1] if get_origin(section) is dict else None
             section = inner or {field.name: field.type for field in dataclasses.fields(section)}[str(part)]
         known = [field.name for field in dataclasses.fields(section)]
-        return f"{where}: {key}: unknown key{suggest(str(problem['loc'][-1]), known)}"
+        word = str(problem["loc"][-1])
+        if section is kind and (inside := _places_of(word, kind)):
+            return f"{where}: {key}: unknown key; did you mean {' or '.join(map(repr, inside))}?"
+        return f"{where}: {key}: unknown key{suggest(word, known)}"
     if problem["type"] == "missing":
         return f"{where}: {key}: is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {message}, got {shortened(repr(problem['input']))}" if key else f"{where}: {message}"
+    message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+    if not key:
+        return f"{where}: {message}"
+    if value is None:
+        return f"{where}: {key}: is empty; {message[0].lower()}{message[1:]}"
+    return f"{where}: {key}: {message}, got {shortened(repr(value))}{_way_out(problem['type'], value)}"
+
+
+def _places_of(word: str, kind: Any) -> list[str]:
+    """Returns the dotted keys of all sections that end in a word."""
+    sections = {field.name: field.type for field in dataclasses.fields(kind) if dataclasses.is_dataclass(field.type)}
+    return [
+        f"{name}.{word}" for name, section in sections.items() if word in {f.name for f in dataclasses.fields(section)}
+    ]
+
+
+def _way_out(kind: str, value: Any) -> str:
+    """Returns what to write in place of a value of the wrong type, where that is clear."""
+    if kind == "list_type" and isinstance(value, str):
+        return f"; write [{value}]"
+    if kind.startswith("int") and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    return ""
 
 
 def suggest(word: str, known: Sequence[str], listed: str = "") -> str:

@@ -42,6 +42,7 @@ class Teacher:
 
     # A diffusers folder, a hub id (owner/name), or package:... for a folder that ships with randcond.
     path: ByContent[str]
+    # of the teacher's weights and activations
     dtype: Annotated[Literal["fp32", "bf16"], Decides(("run", "shards", "evaluation"))] = "bf16"
 
 
@@ -67,10 +68,10 @@ class Cache:
     # Real images: pixels of the shorter side before the centre crop is encoded; null: the teacher's resolution.
     resolution: OfImageCache[int | None] = None
     exclude: OfCache[list[str]] = _list()  # captions that contain one of these words get no latent (Table 2)
-    seed: OfCache[int] = 0
-    sampler: OfDrawnCache[Literal["ddim", "teacher"]] = "ddim"
-    steps: OfDrawnCache[int] = 25
-    guidance: OfDrawnCache[float] = 7.5
+    seed: OfCache[int] = 0  # of the noise that the latents are drawn from
+    sampler: OfDrawnCache[Literal["ddim", "teacher"]] = "ddim"  # teacher: the one that the checkpoint ships with
+    steps: OfDrawnCache[int] = 25  # sampling steps per latent
+    guidance: OfDrawnCache[float] = 7.5  # scale of classifier-free guidance
     batch: OfShards[int] = 32  # compute batch: fixed chunks by caption number; the last chunk is padded
     compile: OfShards[Compile] = "none"  # compile the denoiser; whole: the VAE decoder too
     shard_size: OfShards[int] = 1024  # samples per WebDataset shard
@@ -128,17 +129,17 @@ class Losses:
 class Train:
     """Optimisation (paper Sec. 4.2)."""
 
-    steps: Free[int] = 125_000
-    global_batch: OfRun[int] = 256
-    lr: OfRun[float] = 5e-5
+    steps: Free[int] = 125_000  # optimizer steps
+    global_batch: OfRun[int] = 256  # samples per optimizer step, on all ranks together
+    lr: OfRun[float] = 5e-5  # learning rate of AdamW
     warmup: OfRun[int] = 0  # steps of linear warm-up
-    betas: OfRun[list[float]] = _list(0.9, 0.999)
-    weight_decay: OfRun[float] = 1e-2
-    eps: OfRun[float] = 1e-8
+    betas: OfRun[list[float]] = _list(0.9, 0.999)  # of AdamW
+    weight_decay: OfRun[float] = 1e-2  # of AdamW
+    eps: OfRun[float] = 1e-8  # of AdamW
     grad_clip: OfRun[float] = 1.0  # largest gradient norm; 0: no clipping
     ema_decay: OfRun[float] = 0.9999  # the upper limit of min(ema_decay, (1 + n) / (10 + n)) at step n
     losses: Losses = dataclasses.field(default_factory=Losses)
-    seed: OfRun[int] = 0
+    seed: OfRun[int] = 0  # of noise, timesteps, replaced captions and the order of samples
     workers: Free[int] = 2  # loader processes per rank
     log_every: Free[int] = 50  # steps
     checkpoint_every: Free[int] = 25_000  # steps
@@ -147,6 +148,7 @@ class Train:
     sample_every: Free[int] = 10_000  # steps between teacher-student sample grids; 0: none
     eval_every: Free[int] = 0  # steps between evaluations by the `eval:` section (supplement K: 25,000); 0: none
     eval_size: Free[int | None] = None  # captions of each split in these evaluations; null: eval.size
+    # the student's weights that are evaluated while training
     eval_weights: Free[list[Literal["raw", "ema"]]] = _list("raw", "ema")
     skip_nonfinite: Free[int] = 0  # steps with a NaN or infinite gradient to skip before the run stops
     log_samples: Free[bool] = False  # log the samples of every step to samples/rank-NNNN.jsonl
@@ -167,10 +169,11 @@ class Train:
 class Engine:
     """How a step is distributed and computed."""
 
-    kind: Free[Literal["deepspeed", "fsdp"]] = "deepspeed"
+    kind: Free[Literal["deepspeed", "fsdp"]] = "deepspeed"  # DeepSpeed's ZeRO, or torch's FSDP2
     zero_stage: Free[Literal[0, 1, 2, 3]] = 1  # deepspeed shards: 0 nothing, 1 optimizer, 2 + gradients, 3 + weights
     sharding: Free[Literal["full", "grad_op", "hybrid"]] = "full"  # fsdp: as ZeRO-3, as ZeRO-2, ZeRO-3 within groups
     shard_group: Free[int | None] = None  # fsdp hybrid: ranks per group; null: the ranks of one host
+    # of the student's forward and backward pass; fp32 master weights always
     precision: OfRun[Literal["fp32", "bf16"]] = "bf16"
     processes: Free[int] = 1  # ranks on this machine if no host file is given
     threads: Annotated[int | None, Decides(("content",))] = None  # CPU threads per rank; null: torch's default
@@ -202,13 +205,14 @@ class CompBench:
     """T2I-CompBench (Table D): its prompts, and the networks that score them: folders or hub ids (owner/name@rev)."""
 
     lists: ByContent[str | None] = None  # folder of its prompt lists (`randcond fetch compbench`); null: not evaluated
+    # the prompt lists that are drawn and scored
     categories: Free[list[str]] = _list("color", "shape", "texture", "spatial", "non_spatial", "complex")
     images: ByContent[int] = 10  # images per prompt
     blip: ByContent[str] = "Salesforce/blip-vqa-capfilt-large@refs/pr/7"  # the revision that has safetensors
-    clip: ByContent[str] = "timm/vit_base_patch32_clip_224.openai"
-    detector: ByContent[str] = "google/owlv2-base-patch16-ensemble"
-    spacy: ByContent[str] = "en_core_web_sm"
-    batch: Free[int] = 16
+    clip: ByContent[str] = "timm/vit_base_patch32_clip_224.openai"  # scores the non-spatial prompts
+    detector: ByContent[str] = "google/owlv2-base-patch16-ensemble"  # finds the objects of the spatial prompts
+    spacy: ByContent[str] = "en_core_web_sm"  # finds the nouns of a prompt
+    batch: Free[int] = 16  # images that a network scores at once
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -226,8 +230,8 @@ class Eval:
     resolution: OfEvaluation[int | None] = None  # pixels of an image's side; null: the model's own
     batch: OfEvaluation[int] = 32  # compute batch: fixed chunks by caption number; the last chunk is padded
     compile: OfEvaluation[Compile] = "none"  # as cache.compile
-    seed: OfEvaluation[int] = 1
-    weights: OfEvaluation[Literal["raw", "ema"]] = "raw"
+    seed: OfEvaluation[int] = 1  # of the noise that images are drawn from
+    weights: OfEvaluation[Literal["raw", "ema"]] = "raw"  # the student's weights that are evaluated
     metrics: ByContent[list[str]] = _list("fid", "is", "clip")  # names in eval/scores/metrics.py
     statistics: ByContent[str | None] = None  # of real images (`randcond eval stats`): a folder of SPLIT.npz, or a file
     inception: ByContent[str] = "inputs/inception/weights-inception-2015-12-05-6726825d.pth"  # .pth or .safetensors
@@ -248,16 +252,16 @@ class Paths:
     """Where artefacts are kept. Relative paths start at the working directory."""
 
     reference: Free[str]  # the teacher's evaluation, shared by all experiments with the same protocol
-    run: Free[str] = ""
-    cache: Free[str] = ""
-    pool: Free[str] = ""
+    run: Free[str] = ""  # folder of the training: checkpoints, metrics, the student
+    cache: Free[str] = ""  # folder of the latents, or a URL of a finished cache
+    pool: Free[str] = ""  # folder of the caption pool
 
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
     """One experiment, resolved."""
 
-    name: Free[str]
+    name: Free[str]  # name of the experiment; by default its file's
     teacher: Teacher
     eval: Eval
     paths: Paths
