@@ -1,13 +1,17 @@
 """The evaluation stage: `python -m randcond.eval EXPERIMENT`. `randcond.eval.report` writes the report."""
 
+from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.entry_point import stage_main
 
 
 def check(config: Config) -> None:
-    """Raises UserError if captions, metrics or the protocol are wrong; called before any image is drawn."""
+    """Raises UserError if teacher, captions, metrics or protocol are wrong; called before any image is drawn."""
     from randcond.eval.checks import check_evaluation  # imports torch; stage_main() must set its threads first
+    from randcond.model_zoo.checkpoints.teacher_look import check_teacher
 
+    if config.trains:
+        check_teacher(resolve_path(config.teacher.path))
     check_evaluation(config)
 
 

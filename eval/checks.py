@@ -8,11 +8,9 @@ from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
 from randcond.eval.scores.metrics import Metric, find_metrics
 from randcond.eval.scores.statistics import find_features, find_statistics
-from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.teacher_look import check_teacher
 
 
 def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
@@ -21,8 +19,6 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     `missing`: a list that collects the messages about missing files, instead of an error. Checks that need a missing
     file are skipped.
     """
-    if config.trains:
-        check_teacher(resolve_path(config.teacher.path))
     metrics = find_metrics(config.eval.metrics)
     size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
     if "digits" in metrics and size != IMAGE_SIZE:

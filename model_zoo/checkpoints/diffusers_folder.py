@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.utils import logging
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -33,6 +34,16 @@ _OBJECTS = {  # JSON files that hold an object
     "tokenizer.json",
     "vocab.json",
 }
+_DAMAGED = (  # what the libraries raise for damaged files
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    NotImplementedError,
+    StrictDataclassError,
+)
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Pipeline class -> constructor options that are not part of the model.
@@ -53,7 +64,7 @@ def loading(folder: Path | str) -> Iterator[None]:
     dtype = torch.get_default_dtype()
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise
         reason = next(iter(str(error).splitlines()), "")

@@ -61,6 +61,9 @@ def check_configurations(folder: Path) -> None:
 
 def teacher_faults(folder: Path) -> Iterator[str]:
     """Yields one line per reason why a folder can't be a teacher, naming file and key. Loads no weights."""
+    if is_hub_id(folder):
+        yield f"{folder}: is no folder here; the model of a hub id is looked at when it is downloaded"
+        return
     if not (folder / "model_index.json").is_file():
         yield f"no teacher at {folder}: expected a diffusers folder with a model_index.json, or a hub id (owner/name)"
         return
@@ -110,7 +113,7 @@ def configuration_faults(folder: Path, parts: list[str]) -> Iterator[str]:
     yield from _vae_faults(vae, unet, folder, is_xl)
     widths = sum(clip.hidden_size for clip in clips)
     wanted = unet["cross_attention_dim"]
-    if set([wanted] if isinstance(wanted, int) else wanted) != {widths}:
+    if set(wanted if isinstance(wanted, list | tuple) else [wanted]) != {widths}:
         yield f"{folder}/unet/config.json: cross_attention_dim is {wanted}, but the text encoders give {widths}"
     if is_xl and unet.get("addition_embed_type") == "text_time" and unet.get("addition_time_embed_dim"):
         width = 6 * unet["addition_time_embed_dim"] + clips[-1].projection_dim

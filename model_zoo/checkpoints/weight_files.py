@@ -1,6 +1,7 @@
 """The weight files of one part of a diffusers folder: their form, and whether they fit its configuration."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from randcond.model_zoo.checkpoints.diffusers_folder import read_object
 
-IMPORT = "`randcond teacher import FOLDER NEW` makes a folder that can be used"
+_IMPORTED = {"fp32", "fp16", "bf16"}  # variants that can be imported
 SAFE_NAME = {True: "diffusion_pytorch_model", False: "model"}  # of diffusers' networks, and of transformers'
 _OTHERS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 _OLD_ATTENTION = {  # names in older autoencoders; diffusers renames them when it loads
@@ -73,11 +74,15 @@ def _plain_name(name: str) -> str:
 
 def _without_safetensors(part: Path) -> str:
     names = sorted(path.name for path in part.glob("*") if path.is_file())
-    variants = sorted(
-        {match[1] for name in names if (match := re.search(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors", name))}
+    matches = (re.search(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors", name) for name in names)
+    variants = sorted({match[1] for match in matches if match})
+    others = [name for name in names if name.endswith(_OTHERS)]
+    command = f"`randcond teacher import {shlex.quote(str(part.parent))} NEW` makes a folder that can be used"
+    way_out = (
+        command if _IMPORTED & set(variants) or any(name.endswith(".bin") for name in others) else "get safetensors"
     )
     if variants:
-        return f"{part}: has its weights only in the variant {', '.join(variants)}; {IMPORT}"
-    if others := [name for name in names if name.endswith(_OTHERS)]:
-        return f"{part}: has no safetensors, only {', '.join(others)}; {IMPORT}"
+        return f"{part}: has its weights only in the variant {', '.join(variants)}; {way_out}"
+    if others:
+        return f"{part}: has no safetensors, only {', '.join(others)}; {way_out}"
     return f"{part}: has no weights (no .safetensors file); download or copy it again"

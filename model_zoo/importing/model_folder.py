@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import read_object
 from randcond.model_zoo.checkpoints.weight_files import SAFE_NAME
@@ -57,8 +59,8 @@ def _import_weights(source: Path, target: Path) -> str:
         if match := _WEIGHTS.fullmatch(path.name):
             variant = match["variant"] or match["late"] or ""
             found.setdefault((match["suffix"], variant), []).append((path, match))
-    for suffix in ("safetensors", "bin"):
-        for variant in _VARIANTS:
+    for variant in _VARIANTS:
+        for suffix in ("safetensors", "bin"):
             if files := found.get((suffix, variant)):
                 _write(files, target, suffix)
                 return f"{len(files)} file{'s' if len(files) > 1 else ''}{f', {variant}' if variant else ''}, .{suffix}"
@@ -85,7 +87,8 @@ def _write(files: list[tuple[Path, re.Match[str]]], target: Path, suffix: str) -
 
 
 def _tensor_names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise UserError(f"{path.name}: damaged ({error}); download or copy it again") from None

@@ -19,12 +19,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import FAMILIES, loading
 from randcond.model_zoo.checkpoints.layouts import LAYOUTS, TEXT_ENCODERS, VAE, text_config
+from randcond.model_zoo.checkpoints.schedule import stored_scheduler
 from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
 from randcond.model_zoo.importing.unpickle import tensors_of_pickle
 
@@ -40,6 +42,12 @@ _TO_0 = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # sche
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
+_PARTS = (_UNET, "first_stage_model.", "cond_stage_model.", "conditioner.")  # what a pipeline is made of
+_INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # others are written in fp32
+_EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}  # Playground 2.5, CosXL
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What a file holds."""
@@ -51,40 +59,66 @@ class _Kind:
 
 
 def import_file(source: Path, target: Path, prediction: str = "", configuration: Path | None = None) -> list[str]:
-    """Writes the model of one file to the folder `target`, in the dtype of the file. Returns lines about it.
+    """Writes the model of one file to the folder `target`. Returns lines about it.
+
+    Weights keep their values: parts of different dtypes are all written in fp32.
 
     `prediction`: what the U-Net predicts, for files of Stable Diffusion 2.x, which do not say it.
     `configuration`: a diffusers folder whose JSON files describe a model of other sizes; None: the published sizes.
     Raises UserError naming the file if it is none of these models.
     """
-    with TemporaryDirectory(prefix="randcond-") as folder:
+    if configuration is not None and not (configuration / "model_index.json").is_file():
+        raise UserError(f"--config: {configuration} has no model_index.json; expected a diffusers folder")
+    with TemporaryDirectory(prefix=".import-", dir=target.parent) as folder:
         weights = source
         if source.suffix != ".safetensors":
             weights = Path(folder) / "model.safetensors"
             tensors_of_pickle(source, weights)
         shapes, dtype = _header(weights, source)
-        kind = _kind_of(shapes, source, prediction)
+        kind = _kind_of(shapes, source, prediction or _said_by(configuration))
         if configuration is None:
             _check_widths(shapes, kind, source)
             configuration = _write_configuration(kind, Path(folder) / "configuration")
+        elif kind.prediction != (stated := _said_by(configuration)):
+            raise UserError(
+                f"{source}: predicts {kind.prediction}, but {configuration} says {stated}; change one of them"
+            )
         family = StableDiffusionXLPipeline if kind.layout == "sdxl" else StableDiffusionPipeline
         with loading(source), _quiet_loader():
-            pipe = family.from_single_file(
-                str(weights), config=str(configuration), local_files_only=True, torch_dtype=dtype, **FAMILIES[family]
-            )
-        pipe.save_pretrained(target, safe_serialization=True)
-    said = [f"{kind.layout}, {kind.side * 8} pixels, predicts {kind.prediction}, {str(dtype).removeprefix('torch.')}"]
+            try:
+                pipe = family.from_single_file(
+                    str(weights),
+                    config=str(configuration),
+                    local_files_only=True,
+                    torch_dtype=dtype,
+                    **FAMILIES[family],
+                )
+                pipe.save_pretrained(target, safe_serialization=True)
+            except (RuntimeError, SingleFileComponentError) as error:  # a part or a tensor is missing
+                reason = next(iter(str(error).splitlines()), "")
+                raise UserError(
+                    f"{source}: does not hold all of {kind.layout} ({reason}); if the model has other sizes, give "
+                    f"--config FOLDER, a diffusers folder that describes it"
+                ) from error
+    said = [f"{kind.layout}, predicts {kind.prediction}, {str(dtype).removeprefix('torch.')}"]
     if any(name.startswith("model_ema.") for name in shapes):
         said.append("the file also holds EMA weights, which are left out")
     return said
 
 
+def _said_by(configuration: Path | None) -> str:
+    """Returns what the U-Net of a folder predicts by its scheduler; "" without a folder."""
+    return stored_scheduler(configuration).config.get("prediction_type", "epsilon") if configuration else ""
+
+
 def _header(weights: Path, source: Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
-    """Returns the shapes of a file's tensors, and the dtype of its U-Net."""
+    """Returns the shapes of a file's tensors, and the dtype that holds the values of all of them."""
     try:
         with safe_open(weights, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            dtype = file.get_tensor(_FIRST).dtype if _FIRST in shapes else torch.float32
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+            kinds = {part.get_dtype() for name, part in parts.items() if name.startswith(_PARTS)} - _INTEGERS
+            dtype = _DTYPES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
     except SafetensorError as error:
         raise UserError(f"{source}: damaged ({error}); download or copy it again") from None
     return shapes, dtype
@@ -101,8 +135,14 @@ def _kind_of(shapes: Shapes, source: Path, prediction: str) -> _Kind:
         raise UserError(f"{source}: its U-Net takes {shapes[_FIRST][1]} channels (inpainting or editing), expected 4")
     if _REFINER in shapes:
         raise UserError(f"{source}: is SDXL's refiner, which continues images; give the base model")
-    if "edm_mean" in shapes:
-        raise UserError(f"{source}: has EDM's noise schedule (edm_mean); a teacher needs a discrete beta schedule")
+    if found := sorted(shapes.keys() & _EDM):
+        raise UserError(f"{source}: has EDM's noise schedule ({found[0]}); a teacher needs a discrete beta schedule")
+    if not any(name.startswith("first_stage_model.") for name in shapes):
+        raise UserError(f"{source}: holds no autoencoder (first_stage_model.); give a file that has one")
+    if _SDXL not in shapes and any(name.startswith(f"{_UNET}label_emb.") for name in shapes):
+        raise UserError(
+            f"{source}: its U-Net is shown more than text (label_emb: unCLIP, upscaling); give a text model"
+        )
     marked = "v_prediction" if "v_pred" in shapes else ""  # tensors by which trainers mark such models
     prediction, to_zero = prediction or marked, "ztsnr" in shapes
     if _SDXL in shapes:

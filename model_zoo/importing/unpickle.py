@@ -13,6 +13,7 @@ from randcond.launch.errors import UserError
 
 _REFUSED = 3  # exit code of a file that holds more than tensors
 _UNREADABLE = 4
+_UNWRITABLE = 5
 
 
 def tensors_of_pickle(source: Path, target: Path) -> None:
@@ -30,6 +31,8 @@ def tensors_of_pickle(source: Path, target: Path) -> None:
             f"{source}: holds more than tensors, or is damaged ({reason}); the rest of a pickle can execute code "
             f"and is not read: get the model as safetensors"
         )
+    if done.returncode == _UNWRITABLE:
+        raise UserError(f"{target.parent}: can't be written ({reason}); {source} needs as much space there for a while")
     raise UserError(f"{source}: can't be read ({reason}); download or copy it again")
 
 
@@ -55,7 +58,11 @@ def main(source: Path, target: Path) -> int:
     if not tensors:
         print("no tensors", file=sys.stderr)
         return _UNREADABLE
-    save_file(tensors, target, metadata={"format": "pt"})
+    try:
+        save_file(tensors, target, metadata={"format": "pt"})
+    except Exception as error:  # safetensors passes on the system's words alone
+        print(error, file=sys.stderr)
+        return _UNWRITABLE
     return 0
 
 

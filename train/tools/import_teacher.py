@@ -39,6 +39,9 @@ def import_teacher(source: Path, target: Path, prediction: str = "", config: Pat
 def _without_local_paths(folder: Path) -> None:
     """Takes the paths of this machine out of configurations; diffusers records them."""
     for path in [*folder.glob("*.json"), *folder.glob("*/*.json")]:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            continue  # the look names it
         if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

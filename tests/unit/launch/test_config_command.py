@@ -1,6 +1,7 @@
 """The list of an experiment's keys, their JSON schema, and the list of experiments."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -22,6 +23,10 @@ def test_every_key_is_listed_with_a_meaning_and_an_example_that_loads() -> None:
         assert len(key.meaning) > 4 and key.kind, key.name
         name, _, value = key.example.partition("=")
         assert name == key.name and yaml.safe_load(value) is not None
+        try:
+            load_config("demo-with", [key.example])
+        except UserError as error:  # only what other keys contradict, never the type
+            assert not re.search("valid|unknown key|is empty", str(error)), str(error)
     assert len(keys) >= 120 and {key.name for key in keys} >= {"train.lr", "eval.compbench.blip", "train.losses.task"}
 
 

@@ -18,6 +18,7 @@ from tests.support import shaped
 from tests.support.ldm import one_file
 
 LAYOUTS = ["sd-v1-4", "sd-v2-1", "sdxl"]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 CAPTIONS = ["a red cat", "", "long " * 100]
 
 
@@ -67,6 +68,36 @@ def test_one_file_becomes_a_folder(
         [json.loads(path.read_text()).get("_name_or_path") for path in tmp_path.glob("new/*.json")]
     )
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "new").glob("*/*config.json"))
+
+
+def test_parts_of_different_dtypes_keep_their_values(
+    folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors = load_file(files["sd-v1-4"])
+    halved = {name: value.half() if name.startswith("model.") else value for name, value in tensors.items()}
+    save_file(halved, tmp_path / "model.safetensors")
+    said = import_teacher(
+        tmp_path / "model.safetensors", tmp_path / "new", config=descriptions(folders["sd-v1-4"], tmp_path / "c")
+    )
+    assert said[0].endswith("float32")
+    stored, before = (load_file(path / "vae" / WEIGHTS) for path in (tmp_path / "new", folders["sd-v1-4"]))
+    assert all(torch.equal(stored[name], before[name]) for name in before)
+
+
+def test_a_missing_tensor_and_a_config_that_contradicts_are_refused(
+    folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors = load_file(files["sd-v1-4"])
+    config = descriptions(folders["sd-v1-4"], tmp_path / "config")
+    for place, name in enumerate(sorted(tensors)[:: len(tensors) // 6]):
+        cut = {each: value for each, value in tensors.items() if each != name}
+        save_file(cut, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=r"model\.safetensors: "):
+            import_teacher(tmp_path / "model.safetensors", tmp_path / f"new-{place}", config=config)
+    with pytest.raises(UserError, match=r"predicts v_prediction, but .*config says epsilon"):
+        import_teacher(files["sd-v1-4"], tmp_path / "new", "v_prediction", config)
+    with pytest.raises(UserError, match=r"--config: owner/name has no model_index\.json"):
+        import_teacher(files["sd-v1-4"], tmp_path / "new", config=Path("owner/name"))
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -121,32 +152,30 @@ def test_a_folder_in_another_form_becomes_a_plain_one(
     same_teacher(tmp_path / "new", folders[layout])
 
 
+U_NET, CLIP = "model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.text_model.embeddings"
+OPEN_CLIP = "cond_stage_model.model.token_embedding.weight"
+
+
+def holding(*names: str, width: int = 320, channels: int = 4) -> dict[str, torch.Tensor]:
+    """Returns tensors of a U-Net's first layer, an autoencoder, and more of these names."""
+    more = {name: torch.zeros(4, 4) for name in ("first_stage_model.x", *names)}
+    return {U_NET: torch.zeros(width, channels, 3, 3), **more}
+
+
 REFUSED = {
-    "inpainting": ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 9, 3, 3)}, "takes 9 channels"),
+    "inpainting": (holding(channels=9), "takes 9 channels"),
     "a LoRA": ({"lora_unet_down.lora_up.weight": torch.zeros(4, 4)}, "is no Stable Diffusion"),
     "another size": (
-        {
-            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3),
-            "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": torch.zeros(4, 4),
-        },
+        holding(f"{CLIP}.token_embedding.weight", width=32),
         "begins with 32 channels .* give --config FOLDER",
     ),
-    "without a text encoder": (
-        {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)},
-        "no text encoder that fits it",
-    ),
-    "the refiner": (
-        {
-            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
-            "conditioner.embedders.0.model.text_projection": torch.zeros(4, 4),
-        },
-        "SDXL's refiner",
-    ),
+    "without a text encoder": (holding(), "no text encoder that fits it"),
+    "without an autoencoder": ({U_NET: torch.zeros(320, 4, 3, 3)}, "holds no autoencoder"),
+    "the refiner": (holding("conditioner.embedders.0.model.text_projection"), "SDXL's refiner"),
+    "CosXL": (holding("edm_vpred.sigma_max"), "has EDM's noise schedule .edm_vpred.sigma_max"),
+    "unCLIP": (holding(OPEN_CLIP, "model.diffusion_model.label_emb.0.0.weight"), "shown more than text .label_emb"),
     "Stable Diffusion 2.x that says nothing": (
-        {
-            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
-            "cond_stage_model.model.token_embedding.weight": torch.zeros(4, 4),
-        },
+        holding(OPEN_CLIP),
         "give --prediction v_prediction .* or --prediction epsilon",
     ),
 }
