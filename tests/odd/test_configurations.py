@@ -134,11 +134,11 @@ def test_texts_and_numbers_are_what_is_written(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
         BASE + "name: =\ncache: {exclude: &words [007, 12:30, 2001-1-1, '010', 1e, 0x]}\n"
-        "train: {steps: 1_000, lr: 5e-5, seed: 0x10, betas: [.5, 1.]}\nconditioning: {null: 0.25}\n"
+        "train: {steps: 1_000, lr: 5e-5, seed: 0x10, betas: [.5, 0.]}\nconditioning: {null: 0.25}\n"
         "pool: {also: *words}\n"
     )
     config = load_config(str(path), ["train.log_samples=yes"])
     assert config.name == "=" and config.conditioning.null == 0.25 and config.train.log_samples is True
     assert config.cache.exclude == config.pool.also == ["007", "12:30", "2001-1-1", "010", "1e", "0x"]
     assert (config.train.steps, config.train.lr, config.train.seed) == (1000, 5e-5, 16)
-    assert config.train.betas == [0.5, 1.0]
+    assert config.train.betas == [0.5, 0.0]
