@@ -17,6 +17,7 @@ from randcond.train.tools.import_teacher import import_teacher
 from tests.support import shaped
 from tests.support.ldm import one_file
 
+pytestmark = pytest.mark.heavy
 LAYOUTS = ["sd-v1-4", "sd-v2-1", "sdxl"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CAPTIONS = ["a red cat", "", "long " * 100]
