@@ -5,7 +5,6 @@ safetensors. `StableDiffusionPipeline.from_pretrained` and `StableDiffusionXLPip
 randcond. Only SLIM students need `load_pipeline`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from randcond.model_zoo.checkpoints.diffusers_folder import (
     class_name,
     loading,
     pipeline_class,
+    remove_local_paths,
     with_parts,
 )
 from randcond.model_zoo.denoiser.configuration import plain_config
@@ -113,8 +113,5 @@ def export_student(
     family = pipeline_class(teacher)
     pipe = family.from_pretrained(teacher, unet=unet.to(dtype), dtype=dtype, use_safetensors=True, **FAMILIES[family])
     pipe.save_pretrained(folder, safe_serialization=True)
-    for path in folder.glob("*/*.json"):  # diffusers records local paths, which must not be published
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    remove_local_paths(folder.glob("*/*.json"))
     (folder / "README.md").write_text(card, encoding="utf-8")

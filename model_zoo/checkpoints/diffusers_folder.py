@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,20 @@ def with_parts(pipe: Any, **parts: Any) -> Any:
 def class_name(path: Path) -> str | None:
     """Returns the name of the class that a model_index.json or config.json declares."""
     return read_object(path).get("_class_name")
+
+
+def remove_local_paths(files: Iterable[Path]) -> None:
+    """Takes the paths of this machine out of JSON files: diffusers records them, and they must not be published.
+
+    Leaves a damaged file as it is.
+    """
+    for path in files:
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def freeze(pipe: Any, device: str | torch.device) -> None:

@@ -31,12 +31,7 @@ _CLASSES = {  # part -> the classes that it may have
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-_PROBES = [
-    "",
-    "a red cat",
-    "Naïve façade №5 — 猫, 🐈!",
-    "one two three " * 100,
-]  # captions on which tokenizers may differ
+_PROBES = ["", "a red cat", "Naïve façade №5 — 猫, 🐈!", "one two three " * 100]  # tokenizers may differ on these
 
 
 def check_teacher(path: Path | str) -> None:
@@ -52,10 +47,7 @@ def check_teacher(path: Path | str) -> None:
 
 def check_configurations(folder: Path) -> None:
     """Raises UserError with one line per fault of a folder's configurations. Looks at no tokenizers and weights."""
-    is_xl = pipeline_class(folder) is StableDiffusionXLPipeline
-    check_files(folder)
-    noise_schedule(stored_scheduler(folder), folder)
-    if faults := list(configuration_faults(folder, _parts(folder, is_xl))):
+    if faults := list(configuration_faults(folder, _parts(folder))):
         raise UserError("\n".join(faults))
 
 
@@ -68,10 +60,7 @@ def teacher_faults(folder: Path) -> Iterator[str]:
         yield f"no teacher at {folder}: expected a diffusers folder with a model_index.json, or a hub id (owner/name)"
         return
     try:
-        is_xl = pipeline_class(folder) is StableDiffusionXLPipeline
-        check_files(folder)
-        parts = _parts(folder, is_xl)
-        noise_schedule(stored_scheduler(folder), folder)
+        parts = _parts(folder)
     except UserError as error:
         yield str(error)
         return
@@ -81,8 +70,14 @@ def teacher_faults(folder: Path) -> Iterator[str]:
         yield from weight_faults(folder / part, network)
 
 
-def _parts(folder: Path, is_xl: bool) -> list[str]:
-    """Returns the parts that a teacher is loaded from. Raises UserError if one is missing or of another class."""
+def _parts(folder: Path) -> list[str]:
+    """Returns the parts that a teacher is loaded from.
+
+    Raises UserError if pipeline or part is of another class, a file is damaged, or the noise schedule does not suit.
+    """
+    is_xl = pipeline_class(folder) is StableDiffusionXLPipeline
+    check_files(folder)
+    noise_schedule(stored_scheduler(folder), folder)
     index = read_object(folder / "model_index.json")
     parts = [part for part in _CLASSES if is_xl or not part.endswith("_2")]
     for part in parts:
@@ -199,7 +194,7 @@ def _tokenizer_faults(folder: Path, parts: list[str]) -> Iterator[str]:
             yield f"{where}: has {len(tokenizer)} tokens, but the text encoder knows {text.vocab_size}"
         theirs = tokenizer(_PROBES, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         if not torch.equal(ours(_PROBES), theirs.input_ids):
-            yield f"{where}: encodes captions otherwise than its tokenizer.json says; save it again with transformers"
+            yield f"{where}: encodes captions differently from its tokenizer.json; save it again with transformers"
 
 
 def _networks(folder: Path, parts: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:

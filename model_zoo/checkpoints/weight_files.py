@@ -78,9 +78,8 @@ def _without_safetensors(part: Path) -> str:
     variants = sorted({match[1] for match in matches if match})
     others = [name for name in names if name.endswith(_OTHERS)]
     command = f"`randcond teacher import {shlex.quote(str(part.parent))} NEW` makes a folder that can be used"
-    way_out = (
-        command if _IMPORTED & set(variants) or any(name.endswith(".bin") for name in others) else "get safetensors"
-    )
+    can_import = _IMPORTED & set(variants) or any(name.endswith(".bin") for name in others)
+    way_out = command if can_import else "get it as safetensors"
     if variants:
         return f"{part}: has its weights only in the variant {', '.join(variants)}; {way_out}"
     if others:

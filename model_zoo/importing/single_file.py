@@ -40,8 +40,6 @@ _REFINER = "conditioner.embedders.0.model.text_projection"
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 _TO_0 = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # schedules with zero terminal SNR
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
-
 _PARTS = (_UNET, "first_stage_model.", "cond_stage_model.", "conditioner.")  # what a pipeline is made of
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # others are written in fp32
@@ -183,10 +181,11 @@ def _write_configuration(kind: _Kind, folder: Path) -> Path:
         vae = AutoencoderKL(**VAE, scaling_factor=0.13025 if is_xl else 0.18215, sample_size=kind.side * 8)
     unet.save_config(folder / "unet")
     vae.save_config(folder / "vae")
-    _scheduler(kind).save_pretrained(folder / "scheduler")
+    scheduler = _scheduler(kind)
+    scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {
         "_class_name": family.__name__,
-        "scheduler": ["diffusers", type(_scheduler(kind)).__name__],
+        "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }

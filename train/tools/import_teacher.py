@@ -1,10 +1,10 @@
 """Imports a teacher: finds out what the source is, writes a plain diffusers folder, and looks whether it can teach."""
 
-import json
 from pathlib import Path
 
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
+from randcond.model_zoo.checkpoints.diffusers_folder import remove_local_paths
 from randcond.model_zoo.checkpoints.teacher_look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
 from randcond.model_zoo.importing.single_file import SUFFIXES, import_file
@@ -29,19 +29,8 @@ def import_teacher(source: Path, target: Path, prediction: str = "", config: Pat
             said = import_folder(source, folder)
         else:
             raise UserError(f"{source}: expected a file ({', '.join(SUFFIXES)}) or a folder with a model_index.json")
-        _without_local_paths(folder)
+        remove_local_paths([*folder.glob("*.json"), *folder.glob("*/*.json")])
         if faults := list(teacher_faults(folder)):
             lines = "\n".join(f"  {fault.replace(str(folder), str(target))}" for fault in faults)
             raise UserError(f"{source}: can't be a teacher:\n{lines}")
     return said
-
-
-def _without_local_paths(folder: Path) -> None:
-    """Takes the paths of this machine out of configurations; diffusers records them."""
-    for path in [*folder.glob("*.json"), *folder.glob("*/*.json")]:
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            continue  # the look names it
-        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -19,7 +19,8 @@ def import_(source: str, folder: str, *, prediction: str = "", config: str = "")
     --prediction  epsilon or v_prediction: what the model predicts. A file of Stable Diffusion 2.x does not say it.
     --config      a diffusers folder whose JSON files describe a file of other sizes than the published ones
 
-    Weights keep their values and dtype. Of a pickled file (.ckpt, .bin) only tensors are read, in another process.
+    Weights keep their values. A file whose parts differ in dtype becomes fp32. Of a pickled file (.ckpt, .bin) only
+    tensors are read, in another process.
 
     examples
       randcond teacher import my-model.safetensors my-model
@@ -36,7 +37,7 @@ def import_(source: str, folder: str, *, prediction: str = "", config: str = "")
 def check(folder: str) -> None:
     """Says in seconds whether a diffusers folder can be a teacher, and if not, why. Loads no weights.
 
-    Every stage looks at its teacher in the same way before it begins.
+    Every stage checks a local teacher in the same way before it begins.
     """
     from randcond.model_zoo.checkpoints.diffusers_folder import class_name
     from randcond.model_zoo.checkpoints.teacher_look import teacher_faults
