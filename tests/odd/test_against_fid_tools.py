@@ -123,7 +123,7 @@ def test_they_pass_files_over_without_a_word(tmp_path: Path) -> None:
     assert found.passed_over == {"hidden": 1}
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_statistics_and_fid_are_those_of_their_commands(tmp_path: Path) -> None:
     """Two folders of png, jpg and jpeg files: mu and sigma as pytorch-fid writes them, FID as torch-fidelity prints it.
 

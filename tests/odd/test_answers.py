@@ -258,7 +258,7 @@ print(f"{use.ru_maxrss >> 10} MB, {use.ru_utime:.0f} s")
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_huge_hostile_answers_are_read_within_2_gb() -> None:
     """Of the kinds that would make a careless expression take hours."""
     command = [sys.executable, "-c", HUGE]

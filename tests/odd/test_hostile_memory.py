@@ -143,7 +143,7 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_hostile_inputs_need_less_than_two_gigabytes(tmp_path: Path) -> None:
     make_all(tmp_path)
     done = warm.run_code(f"from tests.odd.test_hostile_memory import *; read_all(Path({str(tmp_path)!r}))")

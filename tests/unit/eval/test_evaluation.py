@@ -70,6 +70,7 @@ def scores_of(config: Config) -> dict[str, Any]:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_every_metric_in_one_pass(tmp_path: Path) -> None:
     inception = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
     real = save_pictures(tmp_path / "real", digit_images(24, seed=3))
@@ -150,6 +151,7 @@ def test_compute_batches_differ_by_a_grey_level_at_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None:
     weights = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
     real = save_pictures(tmp_path / "real", digit_images(12, seed=3))

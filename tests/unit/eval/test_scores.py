@@ -97,6 +97,7 @@ def assert_same(ours: dict, theirs: dict) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_fid_is_kid_as_torch_fidelity(inception: Path, tmp_path: Path) -> None:
     ours, theirs = compare(30, 64, inception, tmp_path, kid_subset=30)
     assert_same(ours, theirs)
@@ -126,6 +127,7 @@ def compare_with_pytorch_fid(
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_fid_as_pytorch_fid(inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = compare_with_pytorch_fid(16, inception, tmp_path, monkeypatch)
     assert ours == pytest.approx(theirs, rel=1e-3)

@@ -25,8 +25,17 @@ def forward_and_backward(module: TappedStudent, teacher: torch.nn.Module) -> Run
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("layout", "name"), [("sd-v1-4", "block-base"), ("sdxl", "koala-700m")])
-@pytest.mark.parametrize("how", ["checkpointing", "compile", "both"])
+@pytest.mark.parametrize(
+    ("layout", "name", "how"),
+    [
+        ("sd-v1-4", "block-base", "checkpointing"),
+        ("sd-v1-4", "block-base", "compile"),
+        ("sd-v1-4", "block-base", "both"),
+        ("sdxl", "koala-700m", "checkpointing"),
+        ("sdxl", "koala-700m", "compile"),
+        pytest.param("sdxl", "koala-700m", "both", marks=pytest.mark.slow),
+    ],
+)
 def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: str) -> None:
     with fast_compilation():
         compare_runs(layout, name, how)

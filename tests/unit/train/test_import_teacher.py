@@ -139,7 +139,7 @@ def renamed(folder: Path, out: Path, variant: str = "", pickled: bool = False, s
     return out
 
 
-@pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
+@pytest.mark.parametrize("layout", ["sd-v1-4", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "form", [{"variant": "fp16"}, {"pickled": True}, {"shards": True}, {"variant": "fp16", "shards": True}]
 )
