@@ -18,8 +18,9 @@ def check(config: Config) -> None:
 def evaluate(config: Config) -> None:
     """Draws and scores the images of teacher and student."""
     from randcond.eval.stage import run
+    from randcond.launch.planning.batches import with_eval_batch
 
-    run(config)
+    run(with_eval_batch(config))
 
 
 if __name__ == "__main__":

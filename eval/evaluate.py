@@ -93,7 +93,8 @@ def evaluate(model: EvaluatedModel, task: Task, real: References, out: Path) -> 
         return
     scores = score(task, real, out)
     write_json(path, {**facts, **scores, "size": model.size})
-    log.info(f"eval: {model.name}: {headline(task.ev.metrics, scores['splits'])}")
+    said = headline(task.ev.metrics, scores["splits"]) if task.ev.metrics else "drawn; eval.metrics names no score"
+    log.info(f"eval: {model.name}: {said}")
     for split, notes in scores["notes"].items():
         for note in notes:
             log.info(f"eval: {model.name}: {split}: {note}")
@@ -146,7 +147,7 @@ def protocol_facts(model: EvaluatedModel, task: Task) -> dict[str, Any]:
         "resolution": ev.resolution,
         "prompts_sha256": prompts.sha256,
         "seed": ev.seed,
-        "batch": ev.batch,
+        "batch": task.batch,
         "dtype": model.dtype,
         "sampler_dtype": sampler_dtype(model.pipe),
         "threads": cpu_threads(),
@@ -169,7 +170,7 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
     notes: dict[str, list[str]] = {}
     # Metrics that need the same features are computed together, so that each feature is loaded once.
     for names in sorted({tuple(sorted(metric.needs)) for metric in metrics.values()}):
-        features = {name: load_features(out, len(captions), task.ev.batch, name) for name in names}
+        features = {name: load_features(out, len(captions), task.batch, name) for name in names}
         for split, ids in task.prompts.splits.items():
             split_features = {name: values[ids] for name, values in features.items()}
             split_captions = [captions[number] for number in ids]

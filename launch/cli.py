@@ -32,6 +32,7 @@ GROUPS = {  # tool group -> module with its functions, imported on use
     "eval": "randcond.eval.scores.eval_command",
 }
 TOOLS = {  # tool -> module with the function of the same name, imported on use
+    "init": "randcond.train.tools.init_command",
     "config": "randcond.launch.config_command",
     "list": "randcond.launch.list_command",
     "students": "randcond.model_zoo.students_command",
@@ -196,6 +197,7 @@ def _overview() -> str:
 
 usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see `randcond run --help`
        randcond launch STAGE EXPERIMENT --hostfile FILE | --launcher slurm  the same command, on many hosts
+       randcond init [FILE] [--teacher T] [--captions F] [--hours H]        writes an experiment for your own teacher
        randcond teacher COMMAND ...                                         teachers of your own: import, check
        randcond pool COMMAND ...                                            caption pools: build, info, sample, take
        randcond cache COMMAND ...                                           latent caches: verify, preview, subset

@@ -13,6 +13,7 @@ from randcond.launch.config.experiments import experiment_names, load_config, ta
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import load_table
 from randcond.launch.errors import UserError
+from randcond.launch.planning.forecast import forecast_all
 from randcond.launch.runtime.exit_codes import report_error
 from randcond.launch.runtime.logs import log, start_console
 from randcond.launch.runtime.processes import exit_when_preempted
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> None:
     overrides = [argument for argument in arguments if "=" in argument]
     names = [argument for argument in arguments if "=" not in argument]
     errors, all_missing = 0, Counter[str]()
+    checked: list[Config] = []
     for name in names or experiment_names():
         try:
             config = load_config(name, overrides)
@@ -36,11 +38,13 @@ def main(arguments: list[str]) -> None:
                     log.error(f"error: {name}: {text}")
                     errors += 1
             all_missing.update(missing)
+            checked += [config] if names and not missing else []
         except (UserError, OSError) as error:
             if os.environ.get("RANDCOND_TRACEBACK"):
                 raise
             errors += 1
             log.error(f"error: {name}: {error}")
+    errors += _forecast(checked)
     if not names:
         for table in table_names():
             if unknown := set(load_table(table).experiments) - set(experiment_names()):
@@ -52,6 +56,17 @@ def main(arguments: list[str]) -> None:
                 print(f"  {count:3}  {text}")
         print(f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {errors} errors")
     sys.exit(2 if errors else 0)
+
+
+def _forecast(configs: list[Config]) -> int:
+    """Prints what the experiments take on this machine. Returns the number of errors: what does not fit."""
+    if not configs:
+        return 0
+    text, faults = forecast_all(configs, configs[0].engine.processes)
+    print(text)
+    for fault in faults:
+        log.error(f"error: {fault}")
+    return len(faults)
 
 
 def summary(config: Config) -> str:

@@ -10,6 +10,8 @@ from randcond.data.stream.stream import Positions, batches
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import student_folder
 from randcond.launch.config.sections import Config
+from randcond.launch.planning.batches import with_eval_batch, with_micro_batch
+from randcond.launch.planning.out_of_memory import naming_memory
 from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, write_json
 from randcond.launch.runtime.logs import log
@@ -36,6 +38,7 @@ def run(config: Config) -> None:
     """
     startup = StartupTimer()
     startup.mark("Python and its libraries")
+    config = with_micro_batch(with_eval_batch(config) if config.train.eval_every else config)
     training = set_up(config, startup.mark)
     if training is None:
         return
@@ -82,7 +85,9 @@ def steps(
     # `started` is moved by the duration of each evaluation, which does not count as training time.
     started += evaluate_interrupted(training, monitor, heartbeat, first)
     startup.mark("loader, monitor")
-    with checkpoints, trace_window(train.profile, first, training.folder, engine.rank) as after_step:
+    tracing = trace_window(train.profile, first, training.folder, engine.rank)
+    fitting = naming_memory("engine.micro_batch", micro, "engine.activation_checkpointing=true")
+    with checkpoints, fitting, tracing as after_step:
         while step < train.steps and not preempted:
             step += 1
             lr = train.lr * min(1.0, step / max(1, train.warmup))

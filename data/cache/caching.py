@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from randcond.data.cache.cache_plan import agreed_plan, restore_captions, stored_plan
-from randcond.data.cache.latent_source import LatentSource, latent_source
+from randcond.data.cache.latent_source import LatentSource, compute_batch, latent_source
 from randcond.data.cache.manifest import Plan, describe, plan_hash
 from randcond.data.cache.shard_work import ShardWork, listed_shards
 from randcond.data.cache.shards import read_index, write_shard
@@ -23,6 +23,7 @@ from randcond.data.images.left_out import left_out
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.planning.out_of_memory import naming_memory
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.locks import claim_each
 from randcond.launch.runtime.logs import log
@@ -105,9 +106,11 @@ def _make_shard(config: Config, source: LatentSource, work: ShardWork, shard: Pa
     cache, ids = config.cache, work.ids(shard)
     samples: list[dict[str, Any]] = []
     without: list[dict[str, Any]] = []
-    for start in range(ids.start, ids.stop, cache.batch):
-        chunk = range(start, min(start + cache.batch, ids.stop))
-        batch, metas, errors = source.latents(chunk)
+    at_once = compute_batch(cache)
+    for start in range(ids.start, ids.stop, at_once):
+        chunk = range(start, min(start + at_once, ids.stop))
+        with naming_memory("cache.batch", at_once):
+            batch, metas, errors = source.latents(chunk)
         without += [
             {"caption_id": caption_id, "error": str(error), "reason": error.reason}
             for caption_id, error in errors.items()

@@ -20,7 +20,7 @@ from randcond.data.images.find import taken
 from randcond.data.images.left_out import LeftOut
 from randcond.launch.config.identity import identity_of
 from randcond.launch.config.paths import resolve_path, resolve_sources
-from randcond.launch.config.sections import Config
+from randcond.launch.config.sections import Cache, Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import rank
@@ -76,6 +76,12 @@ def source_kind(config: Config) -> str:
 _FIRST_KEYS = ("resolution", "sampler", "steps", "guidance", "seed", "exclude")
 
 
+def compute_batch(cache: Cache) -> int:
+    """Returns the number of samples at once. The stage has replaced null by what fits (with_cache_batch())."""
+    assert cache.batch is not None
+    return cache.batch
+
+
 class TeacherLatents:
     """Latents that the teacher draws for the cached captions."""
 
@@ -95,7 +101,7 @@ class TeacherLatents:
         cache = self.config
         seeds = [caption_seed(cache.seed, number) for number in ids]
         captions = [self.captions[number] for number in ids]
-        latents = draw_latents(self.pipe, captions, seeds, cache.steps, cache.guidance, cache.batch)
+        latents = draw_latents(self.pipe, captions, seeds, cache.steps, cache.guidance, compute_batch(cache))
         metas = [{"caption_id": n, "seed": seed, "source": "teacher"} for n, seed in zip(ids, seeds, strict=True)]
         return latents, metas, {}
 
@@ -157,7 +163,7 @@ class ImageLatents:
             metas.append({"caption_id": number, "seed": seed, "source": "image", "image": picture.name})
         if not images:
             return torch.empty(0), [], errors
-        return encode(self.pipe, torch.stack(images), seeds, self.config.batch), metas, errors
+        return encode(self.pipe, torch.stack(images), seeds, compute_batch(self.config)), metas, errors
 
 
 def _bytes(picture: Picture) -> int:

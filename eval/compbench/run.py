@@ -62,7 +62,7 @@ def evaluate_compbench(task: Task, scorer: Scorer, out: Path, name: str, draw: D
     means = {}
     for category in ev.compbench.categories:
         count = len(compbench_prompts(ev, category).captions)
-        means[category] = load_features(folder / category, count, ev.batch, "compbench").double().mean().item()
+        means[category] = load_features(folder / category, count, task.batch, "compbench").double().mean().item()
     scores = dict(means)
     if set(means) == set(CATEGORIES):  # the paper's average is over all six categories
         scores["average"] = sum(means.values()) / len(means)

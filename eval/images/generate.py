@@ -26,6 +26,7 @@ from randcond.eval.images.protocol_images import scored_images
 from randcond.launch.config.protocols import Protocol
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
+from randcond.launch.planning.out_of_memory import naming_memory
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, naming_full_disk, read_record, write_json
 from randcond.launch.runtime.locks import claim_each
@@ -45,6 +46,12 @@ class Task:
     protocol: Protocol
     ev: Eval
     extractors: dict[str, Extractor]
+
+    @property
+    def batch(self) -> int:
+        """Compute batch. The stage has replaced null by the batch that fits."""
+        assert self.ev.batch is not None, "eval.batch is null: use with_eval_batch()"
+        return self.ev.batch
 
     @property
     def shown(self) -> set[int]:
@@ -70,7 +77,7 @@ def generate(
     `identity`: the settings that the images depend on. `label`: text of the progress bar. `beat` is called after each
     chunk that this rank draws. Raises UserError if `out` holds images with other settings.
     """
-    batch, count = task.ev.batch, len(task.prompts.captions)
+    batch, count = task.batch, len(task.prompts.captions)
     chunks = chunk_paths(out, count, batch)
     done = sum(map(Path.is_file, chunks))
     _check_plan(out, identity, task.ev.save, complete=done == len(chunks))
@@ -82,7 +89,8 @@ def generate(
     with closing(claim_each(chunks, reader.is_written, unfinished=1)) as claimed, reader:
         for number in claimed:
             ids = list(range(number * batch, min((number + 1) * batch, count)))
-            drawn = _draw(task, pipe, ids)
+            with naming_memory("eval.batch", batch):
+                drawn = _draw(task, pipe, ids)
             reader.submit(_read_and_write, task, drawn, ids, out, number, chunks[number])
             own_chunks += 1
             beat()
@@ -162,7 +170,7 @@ def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
     ev, protocol = task.ev, task.protocol
     captions = [task.prompts.captions[number] for number in ids]
     seeds = [caption_seed(ev.seed, number) for number in ids]
-    latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, ev.batch, ev.resolution)
+    latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, task.batch, ev.resolution)
     decoded = decode(pipe, latents)
     finite = decoded.isfinite().flatten(1).all(dim=1)
     if not finite.all():  # rounded to bytes, such images would be black and would be scored

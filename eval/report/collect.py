@@ -102,7 +102,8 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     protocol = protocol_of(config.eval)
     prompts = choose_prompts(config)
     expected: dict[str, Any] = {"prompts_sha256": prompts.sha256, "splits_sha256": prompts.splits_sha256}
-    expected |= {"seed": config.eval.seed, "batch": config.eval.batch}
+    expected |= {"seed": config.eval.seed}
+    expected |= {"batch": config.eval.batch} if config.eval.batch is not None else {}
     expected |= {
         key: value
         for key in ("sampler", "steps", "guidance", "images")

@@ -25,6 +25,7 @@ from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Picture
 from randcond.launch.errors import UserError
+from randcond.launch.planning.batches import recorded_eval_batch
 from randcond.launch.runtime.files import atomic_write
 from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
@@ -113,8 +114,8 @@ def regenerate(
     image_to_image = AutoPipelineForImage2Image.from_pipe(pipe)
     image_to_image.set_progress_bar_config(disable=True)
     parts = []
-    for start in range(0, len(latents), config.eval.batch):
-        part = slice(start, start + config.eval.batch)
+    for start in range(0, len(latents), _batch(config)):
+        part = slice(start, start + _batch(config))
         drawn = image_to_image(
             captions[part],
             image=latents[part].to(pipe.device, pipe.unet.dtype),
@@ -142,9 +143,14 @@ def _caption_pairs(captions: Sequence[str], count: int, digits: bool) -> list[tu
     return pairs[:count]
 
 
+def _batch(config: Config) -> int:
+    """Returns the compute batch: the experiment's, or the one that its evaluation recorded."""
+    return config.eval.batch or recorded_eval_batch(config) or 1
+
+
 def _draw_batches(config: Config, pipe: Any, captions: list[str], seeds: list[int]) -> Tensor:
     """Draws n captions in compute batches; returns latents x_0 [n, C, h, w]."""
-    batch, (steps, guidance) = config.eval.batch, _steps_and_guidance(config)
+    batch, (steps, guidance) = _batch(config), _steps_and_guidance(config)
     parts = []
     for start in range(0, len(captions), batch):
         part = slice(start, start + batch)
@@ -159,7 +165,7 @@ def _steps_and_guidance(config: Config) -> tuple[int, float]:
 
 
 def _decode_batches(config: Config, pipe: Any, latents: Tensor) -> Tensor:
-    return torch.cat([decode(pipe, part).cpu() for part in latents.split(config.eval.batch)])
+    return torch.cat([decode(pipe, part).cpu() for part in latents.split(_batch(config))])
 
 
 def _add_shares(

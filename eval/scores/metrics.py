@@ -101,11 +101,9 @@ METRICS = {
 
 
 def find_metrics(names: list[str]) -> dict[str, Metric]:
-    """Returns the named metrics; raises UserError naming an unknown one."""
+    """Returns the named metrics; none for pictures without scores. Raises UserError naming an unknown one."""
     if unknown := [name for name in names if name not in METRICS]:
         raise UserError(f"eval.metrics: unknown {unknown[0]!r}; known: {', '.join(METRICS)}")
-    if not names:
-        raise UserError(f"eval.metrics: name at least one of {', '.join(METRICS)}")
     return {name: METRICS[name] for name in names}
 
 

@@ -41,6 +41,7 @@ from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
 
 CHUNK = 512  # images per chunk
+READ_AT_ONCE = 32  # images, if the settings give no batch
 LARGEST_BATCH = 3 << 25  # values of images that are not resized, 100 MB: 32 of 1024 x 1024; a batch of more is divided
 LARGEST_SIZE = 2048  # pixels a side that images are resized to
 LARGEST_JPEG = 65_500  # pixels a side that JPEG files can have in libjpeg
@@ -70,19 +71,22 @@ def statistics_of_folder(
     metrics = find_metrics(ev.metrics)
     extractor_names = {feature: metrics[name].needs[feature] for name in metrics if (feature := METRICS[name].compares)}
     if not extractor_names:
-        raise UserError(f"metrics: none of {', '.join(ev.metrics)} compares with real images; take fid or fd-dinov2")
+        raise UserError(
+            f"metrics: none of {', '.join(ev.metrics) or '[]'} compares with real images; take fid or fd-dinov2"
+        )
     found = find_images(folder)
     log.info(f"{folder}: {found}")
     if not found.images:
         raise UserError(f"{folder}: has no images; docs/data.md lists the suffixes that are read")
     split_ids = read_splits(splits, found.images)
     extractors = load_extractors(sorted(set(extractor_names.values())), ev, device())
+    batch = ev.batch or READ_AT_ONCE
     identity = {
         "images": len(found.images),
         "images_sha256": _listing_sha256(folder, found)[:16],
         "size": size,
         "jpeg": jpeg,
-        "batch": ev.batch,
+        "batch": batch,
         "extractors": {name: extractor.identity for name, extractor in extractors.items()},
         "reading": READING,
     }
@@ -93,7 +97,7 @@ def statistics_of_folder(
     with Progress(total=len(paths), initial=done, desc="reading images", unit="chunk") as bar:
         for number in claim_each(paths, Path.is_file):
             images = found.images[number * CHUNK : (number + 1) * CHUNK]
-            chunk = _read_features(images, list(extractors.values()), ev.batch, size, jpeg, on_error == "skip")
+            chunk = _read_features(images, list(extractors.values()), batch, size, jpeg, on_error == "skip")
             _save_chunk(paths[number], chunk)
             bar.update(sum(map(Path.is_file, paths)) - bar.n)
     chunks = [_load_chunk(path) for path in paths]

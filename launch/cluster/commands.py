@@ -67,7 +67,7 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
     return Step(
         label=" ".join(filter(None, [stage, run.experiment, config.replicate])),
         command=[*(launcher or [sys.executable, "-m"]), module, *arguments],
-        artefact=_artefact(stage, config),
+        artefact=artefact(stage, config),
         distributed=distributed,
         folder=Path(config.paths.run) if stage == "train" else None,
         hosts=place.hosts if distributed else [],
@@ -206,7 +206,7 @@ def _check(runs: list[Run], place: Place) -> Step:
     return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words], environment=environment)
 
 
-def _artefact(stage: str, config: Config) -> Path:
+def artefact(stage: str, config: Config) -> Path:
     """Returns the file that a stage writes last."""
     return {
         "pool": Path(config.paths.pool) / "manifest.json",

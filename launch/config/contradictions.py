@@ -21,6 +21,8 @@ def check_config(config: "Config") -> None:
         raise ValueError(
             "pool.whole: is missing; name the folder of the full pool from which pool.size captions are taken"
         )
+    if config.train.eval_every and not config.eval.metrics:
+        raise ValueError("train.eval_every: evaluations during training need a metric; name one in eval.metrics")
     if not config.eval.of:
         raise ValueError("eval.of: is empty; name teacher, student or both")
     for name in ("run", "cache", "pool") if config.trains else ():
@@ -52,7 +54,7 @@ def check_config(config: "Config") -> None:
         )
     if len(config.train.betas) != 2:
         raise ValueError(f"train.betas: expected two numbers, got {config.train.betas}")
-    if config.cache.shard_size % config.cache.batch:
+    if config.cache.batch is not None and config.cache.shard_size % config.cache.batch:
         raise ValueError(
             f"cache.shard_size: must be a multiple of cache.batch ({config.cache.batch}), so that a shard holds "
             f"whole compute batches; got {config.cache.shard_size}"

@@ -1,5 +1,6 @@
 """Data-sheet figures of GPUs: plans use them, and measured speeds are compared with them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from randcond.launch.errors import UserError
 class Gpu:
     """One GPU of a host. Bandwidths are for one direction."""
 
-    tflops: float  # dense bf16, TFLOP/s
+    tflops: float  # dense bf16 with fp32 sums, TFLOP/s
     memory_gb: float  # 1e9 bytes
     within_gb_s: float  # GB/s to the other GPUs of its host, over NVLink if there is one
     across_gb_s: float  # GB/s: its share of a typical host's network
     cores: int  # streaming multiprocessors
+    overhead_gb: float = 2.0  # of a process besides its tensors: CUDA, NCCL, cuDNN, slack of the allocator
+    shortest_kernel: float = 5e-6  # seconds, assumed; predicts MLPerf's curve to 1, 4, 15 % (64, 512, 1,024 GPUs)
 
 
 def nvidia_here() -> bool:
@@ -33,7 +36,19 @@ GPUS = {
     "b200": Gpu(2250, 180, 900, 50, 148),
     "gb200": Gpu(2500, 186, 900, 50, 152),
     "l40s": Gpu(362, 48, 32, 12.5, 142),
+    "a30": Gpu(165, 24, 32, 6, 56),
+    "l4": Gpu(121, 24, 32, 6, 58),
+    "a10": Gpu(125, 24, 32, 6, 72),
+    "a6000": Gpu(155, 48, 32, 6, 84),
+    "rtx6000-ada": Gpu(364, 48, 32, 6, 142),
+    "rtx5090": Gpu(209, 32, 64, 3, 170),
     "rtx4090": Gpu(165, 24, 32, 3, 128),
+    "rtx4080": Gpu(97, 16, 32, 3, 76),
+    "rtx4070": Gpu(58, 12, 32, 3, 46),
+    "rtx4060": Gpu(30, 8, 16, 3, 24),
+    "rtx3090": Gpu(71, 24, 32, 3, 82),
+    "rtx3080": Gpu(60, 10, 32, 3, 68),
+    "rtx3060": Gpu(26, 12, 32, 3, 28),
 }
 _DEVICE_NAMES = {  # part of the driver's device name -> short name; the most specific first
     "A100-SXM4-40": "a100-40",
@@ -47,17 +62,38 @@ _DEVICE_NAMES = {  # part of the driver's device name -> short name; the most sp
     "GB200": "gb200",
     "B200": "b200",
     "L40S": "l40s",
-    "4090": "rtx4090",
+    "NVIDIA L4": "l4",  # after L40S
+    "NVIDIA A30": "a30",
+    "NVIDIA A10": "a10",
+    "RTX A6000": "a6000",
+    "RTX 6000 Ada": "rtx6000-ada",
+    **{name: f"rtx{name}" for name in ("5090", "4090", "4080", "4070", "4060", "3090", "3080", "3060")},
 }
+_BY_HAND = re.compile(r"(?P<gb>\d+(\.\d+)?)gb,(?P<tflops>\d+(\.\d+)?)tflops")
 
 
 def find_gpu(name: str) -> Gpu:
-    """Returns a GPU by its short name. Raises UserError with the known names if there is none."""
-    if name not in GPUS:
-        raise UserError(f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}")
-    return GPUS[name]
+    """Returns a GPU by its short name, or one that is given by hand: `11GB,27TFLOPS`.
+
+    The other figures of a GPU given by hand are those of a card in a workstation. Raises UserError with the known names
+    if there is no such GPU.
+    """
+    if name in GPUS:
+        return GPUS[name]
+    if found := _BY_HAND.fullmatch(name.lower().replace(" ", "")):
+        gb, tflops = float(found["gb"]), float(found["tflops"])
+        if gb and tflops:
+            return Gpu(tflops, gb, 32, 3, max(8, round(0.8 * tflops)))
+    raise UserError(
+        f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}; or memory and bf16 speed of your own: 11GB,27TFLOPS"
+    )
+
+
+def short_name(device_name: str) -> str:
+    """Returns the short name of a GPU with a driver's device name ("NVIDIA H100 80GB HBM3"), or "" if it is unknown."""
+    return next((short for part, short in _DEVICE_NAMES.items() if part in device_name), "")
 
 
 def gpu_of(device_name: str) -> Gpu | None:
-    """Returns the GPU with a driver's device name ("NVIDIA H100 80GB HBM3"), or None if it is unknown."""
-    return next((GPUS[short] for part, short in _DEVICE_NAMES.items() if part in device_name), None)
+    """Returns the GPU with a driver's device name, or None if it is unknown."""
+    return GPUS.get(short_name(device_name))

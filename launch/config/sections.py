@@ -72,7 +72,8 @@ class Cache:
     sampler: OfDrawnCache[Literal["ddim", "teacher"]] = "ddim"  # teacher: the one that the checkpoint ships with
     steps: OfDrawnCache[int] = 25  # sampling steps per latent
     guidance: OfDrawnCache[float] = 7.5  # scale of classifier-free guidance
-    batch: OfShards[int] = 32  # compute batch: fixed chunks by caption number; the last chunk is padded
+    # compute batch: fixed chunks by caption number, the last one is padded; null: the largest that fits the device
+    batch: OfShards[int | None] = None
     compile: OfShards[Compile] = "none"  # compile the denoiser; whole: the VAE decoder too
     shard_size: OfShards[int] = 1024  # samples per WebDataset shard
     local: Free[str] = "~/.cache/randcond"  # where shards of a remote cache (paths.cache is a URL) are copied to
@@ -177,7 +178,7 @@ class Engine:
     precision: OfRun[Literal["fp32", "bf16"]] = "bf16"
     processes: Free[int] = 1  # ranks on this machine if no host file is given
     threads: Annotated[int | None, Decides(("content",))] = None  # CPU threads per rank; null: torch's default
-    micro_batch: Free[int | None] = None  # samples per rank and forward; null: train.global_batch / ranks
+    micro_batch: Free[int | None] = None  # samples per rank and forward; null: the largest that fits the device
     attention: Free[Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers"]] = "auto"  # auto: the fastest
     compile: Free[Compile] = "none"  # compile teacher and student; whole is the fastest, after minutes of compilation
     teacher_graph: Free[bool] = False  # replay the teacher as one CUDA graph; needs compile: whole
@@ -228,11 +229,11 @@ class Eval:
     steps: OfEvaluation[int | None] = None  # null: the protocol's
     guidance: OfEvaluation[float | None] = None  # null: the protocol's
     resolution: OfEvaluation[int | None] = None  # pixels of an image's side; null: the model's own
-    batch: OfEvaluation[int] = 32  # compute batch: fixed chunks by caption number; the last chunk is padded
+    batch: OfEvaluation[int | None] = None  # compute batch, as cache.batch; null: the largest that fits the device
     compile: OfEvaluation[Compile] = "none"  # as cache.compile
     seed: OfEvaluation[int] = 1  # of the noise that images are drawn from
     weights: OfEvaluation[Literal["raw", "ema"]] = "raw"  # the student's weights that are evaluated
-    metrics: ByContent[list[str]] = _list("fid", "is", "clip")  # names in eval/scores/metrics.py
+    metrics: ByContent[list[str]] = _list("fid", "is", "clip")  # names in eval/scores/metrics.py; []: pictures only
     statistics: ByContent[str | None] = None  # of real images (`randcond eval stats`): a folder of SPLIT.npz, or a file
     inception: ByContent[str] = "inputs/inception/weights-inception-2015-12-05-6726825d.pth"  # .pth or .safetensors
     fid: ByContent[Literal["torch-fidelity", "pytorch-fid"]] = (

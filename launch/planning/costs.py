@@ -13,7 +13,7 @@ from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.model_zoo.checkpoints.layouts import layout_of
 from randcond.model_zoo.cost.flops import UNetCost, decoder_cost, text_parameters, unet_cost
-from randcond.model_zoo.cost.gpu_occupancy import forward_work
+from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
 from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, activations_per_sample, trained_shapes, unet_blocks
 from randcond.model_zoo.networks import networks_of
 from randcond.model_zoo.students.registry import find_rule, student_config
@@ -50,14 +50,55 @@ class Sizes:
             factor = 2 ** (len(self.networks.vae["block_out_channels"]) - 1)
             self.networks = replace(self.networks, unet={**self.networks.unet, "sample_size": pixels // factor})
         self.rule = rule
-        self.teacher = unet_cost(UNet2DConditionModel, self.networks.unet)
-        self.student: UNetCost = unet_cost(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
-        self.teacher_work = forward_work(UNet2DConditionModel, self.networks.unet)
-        self.student_work = forward_work(find_rule(self.rule).model, student_config(self.rule, self.networks.unet))
-        self.shapes, self.blocks = trained_shapes(self.rule, self.networks.unet)
-        self.text = sum(map(text_parameters, self.networks.text_encoders))
-        self.vae, self.decode = decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
-        self.teacher_blocks = unet_blocks(self.networks.unet)
+        self.model = find_rule(rule).model
+        self.student_unet = student_config(rule, self.networks.unet)
+        self.shapes, self.blocks = trained_shapes(rule, self.networks.unet)
+
+    # Each count takes up to a second, and most readers need a few of them.
+
+    @cached_property
+    def teacher(self) -> UNetCost:
+        """The teacher's U-Net: parameters and MACs."""
+        return unet_cost(UNet2DConditionModel, self.networks.unet)
+
+    @cached_property
+    def student(self) -> UNetCost:
+        """The student's U-Net: parameters and MACs."""
+        return unet_cost(self.model, self.student_unet)
+
+    @cached_property
+    def teacher_work(self) -> Work:
+        """The matrix products of the teacher's forward pass."""
+        return forward_work(UNet2DConditionModel, self.networks.unet)
+
+    @cached_property
+    def student_work(self) -> Work:
+        """The matrix products of the student's forward pass."""
+        return forward_work(self.model, self.student_unet)
+
+    @cached_property
+    def text(self) -> int:
+        """Number of parameters of the text encoders."""
+        return sum(map(text_parameters, self.networks.text_encoders))
+
+    @cached_property
+    def _decoder(self) -> tuple[int, int]:
+        return decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
+
+    @property
+    def vae(self) -> int:
+        """Number of parameters of the VAE."""
+        return self._decoder[0]
+
+    @property
+    def decode(self) -> int:
+        """FLOP of decoding one latent."""
+        return self._decoder[1]
+
+    @cached_property
+    def teacher_blocks(self) -> list[int]:
+        """Numbers of parameters of the teacher's down, mid and up blocks."""
+        return unet_blocks(self.networks.unet)
 
     @cached_property
     def trained(self) -> int:

@@ -31,6 +31,7 @@ def plan(
     efficiency: str = "",
     sweep: bool = False,
     curve: bool = False,
+    cards: bool = False,
     json: bool = False,
 ) -> None:
     """Predicts memory per GPU by part, and time and GPU-hours of caching, training and evaluation. Runs nothing.
@@ -38,7 +39,9 @@ def plan(
     experiment   a name, a YAML file, or a table (all its rows); without one: all tables of the paper together
     overrides    any key of the YAML; teacher.path also takes sd-v1-4, sd-v2-1 and sdxl, which need no download
 
-    --gpu NAME       a100-40, a100-80, h100, h100-pcie, h100-nvl, h200 (default), h200-nvl, b200, gb200, l40s, rtx4090
+    --gpu NAME       a100-40, a100-80, h100, h100-pcie, h100-nvl, h200 (default), h200-nvl, b200, gb200, l40s, l4, a10,
+                     a30, a6000, rtx6000-ada, rtx5090, rtx4090, rtx4080, rtx4070, rtx4060, rtx3090, rtx3080, rtx3060;
+                     or any other by its memory and dense bf16 speed: 11GB,27TFLOPS
     --nodes N        number of hosts (default 1)
     --gpus N         GPUs per host (default 8)
     --efficiency E   share of the GPU's dense bf16 peak that a full GPU (64 samples at once) reaches; the time that a
@@ -48,6 +51,7 @@ def plan(
     --sweep          compare engines, micro-batches and hosts up to 1,024 GPUs: memory, speed, traffic, arithmetic
     --curve          the fastest engine and micro-batch on 1 to 1,024 GPUs at the experiment's global batch, and the
                      number of GPUs from which each GPU has too few samples
+    --cards          what single GPUs of 8 to 141 GB can train: settings that make it fit, micro-batch, samples/s
     --json           print JSON
 
     If a training does not fit, the plan says which changes make it fit. The memory is the sum of all parts. It is an
@@ -78,12 +82,18 @@ def plan(
     if not configs:
         raise UserError(f"{experiment}: trains no student; a plan is for trainings with their caches and evaluations")
 
+    from randcond.launch.planning import cards as card_tables
     from randcond.launch.planning import costs, planner, pricing
 
-    cluster, results = costs.Cluster(found, nodes, gpus), []
+    results: list[Any] = []
+    cluster = costs.Cluster(found, nodes, gpus)
     for config in configs:
         sizes = costs.counted(config)
-        if curve:
+        if cards:
+            fitting = card_tables.card_plans(config, sizes, share)
+            results += fitting
+            text = card_tables.cards_table(config, fitting, share, source)
+        elif curve:
             rows = planner.curve(config, sizes, found, gpus, share)
             results += rows
             text = curve_table(config, rows, gpu, source)
@@ -98,7 +108,7 @@ def plan(
             print(text)
     if json:
         print(json_library.dumps([asdict(row) for row in results], indent=1))
-    elif experiment in table_names() and not (curve or sweep):
+    elif experiment in table_names() and not (curve or sweep or cards):
         prices = pricing.Prices(cluster, share)
         priced = [(run.experiment, prices.of(run.config)[0]) for run in runs]
         unknown = {name for name, artefacts in priced if not artefacts}

@@ -12,15 +12,21 @@ from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
-from randcond.launch.planning.costs import Cluster, Sizes, compared, counted, sharding
+from randcond.launch.planning.costs import Cluster, Sizes, counted
+from randcond.launch.planning.fitting import (
+    SWEEP_ENGINES,
+    USABLE,
+    fits,
+    knobs,
+    training_memory,
+    with_micro_batch,
+)
 from randcond.launch.planning.step_time import FULL, filled, step_seconds, step_traffic
-from randcond.model_zoo.cost.memory import state_memory
 
-RUNTIME = 2.0e9  # bytes of a process on a GPU besides its tensors: CUDA, NCCL, cuDNN, slack of the allocator
-USABLE = 0.95  # share of a GPU's memory
 WHOLE_LIST = 30_000  # images of an evaluation without eval.size: the captions of the paper's protocol
 WHOLE_SPLIT = 40_504  # the same if unseen captions are scored separately: all of val2014 (Table 2)
 BENCH_PROMPTS = 300  # per category of T2I-CompBench
+DRAWN_AT_ONCE = 32  # images, if the largest batch that fits is taken
 LIBRARY_STEPS = 50  # sampling steps if nothing sets their number: the default of most pipelines
 
 
@@ -62,27 +68,17 @@ class Plan:
     gpu: Gpu
 
 
-def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str, int]:
-    """Returns the bytes per GPU during training, by part."""
-    engine, low = config.engine, 2 if config.teacher.dtype == "bf16" else 4
-    micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
-    state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
-    unet = low * sizes.teacher.parameters
-    if engine.teacher == "sharded":
-        gathered = sorted(sizes.teacher_blocks)[-2:]  # one block in use, the next one prefetched
-        unet = unet // cluster.ranks + low * sum(gathered)
-    upcast = sizes.networks.vae.get("force_upcast", True)
-    return {
-        "teacher U-Net": unet,
-        "text encoders and VAE": low * sizes.text + (4 if upcast else low) * sizes.vae,
-        "student weights": state.weights,
-        "gradients": state.gradients,
-        "optimizer, fp32 weights, EMA": state.optimizer,
-        "reduction buckets": state.buffers,
-        "gathered in a step": state.transient,
-        "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing, compared(config)),
-        "CUDA, NCCL, slack": int(RUNTIME),
-    }
+def _splits(config: Config) -> int:
+    """Returns the number of splits of which each has eval.size captions."""
+    return 2 if config.eval.unseen or config.cache.exclude else 1
+
+
+def images_drawn(config: Config) -> int:
+    """Returns the number of images that an evaluation draws of each network."""
+    ev = config.eval
+    if ev.size:
+        return ev.size * _splits(config)
+    return WHOLE_SPLIT if ev.unseen else WHOLE_LIST
 
 
 def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float, step: float) -> dict[str, StageCost]:
@@ -96,11 +92,11 @@ def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: floa
     # Guidance takes two teacher calls per step. Encoding a real image costs less than decoding one.
     drawn = (sizes.decode if cache.images else 2 * cache.steps * sizes.teacher.flop) / rate
     shards = -(-cache.size // cache.shard_size)
-    splits = 2 if ev.unseen or cache.exclude else 1  # eval.size captions are drawn from each
-    images = ev.size * splits if ev.size else WHOLE_SPLIT if ev.unseen else WHOLE_LIST
-    chunks = -(-images // ev.batch)
+    images, splits = images_drawn(config), _splits(config)
+    batch = ev.batch or DRAWN_AT_ONCE
+    chunks = -(-images // batch)
     bench = BENCH_PROMPTS * len(ev.compbench.categories) * ev.compbench.images if ev.compbench.lists else 0
-    bench_chunks = -(-bench // ev.batch)
+    bench_chunks = -(-bench // batch)
     eval_sizes = counted(config, "eval")
     drawing = {"teacher": eval_sizes.teacher.flop, "student": eval_sizes.student.flop}
     steps = protocol_of(ev).steps or LIBRARY_STEPS
@@ -110,8 +106,8 @@ def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: floa
     student = (2 * steps * eval_sizes.student.flop + eval_sizes.decode) / rate
     seconds = {
         "cache": -(-shards // cluster.ranks) * min(cache.shard_size, cache.size) * drawn,
-        "train": train.steps * step + train.evaluations * share * -(-chunks // cluster.ranks) * ev.batch * student,
-        "eval": (-(-chunks // cluster.ranks) + -(-bench_chunks // cluster.ranks)) * ev.batch * image,
+        "train": train.steps * step + train.evaluations * share * -(-chunks // cluster.ranks) * batch * student,
+        "eval": (-(-chunks // cluster.ranks) + -(-bench_chunks // cluster.ranks)) * batch * image,
     }
     samples = {
         "cache": cache.size,
@@ -123,54 +119,12 @@ def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: floa
     }
 
 
-def fits(memory: dict[str, int], cluster: Cluster) -> bool:
-    """Returns True if a GPU has enough memory."""
-    return sum(memory.values()) <= USABLE * 1e9 * cluster.gpu.memory_gb
-
-
-def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, float]]:
-    """Returns changes that make the training fit, as (overrides, GB per GPU).
-
-    Each change is enough by itself. If no single one is, returns all of them together. Empty if that does not fit.
-    """
-    engine = config.engine
-    micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
-    single: list[dict[str, Any]] = [
-        {"micro_batch": micro // 2**power} for power in range(1, 12) if micro % 2**power == 0
-    ]
-    single += [{"activation_checkpointing": True}]
-    stages = [ENGINES[kind].settings for kind in SWEEP_ENGINES if not ENGINES[kind].in_groups]
-    single += [change for change in stages if cluster.ranks > 1]
-    # A sharded teacher can't use a CUDA graph or fp8.
-    sharded: dict[str, Any] = {"teacher": "sharded"} | {
-        key: False for key in ("teacher_graph", "teacher_fp8") if getattr(engine, key)
-    }
-    single += [sharded] if cluster.ranks > 1 else []
-    smallest = {"micro_batch": micro // max(2**power for power in range(12) if micro % 2**power == 0)}
-    together = {**smallest, "activation_checkpointing": True}
-    together |= {**ENGINES[EngineKind.FSDP_FULL].settings, **sharded} if cluster.ranks > 1 else {}
-
-    def needed(change: dict[str, Any]) -> float | None:
-        memory = training_memory(replace(config, engine=replace(engine, **change)), sizes, cluster)
-        return sum(memory.values()) / 1e9 if fits(memory, cluster) else None
-
-    found = [(change, gb) for change in single if (gb := needed(change)) is not None]
-    if not found and (gb := needed(together)) is not None:
-        found = [(together, gb)]
-    smaller_micros = [change for change, _ in found if "micro_batch" in change][1:]  # the largest that fits is enough
-    return [(overrides(change), gb) for change, gb in found if change not in smaller_micros]
-
-
-def overrides(change: dict[str, Any]) -> str:
-    """Returns changes of the engine's settings as command-line overrides."""
-    return " ".join(f"engine.{key}={str(value).lower()}" for key, value in change.items())
-
-
 def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> Plan:
     """Returns the plan of one experiment on one cluster.
 
     Raises UserError if the global batch does not divide over the cluster.
     """
+    config = with_micro_batch(config, sizes, cluster)
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     memory = training_memory(config, sizes, cluster)
     step = step_seconds(config, sizes, cluster, efficiency)
@@ -204,13 +158,6 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> P
 
 SWEEP_GPUS = 1024
 SWEEP_MICRO = (1, 2, 4, 8, 16, 32, 64, 128)
-SWEEP_ENGINES = (  # the simplest first
-    EngineKind.ZERO_1,
-    EngineKind.ZERO_2,
-    EngineKind.ZERO_3,
-    EngineKind.FSDP_FULL,
-    EngineKind.FSDP_HYBRID,
-)
 
 
 def _dividing(config: Config, cluster: Cluster) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ from typing import Literal
 
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes, counted
-from randcond.launch.planning.planner import plan, stage_hours
+from randcond.launch.planning.planner import images_drawn, plan, stage_hours
 from randcond.model_zoo.checkpoints.layouts import layout_of
 
 CAPTION = 63  # bytes per caption in a pool, measured over 20M LAION captions
 WHOLE = 50_000_000  # captions of the full pool (pool.whole): about 4 of the 32 files of LAION-400M
 SAMPLE = 3072  # bytes of a cached sample besides its latent: tar headers, caption, metadata
 CHECKPOINT, EXPORT = 16, 8  # bytes per parameter: fp32 weights, two moments and EMA; two students in fp32
-ROWS = 30_000 * 4 * (2048 + 1008 + 1)  # bytes of the features of an evaluation's images: Inception and CLIP
+ROW = 4 * (2048 + 1008 + 1)  # bytes of the features of an image: Inception and CLIP
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,12 @@ class Prices:
         planned = plan(config, sizes, self.cluster, self.efficiency)
         student = self._evaluating(config, sizes, "student")
         hours = {stage: cost.gpu_hours for stage, cost in planned.stages.items()}
-        channels, side = sizes.networks.unet["in_channels"], sizes.networks.unet["sample_size"]
         return [
-            Artefact(
-                "cache", config.paths.cache, hours["cache"], config.cache.size * (2 * channels * side**2 + SAMPLE) / 1e9
-            ),
+            Artefact("cache", config.paths.cache, hours["cache"], cache_bytes(config, sizes) / 1e9),
             Artefact("pool", config.paths.pool, gb=(config.pool.size or 0) * CAPTION / 1e9),
             *([Artefact("pool", config.pool.whole, gb=WHOLE * CAPTION / 1e9)] if config.pool.size else []),
             *([reference] if "teacher" in config.eval.of else []),
-            Artefact("run", config.paths.run, hours["train"] + student, self._run_bytes(config, sizes) / 1e9),
+            Artefact("run", config.paths.run, hours["train"] + student, run_bytes(config, sizes) / 1e9),
         ], planned.fits
 
     def _evaluating(self, config: Config, sizes: Sizes, who: Literal["teacher", "student"]) -> float:
@@ -66,17 +63,31 @@ class Prices:
         one = replace(config, eval=replace(config.eval, of=[who]))
         return stage_hours(one, sizes, self.cluster, self.efficiency, 0.0)["eval"].gpu_hours
 
-    def _run_bytes(self, config: Config, sizes: Sizes) -> float:
-        """Returns the largest size that a run's folder can reach, in bytes.
 
-        Each evaluation during training keeps its U-Net and its features, and may add a new best student.
-        """
-        train = config.train
-        kept = train.keep_checkpoints + train.kept_for_good + 1  # one more while the next one is written
-        best = 4 * (sizes.trained + sizes.text + sizes.vae)
-        return (
-            sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + ROWS + best) + ROWS
-        )
+def cache_bytes(config: Config, sizes: Sizes) -> int:
+    """Returns the size of a latent cache, in bytes."""
+    channels, side = sizes.networks.unet["in_channels"], sizes.networks.unet["sample_size"]
+    return int(config.cache.size * (2 * channels * side**2 + SAMPLE))
+
+
+def run_bytes(config: Config, sizes: Sizes) -> int:
+    """Returns the largest size that a run's folder can reach, in bytes.
+
+    Each evaluation during training keeps its U-Net and its features, and may add a new best student.
+    """
+    train = config.train
+    kept = min(train.keep_checkpoints, -(-train.steps // train.checkpoint_every)) + train.kept_for_good
+    kept += 1  # one more while the next one is written
+    best = 4 * (sizes.trained + sizes.text + sizes.vae)
+    drawn = ROW * images_drawn(config)
+    size = sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + drawn + best)
+    return int(size + drawn)
+
+
+def evaluation_bytes(config: Config) -> int:
+    """Returns the size of the evaluations of teacher and student, in bytes: features and kept images."""
+    kept = 3 * (config.eval.resolution or 512) ** 2 * min(config.eval.shown, images_drawn(config))
+    return (ROW * images_drawn(config) + kept) * len(config.eval.of)
 
 
 def together(artefacts: Iterable[Artefact]) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from randcond.model_zoo.cost.gpu_occupancy import Work, occupancy
 from randcond.model_zoo.cost.memory import LIVE, persistent
 
 FULL = 64  # micro-batch that fills a GPU; efficiencies refer to a micro-batch of this size
-SHORTEST_KERNEL = 5e-6  # seconds, assumed; predicts MLPerf's curve to 1, 4 and 15 % (64, 512, 1,024 GPUs)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: flo
     kernels = sizes.teacher_work.kernels + passes * sizes.student_work.kernels
     arithmetic = flop * config.train.global_batch / cluster.ranks / (1e12 * cluster.gpu.tflops * efficiency)
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
-    idle = idle_seconds(arithmetic, filled(sizes, cluster.gpu, micro), kernels * accumulation, micro)
+    idle = idle_seconds(
+        arithmetic, filled(sizes, cluster.gpu, micro), kernels * accumulation, micro, cluster.gpu.shortest_kernel
+    )
     traffic = step_traffic(config, sizes, cluster).seconds
     return StepTime(arithmetic, idle, traffic, hiding_share(config, sizes))
 
@@ -120,13 +121,14 @@ def hiding_share(config: Config, sizes: Sizes) -> float:
     return students / (sizes.teacher.flop + students)
 
 
-def idle_seconds(arithmetic: float, share: float, kernels: int, micro: int) -> float:
+def idle_seconds(arithmetic: float, share: float, kernels: int, micro: int, shortest_kernel: float) -> float:
     """Returns the time that a small micro-batch adds to the arithmetic of a full GPU.
 
     share: share of the cores that it keeps busy (see filled())
-    kernels: number of kernels, which can't be shorter than SHORTEST_KERNEL
+    kernels: number of kernels
+    shortest_kernel: seconds; no kernel is shorter
     """
-    return arithmetic * (1 / share - 1) + SHORTEST_KERNEL * kernels * max(0.0, 1 - micro / FULL)
+    return arithmetic * (1 / share - 1) + shortest_kernel * kernels * max(0.0, 1 - micro / FULL)
 
 
 def filled(sizes: Sizes, gpu: Gpu, micro: int) -> float:

@@ -221,15 +221,22 @@ def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raw", "ema"])
-def test_the_exported_student_draws_what_the_trained_one_does_bit_for_bit(world: Path, kind: str) -> None:
-    """Our pipeline with the last checkpoint's weights draws the same as the exported folder in a fresh process."""
+def test_the_exported_student_is_the_trained_one_and_draws_the_same(world: Path, kind: str) -> None:
+    """Its weights are the last checkpoint's bit for bit. In a fresh process it draws the same.
+
+    Images are compared to rounding: on some processors a product's last bits depend on where a tensor lies in memory.
+    """
     run = world / "runs/demo/with"
     teacher = Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32")
     with torch.device("meta"):
         like = UNet2DConditionModel.from_config(student_config("block-base", plain_config(teacher.unet.config)))
     trained = student_unet(like, unet_weights(newest(run).full("weights" if kind == "raw" else kind)), torch.float32)
-    fresh = draw_elsewhere(run / ("student" if kind == "raw" else "student_ema"), world / f"{kind}.npy")
-    assert np.array_equal(draw_here(teacher.pipeline("teacher", trained)), fresh)
+    name = "student" if kind == "raw" else "student_ema"
+    exported, expected = weights(run, name), trained.state_dict()
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(tensor, exported[key]) for key, tensor in expected.items())
+    fresh = draw_elsewhere(run / name, world / f"{kind}.npy")
+    assert np.allclose(draw_here(teacher.pipeline("teacher", trained)), fresh, atol=1e-4)
 
 
 def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
@@ -277,7 +284,7 @@ def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path)
     teacher = Teacher.load(world / "sdxl-teacher", "fp32")
     unet = load_unet(world / "runs/sdxl/student/unet", torch.float32)
     fresh = draw_elsewhere(world / "runs/sdxl/student", world / "sdxl.npy", "StableDiffusionXLPipeline")
-    assert np.array_equal(draw_here(teacher.pipeline("teacher", unet)), fresh)
+    assert np.allclose(draw_here(teacher.pipeline("teacher", unet)), fresh, atol=1e-4)
 
 
 def test_a_slim_student_trains_and_its_loss_falls(world: Path) -> None:

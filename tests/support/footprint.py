@@ -3,12 +3,14 @@
 `torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`
 "resident": bytes of the tensors that are alive after a backward pass (the largest value), without those that existed
 before the student was built. Each storage counts once.
+"peak": bytes of the tensors that are alive at the same time in a step, also without those.
 "sent": bytes that the collectives of one step send in rings.
 """
 
 import gc
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from randcond.data.stream.batch import Batch
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
+from randcond.model_zoo.cost.live_bytes import LiveBytes
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
@@ -28,15 +31,21 @@ from randcond.train.engine import build_engine
 
 def alive() -> int:
     """Returns the bytes of all tensors' storages, including gradients."""
-    gc.collect()
     storages: dict[int, int] = {}
+    for tensor in tensors_alive():
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+def tensors_alive() -> Iterator[Tensor]:
+    """Yields all tensors, including gradients, and the local parts of distributed ones."""
+    gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter, DTensor)]
     for tensor in [*tensors, *(t.grad for t in tensors if t.is_leaf and t.grad is not None)]:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         if local.device.type != "meta":
-            storage = local.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-    return sum(storages.values())
+            yield local
 
 
 TIMES = {
@@ -84,17 +93,19 @@ def main() -> None:
         null=off,
         unreplaced_in_batch=config.train.global_batch,
     )
-    largest = 0
+    largest = peak = 0
     for _ in range(3):
-        with Sent(engine.ranks) as sent:
+        resting = alive() - before
+        with LiveBytes(tensors_alive()) as live, Sent(engine.ranks) as sent:
             for _ in range(accumulation):
                 losses = distil(engine.forward, batch, engine.dtype)
                 engine.backward(losses.total)
                 del losses
                 largest = max(largest, alive() - before)
                 engine.step(1e-4, 0.9)
+        peak = max(peak, resting + live.peak)
     if engine.rank == 0:
-        print(json.dumps({"resident": largest, "sent": sent.bytes}), flush=True)
+        print(json.dumps({"resident": largest, "peak": peak, "sent": sent.bytes}), flush=True)
     engine.close()
 
 

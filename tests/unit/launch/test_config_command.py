@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from randcond.launch.config.experiments import experiment_names, load_config, table_names, to_dict
-from randcond.launch.config_command import all_keys, config, json_schema
+from randcond.launch.config_command import config
 from randcond.launch.errors import UserError
+from randcond.launch.keys import all_keys, json_schema
 from randcond.launch.list_command import list_
 
 

@@ -260,7 +260,7 @@ def test_a_v_prediction_student_is_exported_and_draws_the_same(folders: dict[str
     pipe = teacher.pipeline("teacher", unet)
     ours = draw_here(pipe)
     export_student(tmp_path / "student", unet, teacher.folder, "a card")
-    assert np.array_equal(draw_elsewhere(tmp_path / "student", tmp_path / "drawn.npy"), ours)
+    assert np.allclose(draw_elsewhere(tmp_path / "student", tmp_path / "drawn.npy"), ours, atol=1e-4)
 
 
 def test_token_ids_are_those_of_transformers(folders: dict[str, Path]) -> None:

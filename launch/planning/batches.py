@@ -1,0 +1,158 @@
+"""Batches that an experiment leaves open (null): the largest that fits, chosen once and kept in the artefact's folder.
+
+A resumed run, and a command that joins a cache or an evaluation, keep the recorded batch. So a cache's bits and a run's
+accumulation don't change with the device that continues it.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from randcond.launch.config.engines import batch_shape
+from randcond.launch.config.paths import eval_folder
+from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import read_record, write_json
+from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.ranks import local_ranks, rank, world_size
+
+DEFAULT = 32  # samples at once, where the costs of a model's networks are unknown
+
+
+def with_cache_batch(config: Config) -> Config:
+    """Returns the configuration with `cache.batch`: the recorded one, or the largest that fits this device.
+
+    Raises UserError if not even one sample fits.
+    """
+    if config.cache.batch is not None:
+        return config
+    batch = recorded_cache_batch(config) or _record(_cache_record(config), _drawing(config, "cache"))
+    if rank() == 0:
+        log.info(f"cache: {batch} samples at once (cache.batch)")
+    return replace(config, cache=replace(config.cache, batch=batch))
+
+
+def with_eval_batch(config: Config) -> Config:
+    """Returns the configuration with `eval.batch`: the recorded one, or the largest that fits this device.
+
+    The teacher's evaluation is shared by experiments, so all of them use its batch.
+    Raises UserError if not even one sample fits.
+    """
+    if config.eval.batch is not None:
+        return config
+    batch = recorded_eval_batch(config) or _record(_eval_record(config), _drawing(config, "eval"))
+    return replace(config, eval=replace(config.eval, batch=batch))
+
+
+def with_micro_batch(config: Config) -> Config:
+    """Returns the configuration with `engine.micro_batch`: the recorded one, or the largest that fits this device.
+
+    The record is kept per global batch and number of ranks. Raises UserError if not even one sample fits.
+    """
+    if config.engine.micro_batch is not None:
+        return config
+    ranks = world_size()
+    batch_shape(config.train.global_batch, ranks, None)  # raises UserError
+    micro = recorded_micro_batch(config, ranks) or _record(_micro_record(config, ranks), _training(config, ranks))
+    batch_shape(config.train.global_batch, ranks, micro)
+    return replace(config, engine=replace(config.engine, micro_batch=micro))
+
+
+def recorded_cache_batch(config: Config) -> int | None:
+    """Returns the batch that the cache in its folder is drawn with, None if none is recorded.
+
+    Raises UserError if the experiment's shards can't hold whole batches of this size.
+    """
+    batch = _first([Path(config.paths.cache) / "plan.json", _cache_record(config)])
+    if batch and config.cache.shard_size % batch:
+        raise UserError(
+            f"cache.shard_size: is {config.cache.shard_size}, but the cache at {config.paths.cache} is made in batches "
+            f"of {batch}: use a multiple of {batch}, or another paths.cache"
+        )
+    return batch
+
+
+def recorded_eval_batch(config: Config) -> int | None:
+    """Returns the batch of the evaluations in their folders, None if none is recorded."""
+    plans = [folder / "plan.json" for folder in (eval_folder(config), Path(config.paths.reference))]
+    return _first([*plans, _eval_record(config)])
+
+
+def recorded_micro_batch(config: Config, ranks: int) -> int | None:
+    """Returns the micro-batch that the run in its folder was started with on so many ranks, None if there is none."""
+    return _first([_micro_record(config, ranks)])
+
+
+def _cache_record(config: Config) -> Path:
+    return Path(config.paths.cache) / "batch.json"
+
+
+def _eval_record(config: Config) -> Path:
+    return Path(config.paths.reference) / "batch.json"
+
+
+def _micro_record(config: Config, ranks: int) -> Path:
+    return Path(config.paths.run) / f"micro_batch-{config.train.global_batch}-on-{ranks}.json"
+
+
+def _first(records: list[Path]) -> int | None:
+    """Returns the batch of the first file that holds one. Raises UserError if it is not a number of samples."""
+    for path in filter(Path.is_file, records):
+        batch = read_record(path).get("batch")
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise UserError(f"{path}: batch is {batch!r}, expected a number of samples; restore it from a copy")
+        if batch is not None:
+            return batch
+    return None
+
+
+def _record(path: Path, batch: int) -> int:
+    """Records a batch, unless another process was first. Returns the recorded one.
+
+    All ranks and all commands that work on the folder agree on it without a message between them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    write_json(temporary, {"batch": batch})
+    try:
+        os.link(temporary, path)  # fails if another process was first
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)
+    return _first([path]) or batch
+
+
+def _drawing(config: Config, stage: str) -> int:
+    from randcond.launch.planning import costs, drawing, here
+
+    ranks = local_ranks()
+    cluster = costs.Cluster(here.device_here(ranks).gpu, 1, ranks)
+    try:
+        sizes = costs.counted(config, "eval" if stage == "eval" else "train")
+    except (KeyError, TypeError, ValueError):  # a published model with other networks, which is only evaluated
+        return DEFAULT
+    batch = drawing.largest_batch(config, sizes, cluster, "eval" if stage == "eval" else "cache")
+    if batch is None:
+        raise UserError(does_not_fit(config, stage, cluster.gpu.memory_gb))
+    return batch
+
+
+def _training(config: Config, ranks: int) -> int:
+    from randcond.launch.planning import costs, fitting, here
+
+    local = local_ranks()
+    cluster = costs.Cluster(here.device_here(local).gpu, max(1, ranks // local), local)
+    micro = fitting.largest_micro_batch(config, costs.counted(config), cluster)
+    if micro is None:
+        raise UserError(does_not_fit(config, "train", cluster.gpu.memory_gb))
+    return micro
+
+
+def does_not_fit(config: Config, stage: str, memory_gb: float) -> str:
+    """Returns the error of a stage of which not even one sample fits the device."""
+    return (
+        f"{stage}: not even one sample fits the {memory_gb:.1f} GB of this device; "
+        f"`randcond plan {config.name}` shows the memory by part, and the settings that make it fit"
+    )

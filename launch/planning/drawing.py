@@ -1,0 +1,78 @@
+"""The memory of caching and evaluation, and the largest compute batch that fits.
+
+In: an experiment, its costs, a cluster. Out: bytes per GPU by part. The networks that score images are counted from
+their published sizes, or from the size of a local file.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from randcond.launch.config.sections import Config
+from randcond.launch.planning.costs import Cluster, Sizes
+from randcond.launch.planning.fitting import fits
+from randcond.launch.planning.planner import images_drawn
+from randcond.model_zoo.cost.drawing_memory import decoder_peak, denoiser_peak, encoder_peak
+from randcond.model_zoo.sampler import DECODED_AT_ONCE
+
+DrawingStage = Literal["cache", "eval"]
+LARGEST = 64  # samples at once; more are no faster
+# Bytes of the networks that read features, in fp32, by metric; and what Inception holds per image at its peak.
+SCORING = {"fid": 95e6, "is": 95e6, "clip": 5.5e9, "fd-dinov2": 1.2e9}
+INCEPTION_PEAK = 40e6
+
+
+def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, batch: int) -> dict[str, int]:
+    """Returns the bytes per GPU of caching or evaluation, by part. `batch`: samples at once.
+
+    `sizes`: of the images of this stage, see counted().
+    """
+    low = torch.bfloat16 if config.teacher.dtype == "bf16" else torch.float32
+    vae = torch.float32 if sizes.networks.vae.get("force_upcast", True) else low
+    unet, pixels = sizes.networks.unet, _pixels(sizes)
+    memory = {
+        "U-Net": low.itemsize * sizes.teacher.parameters,
+        "text encoders and VAE": low.itemsize * sizes.text + vae.itemsize * sizes.vae,
+    }
+    if stage == "cache" and config.cache.images:
+        memory["encoding"] = batch * encoder_peak(sizes.networks.vae, pixels, vae)
+    else:  # classifier-free guidance runs every sample twice at once
+        memory["drawing"] = 2 * batch * denoiser_peak(UNet2DConditionModel, unet, low)
+    if stage == "eval":
+        at_once = min(batch, max(1, DECODED_AT_ONCE // pixels**2))
+        memory["drawing"] = max(memory["drawing"], at_once * decoder_peak(sizes.networks.vae, unet["sample_size"], vae))
+        memory["scoring"] = _scoring(config, batch)
+    return memory | {"CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb)}
+
+
+def largest_batch(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage) -> int | None:
+    """Returns the largest compute batch that fits a GPU, None if not even one sample does.
+
+    A batch for a cache divides `cache.shard_size`. No batch is larger than the number of images: it would be padded.
+    """
+    images = config.cache.size if stage == "cache" else images_drawn(config)
+    for batch in range(max(1, min(LARGEST, images)), 0, -1):
+        whole = stage == "eval" or config.cache.shard_size % batch == 0
+        if whole and fits(drawing_memory(config, sizes, cluster, stage, batch), cluster):
+            return batch
+    return None
+
+
+def _pixels(sizes: Sizes) -> int:
+    """Returns the side of an image."""
+    return int(sizes.networks.unet["sample_size"] * 2 ** (len(sizes.networks.vae["block_out_channels"]) - 1))
+
+
+def _scoring(config: Config, batch: int) -> int:
+    """Returns the bytes of the networks that score images."""
+    ev, total = config.eval, 0.0
+    metrics = set(ev.metrics)
+    if metrics & {"fid", "is"}:
+        total += SCORING["fid"] + batch * INCEPTION_PEAK
+    for metric, weights in (("clip", ev.clip_weights), ("fd-dinov2", ev.dino)):
+        if metric in metrics:
+            path = Path(weights)
+            total += path.stat().st_size if path.is_file() else SCORING[metric]
+    return int(total)

@@ -1,0 +1,147 @@
+"""What a training takes of a GPU's memory, by part, and which settings make it fit."""
+
+from dataclasses import replace
+from typing import Any
+
+from randcond.launch.config.engines import ENGINES, EngineKind, batch_shape
+from randcond.launch.config.sections import Config
+from randcond.launch.planning.costs import Cluster, Sizes, compared, sharding
+from randcond.model_zoo.cost.memory import state_memory
+
+USABLE = 0.95  # share of a GPU's memory
+SWEEP_ENGINES = (  # the simplest first
+    EngineKind.ZERO_1,
+    EngineKind.ZERO_2,
+    EngineKind.ZERO_3,
+    EngineKind.FSDP_FULL,
+    EngineKind.FSDP_HYBRID,
+)
+
+Change = dict[str, Any]  # dotted key -> value
+
+
+def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str, int]:
+    """Returns the bytes per GPU during training, by part."""
+    engine, low = config.engine, 2 if config.teacher.dtype == "bf16" else 4
+    micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
+    state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
+    unet = low * sizes.teacher.parameters
+    if engine.teacher == "sharded":
+        gathered = sorted(sizes.teacher_blocks)[-2:]  # one block in use, the next one prefetched
+        unet = unet // cluster.ranks + low * sum(gathered)
+    upcast = sizes.networks.vae.get("force_upcast", True)
+    return {
+        "teacher U-Net": unet,
+        "text encoders and VAE": low * sizes.text + (4 if upcast else low) * sizes.vae,
+        "student weights": state.weights,
+        "gradients": state.gradients,
+        "optimizer, fp32 weights, EMA": state.optimizer,
+        "reduction buckets": state.buffers,
+        "gathered in a step": state.transient,
+        "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing, compared(config)),
+        "CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb),
+    }
+
+
+def fits(memory: dict[str, int], cluster: Cluster) -> bool:
+    """Returns True if a GPU has enough memory."""
+    return sum(memory.values()) <= USABLE * 1e9 * cluster.gpu.memory_gb
+
+
+def knobs(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[str, float]]:
+    """Returns the changes of ways_to_fit() as overrides."""
+    return [(overrides(change), gb) for change, gb in ways_to_fit(config, sizes, cluster)]
+
+
+def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Change, float]]:
+    """Returns changes that make the training fit, as (change, GB per GPU), from harmless to costly.
+
+    Each change is enough by itself. If no single one is, returns as many of them together as are needed. Empty if all
+    together are not enough.
+    """
+    micro, _ = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
+    micros: list[Change] = [
+        {"engine.micro_batch": micro // 2**power} for power in range(1, 12) if micro % 2**power == 0
+    ]
+    same, (engines, sharded) = _same_numbers(config), _sharding(config, cluster)
+
+    def needed(change: Change) -> float | None:
+        memory = training_memory(changed(config, change), sizes, cluster)
+        return sum(memory.values()) / 1e9 if fits(memory, cluster) else None
+
+    every = [*micros, *same, *engines, *sharded]
+    found = [(change, gb) for change in every if (gb := needed(change)) is not None]
+    if not found:
+        together: Change = {}
+        for change in (*micros[-1:], *same, *engines[-1:], *sharded):
+            together |= change
+            if (gb := needed(together)) is not None:
+                found = [(together, gb)]
+                break
+    smaller_micros = [change for change, _ in found if "engine.micro_batch" in change][1:]  # the largest is enough
+    return [(change, gb) for change, gb in found if change not in smaller_micros]
+
+
+def _same_numbers(config: Config) -> list[Change]:
+    """Returns what saves memory, changes no result and is not set yet."""
+    checkpointing: list[Change] = [{"engine.activation_checkpointing": True}]
+    return checkpointing if not config.engine.activation_checkpointing else []
+
+
+def _sharding(config: Config, cluster: Cluster) -> tuple[list[Change], list[Change]]:
+    """Returns the engines and the sharding of the teacher, which save memory on several GPUs and change no result."""
+    if cluster.ranks == 1:
+        return [], []
+    engines: list[Change] = [
+        {f"engine.{key}": value for key, value in ENGINES[kind].settings.items()}
+        for kind in SWEEP_ENGINES
+        if not ENGINES[kind].in_groups
+    ]
+    # A sharded teacher can't use a CUDA graph or fp8.
+    return engines, [{"engine.teacher": "sharded", **_switched_off(config, "teacher_graph", "teacher_fp8")}]
+
+
+def _switched_off(config: Config, *names: str) -> Change:
+    """Returns the changes that switch off those of these options of the engine that are on."""
+    return {f"engine.{name}": False for name in names if getattr(config.engine, name)}
+
+
+def changed(config: Config, change: Change) -> Config:
+    """Returns a configuration with other settings."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in change.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    return replace(config, **{name: replace(getattr(config, name), **keys) for name, keys in sections.items()})
+
+
+def overrides(change: Change) -> str:
+    """Returns changes of settings as command-line overrides."""
+    return " ".join(f"{key}={str(value).lower()}" for key, value in change.items())
+
+
+def fewest_changes(config: Config, sizes: Sizes, cluster: Cluster) -> Change | None:
+    """Returns the changes without which not one sample fits: {} if none is needed, None if no change is enough."""
+    one = changed(config, {"engine.micro_batch": 1})
+    if fits(training_memory(one, sizes, cluster), cluster):
+        return {}
+    return next((change for change, _ in ways_to_fit(one, sizes, cluster)), None)
+
+
+def largest_micro_batch(config: Config, sizes: Sizes, cluster: Cluster) -> int | None:
+    """Returns the largest micro-batch that fits a GPU, None if not even one sample does.
+
+    Raises UserError if the global batch does not divide over the cluster.
+    """
+    per_rank, _ = batch_shape(config.train.global_batch, cluster.ranks, None)
+    for micro in (size for size in range(per_rank, 0, -1) if per_rank % size == 0):
+        if fits(training_memory(changed(config, {"engine.micro_batch": micro}), sizes, cluster), cluster):
+            return micro
+    return None
+
+
+def with_micro_batch(config: Config, sizes: Sizes, cluster: Cluster) -> Config:
+    """Returns the configuration with a micro-batch. If it has none: the largest that fits, or 1 if nothing fits."""
+    if config.engine.micro_batch is not None:
+        return config
+    return changed(config, {"engine.micro_batch": largest_micro_batch(config, sizes, cluster) or 1})

@@ -1,0 +1,192 @@
+"""Forecasts memory, disk space and time of every stage on this machine, before any work starts.
+
+In: the experiments that are about to run. Out: one short table, and the errors of what does not fit.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from randcond.launch.cluster.commands import artefact
+from randcond.launch.config.engines import batch_shape
+from randcond.launch.config.paths import eval_folder, is_url
+from randcond.launch.config.sections import Config
+from randcond.launch.planning.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
+from randcond.launch.planning.costs import Cluster, Sizes, counted
+from randcond.launch.planning.drawing import DrawingStage, drawing_memory, largest_batch
+from randcond.launch.planning.fitting import USABLE, knobs, with_micro_batch
+from randcond.launch.planning.here import Here, device_here
+from randcond.launch.planning.planner import plan
+from randcond.launch.planning.pricing import CAPTION, cache_bytes, evaluation_bytes, run_bytes
+
+MEASURED_SHARE = 0.5  # of the speed of large matrix products that the networks reach, assumed
+ASSUMED_EFFICIENCY = 0.25  # of a data sheet's peak; published trainings of this kind reach 9 % to 31 %
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """What one stage takes on this machine."""
+
+    experiment: str
+    stage: str
+    folder: Path  # that it writes
+    batch: str  # samples at once; training: x micro-batches x ranks
+    needed_gb: float  # memory per rank; 0: no device is used
+    disk_gb: float  # of what is still to be written
+    hours: float  # still to go
+    done: bool
+    remedy: str = ""  # if it does not fit: what would
+
+
+def efficiency_of(here: Here) -> float:
+    """Returns the share of the device's speed that the networks are assumed to reach."""
+    return MEASURED_SHARE if here.measured else ASSUMED_EFFICIENCY
+
+
+def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageForecast]:
+    """Yields the forecast of each stage of an experiment on hosts like this machine.
+
+    Raises UserError if the global batch does not divide over the ranks, or KeyError for networks that can't be counted.
+    """
+    ranks = cluster.ranks
+    if not config.trains:
+        return
+    sizes, eval_sizes = counted(config), counted(config, "eval")
+    micro = config.engine.micro_batch or recorded_micro_batch(config, ranks)
+    config = with_micro_batch(replace(config, engine=replace(config.engine, micro_batch=micro)), sizes, cluster)
+    drawn = {
+        "cache": config.cache.batch or recorded_cache_batch(config) or largest_batch(config, sizes, cluster, "cache"),
+        "eval": config.eval.batch or recorded_eval_batch(config) or largest_batch(config, eval_sizes, cluster, "eval"),
+    }
+    config = replace(
+        config,
+        cache=replace(config.cache, batch=drawn["cache"] or 1),
+        eval=replace(config.eval, batch=drawn["eval"] or 1),
+    )
+    planned = plan(config, sizes, cluster, efficiency_of(here))
+    hours = {stage: cost.hours for stage, cost in planned.stages.items()}
+    memory = {
+        "cache": _drawing_gb(config, sizes, cluster, "cache"),
+        "train": planned.needed_gb,
+        "eval": _drawing_gb(config, eval_sizes, cluster, "eval"),
+    }
+    disk = {
+        "pool": CAPTION * (config.pool.size or 0),
+        "cache": cache_bytes(config, sizes),
+        "train": run_bytes(config, sizes),
+        "eval": evaluation_bytes(config),
+    }
+    micro, accumulation = batch_shape(config.train.global_batch, ranks, config.engine.micro_batch)
+    batches = {
+        "cache": f"{config.cache.batch}",
+        "train": f"{micro} x {accumulation} x {ranks}",
+        "eval": f"{config.eval.batch}",
+    }
+    for stage in ("pool", "cache", "train", "eval"):
+        if stage == "cache" and is_url(config.paths.cache):
+            continue
+        done = artefact(stage, config).is_file()
+        needed = memory.get(stage, 0.0)
+        fits = needed <= USABLE * here.gpu.memory_gb
+        remedy = "" if fits or done else _remedy(config, stage, sizes, eval_sizes, cluster)
+        yield StageForecast(
+            config.name,
+            stage,
+            eval_folder(config) if stage == "eval" else artefact(stage, config).parent,
+            batches.get(stage, ""),
+            needed,
+            0.0 if done else disk[stage] / 1e9,
+            0.0 if done else hours.get(stage, 0.0),
+            done,
+            remedy,
+        )
+
+
+def _drawing_gb(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage) -> float:
+    batch = config.cache.batch if stage == "cache" else config.eval.batch
+    assert batch is not None  # forecast() has set it
+    return sum(drawing_memory(config, sizes, cluster, stage, batch).values()) / 1e9
+
+
+def _remedy(config: Config, stage: str, sizes: Sizes, eval_sizes: Sizes, cluster: Cluster) -> str:
+    """Returns what makes a stage fit this machine, in words."""
+    if stage == "train":
+        found = [words for words, _ in knobs(config, sizes, cluster)]
+        return f"set {'; or '.join(found)}" if found else "no setting does; use a smaller student, or another device"
+    drawing: DrawingStage = "cache" if stage == "cache" else "eval"
+    batch = largest_batch(config, sizes if stage == "cache" else eval_sizes, cluster, drawing)
+    if batch:
+        return f"set {stage}.batch={batch}, or {stage}.batch=null for the largest that fits"
+    return "not even one sample fits; use teacher.dtype=bf16 or another device"
+
+
+def table(rows: Sequence[StageForecast], here: Here, ranks: int = 1) -> str:
+    """Returns the forecast as text: a line per stage. A folder that several experiments share is listed once."""
+    usable = USABLE * here.gpu.memory_gb
+    source = "measured" if here.measured else f"{ASSUMED_EFFICIENCY:.0%} of its peak, assumed"
+    lines = [
+        f"on {ranks} x {here.name}, {usable:.1f} GB usable by each; speed: {source}",
+        f"  {'':34}{'samples at once':>18}{'memory, GB':>12}{'disk, GB':>10}{'time':>10}",
+    ]
+    for row in rows:
+        memory = f"{row.needed_gb:.1f}" if row.needed_gb else ""
+        time = "done" if row.done else _time(row.hours) if row.hours else ""
+        line = f"  {f'{row.stage} {row.experiment}':34}{row.batch:>18}{memory:>12}{row.disk_gb:10.1f}{time:>10}"
+        lines.append(line + ("  DOES NOT FIT" if row.remedy else ""))
+    disk, hours = sum(row.disk_gb for row in rows), sum(row.hours for row in rows)
+    return "\n".join([*lines, f"  {'all':64}{disk:10.1f}{_time(hours):>10}"])
+
+
+def faults(rows: Sequence[StageForecast], here: Here) -> Iterator[str]:
+    """Yields one sentence for each stage that does not fit into memory, and each disk that is too small."""
+    for row in rows:
+        if row.remedy:
+            yield (
+                f"{row.experiment}: {row.stage} needs {row.needed_gb:.1f} GB of memory, this device has "
+                f"{USABLE * here.gpu.memory_gb:.1f} GB usable: {row.remedy}"
+            )
+    disks: dict[int, list[StageForecast]] = {}
+    for row in rows:
+        disks.setdefault(_existing(row.folder).stat().st_dev, []).append(row)
+    for on_disk in disks.values():
+        needed = sum(row.disk_gb for row in on_disk)
+        free = shutil.disk_usage(_existing(on_disk[0].folder)).free / 1e9
+        if needed > free:
+            folders = ", ".join(dict.fromkeys(str(row.folder) for row in on_disk if row.disk_gb))
+            yield (
+                f"disk: {needed:.1f} GB will be written to {folders}, {free:.1f} GB are free: free disk space, set "
+                f"other folders (paths.cache, paths.run), or lower train.keep_checkpoints or cache.size"
+            )
+
+
+def _existing(folder: Path) -> Path:
+    """Returns the folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def forecast_all(configs: Sequence[Config], ranks: int) -> tuple[str, list[str]]:
+    """Returns the table of all experiments, and the errors of what does not fit. Work that they share counts once.
+
+    `ranks`: on all hosts, which are taken to be like this machine.
+    """
+    bf16 = configs[0].engine.precision == "bf16"
+    local = min(ranks, torch.cuda.device_count() or len(os.sched_getaffinity(0)))
+    here = device_here(local, torch.bfloat16 if bf16 else torch.float32)
+    cluster = Cluster(here.gpu, -(-ranks // local), local)
+    rows: dict[Path, StageForecast] = {}
+    for config in configs:
+        for row in forecast(config, cluster, here):
+            rows.setdefault(row.folder, row)
+    found = list(rows.values())
+    return (table(found, here, ranks), list(faults(found, here))) if found else ("", [])
+
+
+def _time(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,0 +1,67 @@
+"""The device of this machine, as plans take it: a known GPU by its data sheet, anything else as measured."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from randcond.launch.config.gpus import Gpu, gpu_of
+from randcond.launch.runtime.ranks import device
+
+_SIDE = 2048  # of the square matrices that measure an unknown device; of a CPU: a quarter
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class Here:
+    """The device that a rank gets."""
+
+    name: str  # as the driver says it; "CPU, 2 cores"
+    gpu: Gpu
+    measured: bool = False  # True if `gpu.tflops` was measured, and is not from a data sheet
+    cpu: bool = False
+
+
+def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
+    """Returns the device of each of `ranks` ranks on this machine.
+
+    Without a GPU, each rank gets its share of the memory that is available. `measured_in`: the dtype in which to
+    measure the speed of a device without a known data sheet, which takes under a second; None: its speed is 1 TFLOP/s.
+    """
+    where = device()
+    if where.type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        speed = _tflops(where, measured_in) / ranks if measured_in else 1.0
+        share = _available() / ranks / 1e9
+        return Here(f"CPU, {cores} cores", Gpu(speed, share, 10, 1, 1, 0.7, 3e-5), measured_in is not None, cpu=True)
+    properties = torch.cuda.get_device_properties(where)
+    size, cores = properties.total_memory / 1e9, properties.multi_processor_count
+    if known := gpu_of(properties.name):
+        return Here(properties.name, replace(known, memory_gb=size, cores=cores))
+    speed = _tflops(where, measured_in) if measured_in else 1.0
+    return Here(properties.name, Gpu(speed, size, 32, 3, cores), measured_in is not None)
+
+
+def _available() -> int:
+    """Returns the bytes of host memory that processes can still get, within the limit of a container."""
+    free = psutil.virtual_memory().available
+    for limit in map(Path, _CGROUP_LIMITS):
+        text = limit.read_text().strip() if limit.is_file() else "max"
+        if text.isdigit():
+            free = min(free, int(text) - psutil.Process().memory_info().rss)
+    return int(free)
+
+
+def _tflops(where: torch.device, dtype: torch.dtype) -> float:
+    """Returns the TFLOP/s of this process's matrix products on a device."""
+    side = _SIDE if where.type == "cuda" else _SIDE // 4
+    one, other = (torch.ones(side, side, dtype=dtype, device=where) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        (one @ other)[0, 0].item()  # waits for the device
+        best = max(best, 2 * side**3 / (time.perf_counter() - started) / 1e12)
+    return best

@@ -1,0 +1,71 @@
+"""Counts the memory that networks need to draw and to encode images, beside their weights, without a device.
+
+A forward pass on fake tensors tells which tensors live at the same time. Attention is assumed to be fused.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from randcond.model_zoo.cost.live_bytes import LiveBytes
+from randcond.model_zoo.denoiser.blank_run import TOKENS
+from randcond.model_zoo.denoiser.condition import blank_forward
+from randcond.model_zoo.denoiser.configuration import once_per_configuration
+
+
+@once_per_configuration
+def denoiser_peak(
+    model: type[UNet2DConditionModel], config: Mapping[str, Any], dtype: torch.dtype, tokens: int = TOKENS
+) -> int:
+    """Returns the bytes per sample that a forward pass of a U-Net holds at its peak, without the weights.
+
+    dtype: of weights and activations. tokens: length of the captions.
+    """
+    return _peak(lambda: model.from_config(config), lambda unet: blank_forward(unet, 1, tokens, dtype), dtype)
+
+
+def decoder_peak(vae: Mapping[str, Any], side: int, dtype: torch.dtype) -> int:
+    """Returns the bytes that a VAE holds at its peak to decode one latent [1, C, side, side], without the weights.
+
+    vae: arguments of AutoencoderKL. dtype: of weights and activations.
+    """
+    return _vae_peak(_hashable(vae), side, dtype, "decode")
+
+
+def encoder_peak(vae: Mapping[str, Any], pixels: int, dtype: torch.dtype) -> int:
+    """Returns the bytes that a VAE holds at its peak to encode one image [1, 3, pixels, pixels], without the weights.
+
+    vae: arguments of AutoencoderKL. dtype: of weights and activations.
+    """
+    return _vae_peak(_hashable(vae), pixels, dtype, "encode")
+
+
+def _hashable(vae: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in vae.items()))
+
+
+@cache
+def _vae_peak(vae: tuple[tuple[str, Any], ...], side: int, dtype: torch.dtype, method: str) -> int:
+    def run(network: Any) -> None:
+        channels = network.config.latent_channels if method == "decode" else network.config.in_channels
+        getattr(network, method)(torch.zeros(1, channels, side, side, dtype=dtype))
+
+    return _peak(lambda: AutoencoderKL.from_config(dict(vae)), run, dtype)
+
+
+@torch.no_grad()
+def _peak(build: Callable[[], Any], run: Callable[[Any], object], dtype: torch.dtype) -> int:
+    """Returns the bytes that `run` holds at its peak, without the weights of the network that `build` returns."""
+    with FakeTensorMode():
+        torch.set_default_dtype(dtype)  # fake parameters cannot be cast later
+        try:
+            network = build().eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        with LiveBytes([*network.parameters(), *network.buffers()]) as live:
+            run(network)
+        return live.peak

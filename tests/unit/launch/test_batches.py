@@ -1,0 +1,163 @@
+"""Batches that are left to the planner: chosen once, kept in the artefact's folder, named where memory runs out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.gpus import Gpu, find_gpu
+from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
+from randcond.launch.planning.batches import (
+    recorded_cache_batch,
+    recorded_eval_batch,
+    with_cache_batch,
+    with_eval_batch,
+    with_micro_batch,
+)
+from randcond.launch.planning.costs import Cluster, counted
+from randcond.launch.planning.drawing import drawing_memory, largest_batch
+from randcond.launch.planning.forecast import faults, forecast, forecast_all, table
+from randcond.launch.planning.here import Here, device_here
+from randcond.launch.planning.out_of_memory import naming_memory
+
+OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
+SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "engine.precision=bf16", "eval.metrics=[clip]"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.chdir(tmp_path)
+    return load_config("demo-with", OPEN)
+
+
+def test_a_batch_is_recorded_and_kept(config: Config) -> None:
+    micro = with_micro_batch(config).engine.micro_batch
+    assert micro == config.train.global_batch  # one rank, and little memory is needed
+    cached, drawn = with_cache_batch(config).cache.batch, with_eval_batch(config).eval.batch
+    assert (cached, drawn) == (50, 64)  # the largest divisor of the shard size; as many as are worth it
+    for record, kept in (
+        (Path(config.paths.run) / "micro_batch-64-on-1.json", lambda: with_micro_batch(config).engine.micro_batch),
+        (Path(config.paths.cache) / "batch.json", lambda: with_cache_batch(config).cache.batch),
+        (Path(config.paths.reference) / "batch.json", lambda: with_eval_batch(config).eval.batch),
+    ):
+        assert json.loads(record.read_text())["batch"] == kept()
+        record.write_text(json.dumps({"batch": 2}))
+        assert kept() == 2
+        record.write_text(json.dumps({"batch": "many"}))
+        with pytest.raises(UserError, match=f"{record.name}: batch is 'many', expected a number of samples"):
+            kept()
+
+
+def test_the_plan_of_an_artefact_counts_more_than_the_record(config: Config) -> None:
+    for folder, recorded in ((config.paths.cache, recorded_cache_batch), (config.paths.reference, recorded_eval_batch)):
+        assert recorded(config) is None
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "batch.json").write_text('{"batch": 5}')
+        assert recorded(config) == 5
+        (Path(folder) / "plan.json").write_text('{"batch": 25}')
+        assert recorded(config) == 25
+    Path(config.paths.cache, "plan.json").write_text('{"batch": 32}')
+    with pytest.raises(UserError, match=r"cache\.shard_size: is 50, but the cache at .* is made in batches of 32"):
+        recorded_cache_batch(config)
+
+
+def test_a_batch_that_is_given_needs_no_record(config: Config) -> None:
+    given = load_config("demo-with", ["engine.micro_batch=4", "eval.batch=3"])
+    assert with_micro_batch(given) == with_eval_batch(given) == with_cache_batch(given) == given
+    assert not Path("runs").exists()
+
+
+def test_processes_that_start_together_agree(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from randcond.launch.planning.batches import _record\n"
+        "sys.stdin.read(); print(_record(Path('folder/batch.json'), int(sys.argv[1])))"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(number)], cwd=tmp_path, text=True, stdin=-1, stdout=subprocess.PIPE
+        )
+        for number in range(1, 7)
+    ]
+    found = {each.communicate()[0].strip() for each in started}
+    assert len(found) == 1 and found < {str(number) for number in range(1, 7)}
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["batch.json"]
+
+
+@pytest.mark.parametrize("name", ["rtx4060", "rtx4090", "h200", "11GB,27TFLOPS"])
+def test_the_largest_batch_of_drawing_fits_and_divides_the_shards(name: str) -> None:
+    config = load_config("demo-with", [*SD, *OPEN, "cache.size=1024", "cache.shard_size=1024", "eval.size=1000"])
+    cluster, sizes = Cluster(find_gpu(name), 1, 1), counted(config)
+    usable = 0.95e9 * cluster.gpu.memory_gb
+    cached, drawn = largest_batch(config, sizes, cluster, "cache"), largest_batch(config, sizes, cluster, "eval")
+    assert cached and 1024 % cached == 0
+    assert sum(drawing_memory(config, sizes, cluster, "cache", cached).values()) <= usable
+    assert cached == 64 or sum(drawing_memory(config, sizes, cluster, "cache", 2 * cached).values()) > usable
+    if drawn is None:  # ViT-g-14 alone takes 5.5 GB, and decoding a megapixel in fp32 3.2 GB
+        assert cluster.gpu.memory_gb < 12
+        return
+    assert sum(drawing_memory(config, sizes, cluster, "eval", drawn).values()) <= usable
+    assert drawn == 64 or sum(drawing_memory(config, sizes, cluster, "eval", drawn + 1).values()) > usable
+
+
+def test_what_does_not_fit_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = Here("a small card", Gpu(30, 8, 16, 3, 24))
+    given = load_config("demo-with", [*SD, "cache.batch=50", "engine.micro_batch=16", "cache.size=1000"])
+    rows = list(forecast(given, Cluster(card.gpu, 1, 1), card))
+    assert [row.stage for row in rows] == ["pool", "cache", "train", "eval"]
+    said = list(faults(rows, card))
+    assert any(text.startswith("demo-with: train needs ") and "7.6 GB usable" in text for text in said)
+    assert "DOES NOT FIT" in table(rows, card)
+    assert all(row.hours > 0 and row.disk_gb > 0 for row in rows if row.stage in ("cache", "train"))
+    roomy = Here("a large card", find_gpu("h200"))
+    assert not list(faults(list(forecast(given, Cluster(roomy.gpu, 1, 1), roomy)), roomy))
+
+
+def test_a_disk_that_is_too_small_is_said_before_any_work(config: Config) -> None:
+    huge = load_config("demo-with", ["cache.size=1_000_000_000_000", "cache.captions=[none.txt]"])
+    card = Here("a large card", find_gpu("h200"))
+    said = list(faults(list(forecast(huge, Cluster(card.gpu, 1, 1), card)), card))
+    assert len(said) == 1 and said[0].startswith("disk: ") and "are free: free disk space" in said[0]
+
+
+def test_work_that_experiments_share_counts_once(config: Config) -> None:
+    without = load_config("demo-without")
+    text, wrong = forecast_all([load_config("demo-with"), without], ranks=2)
+    assert not wrong and text.count("cache demo") == 1 and text.count("train demo") == 2
+
+
+def test_the_device_of_this_machine() -> None:
+    one, two = (device_here(ranks, torch.float32) for ranks in (1, 2))
+    if one.cpu:
+        assert one.gpu.memory_gb > 0.1 and two.gpu.memory_gb == pytest.approx(one.gpu.memory_gb / 2, rel=0.2)
+    assert one.gpu.tflops > 0
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from randcond.launch.planning.out_of_memory import naming_memory
+from randcond.launch.runtime.exit_codes import report_error
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+try:
+    with naming_memory("engine.micro_batch", 64, "engine.activation_checkpointing=true"):
+        torch.zeros(1 << 33)
+except Exception as error:
+    raise SystemExit(report_error(error))
+"""
+
+
+def test_running_out_of_memory_names_the_key() -> None:
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "out of memory: set engine.micro_batch=32 (now 64), or engine.activation_checkpointing=true" in (
+        done.stdout + done.stderr
+    )
+    with pytest.raises(RuntimeError, match="another fault"), naming_memory("cache.batch", 1):
+        raise RuntimeError("another fault")
+    with pytest.raises(UserError, match=r"out of memory: cache\.batch is 1 already"), naming_memory("cache.batch", 1):
+        raise MemoryError

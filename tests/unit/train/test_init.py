@@ -1,0 +1,120 @@
+"""`randcond init` writes an experiment that loads, fits the device and the hours, and explains every line."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from randcond.launch.config.experiments import load_config
+from randcond.launch.errors import UserError
+from randcond.train.tools.init_command import init
+
+TEACHER = Path(__file__).parents[3] / "data/digits/models/teacher"
+CAPTIONS = Path(__file__).parents[3] / "data/digits/captions.txt"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(file: str = "mine.yaml", **flags: str) -> None:
+    init(file, **{"teacher": str(TEACHER), "captions": str(CAPTIONS), **flags})  # type: ignore[arg-type]
+
+
+def test_every_line_is_explained_and_the_file_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(gpu="rtx4090", hours="2")
+    text = (folder / "mine.yaml").read_text()
+    for line in filter(str.strip, text.splitlines()):
+        key = line.strip()
+        assert key.startswith("#") or "#" in key or key.endswith(":"), line
+    config = load_config("mine.yaml")
+    assert (config.cache.batch, config.eval.batch, config.engine.micro_batch) == (None, None, None)
+    assert config.teacher.dtype == config.engine.precision == "bf16"
+    assert 16 <= config.train.global_batch <= config.cache.size <= 3200 and config.train.steps >= 100
+    assert "predicted on one rtx4090: " in text and " GB of memory" in text and " GB on disk" in text
+    assert "next: randcond run all mine.yaml" in capsys.readouterr().out
+
+
+def test_the_schema_beside_it_knows_every_key(folder: Path) -> None:
+    write(gpu="rtx4090", hours="2")
+    first = (folder / "mine.yaml").read_text().splitlines()[0]
+    schema = json.loads((folder / first.rpartition("=")[2]).read_text())
+    data = yaml.safe_load((folder / "mine.yaml").read_text())
+    for section, keys in data.items():
+        known = schema["properties"][section]
+        definition = schema["$defs"][known["$ref"].rpartition("/")[2]] if "$ref" in known else known
+        assert set(keys) <= set(definition["properties"]), section
+
+
+@pytest.mark.parametrize(("hours", "longer"), [("1", "4"), ("4", "16")])
+def test_more_hours_give_more_of_everything(hours: str, longer: str, folder: Path) -> None:
+    write("one.yaml", gpu="rtx4090", hours=hours)
+    write("two.yaml", gpu="rtx4090", hours=longer)
+    one, two = load_config("one.yaml"), load_config("two.yaml")
+    samples = [config.train.steps * config.train.global_batch for config in (one, two)]
+    assert 3 < samples[1] / samples[0] < 5
+    assert two.cache.size >= one.cache.size
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"teacher": ""}, "--teacher is missing; see `randcond init --help`"),
+        ({"captions": ""}, "--captions is missing"),
+        ({"hours": "many"}, "--hours: expected a number above 0, got 'many'"),
+        ({"hours": "-1"}, "--hours: expected a number above 0"),
+        ({"hours": "nan"}, "--hours: expected a number above 0"),
+        ({"hours": "0.0001", "gpu": "rtx4090"}, "--hours: 0.0001 hours are enough for .*; give at least"),
+        ({"gpu": "rtx9999"}, "--gpu: unknown 'rtx9999'"),
+        ({"captions": "none.txt"}, "none.txt"),
+        ({"teacher": "nowhere/model/x"}, "nowhere/model/x"),
+        ({"student": "huge"}, "student.rule: unknown student 'huge'"),
+        ({"file": "mine.txt"}, r"mine\.txt: must end with \.yaml"),
+        ({"gpu": "1GB,5TFLOPS"}, "does not fit the 1 GB of .*choose a smaller student"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_writes_nothing(flags: dict[str, str], said: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        write(**flags)
+    assert not list(folder.iterdir())
+
+
+def test_too_few_captions_and_a_single_file_are_said(folder: Path) -> None:
+    (folder / "few.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match="--captions: only 2 captions; give at least 16"):
+        write(captions="few.txt", gpu="rtx4090")
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"`randcond teacher import model\.safetensors model`"):
+        write(teacher="model.safetensors", gpu="rtx4090")
+
+
+def test_a_file_that_exists_is_kept(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("kept\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: exists already; .*--force"):
+        write(gpu="rtx4090")
+    assert (folder / "mine.yaml").read_text() == "kept\n"
+
+
+@pytest.mark.heavy
+def test_on_a_terminal_it_asks(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "randcond.launch.cli", "init", "--gpu", "rtx4090", "--hours", "2"]
+    with subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        text = ""
+        for question, answer in (("The model to distil", str(TEACHER)), ("Caption files", str(CAPTIONS))):
+            while question not in text:
+                assert select.select([ours], [], [], 300)[0], text
+                text += os.read(ours, 4096).decode()
+            os.write(ours, answer.encode() + b"\n")
+        assert process.wait(300) == 0, text
+    os.close(ours)
+    assert (folder / "mine.yaml").is_file()

@@ -1,0 +1,68 @@
+"""`randcond init`: writes an experiment for your own teacher that fits your GPU and your time."""
+
+import sys
+from pathlib import Path
+
+from randcond.launch.errors import UserError
+
+
+def init(
+    file: str = "mine.yaml",
+    *,
+    teacher: str = "",
+    captions: str = "",
+    gpu: str = "",
+    hours: str = "24",
+    student: str = "",
+    force: bool = False,
+) -> None:
+    """Writes an experiment's YAML file for your own teacher. Then `randcond run all FILE` is all there is to type.
+
+    file         the YAML file to write (default: mine.yaml)
+
+    --teacher T   the model to distil: a diffusers folder or a hub id of Stable Diffusion 1.x, 2.x or SDXL.
+                  `randcond teacher import` makes such a folder out of a single file
+    --captions F  caption files (txt, csv, tsv, jsonl, parquet), separated by commas: the latents are drawn for some of
+                  them, and all of them replace captions during training
+    --gpu NAME    the GPU to plan for, e.g. rtx4090, or 11GB,27TFLOPS for any other (default: this machine's)
+    --hours H     the time for all stages together (default: 24)
+    --student R   a student rule, see `randcond students` (default: block-base, of SDXL koala-700m)
+    --force       overwrite FILE
+
+    Chooses the number of latents, the batch and the steps for these hours, and settings that save memory if it would
+    not fit otherwise. The file says what every line does, and the predicted memory, hours and disk space. Beside it,
+    writes the schema with which editors complete the keys. Asks for the teacher and the captions if they are not given
+    and the command runs in a terminal.
+
+    examples
+      randcond init mine.yaml --teacher my-model --captions captions.csv,more.txt
+      randcond init mine.yaml --teacher my-model --captions captions.csv --gpu rtx4070 --hours 8
+    """
+    path = Path(file)
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{file}: must end with .yaml, because `randcond run` takes such files")
+    if path.exists() and not force:
+        raise UserError(f"{file}: exists already; give another name, or --force to overwrite it")
+    teacher = teacher or _ask("teacher", "The model to distil (a diffusers folder or a hub id)")
+    captions = captions or _ask("captions", "Caption files, separated by commas")
+    sources = [source.strip() for source in captions.split(",") if source.strip()]
+    try:
+        budget = float(hours)
+    except ValueError:
+        budget = 0.0
+    if not 0 < budget < 1e6:
+        raise UserError(f"--hours: expected a number above 0, got {hours!r}")
+
+    from randcond.train.tools.write_experiment import write_experiment
+
+    print(write_experiment(path, teacher, sources, gpu, budget, student))
+
+
+def _ask(flag: str, question: str) -> str:
+    """Asks a question if the command runs in a terminal. Raises UserError naming the flag if it does not."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError(f"--{flag} is missing; see `randcond init --help`")
+    answer = input(f"{question}: ").strip()
+    if not answer:
+        raise UserError(f"--{flag} is missing; see `randcond init --help`")
+    return answer

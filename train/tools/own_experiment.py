@@ -1,0 +1,123 @@
+"""Chooses the settings of a run for a person's own teacher: what fits the device, in the hours that there are.
+
+In: a teacher, the number of captions, a device, hours. Out: an experiment's settings, with its forecast.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.sections import Config
+from randcond.launch.errors import UserError
+from randcond.launch.planning.costs import Cluster, counted
+from randcond.launch.planning.fitting import Change, changed, fewest_changes
+from randcond.launch.planning.forecast import StageForecast, efficiency_of, forecast
+from randcond.launch.planning.here import Here
+from randcond.launch.planning.planner import plan
+
+CACHING = 0.25  # share of the hours that the teacher draws latents
+TRAINING = 0.65  # share of the training; the rest is for the evaluation and the starts
+LATENTS = 212_776  # the paper's N: more latents are not needed
+PAPERS_BATCH, SMALLEST_BATCH = 256, 16
+ENOUGH_STEPS = 20_000  # a smaller batch is chosen before fewer steps
+FEWEST_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of a run, and what they take."""
+
+    config: Config
+    savers: Change  # settings that save memory, without which it would not fit
+    stages: list[StageForecast]
+    samples_per_second: float
+
+    @property
+    def hours(self) -> float:
+        """Hours of all stages together."""
+        return sum(stage.hours for stage in self.stages)
+
+
+def default_rule(unet: dict[str, Any]) -> str:
+    """Returns a student rule for a teacher's U-Net configuration: KOALA's for SDXL, the paper's B-Base for others."""
+    return "koala-700m" if unet.get("addition_embed_type") == "text_time" else "block-base"
+
+
+def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
+    """Returns the settings for an experiment's YAML file, in which everything but the sizes is set.
+
+    captions: number of distinct captions in its sources. hours: for all stages on one device.
+    Raises UserError if no setting makes the training fit, or if the hours are too few.
+    """
+    config = load_config(str(file))
+    cluster = Cluster(here.gpu, 1, 1)
+    sizes = counted(config)
+    savers = fewest_changes(config, sizes, cluster)
+    if savers is None:
+        raise UserError(
+            f"the training of {config.student.rule} does not fit the {here.gpu.memory_gb:g} GB of {here.name} with any "
+            f"setting; choose a smaller student (`randcond students` lists them)"
+        )
+    config = changed(config, savers)
+    batch = PAPERS_BATCH
+    while batch > SMALLEST_BATCH and (
+        captions < 4 * batch or _steps(_with_batch(config, batch), here, hours) < ENOUGH_STEPS
+    ):
+        batch //= 2
+    config = _with_batch(config, batch)
+    steps, latents = _steps(config, here, hours), _latents(config, captions, here, hours)
+    if steps < FEWEST_STEPS or latents < batch:
+        least = hours * max(FEWEST_STEPS / max(1, steps), batch / max(1, latents))
+        raise UserError(
+            f"--hours: {hours:g} hours are enough for {latents:,} latents and {steps:,} steps of {batch} samples on "
+            f"this device; give at least {least:.2g}"
+            if captions >= batch
+            else f"--captions: only {captions:,} captions; give at least {batch}"
+        )
+    shard = min(config.cache.shard_size, latents)
+    config = replace(
+        config,
+        cache=replace(config.cache, size=latents, shard_size=shard),
+        train=replace(config.train, steps=steps),
+        eval=replace(config.eval, size=min(config.eval.size or captions, captions)),
+    )
+    stages = list(forecast(config, cluster, here))
+    speed = plan(config, sizes, cluster, efficiency_of(here)).samples_per_second
+    return Choice(config, savers, stages, speed)
+
+
+def _with_batch(config: Config, batch: int) -> Config:
+    return replace(config, train=replace(config.train, global_batch=batch))
+
+
+def _hours_of(config: Config, here: Here, stage: str, **sizes: int) -> float:
+    """Returns the predicted hours of one stage for these sizes."""
+    size = sizes.get("size", 1024)
+    config = replace(
+        config,
+        cache=replace(config.cache, size=size, shard_size=size),
+        train=replace(config.train, steps=sizes.get("steps", 1000)),
+    )
+    return plan(config, counted(config), Cluster(here.gpu, 1, 1), efficiency_of(here)).stages[stage].hours
+
+
+def _steps(config: Config, here: Here, hours: float) -> int:
+    """Returns the number of training steps that fit their share of the hours, rounded to two digits."""
+    return _rounded(1000 * TRAINING * hours / _hours_of(config, here, "train"))
+
+
+def _latents(config: Config, captions: int, here: Here, hours: float) -> int:
+    """Returns the number of latents that fit their share of the hours."""
+    affordable = _rounded(1024 * CACHING * hours / _hours_of(config, here, "cache"))
+    return min(LATENTS, captions, affordable)
+
+
+def _rounded(number: float) -> int:
+    """Returns a number rounded down to two digits.
+
+    >>> _rounded(23871.4), _rounded(57.0)
+    (23000, 57)
+    """
+    digits = max(0, len(str(int(number))) - 2)
+    return int(number) // 10**digits * 10**digits

@@ -1,0 +1,140 @@
+"""The YAML file that `randcond init` writes: every line says what it does."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from randcond.train.tools.own_experiment import Choice
+
+SCHEMA = "randcond.schema.json"  # beside the YAML file; editors complete the keys with it
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a person brings."""
+
+    teacher: str
+    captions: Sequence[str]  # caption sources
+    rule: str
+    dtype: str  # bf16; fp32 is faster on a CPU
+
+
+def draft(own: Own, name: str) -> str:
+    """Returns an experiment in which the sizes are not chosen yet."""
+    return _text(own, name, Sizes(), [])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run, by their keys."""
+
+    latents: int = 1024
+    shard_size: int = 1024
+    steps: int = 1000
+    global_batch: int = 256
+    drawn: int = 64  # images of the evaluation
+    savers: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value that saves memory
+
+
+def final(own: Own, name: str, choice: Choice, device: str) -> str:
+    """Returns the experiment with the chosen sizes, and what they take on the device."""
+    config = choice.config
+    sizes = Sizes(
+        latents=config.cache.size,
+        shard_size=config.cache.shard_size,
+        steps=config.train.steps,
+        global_batch=config.train.global_batch,
+        drawn=config.eval.size or 64,
+        savers=choice.savers,
+    )
+    head = [
+        f"predicted on one {device}: {choice.hours:.3g} hours, {choice.samples_per_second:.3g} samples/s in training",
+        *(
+            f"  {row.stage:6}{f'{row.needed_gb:.1f} GB of memory' if row.needed_gb else '':20}"
+            f"{row.disk_gb:8.1f} GB on disk{row.hours:10.2g} hours"
+            for row in choice.stages
+        ),
+        f"`randcond plan {name}.yaml` shows more; `randcond run all {name}.yaml --dry-run` checks it and runs nothing.",
+    ]
+    return _text(own, name, sizes, head)
+
+
+def _text(own: Own, name: str, sizes: Sizes, head: list[str]) -> str:
+    """Returns the YAML file. `head`: lines of the comment at its top."""
+    sources = json.dumps(list(own.captions))
+    steps = sizes.steps
+    saved = max(10, steps // 20)
+    lines = [
+        f"# yaml-language-server: $schema={SCHEMA}",
+        f"# A student of your own teacher, run by `randcond run all {name}.yaml`. It can be stopped and continued.",
+        *(f"# {line}" for line in head),
+        "",
+        "teacher:",
+        f"  path: {json.dumps(own.teacher)} # diffusers folder or hub id of the model that is distilled",
+        f"  dtype: {sizes.savers.get('teacher.dtype', own.dtype)} # of its weights and activations",
+        "",
+        "student:",
+        f"  rule: {own.rule} # which layers the student keeps; `randcond students` lists all rules with their sizes",
+        f"  init: {_init(own.rule)} # teacher: copies the teacher's weights; random: needs many more steps",
+        "",
+        "cache: # captions whose latents the teacher draws once",
+        f"  captions: {sources} # caption files: txt, csv, tsv, jsonl or parquet",
+        f"  size: {sizes.latents} # N, number of latents; the paper has 212,776",
+        f"  shard_size: {sizes.shard_size} # latents per file; work that is lost if the machine stops",
+        "  batch: null # samples at once; null: the largest that fits",
+        "  steps: 25 # sampling steps per latent",
+        "  guidance: 7.5 # scale of classifier-free guidance",
+        "",
+        "pool: # captions that replace the drawn ones; give as many as you have, also of what the cache does not show",
+        f"  sources: {sources} # caption files",
+        "",
+        "conditioning:",
+        "  p: exponential # probability p(t) that a caption is replaced; none: plain distillation",
+        "",
+        "train:",
+        f"  steps: {steps} # optimizer steps; may be raised later, the run then continues",
+        f"  global_batch: {sizes.global_batch} # samples per step; the paper has 256",
+        "  lr: 5e-5 # learning rate of AdamW",
+        *_saved(sizes, "train"),
+        f"  warmup: {min(500, steps // 20)} # steps until the learning rate is reached",
+        f"  log_every: {max(1, min(50, steps // 20))} # steps between lines of the log",
+        f"  checkpoint_every: {saved} # steps; work that is lost if the machine stops",
+        "  keep_checkpoints: 2 # newest checkpoints that are kept",
+        f"  sample_every: {5 * saved} # steps between pictures of teacher and student in TensorBoard; 0: none",
+        "",
+        "engine:",
+        f"  precision: {own.dtype} # of the student's passes; its weights are kept in fp32",
+        "  micro_batch: null # samples at once; null: the largest that fits, gradients are accumulated to global_batch",
+        *_saved(sizes, "engine"),
+        "  compile: none # blocks: up to a third faster on a GPU, after minutes of compilation",
+        "",
+        "eval: # pictures of teacher and student, side by side",
+        f"  captions: {sources} # better: captions of your own choice that are not in the files above",
+        f"  size: {sizes.drawn} # pictures",
+        "  protocol: native # pictures as they are drawn; paper: as the paper scores them, resized to 256 pixels",
+        "  batch: null # samples at once; null: the largest that fits",
+        "  weights: ema # raw: the weights of the last step; ema: their moving average, usually better",
+        "  metrics: [] # [clip]: scores too; downloads open_clip's ViT-g-14, 5.5 GB",
+        "",
+        "paths:",
+        f"  cache: runs/{name}/cache # latents",
+        f"  pool: runs/{name}/pool # captions",
+        f"  reference: runs/{name}/teacher # the teacher's pictures",
+        f"  run: runs/{name}/run # checkpoints, logs, and the student as a diffusers folder: student_ema",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _saved(sizes: Sizes, section: str) -> list[str]:
+    """Returns the lines of a section's settings that save memory."""
+    found = {key.partition(".")[2]: value for key, value in sizes.savers.items() if key.startswith(f"{section}.")}
+    why = "saves memory: without it, the training does not fit"
+    return [f"  {key}: {json.dumps(value)} # {why}" for key, value in found.items()]
+
+
+def _init(rule: str) -> str:
+    """Returns `teacher` if a rule keeps the teacher's widths, else `random`."""
+    from randcond.model_zoo.students.registry import find_rule
+
+    return "teacher" if find_rule(rule).teacher_name is not None else "random"

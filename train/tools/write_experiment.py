@@ -1,0 +1,53 @@
+"""Writes the experiment of `randcond init`, and the schema beside it."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from randcond.data.captions.caption_lists import read_unique
+from randcond.launch.config.gpus import find_gpu
+from randcond.launch.config.paths import resolve_path, resolve_sources
+from randcond.launch.errors import UserError
+from randcond.launch.keys import json_schema
+from randcond.launch.planning.here import Here, device_here
+from randcond.launch.runtime.files import write_text
+from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.checkpoints.teacher_look import check_teacher
+from randcond.model_zoo.networks import unet_of
+from randcond.train.tools.own_experiment import choose, default_rule
+from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
+
+
+def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, hours: float, student: str) -> str:
+    """Writes an experiment's YAML file and its schema. Returns what to do next, in words.
+
+    `gpu`: a name of find_gpu(), or "" for the device of this machine. `student`: a rule, or "" for the default one.
+    Raises UserError naming the flag if the teacher, the captions or the student can't be used.
+    """
+    if Path(teacher).is_file():
+        raise UserError(
+            f"--teacher: {teacher} is a single file; make a folder of it first: "
+            f"`randcond teacher import {teacher} {Path(teacher).stem}`, then --teacher {Path(teacher).stem}"
+        )
+    check_teacher(resolve_path(teacher))
+    found, _ = read_unique(resolve_sources(captions))
+    here = (
+        Here(gpu, find_gpu(gpu)) if gpu else device_here(1, torch.float32 if device().type == "cpu" else torch.bfloat16)
+    )
+    rule = student or default_rule(unet_of(resolve_path(teacher)))
+    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16")
+    with TemporaryDirectory() as folder:
+        sketch = Path(folder) / file.name
+        sketch.write_text(draft(own, file.stem), encoding="utf-8")
+        choice = choose(sketch, len(found), here, hours)
+        text = final(own, file.stem, choice, gpu or here.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    write_text(file.parent / SCHEMA, json.dumps(json_schema(), indent=2) + "\n")
+    return (
+        f"{file}: {own.rule}, {choice.config.cache.size:,} latents, {choice.config.train.steps:,} steps of "
+        f"{choice.config.train.global_batch}; about {choice.hours:.2g} hours on {gpu or here.name}\n"
+        f"next: randcond run all {file}"
+    )
