@@ -11,14 +11,16 @@ from randcond.eval.scores.statistics import find_features, find_statistics
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 
 
 def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
-    """Checks captions, metrics, protocol, statistics and weights; raises UserError naming the wrong key.
+    """Checks packages, captions, metrics, protocol, statistics and weights; raises UserError naming what is wrong.
 
     `missing`: a list that collects the messages about missing files, instead of an error. Checks that need a missing
     file are skipped.
     """
+    need("eval", "the evaluation")
     metrics = find_metrics(config.eval.metrics)
     size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
     if "digits" in metrics and size != IMAGE_SIZE:

@@ -8,6 +8,7 @@ import torch
 from randcond.data.cache.latent_source import latent_source
 from randcond.data.captions.sources import expand
 from randcond.data.inputs.catalogue import collecting_missing
+from randcond.data.inputs.fetch import check_packages
 from randcond.data.stream.conditioning import probability_table
 from randcond.eval.checks import check_evaluation
 from randcond.eval.images.prompts import choose_prompts
@@ -15,6 +16,7 @@ from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 from randcond.model_zoo.checkpoints.teacher_look import check_teacher
 from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students.features import projectors
@@ -24,6 +26,8 @@ from randcond.train.build import check_start
 
 def check_training(config: Config, ranks: int) -> None:
     """Checks the training keys without loading any weights. Raises UserError naming the key."""
+    if config.train.eval_every:
+        need("eval", f"train.eval_every={config.train.eval_every}")
     probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
     engine = config.engine
     batch_shape(config.train.global_batch, ranks, engine.micro_batch)
@@ -68,7 +72,9 @@ def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> N
     """
     if config.trains:
         check_training(config, ranks)
-        if not is_url(config.paths.cache):  # a cache on a server is complete and does not need its sources
+        if is_url(config.paths.cache):  # a cache on a server is complete and does not need its sources
+            check_packages(config.paths.cache)
+        else:
             with collecting_missing(missing):
                 latent_source(config)
         for source in resolve_sources([*config.pool.read, *config.pool.also]):

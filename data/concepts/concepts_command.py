@@ -74,9 +74,10 @@ def split(
     folder = Path(out)
     if bool(blip) != bool(cache) or bool(blip) != bool(teacher):
         raise UserError("--blip, --cache and --teacher must be given together")
+    endpoint = read_endpoint(llm) if llm else None
     captions, dropped = read_unique(resolve_sources([source]))
     word_list = read_words(Path(words)) if words else read_words(ANIMALS)
-    judge = Judge(read_endpoint(llm), folder / "judge.jsonl", concept, plural, per_question) if llm else None
+    judge = Judge(endpoint, folder / "judge.jsonl", concept, plural, per_question) if endpoint else None
     verdicts: dict[str, dict[str, Any]] = {caption: {"unseen": False} for caption in captions}
     _mark_unseen(verdicts, {caption: [caption] for caption in captions}, word_list, judge, "", dry_run)
     if dry_run:

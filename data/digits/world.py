@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {  # RGB; bright, so that each stands out on every background
@@ -96,6 +97,7 @@ def load_glyphs(split: str) -> tuple[Tensor, Tensor]:
 
     split: "train" (80% of the scans) or "held_out" (20%).
     """
+    need("dev", "the handwriting of the digits world")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -20,6 +20,7 @@ from randcond.data.inputs.signatures import HEAD
 from randcond.data.inputs.web import Busy, append_from_web, check_is_data, check_status, version_on_web
 from randcond.launch.config.paths import is_url
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 from randcond.launch.runtime.files import sha256
 from randcond.launch.urls import TAKEN_OFF, hide_secrets, remember, show_url
 
@@ -58,6 +59,7 @@ def open_system(url: str) -> tuple[Any, str]:
     UserError as fetch() does if a server must be asked already.
     """
     options: dict[str, Any] = {}
+    check_packages(url)
     if is_url(url):
         url = fill_in(url)
     if is_web(url):
@@ -73,6 +75,12 @@ def open_system(url: str) -> tuple[Any, str]:
             raise UserError(f"{show_url(url)}: {_INVALID if is_web(url) else error}") from None
 
     return ask(url, opened)
+
+
+def check_packages(url: str) -> None:
+    """Raises UserError if an extra that reads this kind of URL is not installed."""
+    if re.search(r"\bs3a?://", url):
+        need("s3", show_url(url))
 
 
 def fill_in(url: str) -> str:

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from randcond.launch.config.parsing import read_settings
 from randcond.launch.config.sections import STRICT
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 from randcond.launch.urls import remember, remember_secret, show_url
 
 CHARACTERS_PER_TOKEN = 4.0  # approximation for English text, used in cost estimates
@@ -91,8 +92,13 @@ def _is_web_address(url: str) -> bool:
 
 
 def read_endpoint(words: Iterable[str]) -> Endpoint:
-    """Parses `key=value` arguments to an endpoint. Raises UserError if a key or value is wrong."""
-    return read_settings(Endpoint, list(words))
+    """Parses `key=value` arguments to an endpoint.
+
+    Raises UserError if a key or value is wrong, or if the packages that ask an endpoint are not installed.
+    """
+    endpoint = read_settings(Endpoint, list(words))
+    need("llm", "asking a language model")
+    return endpoint
 
 
 def estimate(endpoint: Endpoint, characters: int, questions: int, answer_tokens: float) -> str:

@@ -1,7 +1,7 @@
 """`randcond report NAME ... [key=value ...]`: compares experiments, or the rows of a table, with the paper."""
 
-from randcond.eval.report.report import load_report, write_report
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 
 
 def report(*names: str, out: str = "") -> None:
@@ -16,4 +16,7 @@ def report(*names: str, out: str = "") -> None:
     words = [name for name in names if "=" not in name]
     if not words:
         raise UserError("no name given: name a table or experiments, see `randcond --help`")
+    need("eval", "the report")
+    from randcond.eval.report.report import load_report, write_report  # imports matplotlib
+
     write_report(load_report(words, [name for name in names if "=" in name], out))

@@ -6,6 +6,7 @@ from randcond.eval.scores.real_images import statistics_of_folder
 from randcond.launch.config.parsing import read_settings
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
+from randcond.launch.install.extras import need
 
 
 def stats(
@@ -36,6 +37,7 @@ def stats(
     examples        randcond eval stats inputs/coco-images/val2014 runs/coco
                     randcond eval stats inputs/coco-images/val2014 runs/coco-split --splits inputs/coco-animals
     """
+    need("eval", "randcond eval stats")
     ev = read_settings(Eval, list(settings))
     if on_error not in ("stop", "skip"):
         raise UserError(f"--on-error: is {on_error!r}, expected stop or skip")

@@ -11,6 +11,7 @@ WIDTH = 32  # column of the sentences
 OTHER_FILES = {  # files and folders without a docstring
     "launch/experiments": "One YAML per experiment (a make target): the demo's, paper/ and mini/; base/ is shared",
     "launch/tables": "Tables of experiments (make targets too): the demo's, paper/ and mini/; results/ is kept",
+    "launch/containers": "Recipes for images of Docker and Apptainer",
     "launch/prompts": "The captions of the paper's figures (supplements L and M)",
     "data/inputs/inputs.yaml": "The catalogue: URL, size and licence of each input",
     "data/concepts/animals.txt": "9,600 words for animals",
@@ -27,10 +28,10 @@ HEAD = """# What is where
 `make layout` writes this page. Each line is the first sentence of the file's docstring; a folder's line is its
 `__init__.py`'s. A folder is a room: one subject, at most a dozen files.
 
-Imports point one way. `launch/errors.py`, `launch/urls.py`, `launch/config` and `launch/runtime` are the ground floor,
-which every package uses. `model_zoo` uses `launch/errors.py` and `launch/config/engines.py` alone. `data` uses
-`model_zoo`, `eval` uses `data`, and `train` uses both. `launch` imports no stage, because it starts stages as
-processes; it imports a tool's module when the tool is used, and only `launch/planning` uses `model_zoo`.
+Imports point one way. `launch/errors.py`, `launch/urls.py`, `launch/install`, `launch/config` and `launch/runtime` are
+the ground floor, which every package uses. `model_zoo` uses `launch/errors.py` and `launch/config/engines.py` alone.
+`data` uses `model_zoo`, `eval` uses `data`, and `train` uses both. `launch` imports no stage, because it starts stages
+as processes; it imports a tool's module when the tool is used, and only `launch/planning` uses `model_zoo`.
 `tests/unit/test_imports.py` checks this, and that no two rooms import each other.
 
 """

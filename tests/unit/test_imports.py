@@ -13,7 +13,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # All packages but model_zoo may import these.
-GROUND_FLOOR = {"launch.errors", "launch.urls", "launch.config", "launch.keys", "launch.runtime", "launch.planning"}
+GROUND_FLOOR = {
+    "launch.errors",
+    "launch.urls",
+    "launch.config",
+    "launch.keys",
+    "launch.runtime",
+    "launch.planning",
+    "launch.install",
+}
 ALLOWED = {  # package -> other packages that it may import
     "launch": {"model_zoo"},  # only in launch/planning: the rest of launch starts without torch
     "model_zoo": set(),
