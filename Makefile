@@ -1,7 +1,8 @@
 # randcond: `make help` lists the targets.
 # Variables: VENV (default .venv), PYTHON, ARGS (section.key=value ...), and where to run: HOSTFILE, NODES,
 # GPUS (ranks per host), LAUNCHER (deepspeed, torchrun, slurm), RESTARTS, SBATCH (your site's options).
-# WORKERS: number of processes of make quick and make test.
+# WORKERS: number of processes of make quick and make test. For setup: TORCH_INDEX (the address of an index that torch
+# and torchvision come from) and UV (the uv that installs; empty: pip), which launch/install/packages.py reads.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
@@ -17,11 +18,12 @@ WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
 	@echo "            [SBATCH='options of your site'] [VENV=.venv] [ARGS='section.key=value ...']"
+	@echo "make setup [PYTHON=python3] [TORCH_INDEX=URL of PyTorch's CPU builds] [UV=]    see docs/install.md"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-22s%s\n", $$1, $$2}'
 	@echo
@@ -32,12 +34,14 @@ help: ## this list
 
 setup: $(READY) ## install everything into VENV (the other targets do this if it is missing)
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) launch/prerequisites.py $(VENV)
-	@echo "setting up $(VENV): a few minutes"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock setuptools wheel # build deepspeed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+packages: $(VENV)/.packages ## the part of setup that does not depend on our code: the packages of requirements.lock
+
+$(VENV)/.packages: requirements.lock $(if $(TORCH_INDEX),always)
+	@$(PYTHON) launch/install/prerequisites.py $(VENV)
+	@$(PYTHON) launch/install/packages.py $(VENV)
+	@touch $@
+
+$(READY): $(VENV)/.packages pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -m randcond.train.engine.build_ops
 	@touch $@
