@@ -32,6 +32,7 @@ COMMANDS = list(  # each once
 TARGETS = [line for line in COMMANDS if line.startswith("make")]
 RANDCOND = [line for line in COMMANDS if line.startswith(".venv/bin/randcond")]
 MODULES = [line for line in COMMANDS if "-m randcond" in line or "--module" in line]
+INSTALLS = [line for line in COMMANDS if line.split()[0] in ("pip", "docker", "apptainer")]
 PUSHES = [line for line in COMMANDS if line.startswith("HF_TOKEN=")]  # test_export.py pushes to a hub
 
 
@@ -54,7 +55,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
-    assert sorted(COMMANDS) == sorted({*TARGETS, *RANDCOND, *MODULES, *PUSHES})
+    assert sorted(COMMANDS) == sorted({*TARGETS, *RANDCOND, *MODULES, *PUSHES, *INSTALLS})
 
 
 @pytest.mark.parametrize("line", TARGETS)
@@ -95,6 +96,21 @@ def test_flags_of_pushes_exist(line: str) -> None:
     text = run(ROOT, *words[1:2], "--help").stdout
     assert words[0] == ".venv/bin/randcond"
     assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z]+", text))
+
+
+@pytest.mark.parametrize("line", INSTALLS)
+def test_what_is_installed_exists(line: str) -> None:
+    """test_wheel.py installs a wheel. Here: extras, files and recipes of the lines exist, and `randcond` lines run."""
+    words = shlex.split(line)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"\[([a-z,]+)\]", line)) <= set(extras)
+    for flag in {"-c", "--file"} & set(words):
+        assert (ROOT / words[words.index(flag) + 1]).is_file()
+    if words[:2] == ["apptainer", "build"]:
+        assert (ROOT / words[-1]).is_file()
+    if "run" in words[2:]:
+        done = run(ROOT, *words[-3:], "--dry-run")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("line", MODULES)
