@@ -39,7 +39,9 @@ def run(config: Config) -> None:
     scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
     for name in config.eval.of:
         folder, out, weights = models[name]
-        pipe = load_frozen_pipeline(folder, config.teacher.dtype, device(), task.protocol.sampler)
+        pipe = load_frozen_pipeline(
+            folder, config.teacher.dtype, device(), task.protocol.sampler, student=name == "student"
+        )
         size = pipeline_size(pipe)
         compile_drawing(pipe, config.eval.compile)
         compiled = None if config.eval.compile == "none" else config.eval.compile

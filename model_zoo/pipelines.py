@@ -12,10 +12,10 @@ from diffusers import AutoPipelineForText2Image, UNet2DConditionModel
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import (
-    DTYPES,
     FAMILIES,
     check_files,
     class_name,
+    compute_dtype,
     freeze,
     loading,
     part_dtypes,
@@ -25,12 +25,16 @@ from randcond.model_zoo.checkpoints.hub import local_folder
 from randcond.model_zoo.cost.flops import unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.export import load_unet
+from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.sampler import build_sampler
 
 
-def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher") -> Any:
+def load_frozen_pipeline(
+    path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher", student: bool = False
+) -> Any:
     """Loads the pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
 
+    dtype: the setting `teacher.dtype`. student: True for a student, whose denoiser is never stored in 8 bits.
     Raises UserError naming the folder if it is missing or is not a text-to-image pipeline with an autoencoder.
     """
     folder = local_folder(path)
@@ -43,15 +47,28 @@ def load_frozen_pipeline(path: Path | str, dtype: str, device: torch.device | st
     with loading(folder):
         if family:  # the U-Net is loaded separately: diffusers does not know the class of a SLIM U-Net
             pipe = family.from_pretrained(folder, unet=None, **options, **FAMILIES[family])
-            pipe = with_parts(pipe, unet=load_unet(folder / "unet", DTYPES[dtype]))
+            pipe = with_parts(pipe, unet=load_unet(folder / "unet", compute_dtype(dtype)))
         else:
             try:
                 pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
             except ValueError as error:
                 raise UserError(f"{folder}: diffusers has no text-to-image pipeline for {name} ({error})") from None
     freeze(pipe, device)
+    if dtype == "int8":
+        for network in [*text_encoders(pipe), *([] if student else [denoiser(pipe)])]:
+            store_in_int8(network)
     pipe.scheduler = build_sampler(sampler, pipe.scheduler)
     return pipe
+
+
+def denoiser(pipe: Any) -> Any:
+    """Returns the denoiser of a pipeline: its U-Net or its transformer."""
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
+def text_encoders(pipe: Any) -> list[Any]:
+    """Returns the text encoders of a pipeline."""
+    return [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None]
 
 
 def pipeline_size(pipe: Any) -> dict[str, int]:
@@ -61,13 +78,10 @@ def pipeline_size(pipe: Any) -> dict[str, int]:
     `parameters`: number of parameters of the denoiser, the text encoders and the VAE's decoder, as in Table 4.
     `macs`: MACs of one denoising step, as in Table A. Present only if the denoiser is a U-Net.
     """
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    text_encoders = [
-        part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None
-    ]
-    networks = (denoiser, pipe.vae.decoder, *text_encoders)
-    counts = {network: sum(p.numel() for p in network.parameters()) for network in networks}
-    size = {"unet": counts[denoiser], "parameters": sum(counts.values())}
-    if isinstance(denoiser, UNet2DConditionModel):
-        size["macs"] = unet_cost(type(denoiser), plain_config(dict(denoiser.config))).macs
+    network = denoiser(pipe)
+    networks = (network, pipe.vae.decoder, *text_encoders(pipe))
+    counts = {each: sum(p.numel() for p in each.parameters()) for each in networks}
+    size = {"unet": counts[network], "parameters": sum(counts.values())}
+    if isinstance(network, UNet2DConditionModel):
+        size["macs"] = unet_cost(type(network), plain_config(dict(network.config))).macs
     return size

@@ -17,8 +17,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from randcond.model_zoo.checkpoints.diffusers_folder import (
-    DTYPES,
     FAMILIES,
+    compute_dtype,
     freeze,
     loading,
     part_dtypes,
@@ -31,7 +31,8 @@ from randcond.model_zoo.checkpoints.schedule import noise_schedule
 from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.checkpoints.teacher_look import check_configurations
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
-from randcond.model_zoo.denoiser.condition import Condition
+from randcond.model_zoo.denoiser.condition import Condition, denoise
+from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.sampler import build_sampler
 
 
@@ -41,14 +42,16 @@ class Teacher:
 
     pipe: Any  # a StableDiffusionPipeline or StableDiffusionXLPipeline
     folder: Path
-    dtype: torch.dtype
+    dtype: torch.dtype  # that it computes in
     schedule: DDPMScheduler
+    remark: str = ""  # a line for the log
     latent_side: int | None = None  # set if the training latents differ in size from the U-Net's sample_size
 
     @classmethod
     def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
         """Loads a diffusers folder or hub id, safetensors only.
 
+        With the dtype int8, the U-Net and the text encoders store their weights in 8 bits, and compute in bf16.
         Raises UserError naming the folder if it is missing, or file and key if it does not suit a teacher.
         """
         folder = local_folder(path)
@@ -60,7 +63,20 @@ class Teacher:
             )
         schedule = noise_schedule(pipe.scheduler, folder)
         freeze(pipe, device)
-        return cls(pipe, folder, DTYPES[dtype], schedule)
+        teacher = cls(pipe, folder, compute_dtype(dtype), schedule)
+        if dtype == "int8":
+            teacher.remark = teacher._store_in_int8()
+        return teacher
+
+    def _store_in_int8(self) -> str:
+        """Stores the weights in 8 bits. Returns a line for the log with the error of the predictions."""
+        before = self.probe()
+        counts = [store_in_int8(network) for network in (self.unet, *self.text_encoders)]
+        taken, layers = (sum(each) for each in zip(*counts, strict=True))
+        return (
+            f"teacher in int8: {taken} of {layers} linear layers and convolutions, which changes its predictions by "
+            f"{(self.probe() - before).norm() / before.norm():.2%}"
+        )
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -139,6 +155,17 @@ class Teacher:
             condition["encoder_hidden_states"] = condition["encoder_hidden_states"] * keep[:, None, None]
             condition["text_embeds"] = condition["text_embeds"] * keep[:, None]
         return condition
+
+    @torch.no_grad()
+    def probe(self) -> Tensor:
+        """Returns predictions on noise with the null caption at three timesteps [3, C, h, w], fp32.
+
+        They are compared before and after a change of the networks.
+        """
+        steps = torch.tensor([self.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=self.device)
+        noised = torch.randn(len(steps), *self.latent_shape, generator=torch.Generator().manual_seed(0))
+        condition = self.encode(self.tokenizers([""] * len(steps)))
+        return denoise(self.unet, noised.to(self.device, self.dtype), steps, condition).float()
 
     def stored_unet(self) -> "StoredTensors":
         """Returns the U-Net's weights as stored in the folder, not rounded to the teacher's compute dtype."""

@@ -35,7 +35,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.files import atomic_write, read_record, remove, write_json
 from randcond.launch.runtime.json_lines import whole_lines
-from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
+from randcond.model_zoo.checkpoints.diffusers_folder import compute_dtype
 from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
 from randcond.train.faults.heartbeat import Heartbeat
 from randcond.train.setup import Training
@@ -117,7 +117,7 @@ def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out:
     `out` may hold an evaluation made with other weights, threads, captions or library versions. That folder is then
     renamed to NAME-before-N instead of raising an error, so that the training goes on.
     """
-    unet = student_unet(training.unet, weights, DTYPES[training.config.teacher.dtype])
+    unet = student_unet(training.unet, weights, compute_dtype(training.config.teacher.dtype))
     temporary = out.with_name(f".{out.name}.new")
     with atomic_write(temporary / "unet") as folder:
         unet.save_pretrained(folder, safe_serialization=True)

@@ -92,8 +92,8 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     mark("engine")
     fp8_message = fp8_teacher(teacher) if config.engine.teacher_fp8 else ""
     if engine.rank == 0:
-        if fp8_message:
-            log.info(fp8_message)
+        for message in filter(None, (teacher.remark, fp8_message)):
+            log.info(message)
         for line in skipped:
             log.info(f"training: left out: {line}")
     return Training(config, teacher, module.unet, distil, engine, stream, identity, skipped)

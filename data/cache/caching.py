@@ -47,6 +47,8 @@ def run(config: Config) -> None:
     folder = Path(config.paths.cache)
     source = latent_source(config)
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    if teacher.remark and rank() == 0:
+        log.info(teacher.remark)
     shards = shard_paths(folder, config.cache.size, config.cache.shard_size)
     if (stored := stored_plan(folder, shards, config.cache.captions)) and "subset_of" in stored:
         restore_captions(folder, source.captions, stored, has_shards=True)

@@ -45,6 +45,8 @@ def check_config(config: "Config") -> None:
         raise ValueError("engine.teacher_graph: needs engine.compile=whole")
     if config.engine.teacher == "sharded" and (config.engine.teacher_graph or config.engine.teacher_fp8):
         raise ValueError("engine.teacher: a sharded teacher can't use engine.teacher_graph or engine.teacher_fp8")
+    if config.teacher.dtype == "int8" and (config.engine.teacher == "sharded" or config.engine.teacher_fp8):
+        raise ValueError("teacher.dtype: int8 can't be combined with engine.teacher=sharded or engine.teacher_fp8")
     if config.trains and bool(config.cache.captions) == bool(config.cache.images):
         raise ValueError("cache.captions: give exactly one of cache.captions (to draw) and cache.images (to encode)")
     if config.train.keep_every % config.train.checkpoint_every:

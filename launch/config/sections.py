@@ -42,8 +42,8 @@ class Teacher:
 
     # A diffusers folder, a hub id (owner/name), or package:... for a folder that ships with randcond.
     path: ByContent[str]
-    # of the teacher's weights and activations
-    dtype: Annotated[Literal["fp32", "bf16"], Decides(("run", "shards", "evaluation"))] = "bf16"
+    # of the teacher's weights and activations; int8: weights in 8 bits, activations in bf16
+    dtype: Annotated[Literal["fp32", "bf16", "int8"], Decides(("run", "shards", "evaluation"))] = "bf16"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -113,11 +113,20 @@ def check_files(folder: Path) -> None:
             )
 
 
+def compute_dtype(name: str) -> torch.dtype:
+    """Returns the dtype that networks compute in, given the setting `teacher.dtype`. With int8 it is bf16."""
+    return torch.bfloat16 if name == "int8" else DTYPES[name]
+
+
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
-    """Returns the dtype of each part of a pipeline: `dtype`, but fp32 for an autoencoder that needs upcasting."""
+    """Returns the dtype in which each part of a pipeline is loaded.
+
+    `dtype`: the setting `teacher.dtype`. An autoencoder that needs upcasting is loaded in fp32.
+    """
     # Most autoencoders overflow or show rounding errors in 16 bits. In diffusers, a missing flag means True.
     upcast = read_object(folder / "vae" / "config.json").get("force_upcast", True)
-    return {"default": DTYPES[dtype], "vae": torch.float32 if upcast else DTYPES[dtype]}
+    default = compute_dtype(dtype)
+    return {"default": default, "vae": torch.float32 if upcast else default}
 
 
 def with_parts(pipe: Any, **parts: Any) -> Any:

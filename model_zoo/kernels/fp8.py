@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.condition import denoise
 from randcond.model_zoo.teacher import Teacher
 
 E4M3 = torch.float8_e4m3fn
@@ -80,11 +79,8 @@ def fp8_teacher(teacher: Teacher) -> str:
             f"engine.teacher_fp8: {torch.cuda.get_device_name(teacher.device)} does not support fp8 "
             f"(Ada, Hopper and later GPUs do); set it to false"
         )
-    steps = torch.tensor([teacher.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=teacher.device)
-    noised = torch.randn(len(steps), *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    inputs = noised.to(teacher.device, teacher.dtype), steps, teacher.encode(teacher.tokenizers([""] * len(steps)))
-    before = denoise(teacher.unet, *inputs).float()
+    before = teacher.probe()
     linear = sum(isinstance(module, nn.Linear) for module in teacher.unet.modules())
     count = to_fp8(teacher.unet)
-    error = (denoise(teacher.unet, *inputs).float() - before).norm() / before.norm()
+    error = (teacher.probe() - before).norm() / before.norm()
     return f"teacher in fp8: {count} of {linear} linear layers, which changes its predictions by {error:.2%}"
