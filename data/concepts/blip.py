@@ -18,6 +18,8 @@ from randcond.launch.runtime.files import sha256
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.checkpoints.hub import is_hub_id
+from randcond.model_zoo.checkpoints.hub_files import hub_file
 from randcond.model_zoo.sampler import decode
 from randcond.model_zoo.teacher import Teacher
 
@@ -45,6 +47,8 @@ def describe_images(
         todo = [number for number in numbers if str(number) not in blip_captions]
         try:
             if todo:
+                if is_hub_id(blip):
+                    hub_file(blip, "config.json")  # says at once why the hub does not give it
                 pipe = Teacher.load(teacher, "fp32", device()).pipe
                 model = BlipForConditionalGeneration.from_pretrained(blip, use_safetensors=True).to(device()).eval()
                 processor = BlipProcessor.from_pretrained(blip)

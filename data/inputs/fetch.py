@@ -58,15 +58,10 @@ def open_system(url: str) -> tuple[Any, str]:
     Raises UserError if a package for this kind of URL is not installed, or if a variable is not set; FetchError and
     UserError as fetch() does if a server must be asked already.
     """
-    options: dict[str, Any] = {}
     check_packages(url)
     if is_url(url):
         url = fill_in(url)
-    if is_web(url):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # reads ~/.netrc and http_proxy
+    options = _options(url)
 
     def opened() -> tuple[Any, str]:  # github:// asks its server here
         try:
@@ -81,6 +76,33 @@ def check_packages(url: str) -> None:
     """Raises UserError if an extra that reads this kind of URL is not installed."""
     if re.search(r"\bs3a?://", url):
         need("s3", show_url(url))
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Returns the arguments of the fsspec file systems of a URL: those over aiohttp read ~/.netrc and the proxies.
+
+    In a chained URL (filecache::https://...) they are given by protocol.
+    """
+    protocols = {part.partition("://")[0] for part in url.split("::") if "://" in part}
+    if protocols & {"gs", "gcs"}:
+        complete_proxies()
+        own = {"session_kwargs": {"trust_env": True}}
+        return own if "::" not in url else {"gs": own, "gcs": own}
+    if not protocols & {"http", "https"}:
+        return {}
+    import aiohttp
+
+    complete_proxies()
+    timeout = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
+    own = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    return own if "::" not in url else dict.fromkeys(protocols & {"http", "https"}, own)
+
+
+def complete_proxies() -> None:
+    """Puts http:// before a proxy that is given as HOST:PORT: curl and most libraries take it, aiohttp does not."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        if (proxy := os.environ.get(name, "")) and "://" not in proxy:
+            os.environ[name] = f"http://{proxy}"
 
 
 def fill_in(url: str) -> str:

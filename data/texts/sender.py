@@ -26,7 +26,12 @@ class Sender:
 
         self.endpoint, self.stopping = endpoint, stopping
         # No retries by the client: its timeout is per read, so it would not end an answer that comes byte by byte.
-        self._client = openai.AsyncOpenAI(api_key=key, base_url=endpoint.url, max_retries=0, timeout=endpoint.timeout)
+        try:
+            self._client = openai.AsyncOpenAI(
+                api_key=key, base_url=endpoint.url, max_retries=0, timeout=endpoint.timeout
+            )
+        except (ImportError, ValueError) as error:  # a proxy that is no URL, or that needs a further package (socks)
+            raise UserError(f"{endpoint.name()}: the proxy in https_proxy or ALL_PROXY can't serve: {error}") from None
         self._request_limit = AsyncLimiter(max(1.0, endpoint.rpm / 60), 1.0) if endpoint.rpm >= 60 else None
         if 0 < endpoint.rpm < 60:
             self._request_limit = AsyncLimiter(1, 60 / endpoint.rpm)
@@ -102,13 +107,20 @@ class Sender:
         except (TimeoutError, openai.APITimeoutError):
             raise Trouble(f"no complete answer within {self.endpoint.timeout:g} s (timeout=)") from None
         except openai.APIStatusError as error:
+            _check_proxy(error.status_code == 407)
             pause = _retry_after(error.response.headers)
             # The client takes a message out of the usual place only: of a list or a plain text it shows nothing.
             said = error.message if " - " in error.message else f"{error.message} - {error.response.text}"
             raise read_error(error.status_code, error.body, said, pause) from None
         except openai.OpenAIError as error:
+            _check_proxy(type(error.__cause__).__name__ == "ProxyError" and "407" in str(error.__cause__))
             raise Trouble(f"{error} {error.__cause__ or ''}") from None
         return read_reply(response.content)
+
+
+def _check_proxy(refused: bool) -> None:
+    if refused:
+        raise UserError("the proxy refuses access (407); check http_proxy and https_proxy") from None
 
 
 def _retry_after(headers: Any) -> float | None:

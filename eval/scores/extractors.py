@@ -32,6 +32,7 @@ from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
+from randcond.model_zoo.checkpoints.hub_files import hub_failure, is_of_hub
 
 
 def load_extractors(names: Iterable[str], ev: Eval, device: torch.device | str) -> dict[str, Extractor]:
@@ -118,8 +119,12 @@ def _clip(ev: Eval, device: torch.device | str) -> Extractor:
                 ev.clip, pretrained=None if local else ev.clip_weights, precision="fp32", device=device
             )
         tokenize = open_clip.get_tokenizer(ev.clip)
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+    except Exception as error:
         where = ev.clip if local else f"{ev.clip}, eval.clip_weights: {ev.clip_weights}"
+        if is_of_hub(error):
+            raise hub_failure(f"eval.clip: {where}", error) from None
+        if not isinstance(error, RuntimeError | OSError | ValueError | SafetensorError):
+            raise
         raise UserError(f"eval.clip: {where}: can't be loaded ({first_line(error)})") from None
     model.eval().requires_grad_(False)
 

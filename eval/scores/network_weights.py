@@ -15,6 +15,7 @@ from randcond.data.inputs.catalogue import missing_input
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import sha256
 from randcond.model_zoo.checkpoints.hub import is_hub_id
+from randcond.model_zoo.checkpoints.hub_files import hub_failure
 
 SUFFIXES = (".json", ".txt", ".safetensors")
 TRANSFORMERS_FILES = ("config.json", "model.safetensors")
@@ -63,7 +64,8 @@ def first_line(error: BaseException) -> str:
 def model_folder(source: str, files: Sequence[str]) -> Path:
     """Returns the folder of a model that holds `files`: `source` itself, or a download if it is a hub id.
 
-    Downloads no pickles and no code. Raises UserError naming the missing files, or the hub id if the download fails.
+    Downloads no pickles and no code. Raises UserError naming the missing files, or the hub id if the hub refuses, and
+    ConnectionError if the hub is out of reach.
     """
     name, _, revision = source.partition("@")
     folder = Path(source)
@@ -71,11 +73,8 @@ def model_folder(source: str, files: Sequence[str]) -> Path:
         patterns = [*files, *(f"*{suffix}" for suffix in SUFFIXES if suffix != ".safetensors")]
         try:
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{source}: is not a folder, and the download from the hub failed ({first_line(error)}); "
-                f"without access to the hub, give a folder that holds {', '.join(files)}"
-            ) from None
+        except Exception as error:  # of the hub's client, of its HTTP library, of this disk
+            raise hub_failure(source, error) from None
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise UserError(f"{source}: has no {', '.join(missing)}; weights are read from safetensors files only")
     return folder

@@ -1,6 +1,7 @@
 """Finds a teacher's folder on this machine, or downloads it from the hub."""
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import (
     DiffusionPipeline,
@@ -9,21 +10,20 @@ from diffusers import (
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading
+from randcond.model_zoo.checkpoints.hub_files import hub_failure, hub_file
 from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
+
+_INDEX = "model_index.json"
 
 
 def unet_config(path: Path | str) -> UNetConfig:
     """Returns a teacher's complete U-Net configuration. For a hub id, only that file is downloaded.
 
-    Raises UserError if there is no such folder or hub id.
+    Raises UserError if there is no such folder or hub id, and ConnectionError if the hub is out of reach.
     """
-    if is_hub_id(path):
-        try:
-            return complete_config(UNet2DConditionModel.load_config(str(path), subfolder="unet"))
-        except (OSError, ValueError) as error:
-            raise _not_on_hub(path, error) from None
+    folder = hub_file(path, "unet/config.json").parent if is_hub_id(path) else local_folder(path) / "unet"
     with loading(path):
-        return complete_config(UNet2DConditionModel.load_config(local_folder(path) / "unet"))
+        return complete_config(UNet2DConditionModel.load_config(folder))
 
 
 def is_hub_id(path: Path | str) -> bool:
@@ -31,27 +31,35 @@ def is_hub_id(path: Path | str) -> bool:
     return not Path(path).exists() and len(Path(path).parts) == 2 and not str(path).startswith(("/", "."))
 
 
-def _not_on_hub(path: Path | str, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else ""
-    return UserError(
-        f"no teacher at {path}: there is no such folder, and the download from the hub failed "
-        f"({type(error).__name__}: {reason})"
-    )
+def check_reachable(path: Path | str) -> None:
+    """Asks the hub for the smallest file of a hub id; does nothing for a folder. Raises errors as hub_file() does."""
+    if is_hub_id(path):
+        hub_file(path, _INDEX)
 
 
 def local_folder(path: Path | str) -> Path:
     """Returns the teacher's folder on this machine. If `path` is a hub id (owner/name), downloads it first.
 
-    Raises UserError if the folder has no model_index.json, or if the download fails.
+    Raises UserError if the folder has no model_index.json or the hub refuses, and ConnectionError if the hub is out of
+    reach.
     """
     folder = Path(path)
-    if (folder / "model_index.json").is_file():
+    if (folder / _INDEX).is_file():
         return folder
     if not is_hub_id(path):
         raise UserError(
             f"no teacher at {path}: expected a diffusers folder with a model_index.json, or a hub id (owner/name)"
         )
-    try:  # downloads only what the pipeline needs: no other precisions, no pickles, no code
-        return Path(DiffusionPipeline.download(str(path), use_safetensors=True, safety_checker=None))
-    except (OSError, ValueError) as error:
-        raise _not_on_hub(path, error) from None
+    hub_file(path, _INDEX)
+    try:
+        return _download(path)
+    except Exception as error:
+        try:
+            return _download(path, local_files_only=True)  # the whole model may be here, and the hub out of reach
+        except Exception:
+            raise hub_failure(str(path), error) from None
+
+
+def _download(path: Path | str, **options: Any) -> Path:
+    """Downloads only what the pipeline needs: no other precisions, no pickles, no code."""
+    return Path(DiffusionPipeline.download(str(path), use_safetensors=True, safety_checker=None, **options))

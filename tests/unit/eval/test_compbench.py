@@ -575,5 +575,5 @@ def test_a_hub_id_names_its_revision(models: dict[str, str], tmp_path: Path, mon
     found = model_folder("owner/blip@refs/pr/7", TRANSFORMERS_FILES)
     assert found == cached / "snapshots/0123abcd" and fingerprint(found) == fingerprint(Path(models["blip"]))
     for other in ("owner/blip", "owner/name@v1"):
-        with pytest.raises(UserError, match=rf"{other}: is not a folder, and the download .* failed .*config"):
+        with pytest.raises(UserError, match=rf"^{other}: (not in the hub's cache|can't reach|.* has no such)"):
             model_folder(other, TRANSFORMERS_FILES)
