@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from randcond.launch.config.experiments import table_row
 from randcond.launch.config.gpus import GPUS
-from tests.support import layout, warm
+from randcond.model_zoo.teacher import Teacher
+from tests.support import layout, shaped, warm
+from tests.support.ldm import one_file
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("launch", "model_zoo", "data", "train", "eval")
@@ -71,6 +74,19 @@ def run(folder: Path, *words: str, module: str = "randcond.launch.cli") -> subpr
     return warm.run([warm.Command(module, list(words), folder)])[0]
 
 
+def own_model(words: list[str], folder: Path) -> list[str]:
+    """Makes what a line about a person's own model needs: a tiny checkpoint in place of theirs. Returns more flags."""
+    made = shaped.build("sd-v1-4", folder / ("config" if "import" in words else "my-model"))
+    (folder / "captions.csv").write_text("caption\n" + "\n".join(f"{number} red cats" for number in range(100)))
+    if "import" in words:
+        save_file(one_file(Teacher.load(made, "fp32").pipe), folder / "my-model.safetensors")
+        return ["--config", "config"]  # a file of the published sizes needs none
+    if words[0] == "run":
+        flags = ["--teacher", "my-model", "--captions", "captions.csv"]
+        assert run(folder, "init", "mine.yaml", *flags).returncode == 0
+    return []
+
+
 @pytest.mark.parametrize("line", RANDCOND)
 def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """`run` lines run as dry runs, `students` for one rule, all others in full. The folder looks like the root."""
@@ -83,6 +99,8 @@ def test_randcond_lines_run(line: str, tmp_path: Path, request: pytest.FixtureRe
         tmp_path = request.getfixturevalue("world")
     else:
         (tmp_path / "data").symlink_to(ROOT / "data")
+    if {"my-model", "mine.yaml"} & set(words):
+        words += own_model(words, tmp_path)
     if words[:2] in (["pool", "sample"], ["pool", "take"]):
         run(tmp_path, "pool", "build", words[2], "data/digits/captions.txt")
     done = run(tmp_path, *words)
