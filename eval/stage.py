@@ -62,6 +62,12 @@ def trained_student(config: Config, weights: str) -> Path:
     Raises UserError if there is none.
     """
     folder = student_folder(config, weights)
-    if not (Path(config.paths.run) / "train.json").is_file() or not folder.is_dir():
+    finished = (Path(config.paths.run) / "train.json").is_file()
+    if finished and weights == "ema" and not folder.is_dir() and student_folder(config, "raw").is_dir():
+        raise UserError(
+            f"no EMA weights at {folder}: the run was trained with engine.ema=off; take its raw weights "
+            f"(eval.weights=raw, or --weights raw of randcond export)"
+        )
+    if not finished or not folder.is_dir():
         raise UserError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")
     return folder

@@ -62,7 +62,7 @@ def load_student(unet: UNet2DConditionModel, folder: Path) -> None:
 def check_start(folder: Path) -> None:
     """Raises UserError if a folder is not an exported student."""
     if not (folder / "unet" / "config.json").is_file():
-        raise UserError(f"student.start_from: no exported student at {folder}; expected a folder like RUN/student_ema")
+        raise UserError(f"student.start_from: no exported student at {folder}; expected a folder like RUN/student")
 
 
 def flop_per_sample(teacher: Teacher, student: UNet2DConditionModel) -> int:

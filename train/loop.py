@@ -8,12 +8,12 @@ import torch
 
 from randcond.data.stream.stream import Positions, batches
 from randcond.launch.config.engines import batch_shape
-from randcond.launch.config.paths import student_folder
+from randcond.launch.config.paths import exported_weights, student_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.batches import with_eval_batch, with_micro_batch
 from randcond.launch.planning.out_of_memory import naming_memory
 from randcond.launch.runtime.exit_codes import PREEMPTED
-from randcond.launch.runtime.files import atomic_write, write_json
+from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import RANKS_FROM
 from randcond.model_zoo.export import export_student, student_unet, unet_weights
@@ -131,19 +131,24 @@ def steps(
 def export(training: Training, seconds: float) -> None:
     """Writes student/ (raw weights) and student_ema/ as diffusers folders, then train.json, which marks the run done.
 
+    Without EMA weights, it removes a student_ema/ that the run left at an earlier step.
     `seconds`: the total training time. Every rank must call it.
     """
     config, engine = training.config, training.engine
-    for kind in ("raw", "ema"):
+    students = {kind: student_folder(config, kind) for kind in exported_weights(config)}
+    for kind, folder in students.items():
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
             trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
             card = model_card(config, kind, config.train.steps)
-            with atomic_write(student_folder(config, kind)) as temporary:
+            with atomic_write(folder) as temporary:
                 export_student(temporary, trained, training.teacher.folder, card)
     if engine.rank == 0:
+        if "ema" not in students:
+            remove(student_folder(config, "ema"))
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
         write_json(training.folder / "train.json", {**facts, "identity": training.identity})
-        ema, raw = (student_folder(config, kind) for kind in ("ema", "raw"))
-        log.info(f"training: finished; the student is at {ema} (EMA weights) and {raw} (raw weights)")
+        names = {"ema": "EMA", "raw": "raw"}
+        where = " and ".join(f"{students[kind]} ({name} weights)" for kind, name in names.items() if kind in students)
+        log.info(f"training: finished; the student is at {where}")
     engine.barrier()

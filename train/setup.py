@@ -14,7 +14,7 @@ from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.identity import differences
-from randcond.launch.config.paths import resolve_path, student_folder, watched_folder
+from randcond.launch.config.paths import exported_weights, resolve_path, student_folder, watched_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
@@ -118,7 +118,8 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         hold_lock(folder)
         checkpoint.clear_unfinished(folder / "checkpoints")
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
-        check_folder(folder, parameters, train.keep_checkpoints + train.kept_for_good, _evaluations_left(config))
+        kept = train.keep_checkpoints + train.kept_for_good
+        check_folder(folder, parameters, kept, _evaluations_left(config), config.engine.ema != "off")
     engine.barrier()
     # Before anything is written: it raises if the folder belongs to a run with other settings, whose files must stay.
     first, seconds = resume(engine, folder, training.identity, config.train.steps, how_to_go_on(config))
@@ -157,7 +158,7 @@ def left_out(config: Config, cache: LatentCache) -> list[str]:
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, remedy: str = "") -> tuple[int, float]:
     """Loads the newest valid checkpoint into the engine. Returns its step and the training time so far in seconds.
 
-    Raises UserError if it has other settings or another architecture, or if its step is after `last`.
+    Raises UserError if it has other settings or another architecture, lacks EMA weights, or is after step `last`.
     """
     found = checkpoint.newest_valid(folder / "checkpoints", engine.rank, engine.ranks, engine.broadcast, engine.collect)
     if found is None:
@@ -170,6 +171,11 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, re
             f"train.steps: {last} is too small, because the run at {folder} has finished step {step} already; "
             f"raise it, or set another paths.run"
         )
+    if "ema" in engine.kinds and "ema" not in found.kinds:
+        raise UserError(
+            f"engine.ema: {found.path} has no EMA weights, because the run was trained with engine.ema=off; "
+            f"go on with engine.ema=off, or set another paths.run to train anew"
+        )
     engine.skipped = found.manifest["skipped"]
     engine.load(found.read, step - engine.skipped)
     if engine.rank == 0:
@@ -180,7 +186,7 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, re
 def is_finished(config: Config, identity: dict[str, Any]) -> bool:
     """Returns True if the run folder holds the finished students of a run with these steps and this identity."""
     path = Path(config.paths.run) / "train.json"
-    if not path.is_file() or not all(student_folder(config, kind).is_dir() for kind in ("raw", "ema")):
+    if not path.is_file() or not all(student_folder(config, kind).is_dir() for kind in exported_weights(config)):
         return False
     facts = read_record(path, "steps", "identity")
     return facts["steps"] == config.train.steps and not differences(facts["identity"], identity, ABSENT)

@@ -47,6 +47,8 @@ def check_config(config: "Config") -> None:
         raise ValueError("engine.teacher: a sharded teacher can't use engine.teacher_graph or engine.teacher_fp8")
     if config.teacher.dtype == "int8" and (config.engine.teacher == "sharded" or config.engine.teacher_fp8):
         raise ValueError("teacher.dtype: int8 can't be combined with engine.teacher=sharded or engine.teacher_fp8")
+    if config.trains and config.engine.ema == "off":
+        _check_raw(config)
     if config.trains and bool(config.cache.captions) == bool(config.cache.images):
         raise ValueError("cache.captions: give exactly one of cache.captions (to draw) and cache.images (to encode)")
     if config.train.keep_every % config.train.checkpoint_every:
@@ -61,6 +63,15 @@ def check_config(config: "Config") -> None:
             f"cache.shard_size: must be a multiple of cache.batch ({config.cache.batch}), so that a shard holds "
             f"whole compute batches; got {config.cache.shard_size}"
         )
+
+
+def _check_raw(config: "Config") -> None:
+    """Raises ValueError naming the key if an evaluation needs EMA weights."""
+    cure = "or keep EMA weights with engine.ema=cpu, which takes no memory of the device"
+    if config.eval.weights == "ema":
+        raise ValueError(f"eval.weights: is ema, but engine.ema is off; use eval.weights=raw, {cure}")
+    if config.train.eval_every and "ema" in config.train.eval_weights:
+        raise ValueError(f"train.eval_weights: has ema, but engine.ema is off; use train.eval_weights=[raw], {cure}")
 
 
 def _check_ranges(config: "Config") -> None:

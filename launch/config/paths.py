@@ -30,6 +30,11 @@ def student_folder(config: Config, weights: str) -> Path:
     return Path(config.paths.run) / {"raw": "student", "ema": "student_ema"}[weights]
 
 
+def exported_weights(config: Config) -> list[str]:
+    """Returns the weights that a run exports students of: raw and, unless `engine.ema` is off, ema."""
+    return ["raw"] if config.engine.ema == "off" else ["raw", "ema"]
+
+
 def resolve_path(path: str) -> Path:
     """Returns a path of the configuration. `package:` is replaced by the folder that randcond is installed in."""
     if path.startswith("package:"):

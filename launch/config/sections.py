@@ -7,7 +7,7 @@ contradictions are checked in config/contradictions.py. Imports no torch, becaus
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 from randcond.launch.config.contradictions import check_config
@@ -29,6 +29,8 @@ from randcond.launch.config.identity import (
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Compile = Literal["none", "blocks", "whole"]  # torch.compile: the repeated transformer blocks, or one whole graph
+# Where EMA weights are. YAML reads a plain `off` as false.
+_Ema = Annotated[Literal["device", "cpu", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 def _list(*items: Any) -> Any:
@@ -132,6 +134,7 @@ class Train:
 
     steps: Free[int] = 125_000  # optimizer steps
     global_batch: OfRun[int] = 256  # samples per optimizer step, on all ranks together
+    optimizer: OfRun[Literal["adamw", "adamw_8bit"]] = "adamw"  # adamw_8bit: moments of 2 instead of 8 bytes
     lr: OfRun[float] = 5e-5  # learning rate of AdamW
     warmup: OfRun[int] = 0  # steps of linear warm-up
     betas: OfRun[list[float]] = _list(0.9, 0.999)  # of AdamW
@@ -186,6 +189,7 @@ class Engine:
     channels_last: Free[bool] = False  # memory format [B, h, w, C], which tensor cores prefer
     activation_checkpointing: Free[bool] = False  # saves memory, costs a third more student compute
     teacher: Free[Literal["replicated", "sharded"]] = "replicated"  # sharded: by FSDP2, to save memory
+    ema: Free[_Ema] = "device"  # where the EMA weights are; off: there are none
     heartbeat: Free[float] = 60.0  # seconds of silence from a rank that end the job
     timeout: Free[float] = 1800.0  # seconds without progress on any rank that end the job; compilation takes minutes
     peak_tflops: Free[float | None] = None  # dense bf16 TFLOP/s of one GPU, for MFU; null: looked up by the GPU's name

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.denoiser.condition import Condition
+from randcond.train.engine.adamw_8bit import MOMENTS, AdamW8bit, local
+from randcond.train.engine.ema import Ema, build_ema
 
 State = dict[str, dict[str, Tensor]]  # kind -> "name@start" -> values [n], fp32
 Reader = Callable[[str, str, int, int], Tensor]  # (kind, name, start, stop) -> values [stop - start], fp32
-STATE_KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
+STATE_KINDS = ("weights", "ema", *MOMENTS)
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Piece:
 class Engine:
     """The part of an engine that works on pieces. Subclasses find the pieces and run the training step."""
 
-    optimizer: torch.optim.Optimizer  # AdamW on this rank's share of the master weights
+    optimizer: torch.optim.Optimizer  # AdamW or AdamW8bit on this rank's share of the master weights
 
     def __init__(self, config: Config, module: nn.Module) -> None:
         """Needs an initialised process group and a module that is not sharded yet."""
@@ -50,7 +52,8 @@ class Engine:
         self.skip_nonfinite = config.train.skip_nonfinite > 0
         self.skipped = 0  # steps skipped because their gradient was NaN or infinite
         self.pieces: list[Piece] = []
-        self.ema: list[Tensor] = []
+        self.ema: Ema | None = None
+        self._keeps_ema = config.engine.ema
         # Control messages between the ranks go over the CPU (gloo), so that they don't wait for the GPU or delay it.
         self._control = (
             dist.new_group(backend="gloo", timeout=collective_timeout(config)) if dist.get_backend() != "gloo" else None
@@ -77,8 +80,8 @@ class Engine:
         """
         raise NotImplementedError
 
-    def moment(self, piece: Piece, kind: str) -> Tensor:
-        """Returns `exp_avg` or `exp_avg_sq` of AdamW for a piece [n], fp32, as a view."""
+    def master_of(self, piece: Piece) -> tuple[Tensor, int]:
+        """Returns the optimizer's parameter that holds a piece, and the index of the piece's first value in it."""
         raise NotImplementedError
 
     def init_moments(self) -> None:
@@ -99,19 +102,37 @@ class Engine:
         """Sets the pieces, starts the EMA at their values, and creates the moments."""
         assert all(piece.weights.dtype == torch.float32 for piece in pieces), "master weights must be fp32"
         self.pieces = pieces
-        self.ema = [piece.weights.detach().clone() for piece in pieces]
+        self.ema = build_ema(self._keeps_ema, [piece.weights.detach() for piece in pieces])
         self.init_moments()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of state that this engine has: STATE_KINDS, without the EMA if `engine.ema` is off."""
+        return tuple(kind for kind in STATE_KINDS if kind != "ema" or self.ema is not None)
+
+    def _finish_ema(self) -> None:
+        """Waits for the EMA of the previous step. To be called before the weights change."""
+        if self.ema is not None:
+            self.ema.finish()
+
     def _update_ema(self, decay: float) -> None:
-        if self.pieces:
-            torch._foreach_lerp_(self.ema, [piece.weights.detach() for piece in self.pieces], 1 - decay)
+        if self.ema is not None:
+            self.ema.update(decay)
 
     def _values(self, kind: str) -> list[Tensor]:
+        """Returns the values [n] of each piece, fp32: views, but copies of moments that are stored in 8 bits."""
         if kind == "ema":
-            return self.ema
+            assert self.ema is not None
+            self.ema.finish()
+            return self.ema.average
         if kind == "weights":
             return [piece.weights for piece in self.pieces]
-        return [self.moment(piece, kind) for piece in self.pieces]
+        return [self._moment(piece, kind) for piece in self.pieces]
+
+    def _moment(self, piece: Piece, kind: str) -> Tensor:
+        master, start = self.master_of(piece)
+        held, stop = self.optimizer.state[master][kind], start + piece.weights.numel()
+        return local(held).view(-1)[start:stop] if isinstance(held, Tensor) else held.read(start, stop)
 
     def local_state(self) -> State:
         """Returns a CPU copy of this rank's share of the state. The shares of all ranks cover every value once."""
@@ -121,7 +142,7 @@ class Engine:
                 for piece, values in zip(self.pieces, self._values(kind), strict=True)
                 if piece.saved
             }
-            for kind in STATE_KINDS
+            for kind in self.kinds
         }
 
     @torch.no_grad()
@@ -129,18 +150,39 @@ class Engine:
         """Loads the state after `step` optimizer steps. Any engine at any world size may have saved it."""
         for state in self.optimizer.state.values():
             state["step"].fill_(step)
-        for kind in STATE_KINDS:
+        self._finish_ema()
+        for kind in self.kinds:
+            if kind in MOMENTS and isinstance(self.optimizer, AdamW8bit):
+                self._store_moments(kind, read)
+                continue
             for piece, values in zip(self.pieces, self._values(kind), strict=True):
                 values.copy_(read(kind, piece.name, piece.start, piece.start + values.numel()))
         self.update_compute_weights()
 
+    def _store_moments(self, kind: str, read: Reader) -> None:
+        """Reads a moment and stores it in 8 bits, one parameter of the optimizer at a time.
+
+        A block may hold values of several pieces, and its codes depend on all of them.
+        """
+        pieces: dict[int, list[tuple[Piece, int]]] = {}
+        for piece in self.pieces:
+            master, start = self.master_of(piece)
+            pieces.setdefault(id(master), []).append((piece, start))
+        for master, state in self.optimizer.state.items():
+            stored = state[kind]
+            values = torch.zeros(stored.size, device=stored.codes.device)
+            for piece, start in pieces.get(id(master), []):
+                size = piece.weights.numel()
+                values[start : start + size] = read(kind, piece.name, piece.start, piece.start + size)
+            stored.write(values)
+
     @torch.no_grad()
     def gather(self, kind: str) -> dict[str, Tensor]:
-        """Returns one of STATE_KINDS by parameter name on rank 0, {} on the other ranks. Every rank must call it.
+        """Returns one of `kinds` by parameter name on rank 0, {} on the other ranks. Every rank must call it.
 
         The tensors are fp32, on the CPU, in the shapes of `self.shapes`. Only the host of rank 0 holds the full state.
         """
-        assert kind in STATE_KINDS, kind
+        assert kind in self.kinds, kind
         held: dict[str, list[tuple[int, Tensor]]] = {}
         for piece, values in zip(self.pieces, self._values(kind), strict=True):
             if piece.saved:
@@ -183,7 +225,9 @@ class Engine:
         self.any_rank(False)
 
     def close(self) -> None:
-        """Destroys the process group."""
+        """Ends the EMA and destroys the process group."""
+        if self.ema is not None:
+            self.ema.close()
         dist.destroy_process_group()
 
 
@@ -204,23 +248,28 @@ def set_single_rank_defaults() -> None:
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
 
 
-def initial_adamw_state(master: Tensor) -> dict[str, Tensor]:
-    """Returns the state of AdamW before its first step: `step` [], `exp_avg` and `exp_avg_sq` like `master`."""
+def initial_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Any]:
+    """Returns the optimizer's state of a parameter before its first step.
+
+    `step` [], `exp_avg` and `exp_avg_sq`: like `master`, or stored in 8 bits.
+    """
+    if isinstance(optimizer, AdamW8bit):
+        return optimizer.initial_state(master)
     return {
         "step": torch.tensor(0.0, device=master.device),  # fused kernels need it on the same device
-        "exp_avg": torch.zeros_like(master),
-        "exp_avg_sq": torch.zeros_like(master),
+        **{kind: torch.zeros_like(master) for kind in MOMENTS},
     }
 
 
-def build_optimizer(config: Config, parameters: Any) -> torch.optim.AdamW:
+def build_optimizer(config: Config, parameters: Any) -> torch.optim.Optimizer:
     """Returns AdamW with the settings of the `train:` section (by default the paper's, Sec. 4.2)."""
     train = config.train
-    return torch.optim.AdamW(
-        parameters,
-        lr=train.lr,
-        betas=(train.betas[0], train.betas[1]),
-        eps=train.eps,
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
+    settings: dict[str, Any] = {
+        "lr": train.lr,
+        "betas": (train.betas[0], train.betas[1]),
+        "eps": train.eps,
+        "weight_decay": train.weight_decay,
+    }
+    if train.optimizer == "adamw_8bit":
+        return AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings, fused=True)

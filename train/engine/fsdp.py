@@ -24,7 +24,7 @@ from randcond.train.engine.base import (
     Piece,
     build_optimizer,
     collective_timeout,
-    initial_adamw_state,
+    initial_state,
     set_single_rank_defaults,
 )
 
@@ -94,17 +94,18 @@ class FsdpEngine(Engine):
             return norm
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._finish_ema()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_ema(ema_decay)
         return norm
 
-    def moment(self, piece: Piece, kind: str) -> Tensor:
-        return self.optimizer.state[self.module.get_parameter(piece.name)][kind].to_local().view(-1)
+    def master_of(self, piece: Piece) -> tuple[Tensor, int]:
+        return self.module.get_parameter(piece.name), 0
 
     def init_moments(self) -> None:
         for parameter in self.module.parameters():
-            self.optimizer.state[parameter] = initial_adamw_state(parameter)
+            self.optimizer.state[parameter] = initial_state(self.optimizer, parameter)
 
     def update_compute_weights(self) -> None:
         """Does nothing. The sharded parameters are the master weights; every forward gathers and casts them."""

@@ -24,7 +24,7 @@ from randcond.train.engine.base import (
     Piece,
     build_optimizer,
     collective_timeout,
-    initial_adamw_state,
+    initial_state,
     set_single_rank_defaults,
 )
 from randcond.train.engine.build_ops import load_operator
@@ -95,6 +95,7 @@ class ZeroEngine(Engine):
         if last:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            self._finish_ema()
         norm = self._plain_norm() if last and not self.wrapped else None
         self.engine.step()
         if not last:
@@ -112,24 +113,20 @@ class ZeroEngine(Engine):
         """
         return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
-    def moment(self, piece: Piece, kind: str) -> Tensor:
-        parameter = self._parameter(piece.name)
+    def master_of(self, piece: Piece) -> tuple[Tensor, int]:
+        parameter: Any = self.module.get_parameter(piece.name)
         if self.stage == 3:
-            local, _ = self.zero._get_fp32_opt_state_partition(parameter, False, optim_state_key=kind)
-            return local[: piece.weights.numel()]
+            group, start, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            return _masters(self.zero)[group], start
         if not self.wrapped:
-            return self.optimizer.state[parameter][kind].view(-1)
-        return parameter._hp_mapping.get_optim_state_fragment(kind)
-
-    def _parameter(self, name: str) -> Any:
-        return self.module.get_parameter(name)
+            return parameter, 0
+        mapping = parameter._hp_mapping
+        return _masters(self.zero)[mapping.param_group_index], mapping.hp_fragment_address.start
 
     def init_moments(self) -> None:
         masters = list(self.module.parameters()) if not self.wrapped else _masters(self.zero)
         for master in masters:
-            self.optimizer.state[master] = initial_adamw_state(master)
-        if self.wrapped and self.stage < 3:
-            self.zero._lazy_init_hp_params_optimizer_state()  # links moments to parameters, as its first step would
+            self.optimizer.state[master] = initial_state(self.optimizer, master)
 
     def update_compute_weights(self) -> None:
         if self.stage == 3:
@@ -139,7 +136,9 @@ class ZeroEngine(Engine):
             self.zero.update_lp_params()
 
     def close(self) -> None:
-        """Destroys the process group and DeepSpeed's records of it, so that another engine may be built afterwards."""
+        """Ends the EMA, and destroys the process group and DeepSpeed's records of it: another engine may be built."""
+        if self.ema is not None:
+            self.ema.close()
         deepspeed.comm.destroy_process_group()
 
 

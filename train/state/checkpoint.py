@@ -150,6 +150,11 @@ class StoredCheckpoint:
                     self._runs.setdefault((kind, name), []).append((int(start), int(start) + length, file))
         self._open: dict[str, Any] = {}
 
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of state that it holds: STATE_KINDS, without the EMA of a run with `engine.ema` off."""
+        return {kind for kind, _ in self._runs}
+
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """Returns the values `start` to `stop` [stop - start] of a flattened tensor, fp32, on the CPU.
 

@@ -6,6 +6,7 @@ from typing import Any
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.identity import absent_settings, identity_of
+from randcond.launch.config.paths import exported_weights, student_folder
 from randcond.launch.config.sections import Conditioning, Config, Student, Train
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.ranks import world_size
@@ -40,10 +41,10 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
 
 def how_to_go_on(config: Config) -> str:
     """What to do about a run whose settings have changed."""
-    run = config.paths.run
+    student = student_folder(config, exported_weights(config)[-1])
     return (
         f"To resume it, restore these settings. To train anew, give another paths.run; with "
-        f"student.start_from={run}/student_ema the new run starts from the exported student of this one."
+        f"student.start_from={student} the new run starts from the exported student of this one."
     )
 
 

@@ -55,6 +55,10 @@ def test_numbers_in_yaml_1_2_notation() -> None:
         ("engine.threads=0", r"engine\.threads: must be at least 1"),
         ("engine.peak_tflops=0", r"engine\.peak_tflops: must be above 0"),
         ("train.keep_every=7", r"train\.keep_every: must be a multiple of train\.checkpoint_every"),
+        (
+            "engine.ema=off",
+            r"eval\.weights: is ema, but engine\.ema is off; use eval\.weights=raw, or .*engine\.ema=cpu",
+        ),
         ("paths=5", r"paths: .*object"),
         ("pool=3", r"pool: .*object"),
         ("train.steps={a: 1, a: 2}", r"override 'train\.steps=\{a: 1, a: 2\}': .*'a' is written twice"),
@@ -64,6 +68,24 @@ def test_numbers_in_yaml_1_2_notation() -> None:
 def test_mistakes_name_the_key(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         cfg.load_config("demo-with", [override])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["engine.ema=off", "eval.weights=raw", "train.eval_every=10"], r"train\.eval_weights: .*eval_weights=\[raw\]"),
+        (["engine.ema=off", "eval.weights=raw", "train.eval_every=10", "train.eval_weights=[raw]"], ""),
+        (["engine.ema=off", "eval.of=[teacher]"], ""),  # nothing is trained
+        (["teacher.dtype=int8", "engine.teacher=sharded"], r"teacher\.dtype: int8 can't be combined"),
+        (["teacher.dtype=int8", "engine.teacher_fp8=true"], r"teacher\.dtype: int8 can't be combined"),
+    ],
+)
+def test_what_saves_memory_is_refused_where_it_can_not_work(words: list[str], message: str) -> None:
+    if not message:
+        assert cfg.load_config("demo-with", words)
+        return
+    with pytest.raises(UserError, match=message):
+        cfg.load_config("demo-with", words)
 
 
 def test_unknown_experiment_suggests_the_nearest() -> None:

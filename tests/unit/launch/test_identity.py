@@ -28,7 +28,19 @@ def test_every_key_declares_what_it_decides() -> None:
 def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
     train = identity_of(load_config("demo-with").train, "run")
     assert list(train) == [
-        *("global_batch", "lr", "warmup", "betas", "weight_decay", "eps", "grad_clip", "ema_decay", "losses", "seed")
+        *(
+            "global_batch",
+            "optimizer",
+            "lr",
+            "warmup",
+            "betas",
+            "weight_decay",
+            "eps",
+            "grad_clip",
+            "ema_decay",
+            "losses",
+            "seed",
+        )
     ]
     assert train["losses"] == {"output": 1.0, "feature": 1.0}  # losses with weight 0 are left out
 

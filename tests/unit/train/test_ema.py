@@ -1,0 +1,66 @@
+"""The EMA of the weights: in the host's memory it has the same bits as on the device."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from randcond.train.engine import ema
+from randcond.train.engine.ema import Ema, HostEma, build_ema
+
+SIZES = [100_003, 1, 64, 7, 4096]
+
+
+def walk(held: Ema, weights: list[Tensor], steps: int = 20) -> list[Tensor]:
+    """Moves the weights at random and averages them, as a training does. Returns the averages."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        held.finish()
+        for each in weights:
+            each.add_(torch.randn(each.shape, generator=generator))
+        held.update(min(0.99, (1 + step) / (10 + step)))
+    held.finish()
+    return held.average
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 4096])
+def test_the_host_has_the_same_bits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ema, "CHUNK", chunk)
+    averages = []
+    for where in ("device", "cpu"):
+        weights = [torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in SIZES]
+        held = build_ema(where, weights)
+        assert held is not None and type(held) is {"device": Ema, "cpu": HostEma}[where]
+        averages.append([each.clone() for each in walk(held, weights)])
+        held.close()
+    assert all(torch.equal(one, other) for one, other in zip(*averages, strict=True))
+
+
+def test_off_is_none() -> None:
+    assert build_ema("off", [torch.zeros(3)]) is None
+
+
+def test_an_error_of_the_thread_is_raised() -> None:
+    held = HostEma([torch.zeros(3)])
+    held.average = [torch.zeros(2)]  # too short
+    held.update(0.9)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        held.finish()
+    held.close()
+
+
+@pytest.mark.gpu
+def test_the_host_has_the_devices_values_to_a_rounding() -> None:
+    averages = []
+    for where in ("device", "cpu"):
+        weights = [torch.randn(size, generator=torch.Generator().manual_seed(size)).cuda() for size in SIZES]
+        generator, held = torch.Generator("cuda").manual_seed(1), build_ema(where, weights)
+        assert held is not None
+        for step in range(50):
+            held.finish()
+            for each in weights:
+                each.add_(torch.randn(each.shape, generator=generator, device="cuda"))
+            held.update(min(0.99, (1 + step) / (10 + step)))
+        held.finish()
+        averages.append([each.cpu() for each in held.average])
+    for one, other in zip(*averages, strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
