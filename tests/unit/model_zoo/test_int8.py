@@ -56,6 +56,7 @@ def test_a_layer_computes_with_its_stored_weights(dtype: torch.dtype) -> None:
         assert torch.equal(ours, layer(x))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
 def test_a_teacher_in_int8_is_near_and_small(layout: str, tmp_path: Path) -> None:
     folder = build(layout, tmp_path / layout)
@@ -87,6 +88,7 @@ def test_taps_and_channels_last_see_no_difference() -> None:
     assert (teacher.probe() - plain).norm() / plain.norm() < 0.01
 
 
+@pytest.mark.heavy
 def test_a_pipeline_in_int8_draws_nearly_the_same() -> None:
     """A student's denoiser keeps its weights."""
     drawn = {}
