@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.gpus import Gpu
@@ -14,7 +15,17 @@ from randcond.launch.config.sections import Config
 from randcond.model_zoo.checkpoints.layouts import layout_of
 from randcond.model_zoo.cost.flops import UNetCost, decoder_cost, text_parameters, unet_cost
 from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
-from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, activations_per_sample, trained_shapes, unet_blocks
+from randcond.model_zoo.cost.memory import (
+    COMPARED_BYTES,
+    EMA,
+    MOMENTS,
+    MOMENTS_IN_8_BITS,
+    Sharding,
+    activations_per_sample,
+    trained_shapes,
+    unet_blocks,
+)
+from randcond.model_zoo.int8_weights import int8_bytes
 from randcond.model_zoo.networks import networks_of
 from randcond.model_zoo.students.registry import find_rule, student_config
 
@@ -105,6 +116,22 @@ class Sizes:
         """Number of trained parameters: the student's and its projectors'."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
+    def teacher_bytes(self, dtype: str) -> int:
+        """Returns the bytes of the teacher's U-Net, given the setting `teacher.dtype`."""
+        return self._int8_bytes[0] if dtype == "int8" else weight_bytes(dtype) * self.teacher.parameters
+
+    def text_bytes(self, dtype: str) -> int:
+        """Returns the bytes of the text encoders, given the setting `teacher.dtype`."""
+        return self._int8_bytes[1] if dtype == "int8" else weight_bytes(dtype) * self.text
+
+    @cached_property
+    def _int8_bytes(self) -> tuple[int, int]:
+        """The bytes of the U-Net and of the text encoders, if their weights are stored in 8 bits."""
+        with torch.device("meta"):
+            unet = int8_bytes(UNet2DConditionModel.from_config(self.networks.unet))
+            configs = [CLIPTextConfig(**config) for config in self.networks.text_encoders]
+            return unet, sum(int8_bytes(CLIPTextModel(config)) for config in configs)
+
     def activations(self, precision: str, checkpointing: bool, compared: float) -> int:
         """Returns the bytes that a micro-batch keeps per sample for the backward pass.
 
@@ -125,6 +152,11 @@ def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
     )
 
 
+def weight_bytes(dtype: str) -> int:
+    """Returns the bytes of a weight or activation, given the setting `teacher.dtype`. With int8, that of bf16."""
+    return 4 if dtype == "fp32" else 2
+
+
 def compared(config: Config) -> float:
     """Returns the bytes that the feature losses keep for the backward pass, per element of a feature map."""
     losses = asdict(config.train.losses)
@@ -140,4 +172,6 @@ def sharding(config: Config, cluster: Cluster) -> Sharding:
     _, accumulation = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     low = 2 if engine.precision == "bf16" else 4
     group = shard_group(engine.engine_kind, engine.shard_group, cluster.ranks, cluster.per_node)
-    return Sharding(engine.engine_kind, cluster.ranks, group, low, accumulation > 1)
+    moments = MOMENTS_IN_8_BITS if config.train.optimizer == "adamw_8bit" else MOMENTS
+    ema = EMA if engine.ema == "device" else 0
+    return Sharding(engine.engine_kind, cluster.ranks, group, low, accumulation > 1, moments, ema)

@@ -29,12 +29,12 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
 
     `sizes`: of the images of this stage, see counted().
     """
-    low = torch.bfloat16 if config.teacher.dtype == "bf16" else torch.float32
+    low = torch.float32 if config.teacher.dtype == "fp32" else torch.bfloat16
     vae = torch.float32 if sizes.networks.vae.get("force_upcast", True) else low
     unet, pixels = sizes.networks.unet, _pixels(sizes)
     memory = {
-        "U-Net": low.itemsize * sizes.teacher.parameters,
-        "text encoders and VAE": low.itemsize * sizes.text + vae.itemsize * sizes.vae,
+        "U-Net": sizes.teacher_bytes(config.teacher.dtype),
+        "text encoders and VAE": sizes.text_bytes(config.teacher.dtype) + vae.itemsize * sizes.vae,
     }
     if stage == "cache" and config.cache.images:
         memory["encoding"] = batch * encoder_peak(sizes.networks.vae, pixels, vae)

@@ -5,7 +5,7 @@ from typing import Any
 
 from randcond.launch.config.engines import ENGINES, EngineKind, batch_shape
 from randcond.launch.config.sections import Config
-from randcond.launch.planning.costs import Cluster, Sizes, compared, sharding
+from randcond.launch.planning.costs import Cluster, Sizes, compared, sharding, weight_bytes
 from randcond.model_zoo.cost.memory import state_memory
 
 USABLE = 0.95  # share of a GPU's memory
@@ -22,17 +22,18 @@ Change = dict[str, Any]  # dotted key -> value
 
 def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str, int]:
     """Returns the bytes per GPU during training, by part."""
-    engine, low = config.engine, 2 if config.teacher.dtype == "bf16" else 4
+    engine, dtype = config.engine, config.teacher.dtype
+    low = weight_bytes(dtype)
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
-    unet = low * sizes.teacher.parameters
+    unet = sizes.teacher_bytes(dtype)
     if engine.teacher == "sharded":
         gathered = sorted(sizes.teacher_blocks)[-2:]  # one block in use, the next one prefetched
         unet = unet // cluster.ranks + low * sum(gathered)
     upcast = sizes.networks.vae.get("force_upcast", True)
     return {
         "teacher U-Net": unet,
-        "text encoders and VAE": low * sizes.text + (4 if upcast else low) * sizes.vae,
+        "text encoders and VAE": sizes.text_bytes(dtype) + (4 if upcast else low) * sizes.vae,
         "student weights": state.weights,
         "gradients": state.gradients,
         "optimizer, fp32 weights, EMA": state.optimizer,
@@ -63,17 +64,19 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
     micros: list[Change] = [
         {"engine.micro_batch": micro // 2**power} for power in range(1, 12) if micro % 2**power == 0
     ]
-    same, (engines, sharded) = _same_numbers(config), _sharding(config, cluster)
+    same, engines, sharded, other = _same_numbers(config), *_sharding(config, cluster), _other_numbers(config)
 
     def needed(change: Change) -> float | None:
         memory = training_memory(changed(config, change), sizes, cluster)
         return sum(memory.values()) / 1e9 if fits(memory, cluster) else None
 
-    every = [*micros, *same, *engines, *sharded]
+    every = [*micros, *same, *engines, *sharded, *other]
     found = [(change, gb) for change in every if (gb := needed(change)) is not None]
     if not found:
         together: Change = {}
-        for change in (*micros[-1:], *same, *engines[-1:], *sharded):
+        # A sharded teacher is stored in bf16.
+        rounding = [change for change in other if not sharded or "teacher.dtype" not in change]
+        for change in (*micros[-1:], *same, *engines[-1:], *sharded, *rounding):
             together |= change
             if (gb := needed(together)) is not None:
                 found = [(together, gb)]
@@ -85,20 +88,39 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
 def _same_numbers(config: Config) -> list[Change]:
     """Returns what saves memory, changes no result and is not set yet."""
     checkpointing: list[Change] = [{"engine.activation_checkpointing": True}]
-    return checkpointing if not config.engine.activation_checkpointing else []
+    ema: list[Change] = [{"engine.ema": "cpu"}]
+    return [
+        *(checkpointing if not config.engine.activation_checkpointing else []),
+        *(ema if config.engine.ema == "device" else []),
+    ]
+
+
+def _other_numbers(config: Config) -> list[Change]:
+    """Returns what saves memory by rounding, and is not set yet."""
+    moments: list[Change] = [{"train.optimizer": "adamw_8bit"}]
+    teacher: list[Change] = [{"teacher.dtype": "int8", **_switched_off(config, "teacher_fp8")}]
+    return [
+        *(moments if config.train.optimizer == "adamw" else []),
+        *(teacher if config.teacher.dtype != "int8" and config.engine.teacher == "replicated" else []),
+    ]
 
 
 def _sharding(config: Config, cluster: Cluster) -> tuple[list[Change], list[Change]]:
-    """Returns the engines and the sharding of the teacher, which save memory on several GPUs and change no result."""
+    """Returns the engines and the sharding of the teacher, which save memory and change no result.
+
+    On one GPU, FSDP2 saves the weights and gradients in the compute dtype: it makes them block by block.
+    """
     if cluster.ranks == 1:
-        return [], []
+        fsdp = ENGINES[EngineKind.FSDP_FULL].settings if config.engine.kind != "fsdp" else {}
+        return [{f"engine.{key}": value for key, value in fsdp.items()}] if fsdp else [], []
     engines: list[Change] = [
         {f"engine.{key}": value for key, value in ENGINES[kind].settings.items()}
         for kind in SWEEP_ENGINES
         if not ENGINES[kind].in_groups
     ]
-    # A sharded teacher can't use a CUDA graph or fp8.
-    return engines, [{"engine.teacher": "sharded", **_switched_off(config, "teacher_graph", "teacher_fp8")}]
+    # A sharded teacher can't use a CUDA graph, fp8 or int8.
+    dtype: Change = {"teacher.dtype": "bf16"} if config.teacher.dtype == "int8" else {}
+    return engines, [{"engine.teacher": "sharded", **_switched_off(config, "teacher_graph", "teacher_fp8"), **dtype}]
 
 
 def _switched_off(config: Config, *names: str) -> Change:

@@ -208,7 +208,7 @@ def page(config: Config, found: "planner.Plan", gpu: str, source: str) -> str:
     ]
     if not found.fits:
         lines += [f"  fits with  {words}  ({gb:.1f} GB)" for words, gb in found.knobs] or [
-            "  no engine setting makes it fit; use a GPU with more memory, more hosts, or a smaller student or teacher"
+            "  no setting makes it fit; use a GPU with more memory, more hosts, or a smaller student or teacher"
         ]
     lines += [
         "",

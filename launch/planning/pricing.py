@@ -15,7 +15,8 @@ from randcond.model_zoo.checkpoints.layouts import layout_of
 CAPTION = 63  # bytes per caption in a pool, measured over 20M LAION captions
 WHOLE = 50_000_000  # captions of the full pool (pool.whole): about 4 of the 32 files of LAION-400M
 SAMPLE = 3072  # bytes of a cached sample besides its latent: tar headers, caption, metadata
-CHECKPOINT, EXPORT = 16, 8  # bytes per parameter: fp32 weights, two moments and EMA; two students in fp32
+CHECKPOINT, EXPORT = 12, 4  # bytes per parameter: fp32 weights and two moments; a student in fp32
+EMA = 4  # bytes per parameter, in a checkpoint and as a second student
 ROW = 4 * (2048 + 1008 + 1)  # bytes of the features of an image: Inception and CLIP
 
 
@@ -80,8 +81,9 @@ def run_bytes(config: Config, sizes: Sizes) -> int:
     kept += 1  # one more while the next one is written
     best = 4 * (sizes.trained + sizes.text + sizes.vae)
     drawn = ROW * images_drawn(config)
-    size = sizes.trained * (CHECKPOINT * kept + EXPORT) + train.evaluations * (2 * sizes.trained + drawn + best)
-    return int(size + drawn)
+    ema = 0 if config.engine.ema == "off" else EMA
+    state = sizes.trained * ((CHECKPOINT + ema) * kept + EXPORT + ema)
+    return int(state + train.evaluations * (2 * sizes.trained + drawn + best) + drawn)
 
 
 def evaluation_bytes(config: Config) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from randcond.launch.config.engines import EngineKind, batch_shape
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.sections import Config
-from randcond.launch.planning.costs import Cluster, Sizes, sharding
+from randcond.launch.planning.costs import Cluster, Sizes, sharding, weight_bytes
 from randcond.model_zoo.cost.gpu_occupancy import Work, occupancy
 from randcond.model_zoo.cost.memory import LIVE, persistent
 
@@ -55,7 +55,7 @@ def step_traffic(config: Config, sizes: Sizes, cluster: Cluster) -> Traffic:
         across = accumulation * 2 * 4 * total / group * ring(how.ranks // group)
         parts.append(Traffic(across, across / (1e9 * gpu.across_gb_s)))
     if config.engine.teacher == "sharded":
-        low = 2 if config.teacher.dtype == "bf16" else 4
+        low = weight_bytes(config.teacher.dtype)
         parts.append(ring_traffic(how.ranks, accumulation * low * sizes.teacher.parameters * ring(how.ranks), cluster))
     return Traffic(sum(part.sent for part in parts), sum(part.seconds for part in parts))
 

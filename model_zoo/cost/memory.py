@@ -27,6 +27,8 @@ from randcond.model_zoo.students.registry import find_rule, student_config
 # fp32. SLIM's frequency loss also keeps half of a complex spectrum and its weights. The numbers are measured
 # (checked by tests/unit/launch/test_planner.py).
 COMPARED_BYTES = {"feature": 8, "spatial": 8, "frequency": 12.5}
+MOMENTS, EMA = 8, 4  # bytes per parameter: AdamW's two moments, the EMA weights
+MOMENTS_IN_8_BITS = 2 * (1 + 4 / 256)  # two codes, and an fp32 scale for each 256 of them
 BUCKET = 500_000_000  # DeepSpeed: elements of gradients that are reduced at once
 PERSISTENT = 100_000  # DeepSpeed ZeRO-3: tensors with up to this many elements are not sharded
 LIVE = 1_000_000_000  # DeepSpeed ZeRO-3: gathered parameters that a rank keeps at once
@@ -41,6 +43,8 @@ class Sharding:
     group: int | None = None  # number of ranks that share one replica; None: all
     compute_bytes: int = 2  # bytes per parameter in the compute dtype: 2 for bf16, 4 for fp32
     accumulates: bool = False  # True with gradient accumulation
+    moments: float = MOMENTS  # bytes per parameter
+    ema: int = EMA  # bytes per parameter on the device
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class StateMemory:
 
     weights: int  # the student's weights in the compute dtype, including those that are not sharded
     gradients: int
-    optimizer: int  # AdamW's two moments, EMA weights, and separate fp32 master weights if there are any
+    optimizer: int  # AdamW's two moments, EMA weights on the device, and separate fp32 master weights if there are any
     buffers: int  # allocated once, at the start
     transient: int  # gathered weights and reduction buckets, allocated during a part of the step
 
@@ -67,25 +71,29 @@ def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], shard
     """
     numels = [math.prod(shape) for shape in shapes]
     total, width = sum(numels), sharding.compute_bytes
+    averages = sharding.moments + sharding.ema
+    held = 4 + averages  # bytes of a rank's share of the optimizer, with fp32 master weights
     bucket = 4 * min(BUCKET, total)  # reductions over the ranks are in fp32
     if sharding.kind in (EngineKind.FSDP_FULL, EngineKind.FSDP_GRAD_OP, EngineKind.FSDP_HYBRID):
         shards = sharding.group or sharding.ranks
         own = sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)  # FSDP shards whole rows
         # FSDP gathers one block ahead. A group of one gathers too, because that creates the compute-dtype copies.
         gathered = sum(blocks) if ENGINES[sharding.kind].keeps_gathered else sum(sorted(blocks)[-2:])
-        return StateMemory(0, 4 * own, 16 * own, 0, (width + 4) * gathered)
+        return StateMemory(0, 4 * own, round(held * own), 0, (width + 4) * gathered)
     if sharding.kind == EngineKind.ZERO_3:
         own = sum(-(-numel // sharding.ranks) for numel in numels)
-        return StateMemory(width * (own + persistent(shapes)), 4 * own, 16 * own, bucket, width * min(LIVE, total))
+        weights, gathered = width * (own + persistent(shapes)), width * min(LIVE, total)
+        return StateMemory(weights, 4 * own, round(held * own), bucket, gathered)
     own = -(-total // sharding.ranks)
     if sharding.kind == EngineKind.ZERO_2:
-        return StateMemory(width * total, 4 * own, 16 * own, 0, 2 * bucket)
+        return StateMemory(width * total, 4 * own, round(held * own), 0, 2 * bucket)
     if sharding.kind == EngineKind.ZERO_1:
         if width == 2:  # bf16 gradients, and their fp32 accumulators, which are reduced in place
-            return StateMemory(width * total, (width + 4) * total, 16 * own, 0, 0)
-        return StateMemory(width * total, 4 * (total if sharding.accumulates else own), 16 * own, 0, bucket)
+            return StateMemory(width * total, (width + 4) * total, round(held * own), 0, 0)
+        gradients = 4 * (total if sharding.accumulates else own)
+        return StateMemory(width * total, gradients, round(held * own), 0, bucket)
     assert sharding.kind == EngineKind.ZERO_0 and width == 4, sharding
-    return StateMemory(4 * total, 4 * total, 12 * total, 0, bucket)
+    return StateMemory(4 * total, 4 * total, round(averages * total), 0, bucket)
 
 
 def persistent(shapes: Sequence[tuple[int, ...]]) -> int:

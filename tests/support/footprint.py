@@ -2,7 +2,7 @@
 
 `torchrun --nproc-per-node 2 -m tests.support.footprint EXPERIMENT [section.key=value ...]`
 "resident": bytes of the tensors that are alive after a backward pass (the largest value), without those that existed
-before the student was built. Each storage counts once.
+before the student was built. Each storage counts once. EMA weights in the host's memory don't count.
 "peak": bytes of the tensors that are alive at the same time in a step, also without those.
 "sent": bytes that the collectives of one step send in rings.
 """
@@ -27,6 +27,7 @@ from randcond.model_zoo.cost.live_bytes import LiveBytes
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
+from randcond.train.engine.ema import HostEma
 
 
 def alive() -> int:
@@ -93,6 +94,7 @@ def main() -> None:
         null=off,
         unreplaced_in_batch=config.train.global_batch,
     )
+    on_host = [*engine.ema.average, engine.ema.copied] if isinstance(engine.ema, HostEma) else []
     largest = peak = 0
     for _ in range(3):
         resting = alive() - before
@@ -101,7 +103,7 @@ def main() -> None:
                 losses = distil(engine.forward, batch, engine.dtype)
                 engine.backward(losses.total)
                 del losses
-                largest = max(largest, alive() - before)
+                largest = max(largest, alive() - before - sum(tensor.nbytes for tensor in on_host))
                 engine.step(1e-4, 0.9)
         peak = max(peak, resting + live.peak)
     if engine.rank == 0:
