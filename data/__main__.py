@@ -49,7 +49,7 @@ def pool(config: Config) -> None:
 def cache(config: Config) -> None:
     """Writes the latents of the cached captions to `paths.cache`."""
     from randcond.data.cache.caching import run
-    from randcond.launch.planning.batches import with_cache_batch
+    from randcond.launch.device.batches import with_cache_batch
 
     config = with_cache_batch(config)
     run(config)

@@ -18,7 +18,7 @@ def check(config: Config) -> None:
 def evaluate(config: Config) -> None:
     """Draws and scores the images of teacher and student."""
     from randcond.eval.stage import run
-    from randcond.launch.planning.batches import with_eval_batch
+    from randcond.launch.device.batches import with_eval_batch
 
     run(with_eval_batch(config))
 

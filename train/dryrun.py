@@ -12,8 +12,8 @@ from collections import Counter
 from randcond.launch.config.experiments import experiment_names, load_config, table_names
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import load_table
+from randcond.launch.device.forecast import forecast_all
 from randcond.launch.errors import UserError
-from randcond.launch.planning.forecast import forecast_all
 from randcond.launch.runtime.exit_codes import report_error
 from randcond.launch.runtime.logs import log, start_console
 from randcond.launch.runtime.processes import exit_when_preempted

@@ -10,8 +10,8 @@ from randcond.data.stream.stream import Positions, batches
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import exported_weights, student_folder
 from randcond.launch.config.sections import Config
-from randcond.launch.planning.batches import with_eval_batch, with_micro_batch
-from randcond.launch.planning.out_of_memory import naming_memory
+from randcond.launch.device.batches import with_eval_batch, with_micro_batch
+from randcond.launch.device.out_of_memory import naming_memory
 from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log

@@ -22,8 +22,8 @@ from randcond.data.captions.caption_file import Captions
 from randcond.data.images.left_out import left_out
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
+from randcond.launch.device.out_of_memory import naming_memory
 from randcond.launch.errors import UserError
-from randcond.launch.planning.out_of_memory import naming_memory
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.locks import claim_each
 from randcond.launch.runtime.logs import log

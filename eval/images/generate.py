@@ -25,8 +25,8 @@ from randcond.eval.images.prompts import Prompts
 from randcond.eval.images.protocol_images import scored_images
 from randcond.launch.config.protocols import Protocol
 from randcond.launch.config.sections import Eval
+from randcond.launch.device.out_of_memory import naming_memory
 from randcond.launch.errors import UserError
-from randcond.launch.planning.out_of_memory import naming_memory
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, naming_full_disk, read_record, write_json
 from randcond.launch.runtime.locks import claim_each

@@ -24,8 +24,8 @@ from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Picture
+from randcond.launch.device.batches import recorded_eval_batch
 from randcond.launch.errors import UserError
-from randcond.launch.planning.batches import recorded_eval_batch
 from randcond.launch.runtime.files import atomic_write
 from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device

@@ -9,11 +9,11 @@ from typing import Any
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Config
+from randcond.launch.device.forecast import StageForecast, efficiency_of, forecast
+from randcond.launch.device.here import Here
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.launch.planning.fitting import Change, changed, fewest_changes
-from randcond.launch.planning.forecast import StageForecast, efficiency_of, forecast
-from randcond.launch.planning.here import Here
 from randcond.launch.planning.planner import plan
 
 CACHING = 0.25  # share of the hours that the teacher draws latents

@@ -9,9 +9,9 @@ import torch
 from randcond.data.captions.caption_lists import read_unique
 from randcond.launch.config.gpus import find_gpu
 from randcond.launch.config.paths import resolve_path, resolve_sources
+from randcond.launch.device.here import Here, device_here
 from randcond.launch.errors import UserError
 from randcond.launch.keys import json_schema
-from randcond.launch.planning.here import Here, device_here
 from randcond.launch.runtime.files import write_text
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.checkpoints.teacher_look import check_teacher

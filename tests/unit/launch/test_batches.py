@@ -11,19 +11,19 @@ import torch
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
-from randcond.launch.errors import UserError
-from randcond.launch.planning.batches import (
+from randcond.launch.device.batches import (
     recorded_cache_batch,
     recorded_eval_batch,
     with_cache_batch,
     with_eval_batch,
     with_micro_batch,
 )
+from randcond.launch.device.drawing import drawing_memory, largest_batch
+from randcond.launch.device.forecast import faults, forecast, forecast_all, table
+from randcond.launch.device.here import Here, device_here
+from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
-from randcond.launch.planning.drawing import drawing_memory, largest_batch
-from randcond.launch.planning.forecast import faults, forecast, forecast_all, table
-from randcond.launch.planning.here import Here, device_here
-from randcond.launch.planning.out_of_memory import naming_memory
 
 OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
 SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "engine.precision=bf16", "eval.metrics=[clip]"]
@@ -74,7 +74,7 @@ def test_a_batch_that_is_given_needs_no_record(config: Config) -> None:
 
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from randcond.launch.planning.batches import _record\n"
+        "import sys; from pathlib import Path; from randcond.launch.device.batches import _record\n"
         "sys.stdin.read(); print(_record(Path('folder/batch.json'), int(sys.argv[1])))"
     )
     started = [
@@ -140,7 +140,7 @@ def test_the_device_of_this_machine() -> None:
 
 OUT_OF_MEMORY = """
 import resource, torch
-from randcond.launch.planning.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory
 from randcond.launch.runtime.exit_codes import report_error
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 try:

@@ -15,11 +15,11 @@ from randcond.launch.cluster.commands import artefact
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
-from randcond.launch.planning.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
+from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
+from randcond.launch.device.drawing import DrawingStage, drawing_memory, largest_batch
+from randcond.launch.device.here import Here, device_here
 from randcond.launch.planning.costs import Cluster, Sizes, counted
-from randcond.launch.planning.drawing import DrawingStage, drawing_memory, largest_batch
 from randcond.launch.planning.fitting import USABLE, knobs, with_micro_batch
-from randcond.launch.planning.here import Here, device_here
 from randcond.launch.planning.planner import plan
 from randcond.launch.planning.pricing import CAPTION, cache_bytes, evaluation_bytes, run_bytes
 

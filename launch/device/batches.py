@@ -125,7 +125,8 @@ def _record(path: Path, batch: int) -> int:
 
 
 def _drawing(config: Config, stage: str) -> int:
-    from randcond.launch.planning import costs, drawing, here
+    from randcond.launch.device import drawing, here
+    from randcond.launch.planning import costs
 
     ranks = local_ranks()
     cluster = costs.Cluster(here.device_here(ranks).gpu, 1, ranks)
@@ -140,7 +141,8 @@ def _drawing(config: Config, stage: str) -> int:
 
 
 def _training(config: Config, ranks: int) -> int:
-    from randcond.launch.planning import costs, fitting, here
+    from randcond.launch.device import here
+    from randcond.launch.planning import costs, fitting
 
     local = local_ranks()
     cluster = costs.Cluster(here.device_here(local).gpu, max(1, ranks // local), local)
