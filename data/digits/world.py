@@ -97,7 +97,7 @@ def load_glyphs(split: str) -> tuple[Tensor, Tensor]:
 
     split: "train" (80% of the scans) or "held_out" (20%).
     """
-    need("dev", "the handwriting of the digits world")
+    need("eval", "the handwriting of the digits world")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -31,8 +31,8 @@ HEAD = """# What is where
 Imports point one way. `launch/errors.py`, `launch/urls.py`, `launch/install`, `launch/config` and `launch/runtime` are
 the ground floor, which every package uses. `model_zoo` uses `launch/errors.py` and `launch/config/engines.py` alone.
 `data` uses `model_zoo`, `eval` uses `data`, and `train` uses both. `launch` imports no stage, because it starts stages
-as processes; it imports a tool's module when the tool is used, and only `launch/planning` and `launch/device` use `model_zoo`.
-`tests/unit/test_imports.py` checks this, and that no two rooms import each other.
+as processes; it imports a tool's module when the tool is used, and only `launch/planning` and `launch/device` use
+`model_zoo`. `tests/unit/test_imports.py` checks this, and that no two rooms import each other.
 
 """
 

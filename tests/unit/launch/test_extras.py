@@ -16,7 +16,7 @@ from randcond.launch.install import extras
 from tests.support.environments import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ROOMS = {"eval": ("eval",), "llm": ("data/texts",), "dev": ("data/digits",)}  # extra -> where it is imported
+ROOMS = {"eval": ("eval", "data/digits"), "llm": ("data/texts",)}  # extra -> where it is imported
 OTHERS = {"s3": "fsspec", "xformers": "diffusers"}  # extra -> the library that imports it
 
 
@@ -56,9 +56,9 @@ def test_every_extra_is_used() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "need" and isinstance(node.args[0], ast.Constant)
     }
     assert needed == {*ROOMS, "s3"}
-    assert set(EXTRAS) == {*ROOMS, *OTHERS, "all"}
+    assert set(EXTRAS) == {*ROOMS, *OTHERS, "all", "dev"}
     (everything,) = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(everything).extras == {*ROOMS, "s3"} - {"dev"}
+    assert Requirement(everything).extras == {*ROOMS, "s3"}
     assert f"randcond[{'all'}]" in PROJECT["optional-dependencies"]["dev"]
 
 
