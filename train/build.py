@@ -16,6 +16,7 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device
+from randcond.model_zoo.checkpoints.diffusers_folder import class_name
 from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.cost.flops import training_flop, unet_cost
 from randcond.model_zoo.denoiser.configuration import plain_config
@@ -37,8 +38,8 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     student, train, options = config.student, config.train, config.engine
     weights = teacher.stored_unet() if student.init == "teacher" else None
     unet = build_student(student.rule, plain_config(teacher.unet.config), student.seed, weights)
-    if student.start_from:
-        load_student(unet, Path(student.start_from))
+    if student.earlier:
+        load_student(unet, Path(student.earlier))
     module = TappedStudent(unet, teacher.unet, find_rule(student.rule), student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
     layout = options.channels_last, options.teacher_graph
@@ -49,20 +50,28 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
 
 
 def load_student(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Fills a student with the weights of an exported one, in place.
+    """Fills a student with the weights of an earlier one, in place.
 
     Raises UserError if the folder holds no student, or one of another architecture.
     """
-    check_start(folder)
-    stored = StoredTensors(folder / "unet")
-    check_shapes(shapes(unet.state_dict()), shapes(stored), f"student.start_from: {folder}")
-    unet.load_state_dict(dict(stored), strict=True)
+    check_start(unet, folder)
+    unet.load_state_dict(dict(StoredTensors(folder / "unet")), strict=True)
 
 
-def check_start(folder: Path) -> None:
-    """Raises UserError if a folder is not an exported student."""
+def check_start(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Raises UserError if a folder does not hold an earlier student of the architecture of `unet`. Loads no weights.
+
+    `unet`: may be on the meta device.
+    """
     if not (folder / "unet" / "config.json").is_file():
-        raise UserError(f"student.start_from: no exported student at {folder}; expected a folder like RUN/student")
+        raise UserError(f"student.init: no exported student at {folder}; expected a folder like RUN/student")
+    found, expected = class_name(folder / "unet" / "config.json"), type(unet).__name__
+    if found != expected:
+        raise UserError(
+            f"student.init: {folder}/unet/config.json: _class_name is {found}, but student.rule gives {expected}; "
+            f"use the student.rule of that student"
+        )
+    check_shapes(shapes(unet.state_dict()), StoredTensors(folder / "unet").shapes(), f"student.init: {folder}")
 
 
 def flop_per_sample(teacher: Teacher, student: UNet2DConditionModel) -> int:

@@ -17,11 +17,13 @@ from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.install.extras import need
+from randcond.launch.runtime.files import read_record
 from randcond.model_zoo.checkpoints.teacher_look import check_teacher
 from randcond.model_zoo.networks import unet_of
 from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_config
 from randcond.train.build import check_start
+from randcond.train.schedule import check_schedule
 
 
 def check_training(config: Config, ranks: int) -> None:
@@ -40,8 +42,10 @@ def check_training(config: Config, ranks: int) -> None:
         )
     check_teacher(resolve_path(config.teacher.path))
     _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
-    if config.student.start_from:
-        check_start(Path(config.student.start_from))
+    if config.student.earlier:
+        _check_earlier(config)
+    check_schedule(config.train)
+    check_steps(config)
 
 
 def check_grid(config: Config) -> None:
@@ -54,6 +58,26 @@ def check_grid(config: Config) -> None:
             choose_prompts(config)
         except UserError as error:
             raise type(error)(f"{error}; or set train.sample_every=0 to train without sample grids") from None
+
+
+def _check_earlier(config: Config) -> None:
+    """Raises UserError if the earlier student that training starts from does not fit. Loads no weights."""
+    teacher = unet_of(str(resolve_path(config.teacher.path)))
+    with torch.device("meta"):
+        unet = find_rule(config.student.rule).model.from_config(student_config(config.student.rule, teacher))
+    check_start(unet, Path(config.student.earlier))
+
+
+def check_steps(config: Config) -> None:
+    """Raises UserError if the run is finished with more steps than it is asked for."""
+    path = Path(config.paths.run) / "train.json"
+    done = read_record(path, "steps")["steps"] if path.is_file() else 0
+    if done > config.train.steps:
+        raise UserError(
+            f"train.steps: {config.train.steps} is too small, because the run at {config.paths.run} is finished with "
+            f"{done} steps. Its student can't be trained less: restore train.steps={done}, or raise it to train on, "
+            f"or give another paths.run"
+        )
 
 
 @cache

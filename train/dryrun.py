@@ -74,7 +74,8 @@ def summary(config: Config) -> str:
     if not config.trains:
         return f"{config.teacher.path}, no training, evaluated with protocol {config.eval.protocol}"
     pool = config.pool
-    text = f"{config.student.rule}, {config.student.init} init, p(t) {config.conditioning.p}"
+    start = f"from {config.student.earlier}" if config.student.earlier else f"{config.student.init} init"
+    text = f"{config.student.rule}, {start}, p(t) {config.conditioning.p}"
     if config.conditioning.p != "none":
         text += f", {'all' if pool.size is None else f'{pool.size:,}'} extra texts"
         text += f" and all of {', '.join(map(show_url, pool.also))}" if pool.also else ""

@@ -22,6 +22,7 @@ from randcond.train.evaluation import evaluate_if_due, evaluate_interrupted, pre
 from randcond.train.faults.heartbeat import Heartbeat
 from randcond.train.faults.preemption import Preemption, ignore_signals
 from randcond.train.prefetch import Prefetcher
+from randcond.train.schedule import learning_rate
 from randcond.train.setup import Training, set_up, start
 from randcond.train.state import checkpoint
 from randcond.train.state.model_card import model_card
@@ -90,7 +91,7 @@ def steps(
     with checkpoints, fitting, tracing as after_step:
         while step < train.steps and not preempted:
             step += 1
-            lr = train.lr * min(1.0, step / max(1, train.warmup))
+            lr = learning_rate(train, step)
             for _ in range(accumulation):
                 heartbeat.report(step, "waiting for data")
                 batch = prefetcher.take()

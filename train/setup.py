@@ -14,7 +14,7 @@ from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.identity import differences
-from randcond.launch.config.paths import exported_weights, resolve_path, student_folder, watched_folder
+from randcond.launch.config.paths import eval_folder, exported_weights, resolve_path, student_folder, watched_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
@@ -138,12 +138,23 @@ def prepare_folder(config: Config, first: int) -> None:
     """Restores the run folder to its state after step `first`. Rank 0 calls it before the first step."""
     folder = Path(config.paths.run)
     checkpoint.rename_damaged_after(folder / "checkpoints", first)
+    for kind in ("raw", "ema"):
+        _set_evaluation_aside(eval_folder(config, kind))
     remove(folder / "train.json")  # export() writes it again
     # An earlier run in this folder may have written best.json with other settings, before its first checkpoint.
     if first == 0:
         remove(folder / "best.json")
     write_text(folder / "config.yaml", to_yaml(config))
     drop_samples_after(folder, first)
+
+
+def _set_evaluation_aside(folder: Path) -> None:
+    """Renames the evaluation of a student that will be exported anew, to NAME-before-N."""
+    if folder.is_dir():
+        number = sum(1 for _ in folder.parent.glob(f"{folder.name}-before-*"))
+        kept = folder.with_name(f"{folder.name}-before-{number}")
+        folder.rename(kept)
+        log.info(f"training: the student will be exported anew; the evaluation of the one until now is kept in {kept}")
 
 
 def left_out(config: Config, cache: LatentCache) -> list[str]:
@@ -158,9 +169,17 @@ def left_out(config: Config, cache: LatentCache) -> list[str]:
 def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, remedy: str = "") -> tuple[int, float]:
     """Loads the newest valid checkpoint into the engine. Returns its step and the training time so far in seconds.
 
-    Raises UserError if it has other settings or another architecture, lacks EMA weights, or is after step `last`.
+    Raises UserError if it has other settings or another architecture, if it lacks EMA weights, or if its step is after
+    `last`. Raises UserError if the run is finished but has no checkpoint, because its students would be replaced by
+    those of a new training.
     """
     found = checkpoint.newest_valid(folder / "checkpoints", engine.rank, engine.ranks, engine.broadcast, engine.collect)
+    if found is None and (folder / "train.json").is_file():
+        raise UserError(
+            f"the run at {folder} is finished, and none of its checkpoints is left to go on from. Give another "
+            f"paths.run; with student.init={folder}/student_ema it starts from the student of this run. Or remove "
+            f"{folder} to train it anew"
+        )
     if found is None:
         return 0, 0.0
     step = found.manifest["step"]

@@ -58,6 +58,7 @@ def check_config(config: "Config") -> None:
         )
     if len(config.train.betas) != 2:
         raise ValueError(f"train.betas: expected two numbers, got {config.train.betas}")
+    _check_start(config)
     if config.cache.batch is not None and config.cache.shard_size % config.cache.batch:
         raise ValueError(
             f"cache.shard_size: must be a multiple of cache.batch ({config.cache.batch}), so that a shard holds "
@@ -72,6 +73,23 @@ def _check_raw(config: "Config") -> None:
         raise ValueError(f"eval.weights: is ema, but engine.ema is off; use eval.weights=raw, {cure}")
     if config.train.eval_every and "ema" in config.train.eval_weights:
         raise ValueError(f"train.eval_weights: has ema, but engine.ema is off; use train.eval_weights=[raw], {cure}")
+
+
+def _check_start(config: "Config") -> None:
+    """Raises ValueError if the start of the student's weights is named twice, or is no path."""
+    init, words = config.student.init, ("random", "teacher")
+    if init in words:
+        return
+    if "/" not in init:
+        raise ValueError(
+            f"student.init: must be 'random' or 'teacher', or the folder of an earlier student, with a slash "
+            f"(RUN/student_ema, ./NAME); got {init!r}"
+        )
+    if config.student.start_from:
+        raise ValueError(
+            f"student.start_from: names an earlier student, and so does student.init ({init}); remove "
+            f"student.start_from, the older of the two keys"
+        )
 
 
 def _check_ranges(config: "Config") -> None:
@@ -94,8 +112,10 @@ def _check_ranges(config: "Config") -> None:
             raise ValueError(f"{key}: must be at least {number}, got {value}")
         if isinstance(value, int) and value > _LARGEST:
             raise ValueError(f"{key}: must be at most {_LARGEST}, got {value}")
-    shares = [("conditioning.null", config.conditioning.null), ("train.ema_decay", config.train.ema_decay)]
-    for key, share in shares + [("train.betas", beta) for beta in config.train.betas]:
+    train = config.train
+    shares = [("conditioning.null", config.conditioning.null), ("train.ema_decay", train.ema_decay)]
+    shares += [("train.decay", train.decay), ("train.min_lr", train.min_lr)]
+    for key, share in shares + [("train.betas", beta) for beta in train.betas]:
         if not 0 <= share <= 1:
             raise ValueError(f"{key}: must be between 0 and 1, got {share}")
     if 1 in config.train.betas:

@@ -53,10 +53,16 @@ class Student:
     """The small U-Net that is trained."""
 
     rule: OfRun[str] = "block-base"  # a student rule; `randcond students` lists them
-    init: OfRun[Literal["random", "teacher"]] = "teacher"  # start from random weights, or from the teacher's
+    # Where the weights start: random, teacher (a copy of its weights), or the folder of an earlier student, such as
+    # RUN/student_ema.
+    init: OfRun[str] = "teacher"
     seed: OfRun[int] = 0  # seed of the random initialisation
-    # A student folder that randcond exported (RUN/student, RUN/student_ema). Training starts from its weights.
-    start_from: ByContent[str] = ""
+    start_from: ByContent[str] = ""  # the older way to name the folder of an earlier student; init does the same
+
+    @property
+    def earlier(self) -> str:
+        """The folder of the earlier student that training starts from, "" if there is none."""
+        return self.start_from or ("" if self.init in ("random", "teacher") else self.init)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -135,8 +141,13 @@ class Train:
     steps: Free[int] = 125_000  # optimizer steps
     global_batch: OfRun[int] = 256  # samples per optimizer step, on all ranks together
     optimizer: OfRun[Literal["adamw", "adamw_8bit"]] = "adamw"  # adamw_8bit: moments of 2 instead of 8 bytes
-    lr: OfRun[float] = 5e-5  # learning rate of AdamW
+    lr: OfRun[float] = 5e-5  # learning rate of AdamW, the largest of the schedule
+    # The learning rate after the warm-up. constant: the paper's; cosine, linear: it decays until the last step;
+    # wsd: it is constant, then decays linearly in the last steps (train.decay).
+    schedule: OfRun[Literal["constant", "cosine", "linear", "wsd"]] = "constant"
     warmup: OfRun[int] = 0  # steps of linear warm-up
+    decay: OfRun[float] = 0.1  # schedule wsd: the share of train.steps in which the learning rate decays
+    min_lr: OfRun[float] = 0.0  # where a decay ends, as a share of train.lr
     betas: OfRun[list[float]] = _list(0.9, 0.999)  # of AdamW
     weight_decay: OfRun[float] = 1e-2  # of AdamW
     eps: OfRun[float] = 1e-8  # of AdamW

@@ -25,6 +25,10 @@ class StoredTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each tensor, without reading it."""
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
+
     def __contains__(self, name: object) -> bool:
         return name in self._files
 

@@ -188,7 +188,7 @@ def test_a_run_resumes_and_names_what_differs(older: Path, tmp_path: Path) -> No
     words = ["run", "train", "demo-with", *OVERRIDES, "train.steps=4"]
     refused = randcond(tmp_path, *words, "train.lr=2e-3", "student.seed=1", code=2).stderr
     assert "student.seed is 0, expected 1; train.lr is 0.001, expected 0.002. To resume it, restore" in refused
-    assert "student.start_from=small/run/student_ema" in refused and "Traceback" not in refused
+    assert "student.init=small/run/student_ema" in refused and "Traceback" not in refused
     said = randcond(tmp_path, *words).stdout
     assert "from step 2" in said
     assert read_json(older / "run/train.json")["steps"] == 4

@@ -11,6 +11,7 @@ from randcond.launch.config.sections import Conditioning, Config, Student, Train
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.ranks import world_size
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
+from randcond.train.schedule import FIXED
 
 # Dotted key -> the value that its absence from a stored identity stands for.
 ABSENT = {
@@ -23,13 +24,17 @@ ABSENT = {
 
 def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
     """The identity that a run's checkpoints and train.json hold."""
-    student = identity_of(config.student, "run")
-    if config.student.start_from:
-        student["start_from"] = folder_fingerprint(Path(config.student.start_from))
+    student, train = identity_of(config.student, "run"), identity_of(config.train, "run")
+    if earlier := config.student.earlier:
+        student["start_from"] = folder_fingerprint(Path(earlier))
+        if not config.student.start_from:
+            student["init"] = "student"  # which one says its fingerprint, wherever it is
+    if config.train.schedule in FIXED:
+        train["steps"] = config.train.steps
     return {
         "student": student,
         "conditioning": identity_of(config.conditioning, "run"),
-        "train": identity_of(config.train, "run"),
+        "train": train,
         "teacher": cache.manifest["teacher"],
         "cache": [entry.sha256 for entry in cache.entries],
         "cached": len(cache),  # fewer than the shards hold if some are left out
@@ -42,9 +47,16 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
 def how_to_go_on(config: Config) -> str:
     """What to do about a run whose settings have changed."""
     student = student_folder(config, exported_weights(config)[-1])
+    schedule = config.train.schedule
+    steps = ""
+    if schedule in FIXED:
+        steps = (
+            f"With train.schedule={schedule}, train.steps decides the learning rate of every step, so it can't change "
+            f"(with constant and wsd it can be raised). "
+        )
     return (
-        f"To resume it, restore these settings. To train anew, give another paths.run; with "
-        f"student.start_from={student} the new run starts from the exported student of this one."
+        f"{steps}To resume it, restore these settings. To train anew, give another paths.run; with "
+        f"student.init={student} the new run starts from the exported student of this one."
     )
 
 

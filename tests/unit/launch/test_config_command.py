@@ -35,7 +35,7 @@ def test_every_key_is_listed_with_a_meaning_and_an_example_that_loads() -> None:
     ("word", "said"),
     [
         ("train.lr", ["type     float", "default  5e-05", "example  train.lr=5e-05"]),
-        ("student", ["student.rule: str = block-base", "student.init: random, teacher = teacher"]),
+        ("student", ["student.rule: str = block-base", "student.init: str = teacher"]),
         ("", ["paths.run", "conditioning.p"]),
     ],
 )

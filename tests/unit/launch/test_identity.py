@@ -32,15 +32,16 @@ def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
             "global_batch",
             "optimizer",
             "lr",
+            "schedule",
             "warmup",
+            "decay",
+            "min_lr",
             "betas",
             "weight_decay",
             "eps",
             "grad_clip",
-            "ema_decay",
-            "losses",
-            "seed",
-        )
+        ),
+        *("ema_decay", "losses", "seed"),
     ]
     assert train["losses"] == {"output": 1.0, "feature": 1.0}  # losses with weight 0 are left out
 
