@@ -1,10 +1,12 @@
 """Exports a trained student as a diffusers folder, and loads such folders.
 
-The folder holds the student's U-Net and the teacher's VAE, text encoders, tokenizers and scheduler. All weights are
-safetensors. `StableDiffusionPipeline.from_pretrained` and `StableDiffusionXLPipeline.from_pretrained` load it without
-randcond. Only SLIM students need `load_pipeline`.
+The folder holds the student's U-Net and copies of the teacher's VAE, text encoders, tokenizers, scheduler and feature
+extractor. The safety checker is left out. All weights are safetensors. `DiffusionPipeline.from_pretrained` loads it
+without randcond, from diffusers 0.35 and transformers 4.57 on. Only SLIM students need `load_pipeline`.
 """
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,16 @@ from randcond.model_zoo.checkpoints.diffusers_folder import (
     class_name,
     loading,
     pipeline_class,
+    read_object,
     remove_local_paths,
     with_parts,
 )
+from randcond.model_zoo.checkpoints.part_copy import copy_part
 from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.importing.older_libraries import for_older_libraries
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
+_SAFETY_CHECKER = "safety_checker"
 Shapes = dict[str, tuple[int, ...]]
 UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}
 
@@ -75,7 +81,7 @@ def check_shapes(expected: Shapes, actual: Shapes, what: str) -> None:
     raise UserError(
         f"{what}: the architecture differs from the one that student.rule gives for this teacher "
         f"({'; '.join(differences)}). Use the student.rule and teacher.path of the original training, "
-        f"or another folder (paths.run, student.start_from)."
+        f"or another folder (paths.run, student.init)."
     )
 
 
@@ -103,15 +109,69 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         return with_parts(rest, unet=load_unet(folder / "unet", dtype))
 
 
-def export_student(
-    folder: Path, unet: UNet2DConditionModel, teacher: Path, card: str, dtype: torch.dtype = torch.float32
-) -> None:
+def export_student(folder: Path, unet: UNet2DConditionModel, teacher: Path, card: str) -> None:
     """Writes a student's pipeline into `folder`, with the model card `card` as README.md.
 
-    The U-Net is the student's and is converted to `dtype` in place. All other parts come from the teacher's folder.
+    The U-Net is the student's, in its dtype. All other parts are copied from the teacher's folder as they are.
     """
-    family = pipeline_class(teacher)
-    pipe = family.from_pretrained(teacher, unet=unet.to(dtype), dtype=dtype, use_safetensors=True, **FAMILIES[family])
-    pipe.save_pretrained(folder, safe_serialization=True)
-    remove_local_paths(folder.glob("*/*.json"))
+    index = _copy_parts(teacher, folder)
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    library = type(unet).__module__
+    index["unet"] = ["diffusers" if library.startswith("diffusers.") else library, type(unet).__name__]
+    _finish(folder, index, card)
+
+
+def copy_student(folder: Path, student: Path, card: str, dtype: torch.dtype | None = None) -> None:
+    """Writes an exported student into `folder` once more, with another model card. Loads no network.
+
+    `dtype`: of all weights; None: as they are. Raises UserError naming a tensor whose values `dtype` can't hold.
+    """
+    index = _copy_parts(student, folder, dtype)
+    copy_part(student / "unet", folder / "unet", dtype)
+    _finish(folder, index, card)
+
+
+def licence_files(folder: Path) -> list[str]:
+    """Returns the names of the licence texts of a pipeline's folder."""
+    return sorted(path.name for path in folder.glob("LICENSE*") if path.is_file())
+
+
+def _copy_parts(source: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Copies everything but the U-Net and the safety checker. Returns the contents of model_index.json."""
+    pipeline_class(source)
+    index = read_object(source / "model_index.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, entry in index.items():
+        if name == "unet" or not (isinstance(entry, list) and len(entry) == 2):
+            continue
+        if name == _SAFETY_CHECKER or not (source / name).is_dir():
+            index[name] = [None, None]
+        elif entry[0] is not None:
+            copy_part(source / name, folder / name, dtype)
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False
+    for name in licence_files(source):
+        shutil.copyfile(source / name, folder / name)
+    return index
+
+
+def _finish(folder: Path, index: dict[str, Any], card: str) -> None:
+    """Writes the index and the card, and makes the parts loadable by every version of the libraries."""
+    for_older_libraries(folder)
+    for path in folder.glob("text_encoder*/config.json"):
+        _load_in_fp32(path)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    remove_local_paths([*folder.glob("*.json"), *folder.glob("*/*.json")])
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _load_in_fp32(path: Path) -> None:
+    """Makes fp32 the dtype in which transformers 5 loads a text encoder if none is asked for.
+
+    diffusers loads the other parts in fp32 then, whatever they are stored in, and a pipeline can't draw in two dtypes.
+    """
+    settings = read_object(path)
+    stated = settings.pop("torch_dtype", None)  # its name in transformers 4
+    if "float32" not in (stated, settings.get("dtype")):
+        settings["dtype"] = "float32"
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -177,8 +177,9 @@ def _update_best(
         return
     folder = run / "best" / f"step-{step:06d}-{kind}"
     trained = student_unet(training.unet, weights, torch.float32)
+    teacher = training.teacher.folder
     with atomic_write(folder) as temporary:
-        export_student(temporary, trained, training.teacher.folder, model_card(config, kind, step))
+        export_student(temporary, trained, teacher, model_card(config, kind, step, teacher))
     write_json(path, {**score, **found, "folder": str(folder.relative_to(run)), "how": how})
 
 

@@ -141,7 +141,7 @@ def export(training: Training, seconds: float) -> None:
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
             trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
-            card = model_card(config, kind, config.train.steps)
+            card = model_card(config, kind, config.train.steps, training.teacher.folder)
             with atomic_write(folder) as temporary:
                 export_student(temporary, trained, training.teacher.folder, card)
     if engine.rank == 0:

@@ -38,6 +38,7 @@ from randcond.data.digits.train_parts import (
 )
 from randcond.launch.runtime.files import atomic_write, write_json, write_text
 from randcond.launch.runtime.logs import start_console
+from randcond.model_zoo.importing.older_libraries import for_older_libraries
 
 
 class Parts:
@@ -110,6 +111,7 @@ def train_teacher(vae_folder: Path, folder: Path) -> None:
     StableDiffusionPipeline(
         vae.half(), text_encoder, tokenizer, unet.half(), scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(folder)
+    for_older_libraries(folder)
 
 
 def model_card(facts: dict[str, Any], pipe: StableDiffusionPipeline) -> str:

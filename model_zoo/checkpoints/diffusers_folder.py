@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,8 @@ _DAMAGED = (  # what the libraries raise for damaged files
     NotImplementedError,
     StrictDataclassError,
 )
+_OF_TOKENS = {"vocab.json", "tokenizer.json", "added_tokens.json"}  # a token may look like a path
+_LOCAL_PATH = re.compile(r"/[^/]+/|~[/\\]|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Pipeline class -> constructor options that are not part of the model.
@@ -141,17 +144,31 @@ def class_name(path: Path) -> str | None:
 
 
 def remove_local_paths(files: Iterable[Path]) -> None:
-    """Takes the paths of this machine out of JSON files: diffusers records them, and they must not be published.
+    """Takes the paths of machines out of JSON files: the libraries record them, and they must not be published.
 
-    Leaves a damaged file as it is.
+    Leaves a file that holds none, a damaged one, and vocabularies as they are.
     """
     for path in files:
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = {} if path.name in _OF_TOKENS else json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             continue
-        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if isinstance(settings, dict) and (public := _without_local_paths(settings)) != settings:
+            path.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _without_local_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings without `_name_or_path`, which may be a relative path, and without values that are paths."""
+    return {
+        key: _without_local_paths(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key != "_name_or_path" and not (isinstance(value, str) and is_local_path(value))
+    }
+
+
+def is_local_path(text: str) -> bool:
+    """Returns True for an absolute path, one of a home folder, and one that leaves its folder (../)."""
+    return _LOCAL_PATH.match(text) is not None
 
 
 def freeze(pipe: Any, device: str | torch.device) -> None:

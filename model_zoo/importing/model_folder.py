@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import read_object
+from randcond.model_zoo.checkpoints.part_copy import is_configuration
 from randcond.model_zoo.checkpoints.weight_files import SAFE_NAME
 from randcond.model_zoo.importing.unpickle import tensors_of_pickle
 
@@ -43,13 +44,8 @@ def import_folder(source: Path, target: Path) -> list[str]:
 
 def _only_configurations(folder: str, names: list[str]) -> list[str]:
     """Returns the names that are not copied: weights, unused parts, code, hidden files."""
-    keep = (".json", ".txt", ".model")
     ignored = [name for name in names if name.startswith(".") or name in _UNUSED]
-    for name in set(names) - set(ignored):
-        path = Path(folder) / name
-        if not path.is_dir() and (not name.endswith(keep) or ".index." in name):
-            ignored.append(name)
-    return ignored
+    return ignored + [name for name in names if not (Path(folder) / name).is_dir() and not is_configuration(name)]
 
 
 def _import_weights(source: Path, target: Path) -> str:

@@ -213,12 +213,12 @@ def work():
     ),
     "copied export": (
         """
-import shutil
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.runtime.files import atomic_write
+from randcond.model_zoo.export import copy_student
 def work():
     with atomic_write(folder / "export") as temporary:
-        shutil.copytree(resolve_path("package:data/digits/models/teacher"), temporary)
+        copy_student(temporary, resolve_path("package:data/digits/models/teacher"), "card", torch.float16)
 """,
         "export",
         [],

@@ -62,6 +62,9 @@ def a_cache(folder: Path) -> Path:
     return path
 
 
+TEACHER = resolve_path("package:data/digits/models/teacher")
+
+
 def a_run(name: str) -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         for kind in ("student", "student_ema"):
@@ -92,7 +95,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "best.json": (a_run("best.json"), lambda f: _best(row_of(f), config_of(f))),
     "scores.json": (
         a_run("eval-ema/scores.json"),
-        lambda f: model_card(config_of(f), "ema", 1, student=resolve_path("package:data/digits/models/teacher")),
+        lambda f: model_card(config_of(f), "ema", 1, TEACHER, student=TEACHER),
     ),
 }
 

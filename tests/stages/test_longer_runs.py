@@ -97,6 +97,9 @@ def test_a_run_starts_from_an_earlier_student(world: Path, earlier: Path, monkey
     train(world, "runs/second", f"student.init={earlier}", *words)
     moved = shutil.copytree(earlier, world / "moved")
     assert "resuming from step 4" in train(world, "runs/second", f"student.init={moved}", *words, "train.steps=5")
+    card = (world / "runs/second/student/README.md").read_text()
+    assert f"Initialisation: the student {world.name}/moved." in card
+    assert str(world) not in card
 
 
 @pytest.mark.parametrize(

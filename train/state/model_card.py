@@ -1,57 +1,138 @@
-"""The model card of an exported student: teacher, cache, pool, p(t), steps and, if there are any, scores."""
+"""The model card of an exported student: usage, licence, teacher, cache, pool, p(t), steps and, if any, scores."""
 
 from pathlib import Path
+from typing import Any
 
-from randcond.launch.config.experiments import to_yaml
+import yaml
+from diffusers import StableDiffusionXLPipeline
+
+from randcond.launch.config.experiments import shown_dict
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.files import read_record
 from randcond.launch.urls import show_url
+from randcond.model_zoo.checkpoints.diffusers_folder import is_local_path, pipeline_class
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
+from randcond.model_zoo.export import licence_files
 from randcond.model_zoo.students.registry import find_rule
+from randcond.train.state.origin import of_student, of_teacher
+
+_OF_THIS_MACHINE = {"paths": None, "cache": ("local", "local_gb"), "pool": ("whole",)}  # sections or keys; not shown
+_SNIPPET = """```python
+import torch
+from diffusers import DiffusionPipeline
+
+device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+# "." is this folder; its path, or its name on the hub, does as well
+pipe = DiffusionPipeline.from_pretrained(".", torch_dtype=dtype).to(device)
+image = pipe("a photo of a red bus", num_inference_steps=25, guidance_scale={guidance:g}).images[0]
+image.save("image.png")
+```"""
+_OWN_CLASS = """diffusers does not have its U-Net class, so randcond loads it:
+
+```python
+from pathlib import Path
+
+from randcond.model_zoo.export import load_pipeline
+
+pipe = load_pipeline(Path("."))  # this folder
+image = pipe("a photo of a red bus", num_inference_steps=25, guidance_scale={guidance:g}).images[0]
+image.save("image.png")
+```"""
 
 
-def model_card(config: Config, weights: str, steps: int, dtype: str = "fp32", student: Path | None = None) -> str:
+def model_card(
+    config: Config, weights: str, steps: int, source: Path, dtype: str = "fp32", student: Path | None = None
+) -> str:
     """Returns the README.md of an exported student.
 
-    `config`: the configuration of the run; `weights`: raw or ema; `steps`: trained so far; `dtype`: of the exported
-    weights; `student`: the exported folder, if it may have been evaluated.
+    `config`: the configuration of the run; `weights`: raw or ema; `steps`: trained so far; `source`: the folder that
+    the other parts are copied from, the teacher's; `dtype`: of the exported weights; `student`: the exported folder, if
+    it may have been evaluated.
     """
-    cache, conditioning = config.cache, config.conditioning
-    pool, cached = config.pool, cache.used or cache.size
-    extra = [", ".join(map(show_url, pool.read))] if pool.read else []
-    if extra and pool.size:
-        extra = [f"{pool.size} captions of {extra[0]}"]
-    extra += [f"all of {show_url(source)}" for source in pool.also]
-    options = ", ".join(f"{key} {value:g}" for key, value in conditioning.p_args.items())
-    latents = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
-    if cache.images:
-        latents = f"real images of {cache.images}"
+    cache, train = config.cache, config.train
+    teacher = _public(config.teacher.path)
+    origin = (of_student(student) if student else None) or of_teacher(config.teacher.path, source)
     has_own_class = find_rule(config.student.rule).model.__module__.startswith("randcond.")
-    loader = "Load it with `randcond.model_zoo.export.load_pipeline`, because diffusers does not have its U-Net class."
+    is_xl = pipeline_class(source) is StableDiffusionXLPipeline
+    tags = ["text-to-image", "stable-diffusion-xl" if is_xl else "stable-diffusion", "distillation"]
+    front = {
+        "library_name": "randcond" if has_own_class else "diffusers",
+        "pipeline_tag": "text-to-image",
+        **origin.front_matter,
+        "tags": [*tags, "random-conditioning"],
+    }
+    start = f"the student {_public(config.student.earlier, 2)}" if config.student.earlier else config.student.init
+    usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(guidance=cache.guidance)
+    schedule = train.schedule + (f", {train.warmup} steps of warm-up" if train.warmup else "")
     return f"""---
-library_name: {"randcond" if has_own_class else "diffusers"}
-pipeline_tag: text-to-image
-tags: [text-to-image, distillation, random-conditioning]
----
+{yaml.safe_dump(front, sort_keys=False)}---
 
 # {config.name}: {config.student.rule}
 
-Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{config.teacher.path}`.
-Contains the {weights} weights in {dtype} after {steps} steps with a global batch of {config.train.global_batch}.
-Initialisation: {config.student.init}.{f" {loader}" if has_own_class else ""}
+Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{teacher}`.
+Contains the {weights} weights in {dtype} after {steps} steps with a global batch of {train.global_batch}.
+Initialisation: {start}. Learning rate: {train.lr:g}, {schedule}.
 
-| | |
-|---|---|
-| cached captions | {cached}, {latents}, seed {cache.seed} |
-| words excluded from the cache | {", ".join(cache.exclude) or "none"} |
-| caption pool | the cached captions{"".join(f", {source}" for source in extra)} |
-| p(t) | {conditioning.p}{f" ({options})" if options else ""}; null captions {conditioning.null:.0%} |
+## Usage
+
+{usage}
+
+## Licence
+
+{origin.in_words(teacher, licence_files(source))} A safety checker is not included.
+
+## Training
+
+{_facts(config)}
 
 {_scores(config, weights, student) if student else ""}
 ```yaml
-{to_yaml(config)}```
+{_settings(config)}```
 """
+
+
+def _facts(config: Config) -> str:
+    """Returns a table of what the student was trained on."""
+    cache, conditioning, pool = config.cache, config.conditioning, config.pool
+    extra = [", ".join(_public(show_url(source)) for source in pool.read)] if pool.read else []
+    if extra and pool.size:
+        extra = [f"{pool.size} captions of {extra[0]}"]
+    extra += [f"all of {_public(show_url(source))}" for source in pool.also]
+    options = ", ".join(f"{key} {value:g}" for key, value in conditioning.p_args.items())
+    latents = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
+    if cache.images:
+        latents = f"real images of {_public(show_url(cache.images))}"
+    return f"""| | |
+|---|---|
+| cached captions | {cache.used or cache.size}, {latents}, seed {cache.seed} |
+| words excluded from the cache | {", ".join(cache.exclude) or "none"} |
+| caption pool | the cached captions{"".join(f", {source}" for source in extra)} |
+| p(t) | {conditioning.p}{f" ({options})" if options else ""}; null captions {conditioning.null:.0%} |"""
+
+
+def _public(path: str, parts: int = 1) -> str:
+    """Returns what a reader elsewhere may see: of a path of this machine its last `parts`, anything else whole."""
+    return "/".join(Path(path).parts[-parts:]) if is_local_path(path) else path
+
+
+def _settings(config: Config) -> str:
+    """Returns the resolved configuration as YAML, without what is of this machine alone."""
+    settings = shown_dict(config)
+    for section, keys in _OF_THIS_MACHINE.items():
+        if keys is None:
+            del settings[section]
+        for key in keys or ():
+            del settings[section][key]
+    return yaml.safe_dump(_shown(settings), sort_keys=False)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return _public(value) if isinstance(value, str) else value
 
 
 def _scores(config: Config, weights: str, student: Path) -> str:

@@ -1,17 +1,14 @@
 """`randcond export`: exports the student of a finished run as a diffusers folder, and uploads it to the hub."""
 
 import os
-import shutil
 from pathlib import Path
-
-import torch
 
 from randcond.eval.stage import trained_student
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
-from randcond.launch.runtime.files import atomic_write
+from randcond.launch.runtime.files import atomic_write, read_record
 from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
-from randcond.model_zoo.export import export_student, load_unet
+from randcond.model_zoo.export import copy_student
 from randcond.train.state.model_card import model_card
 
 
@@ -32,7 +29,8 @@ def export(
     --out FOLDER       the folder to create (default: export/ in the run folder). With --push it may exist, if it
                        holds the same export.
     --weights KIND     raw or ema (default: eval.weights, the weights that are evaluated)
-    --dtype TYPE       fp32, bf16 or fp16 (default: fp32)
+    --dtype TYPE       fp32, bf16 or fp16 (default: fp32). bf16 and fp16 cast all parts; with fp32, which the U-Net is
+                       trained in, the other parts are the teacher's files as they are.
     --push OWNER/NAME  upload the folder to this hub repository; create it if it does not exist. The environment
                        variable HF_TOKEN must hold a token.
     --private          create the repository as private
@@ -50,18 +48,16 @@ def export(
         raise UserError("--push: HF_TOKEN is not set; set it to a token with write access")
     student = trained_student(config, kind)
     folder = Path(out) if out else Path(config.paths.run) / "export"
-    trained = load_config(str(Path(config.paths.run) / "config.yaml"))  # may differ from `config`
-    card = model_card(trained, kind, trained.train.steps, dtype, student)
+    run = Path(config.paths.run)
+    trained = load_config(str(run / "config.yaml"))  # may differ from `config`
+    steps = read_record(run / "train.json", "steps")["steps"]
+    card = model_card(trained, kind, steps, student, dtype, student)
     same = (folder / "README.md").is_file() and (folder / "README.md").read_text(encoding="utf-8") == card
     if folder.exists() and not (push and same):
         raise UserError(f"--out: {folder} exists already; choose another folder, or remove it")
     if not folder.exists():
         with atomic_write(folder) as temporary:
-            if dtype == "fp32":
-                shutil.copytree(student, temporary)
-                (temporary / "README.md").write_text(card, encoding="utf-8")
-            else:
-                export_student(temporary, load_unet(student / "unet", torch.float32), student, card, DTYPES[dtype])
+            copy_student(temporary, student, card, None if dtype == "fp32" else DTYPES[dtype])
         print(f"exported {kind} weights in {dtype} to {folder}", flush=True)
     if push:
         _push(push, folder, private, f"randcond: {config.name}, {kind} weights")

@@ -7,6 +7,7 @@ from randcond.launch.runtime.files import atomic_write
 from randcond.model_zoo.checkpoints.diffusers_folder import remove_local_paths
 from randcond.model_zoo.checkpoints.teacher_look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
+from randcond.model_zoo.importing.older_libraries import for_older_libraries
 from randcond.model_zoo.importing.single_file import SUFFIXES, import_file
 
 
@@ -29,6 +30,7 @@ def import_teacher(source: Path, target: Path, prediction: str = "", config: Pat
             said = import_folder(source, folder)
         else:
             raise UserError(f"{source}: expected a file ({', '.join(SUFFIXES)}) or a folder with a model_index.json")
+        for_older_libraries(folder)
         remove_local_paths([*folder.glob("*.json"), *folder.glob("*/*.json")])
         if faults := list(teacher_faults(folder)):
             lines = "\n".join(f"  {fault.replace(str(folder), str(target))}" for fault in faults)

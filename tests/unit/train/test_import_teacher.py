@@ -68,6 +68,9 @@ def test_one_file_becomes_a_folder(
     assert "/" not in json.dumps(
         [json.loads(path.read_text()).get("_name_or_path") for path in tmp_path.glob("new/*.json")]
     )
+    for part in (tmp_path / "new").glob("tokenizer*"):  # transformers 4 needs these files, and these names
+        assert (part / "vocab.json").is_file() and (part / "merges.txt").is_file()
+    assert all(name.startswith("text_model.") for name in load_file(tmp_path / "new/text_encoder/model.safetensors"))
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "new").glob("*/*config.json"))
 
 
