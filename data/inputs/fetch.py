@@ -86,7 +86,7 @@ def _options(url: str) -> dict[str, Any]:
     protocols = {part.partition("://")[0] for part in url.split("::") if "://" in part}
     if protocols & {"gs", "gcs"}:
         complete_proxies()
-        own = {"session_kwargs": {"trust_env": True}}
+        own: dict[str, Any] = {"session_kwargs": {"trust_env": True}}
         return own if "::" not in url else {"gs": own, "gcs": own}
     if not protocols & {"http", "https"}:
         return {}
