@@ -6,6 +6,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): a folder without spaces is needed; relative to this one, so that this one may have spaces in its path)
+endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := randcond.launch randcond.model_zoo randcond.data randcond.train randcond.eval
@@ -14,7 +17,7 @@ EXPERIMENTS := $(sort $(basename $(notdir $(wildcard launch/experiments/*.yaml l
 EXPERIMENTS := $(filter-out $(basename $(notdir $(wildcard launch/experiments/base/*.yaml))),$(EXPERIMENTS))
 TABLES := $(sort $(basename $(notdir $(wildcard launch/tables/*.yaml launch/tables/*/*.yaml))))
 TABLES := $(filter-out $(basename $(notdir $(wildcard launch/tables/base/*.yaml))),$(TABLES))
-WHERE := $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) \
+WHERE := $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) \
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help

@@ -16,6 +16,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.ranks import device
+from randcond.launch.runtime.this_command import stage_command
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.checkpoints.hub import local_folder
 from randcond.model_zoo.kernels.compilation import compile_drawing
@@ -69,5 +70,5 @@ def trained_student(config: Config, weights: str) -> Path:
             f"(eval.weights=raw, or --weights raw of randcond export)"
         )
     if not finished or not folder.is_dir():
-        raise UserError(f"no trained student at {folder}: train it with `randcond run train {config.name}`")
+        raise UserError(f"no trained student at {folder}: train it with {stage_command('train')}")
     return folder

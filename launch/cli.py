@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from randcond.launch.arguments import call, near, usage_of
-from randcond.launch.cluster.commands import STAGES, plan, show
+from randcond.launch.cluster.commands import STAGES, check_before, plan, show
 from randcond.launch.cluster.jobs import job_script
 from randcond.launch.cluster.place import Place
 from randcond.launch.cluster.slurm import submit
@@ -19,9 +19,12 @@ from randcond.launch.config.paths import EXPERIMENTS
 from randcond.launch.config.tables import load_table, runs_of
 from randcond.launch.errors import UserError
 from randcond.launch.list_command import first_comment
-from randcond.launch.runtime.exit_codes import report_error
-from randcond.launch.runtime.logs import start_console
+from randcond.launch.machine.launcher_ranks import forget_ranks
+from randcond.launch.machine.user_folders import give_user_folders
+from randcond.launch.runtime.exit_codes import INTERRUPTED, report_error
+from randcond.launch.runtime.logs import PROGRESS, log, start_console
 from randcond.launch.runtime.processes import QUIET, name_accelerator
+from randcond.launch.runtime.this_command import remember_words
 
 GROUPS = {  # tool group -> module with its functions, imported on use
     "teacher": "randcond.train.tools.teacher_command",
@@ -97,6 +100,7 @@ def run(
     """
     place = Place(hostfile, nodes, gpus, launcher, rdzv, master_addr, master_port)
     steps = plan(stage, experiment, list(overrides), place)
+    checks = check_before(stage, steps, place, experiment, list(overrides))
     is_table = experiment in table_names()
     if sbatch and launcher != "slurm":
         raise UserError("--sbatch is for --launcher slurm")
@@ -107,7 +111,7 @@ def run(
     if launcher == "slurm":
         if not gpus and any(step.distributed for step in steps):
             print(f"note: without --gpus the job requests no GPU; {stage} runs on CPUs", file=sys.stderr)
-        path, text = job_script(stage, experiment, list(overrides), place, steps, sbatch, max_restarts, grace)
+        path, text = job_script(stage, experiment, list(overrides), place, steps, checks, sbatch, max_restarts, grace)
         if dry_run:
             print(f"# sbatch {path}\n{text}")
             return
@@ -118,7 +122,7 @@ def run(
         return
     if dry_run:
         print("# commands")
-        for step in steps:
+        for step in [*checks, *steps]:
             print(show(step))
         return
     if is_table and stage == "all":
@@ -127,19 +131,23 @@ def run(
             f"{table.title}\n\n{table.claim}\n\nTime: {table.takes}. Steps: {len(steps)}. You can stop it at any time"
         )
         print("(Ctrl-C). The same command continues from there.", flush=True)
-    run_steps(steps, max_restarts, grace)
+    if note := give_user_folders():
+        log.info(note)
+    run_steps([*checks, *steps], max_restarts, grace)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script. Exits with code 2 and one line on a user's mistake."""
     start_console()
     words = list(sys.argv[1:] if argv is None else argv)
+    remember_words(words)
     try:
         _dispatch(words)
     except BrokenPipeError:
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sys.exit(report_error(error))
 
@@ -182,6 +190,9 @@ def _loaded(module: str, function: str) -> Callable[..., None]:
     """Imports a command."""
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
+    forget_ranks(os.environ)  # a tool is one process, also in the shell of a job with several ranks
+    if note := give_user_folders():
+        log.info(note, extra=PROGRESS)  # not among the output, which may be piped
     name_accelerator()
     found: Callable[..., None] = getattr(importlib.import_module(module), function)
     return found

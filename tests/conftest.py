@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from randcond.launch.runtime import this_command
 from randcond.launch.runtime.logs import start_console
 from tests.support.demo import TINY, randcond
 
@@ -46,6 +47,12 @@ def _default_dtype() -> Iterator[None]:
     found = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     assert found == torch.float32
+
+
+@pytest.fixture(autouse=True)
+def _no_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that runs in this process notes its experiment, which later tests' messages must not name."""
+    monkeypatch.setattr(this_command, "_experiment", [])
 
 
 def pytest_configure() -> None:

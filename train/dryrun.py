@@ -2,36 +2,51 @@
 
 `python -m randcond.train.dryrun [EXPERIMENT ...] [key=value ...]`. Without a name it checks every experiment and table
 of the package (`make dryrun`). A missing input is an error for an experiment that is named, because it is about to
-run. When all experiments are checked, missing inputs are only listed.
+run. When all experiments are checked, missing inputs are only listed. With `--stage=NAME` it checks what this stage
+needs, before its ranks start.
 """
 
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 from randcond.launch.config.experiments import experiment_names, load_config, table_names
+from randcond.launch.config.paths import is_url, resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import load_table
 from randcond.launch.device.forecast import forecast_all
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.exit_codes import report_error
 from randcond.launch.runtime.logs import log, start_console
-from randcond.launch.runtime.processes import exit_when_preempted
+from randcond.launch.runtime.processes import exit_when_preempted, take_interrupts
+from randcond.launch.runtime.this_command import remember_experiment, stage_command
 from randcond.launch.urls import show_url
-from randcond.train.checks import check_all
+from randcond.model_zoo.checkpoints.hub import check_reachable
+from randcond.train.checks import check_all, check_grid, check_training
+
+
+ELSEWHERE = "--elsewhere"  # the ranks run on other machines, which this one can't forecast
 
 
 def main(arguments: list[str]) -> None:
     """Prints one line per experiment. Exits with 2 if an experiment or a table has an error, otherwise with 0."""
-    overrides = [argument for argument in arguments if "=" in argument]
-    names = [argument for argument in arguments if "=" not in argument]
+    stage = next((word.removeprefix("--stage=") for word in arguments if word.startswith("--stage=")), "")
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
+    names = [argument for argument in arguments if "=" not in argument and not argument.startswith("--")]
     errors, all_missing = 0, Counter[str]()
     checked: list[Config] = []
     for name in names or experiment_names():
         try:
+            remember_experiment(name, overrides)
             config = load_config(name, overrides)
             missing: list[str] = []
+            if stage:
+                check_stage(stage, config, config.engine.processes)
+                continue
             check_all(config, config.engine.processes, missing)
+            if names:
+                check_reachable(resolve_path(config.teacher.path))
             print(f"{name}: {summary(config)}" + ("; some inputs are missing" if missing else ""))
             for text in dict.fromkeys(missing) if names else ():
                 if text not in all_missing:  # report each missing input once
@@ -44,7 +59,7 @@ def main(arguments: list[str]) -> None:
                 raise
             errors += 1
             log.error(f"error: {name}: {error}")
-    errors += _forecast(checked)
+    errors += 0 if ELSEWHERE in arguments else _forecast(checked)
     if not names:
         for table in table_names():
             if unknown := set(load_table(table).experiments) - set(experiment_names()):
@@ -69,6 +84,38 @@ def _forecast(configs: list[Config]) -> int:
     return len(faults)
 
 
+def check_stage(stage: str, config: Config, ranks: int) -> None:
+    """Checks an experiment before one of its stages starts on `ranks` ranks. Raises UserError naming key or artefact.
+
+    A stage alone makes nothing that it needs. So what earlier stages make must be there.
+    """
+    if stage == "cache":
+        from randcond.data.__main__ import check_cache
+
+        check_cache(config)
+        check_reachable(resolve_path(config.teacher.path))
+    elif stage == "train":
+        check_training(config, ranks)
+        check_grid(config)
+        _check_made(config)
+    elif stage == "eval":
+        from randcond.eval.__main__ import check
+        from randcond.eval.stage import trained_student
+
+        check(config)
+        if config.trains and "student" in config.eval.of:
+            trained_student(config, config.eval.weights)
+
+
+def _check_made(config: Config) -> None:
+    """Raises UserError if the cache or the pool of a training is not finished. Reads neither."""
+    paths = config.paths
+    if not is_url(paths.cache) and not (Path(paths.cache) / "manifest.json").is_file():
+        raise UserError(f"no complete cache at {paths.cache}: create or finish it with {stage_command('cache')}")
+    if not (Path(paths.pool) / "manifest.json").is_file():
+        raise UserError(f"no caption pool at {paths.pool}: build it with {stage_command('pool')}")
+
+
 def summary(config: Config) -> str:
     """Returns a one-line description of an experiment."""
     if not config.trains:
@@ -84,8 +131,9 @@ def summary(config: Config) -> str:
 
 if __name__ == "__main__":
     exit_when_preempted()
+    take_interrupts()
     start_console()
     try:
         main(sys.argv[1:])
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         sys.exit(report_error(error))

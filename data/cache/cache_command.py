@@ -12,11 +12,11 @@ from randcond.data.cache.latent_cache import checked_captions
 from randcond.data.cache.manifest import (
     DAMAGED,
     HASH,
-    REWRITE,
     captions_of_shard,
     check_captions,
     first_entries,
     read_cache_record,
+    rewrite,
     shard_entries,
 )
 from randcond.data.cache.shards import Shard
@@ -91,7 +91,9 @@ def open_cache(folder: Path) -> tuple[Captions, list[tuple[Shard, int]]]:
         rows += [(shard, row) for row in range(entry.samples)]
         left_out += entry.left_out
     if len(rows) + left_out != len(captions):
-        raise UserError(f"{folder}: its manifest lists {len(rows)} latents of {len(captions)} captions; {REWRITE}")
+        raise UserError(
+            f"{folder}: its manifest lists {len(rows)} latents of {len(captions)} captions; {rewrite(folder)}"
+        )
     return captions, rows
 
 

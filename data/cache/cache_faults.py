@@ -8,27 +8,28 @@ from typing import Any
 
 from randcond.data.cache.latent_cache import checked_captions
 from randcond.data.cache.manifest import (
-    REWRITE,
     ShardEntry,
     captions_of_shard,
     check_captions,
     check_shard,
     read_cache_record,
+    rewrite,
     shard_entries,
 )
-from randcond.data.cache.shards import FORMAT, REPAIR, Shard, note_damage, note_path
+from randcond.data.cache.shards import FORMAT, Shard, note_damage, note_path, repair
 from randcond.data.captions.caption_file import Captions
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import remove
 from randcond.launch.runtime.progress import Progress
+from randcond.launch.runtime.this_command import stage_command
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns the manifest of a complete cache. Raises UserError if there is none, or it is damaged or too old."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"no complete cache at {folder}: create or finish it with `randcond run cache EXPERIMENT`")
-    manifest = read_cache_record(path, "format", remedy=REWRITE)
+        raise UserError(f"no complete cache at {folder}: create or finish it with {stage_command('cache', folder)}")
+    manifest = read_cache_record(path, "format", remedy=rewrite(folder))
     if manifest["format"] != FORMAT:
         raise UserError(
             f"the cache at {folder} has format {manifest['format']}, expected {FORMAT}; use the version of "
@@ -38,7 +39,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not wrong and manifest["shard_size"] < 1:
         wrong = "shard_size"
     if wrong:
-        raise UserError(f"{path}: not the manifest of a cache: {wrong} is {manifest.get(wrong)!r}; {REWRITE}")
+        raise UserError(f"{path}: not the manifest of a cache: {wrong} is {manifest.get(wrong)!r}; {rewrite(folder)}")
     return manifest
 
 
@@ -56,18 +57,18 @@ def cache_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     try:
         captions = checked_captions(folder, manifest)
         if len(captions) != count:
-            yield f"{captions.path}: holds {len(captions)} captions, expected {count}; {REWRITE}"
+            yield f"{captions.path}: holds {len(captions)} captions, expected {count}; {rewrite(folder)}"
     except (UserError, OSError) as error:
         yield str(error)
     entries = shard_entries(manifest, folder / "manifest.json")
     expected = -(-count // size)
     if len(entries) != expected:
-        yield f"{folder / 'manifest.json'}: lists {len(entries)} shards, expected {expected}; {REWRITE}"
+        yield f"{folder / 'manifest.json'}: lists {len(entries)} shards, expected {expected}; {rewrite(folder)}"
     latents, left_out = sum(entry.samples for entry in entries), sum(entry.left_out for entry in entries)
     if latents + left_out != count:
         yield (
             f"{folder / 'manifest.json'}: lists {latents} latents and {left_out} captions without one, expected "
-            f"{count} together; {REWRITE}"
+            f"{count} together; {rewrite(folder)}"
         )
     shape, reads_all = tuple(manifest["latent_shape"]), "subset_of" not in manifest
     for number, entry in enumerate(Progress(entries, desc="verifying", unit="shard")):
@@ -92,7 +93,7 @@ def shard_faults(
     try:
         yield from _shard_faults(path, entry, ids, captions, shape)
     except (UserError, tarfile.TarError, OSError) as error:
-        yield str(error) if path.name in str(error) else f"shard {path}: {error}; {REPAIR}"
+        yield str(error) if path.name in str(error) else f"shard {path}: {error}; {repair(path)}"
 
 
 def _shard_faults(

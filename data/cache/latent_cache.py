@@ -13,13 +13,13 @@ import numpy as np
 
 from randcond.data.cache.latent_source import cache_identity, source_kind
 from randcond.data.cache.manifest import (
-    REWRITE,
     ShardEntry,
     captions_of_shard,
     check_captions,
     check_shard,
     first_entries,
     read_cache_record,
+    rewrite,
     shard_entries,
 )
 from randcond.data.cache.shard_store import LocalShards, RemoteShards
@@ -35,6 +35,7 @@ from randcond.launch.runtime.files import allow_open_files, read_record, sha256
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import rank
+from randcond.launch.runtime.this_command import stage_command
 from randcond.launch.urls import show_url
 
 
@@ -68,10 +69,10 @@ class LatentCache:
         folder = _copy_manifest(location, Path(cache_config.local).expanduser()) if is_url(location) else Path(location)
         if not (folder / "manifest.json").is_file():
             raise UserError(
-                f"no complete cache at {show_url(location)}: create or finish it with `randcond run cache EXPERIMENT`"
+                f"no complete cache at {show_url(location)}: create or finish it with {stage_command('cache')}"
             )
         manifest = read_cache_record(
-            folder / "manifest.json", "captions_sha256", sources=config.cache.captions, remedy=REWRITE
+            folder / "manifest.json", "captions_sha256", sources=config.cache.captions, remedy=rewrite(folder)
         )
         check_matches(
             manifest,
@@ -102,11 +103,11 @@ class LatentCache:
                 cache._check_shards(skip)
         except (KeyError, TypeError) as error:
             damage = f"{type(error).__name__}: {error}"
-            raise UserError(f"{folder / 'manifest.json'}: damaged ({damage}); {REWRITE}") from None
+            raise UserError(f"{folder / 'manifest.json'}: damaged ({damage}); {rewrite(folder)}") from None
         if not cache.left_out and len(cache) + cache.missing != len(captions):
             raise UserError(
                 f"the cache at {location}: its manifest lists {len(cache)} latents, expected {len(captions)}, one for "
-                f"each caption; {REWRITE}"
+                f"each caption; {rewrite(folder)}"
             )
         if not len(cache):
             raise UserError(f"the cache at {location} contains no valid latent: {''.join(cache.left_out[:1])}")
@@ -221,7 +222,7 @@ def checked_captions(folder: Path, manifest: dict[str, Any]) -> Captions:
     The check is necessary because Arrow does not validate the data that it maps.
     """
     path = folder / "captions.arrow"
-    remedy = "`randcond run cache EXPERIMENT` writes it again from the sources, and makes no sound shard again"
+    remedy = f"{stage_command('cache', folder)} writes it again from the sources, and makes no sound shard again"
     if not path.is_file():
         raise UserError(f"{path}: is missing; {remedy}")
     if sha256(path) != manifest["captions_sha256"]:
@@ -238,6 +239,10 @@ def _copy_manifest(url: str, local: Path) -> Path:
         with suppress(OSError):  # another rank was faster, or the folder is in use
             older.rename(folder)
             log.info(f"{folder}: its name held a password; renamed without it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache.local: {folder} can't be made ({error.strerror}); set it to another folder") from None
     with locked(folder, patience=float("inf")):
         fetch(f"{url.rstrip('/')}/manifest.json", folder / "manifest.json")
         checksum = read_record(folder / "manifest.json", "captions_sha256")["captions_sha256"]

@@ -10,16 +10,21 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from randcond.data.cache.shards import REPAIR, Shard, index_path, note_damage, read_index
+from randcond.data.cache.shards import Shard, index_path, note_damage, read_index, repair
 from randcond.data.captions.source_identity import stored_without_secrets, write_again
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import RESTORE, read_record, sha256
+from randcond.launch.runtime.this_command import stage_command
 
 Plan = dict[str, Any]
 HASH = "plan_sha256"  # key of a plan that is stored with other words than its shards' hash covers: that hash
 DAMAGED = "damaged"  # key of a plan: sentences about sources that were left out. No part of its hash since HASH is kept
-REWRITE = "`randcond run cache EXPERIMENT` writes it again, and makes no sound shard again"
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+def rewrite(folder: Path | None = None) -> str:
+    """Returns the end of an error about the manifest or the captions of a cache: the command that writes them again."""
+    return f"{stage_command('cache', folder)} writes it again, and makes no sound shard again"
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,13 @@ def shard_entries(manifest: dict[str, Any], path: Path) -> list[ShardEntry]:
     try:
         return TypeAdapter(list[ShardEntry]).validate_python(manifest["shards"])
     except KeyError:
-        raise UserError(f"{path}: not the manifest of a cache: it has no key shards; {REWRITE}") from None
+        raise UserError(f"{path}: not the manifest of a cache: it has no key shards; {rewrite(path.parent)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: not the manifest of a cache: shards.{key}: {first['msg']}; {REWRITE}") from None
+        raise UserError(
+            f"{path}: not the manifest of a cache: shards.{key}: {first['msg']}; {rewrite(path.parent)}"
+        ) from None
 
 
 def captions_of_shard(number: int, shard_size: int, captions: int) -> range:
@@ -125,7 +132,7 @@ def first_entries(
     numbers = range(-(-count // shard_size))
     if len(entries) < len(numbers):
         raise UserError(
-            f"manifest.json lists {len(entries)} shards, but {count} captions are in {len(numbers)}; {REWRITE}"
+            f"manifest.json lists {len(entries)} shards, but {count} captions are in {len(numbers)}; {rewrite()}"
         )
     for number in numbers:
         entry, needed = entries[number], min(count - number * shard_size, shard_size)
@@ -151,10 +158,10 @@ def check_shard(shard: Shard, entry: ShardEntry, read_all: bool) -> None:
         raise UserError(f"shard {shard.path}: does not match its checksum, so it is damaged; {remedy}")
     same = sha256(index_path(shard.path)) == entry.index_sha256 and shard.sha256 == entry.sha256
     if not same or len(shard) < entry.samples:
-        raise UserError(f"shard {shard.path}: the shard or its index does not match the manifest; {REPAIR}")
+        raise UserError(f"shard {shard.path}: the shard or its index does not match the manifest; {repair(shard.path)}")
 
 
 def check_captions(shard: Shard, entry: ShardEntry, expected: range) -> None:
     """Raises UserError if the used latents of a shard are not those of the expected captions."""
     if wrong := wrong_captions(shard.caption_ids[: entry.samples].tolist(), shard.left_out, expected):
-        raise UserError(f"shard {shard.path}: {wrong}; {REPAIR}")
+        raise UserError(f"shard {shard.path}: {wrong}; {repair(shard.path)}")

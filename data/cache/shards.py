@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+import shlex
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,9 @@ from webdataset import TarWriter
 
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, naming_full_disk, sha256, write_text
+from randcond.launch.runtime.this_command import stage_command
 
 FORMAT = 3
-REPAIR = "`randcond run cache EXPERIMENT` makes this shard again, and no other"
-VERIFY = f"`randcond cache verify FOLDER` notes such shards, then {REPAIR}"
 _STRICT = ConfigDict(strict=True)
 _EXPONENT = np.uint16(0x7C00)  # the exponent bits of an fp16 number
 
@@ -57,6 +57,17 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
+def repair(shard: Path) -> str:
+    """Returns the end of an error about a shard: the command that makes it again."""
+    return f"{stage_command('cache', shard.parent)} makes this shard again, and no other"
+
+
+def verify(shard: Path) -> str:
+    """Returns the end of an error about a shard that no note calls damaged yet: the commands that help."""
+    command = shlex.join(["randcond", "cache", "verify", str(shard.parent)])
+    return f"`{command}` notes such shards, then {repair(shard)}"
+
+
 def note_path(shard: Path) -> Path:
     """Returns the path of the note that a shard is damaged (see `note_damage`)."""
     return shard.with_suffix(".damaged")
@@ -69,9 +80,9 @@ def note_damage(shard: Path, fault: str) -> str:
     There is no note if the shard is missing, or its folder can't be written.
     """
     if not (shard.is_file() and os.access(shard.parent, os.W_OK)):
-        return VERIFY
+        return verify(shard)
     write_text(note_path(shard), f"{fault}\n")
-    return REPAIR
+    return repair(shard)
 
 
 def write_shard(
@@ -130,7 +141,7 @@ def read_index(shard: Path) -> ShardIndex:
 
 
 def _damaged_index(shard: Path, reason: object) -> UserError:
-    return UserError(f"shard {shard}: its index is damaged ({reason}); {REPAIR}")
+    return UserError(f"shard {shard}: its index is damaged ({reason}); {repair(shard)}")
 
 
 class Shard:
@@ -140,7 +151,7 @@ class Shard:
         """Raises UserError if the shard or its index is missing or damaged, or if the shard has the wrong size."""
         self.path = path
         if not (path.is_file() and index_path(path).is_file()):
-            raise UserError(f"shard {path}: the shard or its index is missing; {REPAIR}")
+            raise UserError(f"shard {path}: the shard or its index is missing; {repair(path)}")
         index = read_index(path)
         self.sha256 = index.sha256
         self.left_out = [entry.caption_id for entry in index.left_out]  # captions without a latent
@@ -151,7 +162,7 @@ class Shard:
         size = os.path.getsize(path)
         if size != index.bytes or not size:
             raise UserError(
-                f"shard {path}: has {size} bytes, expected {index.bytes}: it is incomplete or damaged; {REPAIR}"
+                f"shard {path}: has {size} bytes, expected {index.bytes}: it is incomplete or damaged; {repair(path)}"
             )
         self.caption_ids = table[:, 0]  # caption number of each latent, [n]
         self._locations: list[list[int]] = table[:, 1:].tolist()  # (offset, size) of each .npy, in bytes
@@ -197,7 +208,7 @@ class Shard:
         return values
 
     def _damaged_latent(self, row: int) -> UserError:
-        return UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; {VERIFY}")
+        return UserError(f"shard {self.path}, key {self.key(row)}: not a finite fp16 latent; {verify(self.path)}")
 
     def _read_header(self, row: int, data: np.ndarray) -> None:
         """Parses the header of a .npy file. `latent` skips this for the following latents, if their header is equal."""
@@ -208,7 +219,7 @@ class Shard:
                 raise ValueError(f"npy version {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
-            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}; {VERIFY}") from None
+            raise UserError(f"shard {self.path}, key {self.key(row)}: {error}; {verify(self.path)}") from None
         if dtype != np.float16 or fortran or len(data) - file.tell() != 2 * math.prod(shape):
             raise self._damaged_latent(row)
         self._header, self._shape = data[: file.tell()].tobytes(), shape

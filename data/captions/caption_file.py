@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
+from randcond.launch.runtime.this_command import stage_command
 
 ROWS_PER_BATCH = 65_536  # of every record batch except the last, so a caption's number gives its batch
 _SCHEMA = pa.schema([("caption", pa.string())])
@@ -71,8 +72,9 @@ class Captions:
                 raise pa.ArrowInvalid("its record batches differ in size")
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"captions {path}: cannot be read ({error}); of a cache: `randcond run cache EXPERIMENT` writes them "
-                f"again from the sources; of a pool: remove this file, then `randcond run pool EXPERIMENT` builds it"
+                f"captions {path}: cannot be read ({error}); of a cache: {stage_command('cache', path.parent)} writes "
+                f"them again from the sources; of a pool: remove this file, then {stage_command('pool', path.parent)} "
+                f"builds it"
             ) from None
         # Reading the buffers directly is three times as fast as Arrow's access to one value.
         self._offsets = [memoryview(array.buffers()[1]).cast("i") for array in self._arrays]

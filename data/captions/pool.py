@@ -33,11 +33,11 @@ from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_record, remove, sha256, write_json
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.progress import Progress
+from randcond.launch.runtime.this_command import stage_command
 from randcond.launch.urls import hide_secrets
 
 FORMAT = 3
 _KEYS = ("captions", "dropped", "damaged", "sha256")  # that a manifest must have
-_BUILD_AGAIN = "remove captions.arrow, then `randcond run pool EXPERIMENT` builds it again from its sources"
 
 
 def build(
@@ -258,7 +258,7 @@ def open_pool(folder: Path, check: bool = False) -> Captions:
     """
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
-        raise UserError(f"no caption pool at {folder}: build it with `randcond run pool EXPERIMENT`")
+        raise UserError(f"no caption pool at {folder}: build it with {stage_command('pool')}")
     manifest = read_stored(manifest_path)
     if manifest.get("format") != FORMAT:
         raise UserError(
@@ -266,13 +266,14 @@ def open_pool(folder: Path, check: bool = False) -> Captions:
             f"give another paths.pool, and build a pool there"
         )
     manifest = read_record(manifest_path, *_KEYS)
+    again = f"remove captions.arrow, then {stage_command('pool', folder)} builds it again from its sources"
     if check and sha256(folder / "captions.arrow") != manifest["sha256"]:
-        raise UserError(f"the pool at {folder}: captions.arrow does not match its checksum; {_BUILD_AGAIN}")
+        raise UserError(f"the pool at {folder}: captions.arrow does not match its checksum; {again}")
     captions = Captions(folder / "captions.arrow")
     if len(captions) != manifest["captions"]:
         raise UserError(
             f"the pool at {folder} contains {len(captions)} captions, expected {manifest['captions']} according to its "
-            f"manifest; {_BUILD_AGAIN}"
+            f"manifest; {again}"
         )
     return captions
 

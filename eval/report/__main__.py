@@ -1,12 +1,13 @@
 """`python -m randcond.eval.report EXPERIMENT|TABLE`, which `randcond run report` starts."""
 
+import os
 import sys
 
 from randcond.eval.report.report_command import report
+from randcond.launch.machine.launcher_ranks import forget_ranks
 from randcond.launch.runtime.exit_codes import report_error
 from randcond.launch.runtime.logs import start_console
-from randcond.launch.runtime.processes import exit_when_preempted
-from randcond.launch.runtime.ranks import rank
+from randcond.launch.runtime.processes import exit_when_preempted, take_interrupts
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -15,15 +16,15 @@ def main(argv: list[str] | None = None) -> None:
     if not words or words[0].startswith("-"):
         print("usage: python -m randcond.eval.report EXPERIMENT|TABLE [section.key=value ...]")
         return
-    if rank() != 0:
-        return
     start_console()
+    forget_ranks(os.environ)  # a report is one process, also in the shell of a job with several ranks
     try:
         report(*words)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         sys.exit(report_error(error))
 
 
 if __name__ == "__main__":
     exit_when_preempted()
+    take_interrupts()
     main()

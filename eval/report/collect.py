@@ -3,6 +3,7 @@
 In: a table or experiments that have been evaluated. Out: rows in the order of the table, the teacher first.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.json_lines import whole_lines
+from randcond.launch.runtime.this_command import command_of
 from randcond.launch.urls import without_secrets
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 
@@ -63,19 +65,24 @@ class Row:
     spread: Scores = field(default_factory=dict)  # standard deviations over the repetitions, if there are several
 
 
-def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
+def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[str, str] | None = None) -> list[Row]:
     """Returns the rows of a table; without a table, one row per experiment.
 
-    `configs`: experiment -> its configuration. Raises UserError naming an experiment that is not evaluated, or was
-    evaluated with other settings than its configuration has now.
+    `configs`: experiment -> its configuration. `commands`: experiment -> the command that evaluates it.
+    Raises UserError naming an experiment that is not evaluated, or was evaluated with other settings than its
+    configuration has now.
     """
     rows = []
-    first = next((config for config in configs.values() if "teacher" in config.eval.of and config.trains), None)
-    if first:
+    commands = {name: command_of("eval", name) for name in configs} if commands is None else commands
+    by = next((name for name, config in configs.items() if "teacher" in config.eval.of and config.trains), None)
+    if by:
+        first = configs[by]
         teacher = table.teacher if table else Arm()
         notes = [teacher.note] if teacher.note else []
         facts = {"weights": "raw", **_training_facts(resolve_path(first.teacher.path) / "training.json")}
-        rows.append(_row("teacher", first, Path(first.paths.reference), facts, by_split(teacher.paper), notes))
+        rows.append(
+            _row("teacher", first, Path(first.paths.reference), facts, by_split(teacher.paper), notes, commands[by])
+        )
     arms = {name: (arm.experiment, by_split(arm.paper), arm.note) for name, arm in table.arms.items()} if table else {}
     for name, (experiment, paper, note) in (arms or {name: (name, {}, "") for name in configs}).items():
         notes = [note] if note else []
@@ -88,16 +95,18 @@ def collect(table: Table | None, configs: dict[str, Config]) -> list[Row]:
             trained = _training_facts(Path(config.paths.run) / "train.json")
             notes += [f"trained without: {left_out}" for left_out in trained.pop("left_out", [])]
             facts |= {"conditioning": config.conditioning.p, **trained}
-        row = _row(name, config, eval_folder(config), facts, paper, notes)
+        row = _row(name, config, eval_folder(config), facts, paper, notes, commands[experiment])
         rows += [row, *_best(row, config)]
     _check_comparable(rows)
     return rows
 
 
-def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: Scores, notes: list[str]) -> Row:
+def _row(
+    name: str, config: Config, folder: Path, facts: dict[str, Any], paper: Scores, notes: list[str], evaluate: str
+) -> Row:
     path = folder / "scores.json"
     if not path.is_file():
-        raise UserError(f"no scores at {path}: run {_command(config)} first")
+        raise UserError(f"no scores at {path}: run {evaluate} first")
     scored = read_record(path, "protocol", "metrics", "splits", "notes")
     protocol = protocol_of(config.eval)
     prompts = choose_prompts(config)
@@ -126,7 +135,7 @@ def _row(name: str, config: Config, folder: Path, facts: dict[str, Any], paper: 
     bench_path = folder / "compbench" / "scores.json"
     if config.eval.compbench.lists:
         if not bench_path.is_file():
-            raise UserError(f"no scores at {bench_path}: run {_command(config)} first")
+            raise UserError(f"no scores at {bench_path}: run {evaluate} first")
         bench = read_record(bench_path, "protocol", "scores", "scorers")
         same = {key: scored["protocol"][key] for key in DRAWN_ALIKE}
         for category in config.eval.compbench.categories:
@@ -158,12 +167,6 @@ def _check_references(config: Config, prompts: Prompts, protocol: dict[str, Any]
     if "inception" in protocol["extractors"] and Path(config.eval.inception).is_file():
         inception = {"inception": inception_identity(config.eval)}
         check_matches(protocol["extractors"], inception, f"{what} (eval.inception, eval.fid)", remedy)
-
-
-def _command(config: Config) -> str:
-    if config.replicate:
-        return "`randcond run all` of its table"
-    return f"`randcond run eval {config.name}`"
 
 
 def _best(row: Row, config: Config) -> list[Row]:

@@ -21,6 +21,7 @@ from randcond.launch.config.experiments import load_config, shown_dict, table_na
 from randcond.launch.config.tables import load_runs, load_table
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json, write_text
+from randcond.launch.runtime.this_command import command_of
 
 GRID_COLUMNS = 12
 LEFT_OUT_OF_PROTOCOL_LINE = ("network", "weights")  # they differ from row to row
@@ -211,16 +212,19 @@ def load_report(names: list[str], overrides: list[str], out: str = "") -> Report
         for config in loaded
     ]
     title = ", ".join(configs)
-    return Report(Path(out or loaded[0].home), title, " ".join(descriptions), collect(None, configs), configs, [])
+    commands = {config.name: command_of("eval", name, *overrides) for config, name in zip(loaded, names, strict=True)}
+    rows = collect(None, configs, commands)
+    return Report(Path(out or loaded[0].home), title, " ".join(descriptions), rows, configs, [])
 
 
 def _table_report(name: str, overrides: list[str], out: str) -> Report:
     spec, runs = load_table(name), load_runs(name, overrides)
-    configs = {
-        repetition: {experiment: run.config for experiment, run in its_runs.items()}
-        for repetition, its_runs in runs.items()
-    }
-    rows = {repetition: collect(spec, its_configs) for repetition, its_configs in configs.items()} if spec.arms else {}
+    configs, rows = {}, {}
+    for repetition, its_runs in runs.items():
+        configs[repetition] = {experiment: run.config for experiment, run in its_runs.items()}
+        commands = {experiment: command_of("eval", experiment, *run.overrides) for experiment, run in its_runs.items()}
+        if spec.arms:
+            rows[repetition] = collect(spec, configs[repetition], commands)
     figures = [
         (picture, [load_config(experiment, overrides) for experiment in picture.experiments])
         for picture in spec.pictures

@@ -18,6 +18,7 @@ from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Run, leaves, out_folder, runs_of
 from randcond.launch.errors import UserError
+from randcond.launch.machine.visible_gpus import choose_gpus, count_gpus, gpus_here
 from randcond.launch.urls import hide_secrets, show_url
 
 STAGES = ("pool", "cache", "train", "eval", "report")
@@ -47,6 +48,11 @@ def launch_folder(config: Config) -> Path:
     return Path(config.home) / "launch"
 
 
+def _resolved(stage: str, config: Config) -> Path:
+    """Returns the file for the resolved configuration of a stage."""
+    return launch_folder(config) / f"{stage}.yaml"
+
+
 def stage_step(stage: str, run: Run, place: Place) -> Step:
     """Returns the step that runs one stage of one run."""
     config = run.config
@@ -56,14 +62,14 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
     files: dict[Path, str] = {}
     if place.hostfile or place.launcher == "slurm":
         # pdsh would split arguments at spaces, quotes and brackets. YAML files may change while a job is queued.
-        resolved = launch_folder(config) / f"{stage}.yaml"
+        resolved = _resolved(stage, config)
         files[resolved] = to_yaml(config)
         arguments = [str(resolved)]
     if module == "randcond.data":  # this package has two stages, so the command names one
         arguments.insert(0, stage)
     distributed = stage in _DISTRIBUTED
     several_hosts = distributed and bool(place.hostfile)
-    launcher = _launcher(config, place) if distributed else []
+    by, launcher = _launcher(config, place) if distributed else ("", [])
     return Step(
         label=" ".join(filter(None, [stage, run.experiment, config.replicate])),
         command=[*(launcher or [sys.executable, "-m"]), module, *arguments],
@@ -73,8 +79,8 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
         hosts=place.hosts if distributed else [],
         files=files,
         environment_file=launch_folder(config) / "environment" if several_hosts else None,
-        zero_means_done=bool(launcher) and place.launcher == "torchrun",
-        needs_port=bool(launcher) and place.launcher == "deepspeed" and not place.hostfile,
+        zero_means_done=by == "torchrun",
+        needs_port=by == "deepspeed" and not place.hostfile,
         environment=environment,
     )
 
@@ -96,22 +102,27 @@ def _check_urls(config: Config, place: Place) -> None:
                 )
 
 
-def _launcher(config: Config, place: Place) -> list[str]:
-    """Returns the part of the command before the module's name, which starts the ranks.
+def _launcher(config: Config, place: Place) -> tuple[str, list[str]]:
+    """Returns the launcher's name, and the part of the command before the module's name, which starts the ranks.
 
-    It is empty if one process is enough, or if srun starts the ranks.
+    Both are empty if one process is enough, or if srun starts the ranks. Launchers are started as modules: scripts in
+    the environment's bin folder don't start from a path with spaces.
     """
     ranks = place.gpus or config.engine.processes
-    tools = Path(sys.executable).parent
-    if place.launcher == "torchrun":
+    if place.launcher == "slurm" or (ranks == 1 and not place.hostfile and place.launcher == "deepspeed"):
+        return "", []
+    gpus = choose_gpus(ranks, count_gpus()) if on_gpus() and not place.hostfile else []
+    by_name, hidden = not all(name.isdigit() for name in gpus), nvidia_here() and not gpus_here()
+    # The deepspeed launcher shows its ranks the GPUs 0, 1, ..., although others are chosen by name, or all are hidden.
+    if place.launcher == "torchrun" or (not place.hostfile and (by_name or hidden)):
         hosts = ["--standalone"]
         if place.rdzv:
             hosts = [f"--nnodes={place.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place.rdzv}"]
             hosts.append(f"--rdzv-id={config.name}")
-        return [str(tools / "torchrun"), *hosts, f"--nproc-per-node={ranks}", "-m"]
-    if place.launcher == "slurm" or (ranks == 1 and not place.hostfile):
-        return []
-    words = [str(tools / "deepspeed"), "--quiet", "--no_local_rank"]
+        torchrun = [sys.executable, "-m", "randcond.launch.cluster.torchrun"]
+        return "torchrun", [*torchrun, *hosts, f"--nproc-per-node={ranks}", "-m"]
+    # critical: the launcher would repeat the ranks' errors
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--no_local_rank"]
     if place.hostfile:
         words += ["--hostfile", place.hostfile, "--force_multi"]
         words += ["--num_nodes", str(place.nodes)] if place.nodes else []
@@ -119,30 +130,14 @@ def _launcher(config: Config, place: Place) -> list[str]:
         words += ["--master_addr", place.master_addr] if place.master_addr else []
         words += ["--master_port", str(place.master_port)] if place.master_port else []
     else:
-        words += ["--hostfile", os.devnull, *_accelerators(ranks)]
-    return [*words, "--module"]
+        words += ["--hostfile", os.devnull]
+        words += ["--include", f"localhost:{','.join(gpus)}"] if gpus else ["--num_accelerators", str(ranks)]
+    return "deepspeed", [*words, "--module"]
 
 
 def on_gpus() -> bool:
     """Returns True if ranks on this machine run on its NVIDIA GPUs."""
-    return nvidia_here() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-
-
-def _accelerators(ranks: int) -> list[str]:
-    """Returns the deepspeed launcher's flags that select this machine's GPUs.
-
-    Given only a number, the launcher uses GPUs from 0 on. So the GPUs of CUDA_VISIBLE_DEVICES are listed explicitly.
-    """
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if not visible or not on_gpus():
-        return ["--num_accelerators", str(ranks)]
-    if not all(name.isdigit() for name in visible):
-        raise UserError(f"CUDA_VISIBLE_DEVICES: the deepspeed launcher takes indices (4,5), got {','.join(visible)}")
-    if len(visible) < ranks:
-        raise UserError(
-            f"CUDA_VISIBLE_DEVICES={','.join(visible)} lists {len(visible)} GPUs, but {ranks} ranks need one each"
-        )
-    return ["--include", f"localhost:{','.join(visible[:ranks])}"]
+    return gpus_here() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
 def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step]:
@@ -188,6 +183,15 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     return [*checks, *steps.values()]
 
 
+def check_before(stage: str, steps: list[Step], place: Place, name: str, overrides: list[str]) -> list[Step]:
+    """Returns the step that checks a stage alone before its ranks start; [] if the stage is one process."""
+    runs = [run for run in runs_of(name, overrides) if stage == "eval" or run.config.trains]
+    ranks = [place.ranks(run.config.engine.processes) for run in runs]
+    if stage not in _DISTRIBUTED or not steps or max(ranks) == 1:
+        return []
+    return [_check([run for run in runs if run.overrides == runs[0].overrides], place, stage)]
+
+
 def _report(name: str, overrides: list[str], out: Path, replicate: str = "") -> tuple[Path, Step]:
     """Returns the report's folder, and the step that writes the report."""
     environment: dict[str, str] = {}
@@ -197,10 +201,15 @@ def _report(name: str, overrides: list[str], out: Path, replicate: str = "") -> 
     return out, Step(label, command, out / "report.json", environment=environment)
 
 
-def _check(runs: list[Run], place: Place) -> Step:
-    """Returns the step that checks all runs before the first stage starts."""
+def _check(runs: list[Run], place: Place, stage: str = "") -> Step:
+    """Returns the step that checks all runs before the first stage starts, or before `stage`."""
     environment: dict[str, str] = {}
-    words = [*(run.experiment for run in runs), *(veiled(word, environment) for word in runs[0].overrides)]
+    words = [f"--stage={stage}"] if stage else []
+    words += ["--elsewhere"] if place.hostfile and not nvidia_here() else []  # started on a login node
+    if stage and place.launcher == "slurm":  # YAML files may change while a job is queued
+        words += [str(_resolved(stage, run.config)) for run in runs]
+    else:
+        words += [*(run.experiment for run in runs), *(veiled(word, environment) for word in runs[0].overrides)]
     if place.hostfile or place.nodes or place.gpus:
         words.append(f"engine.processes={place.ranks(max(run.config.engine.processes for run in runs))}")
     return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words], environment=environment)

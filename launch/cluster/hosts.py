@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from randcond.launch.errors import UserError
+from randcond.launch.machine.user_folders import is_own_folder
 from randcond.launch.runtime.logs import log
 from randcond.launch.urls import VEIL
 
@@ -52,7 +53,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         raise UserError(f"--hostfile: no such file: {path}")
     hosts: dict[str, int] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"--hostfile: {path}: not a text file ({error})") from None
     for number, line in enumerate(lines, 1):
@@ -62,7 +63,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if not match:
             raise UserError(f"{path}, line {number}: expected `name slots=8`, found {line.strip()!r}")
         if match[1] in hosts:
-            raise UserError(f"{path}, line {number}: host {match[1]} is listed twice")
+            raise UserError(f"{path}, line {number}: host {match[1]} is listed twice; give each host one line")
+        if not int(match[2]):
+            raise UserError(f"{path}, line {number}: host {match[1]} has slots=0; give it a slot per GPU, or remove it")
         hosts[match[1]] = int(match[2])
     if not hosts:
         raise UserError(f"{path}: lists no host; expected one per line: `name slots=8`")
@@ -117,7 +120,8 @@ def environment_lines(environment: dict[str, str]) -> str:
     """
     lines = []
     for name, value in sorted(environment.items()):
-        if name.startswith(EXPORTED) and not name.startswith(VEIL) and "\n" not in value:
+        here_only = name.startswith(VEIL) or is_own_folder(value)
+        if name.startswith(EXPORTED) and not here_only and "\n" not in value:
             lines.append(f"{name}={_escape(value)}")
     return "\n".join(lines + own_environment()) + "\n"
 
@@ -143,12 +147,15 @@ def _escape(value: str) -> str:
     return re.sub(r'([\\"$`])', r"\\\1", value)
 
 
-def check_folder_name(folder: str) -> None:
-    """Raises UserError if the working directory has characters that DeepSpeed can't pass through pdsh."""
+def check_folder_name(folder: str, what: str = "the working directory") -> None:
+    """Raises UserError if a path has characters (spaces, quotes) that DeepSpeed can't pass through pdsh.
+
+    `what`: names the path.
+    """
     if re.search(r"[^\w@%+=:,./-]", folder):
         raise UserError(
-            f"--hostfile: the working directory {folder!r} has characters that pdsh does not pass on; "
-            "use a folder whose path has only letters, digits and @%+=:,./-_"
+            f"--hostfile: {what} {folder!r} has characters that pdsh does not pass on; "
+            "use a path that has only letters, digits and @%+=:,./-_"
         )
 
 

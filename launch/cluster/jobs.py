@@ -19,13 +19,15 @@ def job_script(
     overrides: list[str],
     place: Place,
     steps: list[Step],
+    checks: list[Step],
     options: str,
     max_restarts: int,
     grace: int,
 ) -> tuple[Path, str]:
-    """Returns the path and the text of the sbatch script for a stage (or "all").
+    """Returns the path and the text of the sbatch script for a stage (or "all"), which begins with `checks`.
 
     Stages train and eval of a table become a job array, because the rows don't wait for each other.
+    Each row's ranks then check it themselves.
     Raises UserError if the stage has nothing to run on a cluster.
     """
     runs = runs_of(name, overrides)
@@ -33,7 +35,7 @@ def job_script(
     is_array = stage in ("train", "eval") and len(runs) > 1
     if not steps:
         raise UserError(f"{name}: stage {stage} has nothing to run on a cluster; run it here, without --launcher slurm")
-    groups = [[step] for step in steps] if is_array else [steps]
+    groups = [[step] for step in steps] if is_array else [[*checks, *steps]]
     one_process = not any(step.distributed for step in steps)  # a pool: needs no GPU
     text = script(
         name=f"{stage}-{name}",

@@ -1,5 +1,6 @@
 """Where a distributed stage runs: on this machine, on the hosts of a host file, under torchrun or under Slurm."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Place:
                 if self.gpus and self.gpus > hosts[host]:
                     raise UserError(f"--gpus: is {self.gpus}, but {host} has slots={hosts[host]} in {self.hostfile}")
             check_folder_name(str(Path.cwd()))
+            check_folder_name(sys.executable, "the environment's Python")
         elif self.nodes and self.launcher == "deepspeed":
             raise UserError("--nodes needs a --hostfile, --launcher slurm, or --launcher torchrun with --rdzv")
         if self.launcher == "torchrun" and (self.nodes or 1) > 1 and not self.rdzv:

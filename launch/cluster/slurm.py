@@ -12,6 +12,7 @@ from pathlib import Path
 
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.exit_codes import FIRST_EXIT, PREEMPTED, USER_ERROR
+from randcond.launch.runtime.logs import SAID
 from randcond.launch.runtime.processes import RANKS_FROM
 
 
@@ -93,9 +94,12 @@ def script(
         "job=${job:-$SLURM_JOB_ID}",
         f"lost={shlex.quote(str(out))}/lost-$job  # one line for each lost rank",
         f"export {FIRST_EXIT}={shlex.quote(str(out))}/first-end-$job",
-        f'rm -f "${FIRST_EXIT}"',
+        f"export {SAID}={shlex.quote(str(out))}/errors-$job  # the ranks' errors, so that each is shown once",
+        f'rm -rf "${FIRST_EXIT}" "${SAID}"',
+        f'mkdir -p "${SAID}"',
         "steps",
         "code=$?",
+        f'rm -rf "${SAID}"',
         "# srun ends the other ranks and returns the largest code. The first failed rank's code is what counts.",
         f'[ $code = 0 ] || [ ! -s "${FIRST_EXIT}" ] || code=$(cat "${FIRST_EXIT}")',
         f"# {PREEMPTED}: preempted, all is saved. {USER_ERROR}: the user's mistake. Any other code: a rank was lost.",

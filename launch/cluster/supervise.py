@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +21,14 @@ from randcond.launch.cluster.hosts import (
     own_environment,
     wait_for_hosts,
 )
-from randcond.launch.config.gpus import nvidia_here
 from randcond.launch.errors import UserError
+from randcond.launch.machine.launcher_ranks import forget_ranks
+from randcond.launch.machine.visible_gpus import VARIABLE, gpus_here
 from randcond.launch.runtime.exit_codes import INTERRUPTED, LOST_RANK, PREEMPTED, USER_ERROR
-from randcond.launch.runtime.logs import log
-from randcond.launch.runtime.processes import QUIET, STOP_FILE
+from randcond.launch.runtime.files import remove
+from randcond.launch.runtime.logs import SAID, log
+from randcond.launch.runtime.processes import QUIET, RANKS_FROM, STOP_FILE, SUPERVISOR
+from randcond.launch.runtime.this_command import this_command
 
 
 def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) -> None:
@@ -81,6 +85,8 @@ def _run_with_restarts(step: Step, max_restarts: int, grace: float, requests: li
             break
         restarts += 1
         log.info(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}")
+    if code == INTERRUPTED:
+        raise SystemExit(code)
     if code:
         remedy = "Fix the error above, then run" if code == USER_ERROR else "Run"
         log.info(
@@ -132,27 +138,32 @@ def _run_command(
     `environment_file`: where the deepspeed launcher reads the environment for the ranks on other hosts.
     `own`: environment variables of this command.
     """
-    environment = {**QUIET, **os.environ, **own, "RANDCOND_SUPERVISOR": str(os.getpid())}
-    environment["RANDCOND_HOST"] = platform.node()
+    environment = {**QUIET, **os.environ}
+    forget_ranks(environment)  # of a job around this command
+    environment.pop(RANKS_FROM, None)
+    environment |= {**own, SUPERVISOR: str(os.getpid()), "RANDCOND_HOST": platform.node()}
+    said = _folder_of_errors(environment_file)
+    environment[SAID] = str(said)
     if stop:
         environment[STOP_FILE] = str(stop.absolute())
         stop.unlink(missing_ok=True)  # left by a killed command whose container used the same process number
     if environment_file:
         _write_private(environment_file, environment_lines(environment))
         environment |= host_environment(environment_file)
-    elif not nvidia_here():
+    elif not gpus_here():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    if "--include" in command:  # it lists the GPUs; the launcher would warn that it ignores CUDA_VISIBLE_DEVICES
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    if {"--include", "--num_accelerators"} & set(command):  # the launcher would say that it ignores the variable
+        environment.pop(VARIABLE, None)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_prepare_child)
     previous = signal.signal(signal.SIGINT, _raise_interrupt)
     try:
         return _wait(process, requests, stop, grace)
     except KeyboardInterrupt:
-        log.info("\ninterrupted: ending the processes")
-        _signal_group(process.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+        log.info(f"\ninterrupted; finished work is kept. To go on, run the same command: {this_command()}")
+        if not environment_file:  # the ranks are on this machine
+            from randcond.launch.cluster.interrupt import end_ranks  # imports psutil
+
+            end_ranks(process)
         return INTERRUPTED
     finally:
         if environment_file and process.poll() is None:
@@ -161,11 +172,25 @@ def _run_command(
                 process.wait(timeout=15)
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
+        remove(said)
         if environment_file:
             environment_file.unlink(missing_ok=True)
         if stop:
             stop.unlink(missing_ok=True)
         signal.signal(signal.SIGINT, previous)
+
+
+def _folder_of_errors(environment_file: Path | None) -> Path:
+    """Returns a new folder in which ranks note the errors that they have shown, so that each is shown once.
+
+    On several hosts it is beside `environment_file`, which all hosts see.
+    """
+    if not environment_file:
+        return Path(tempfile.mkdtemp(prefix="randcond-errors-"))
+    folder = environment_file.absolute().parent / f".errors.{platform.node()}.{os.getpid()}"
+    remove(folder)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _wait(process: subprocess.Popen[bytes], requests: list[float], stop: Path | None, grace: float) -> int:
@@ -225,7 +250,8 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def _die_with_parent() -> None:
-    """Makes the kernel kill this process when its parent dies."""
+def _prepare_child() -> None:
+    """Makes the kernel kill this process when its parent dies. Ctrl-C is ignored until the stage can handle it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

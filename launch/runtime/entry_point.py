@@ -17,16 +17,20 @@ from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.paths import logs_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.machine.launcher_ranks import settle_ranks
+from randcond.launch.machine.network_interface import name_interface
+from randcond.launch.machine.user_folders import give_user_folders
 from randcond.launch.runtime.exit_codes import record_first_exit, report_error
-from randcond.launch.runtime.logs import flush, log_to, start_console
-from randcond.launch.runtime.network_interface import name_interface
+from randcond.launch.runtime.logs import flush, log, log_to, start_console
 from randcond.launch.runtime.processes import (
     end_with_parent,
     exit_when_preempted,
     limit_threads,
     name_accelerator,
     read_slurm_ranks,
+    take_interrupts,
 )
+from randcond.launch.runtime.this_command import remember_experiment
 
 Stage = Callable[[Config], None]
 
@@ -51,6 +55,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
     flags = [word for word in arguments if word.startswith("-")]
     words = [word for word in arguments if not word.startswith("-")]
     try:
+        previous_handlers = take_interrupts()
         if unknown := [flag for flag in flags if flag not in {"--dry-run"}]:
             raise UserError(f"unknown flag {unknown[0]}; {usage}")
         stage = words.pop(0) if len(stages) > 1 else next(iter(stages))
@@ -58,14 +63,10 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
             raise UserError(f"unknown stage {stage!r}; {usage}")
         if not words:
             raise UserError(f"no experiment given; {usage}")
+        remember_experiment(words[0], words[1:])
         config = load_config(words[0], words[1:])
         check, run = stages[stage]
-        read_slurm_ranks()
-        name_interface()
-        name_accelerator()
-        end_with_parent()
-        previous_handlers = exit_when_preempted()
-        limit_threads(config)
+        previous_handlers |= _prepare(config)
         check(config)
         if "--dry-run" in flags:
             print(to_yaml(config), end="")
@@ -85,6 +86,19 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         flush()
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
+
+
+def _prepare(config: Config) -> dict[int, Any]:
+    """Sets this process up for its machine and its launcher. Returns the previous signal handlers."""
+    read_slurm_ranks()
+    settle_ranks()
+    if (note := give_user_folders()) and os.environ.get("RANK", "0") == "0":
+        log.info(note)
+    name_interface()
+    name_accelerator()
+    end_with_parent()
+    limit_threads(config)
+    return exit_when_preempted()
 
 
 def _end_early(code: int) -> NoReturn:

@@ -5,6 +5,7 @@ the console. The first rank's lines are on the console as well, and every rank's
 """
 
 import faulthandler
+import hashlib
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from randcond.launch.urls import hide_secrets
 
 log = logging.getLogger("randcond")
 FILE_ONLY = {"file_only": True}  # log.info(text, extra=FILE_ONLY): into the rank's file, not onto the console
+SAID = "RANDCOND_SAID"  # environment: a folder with an empty file for each error that a rank of this job has shown
 PROGRESS = {"progress": True}  # onto the standard error, where bars go, so that a command's output can be piped
 
 _console: "_Console | None" = None
@@ -55,6 +57,8 @@ class _Console(logging.Handler):
         if getattr(record, "file_only", False):
             return
         text = record.getMessage()
+        if record.levelno >= logging.ERROR and _another_rank_said(text):
+            return
         if record.exc_info and record.levelno >= logging.CRITICAL:
             text = f"{text}\n{record.exc_text or logging.Formatter().formatException(record.exc_info)}"
         to_errors = record.levelno >= logging.ERROR or getattr(record, "progress", False)
@@ -62,6 +66,18 @@ class _Console(logging.Handler):
         # Progress bars leave the console while the line is written. ValueError: the stream is closed.
         with suppress(OSError, ValueError), tqdm.external_write_mode(file=stream):
             print(text, file=stream, flush=True)
+
+
+def _another_rank_said(text: str) -> bool:
+    """Returns True if another rank of this host, or of the job, has shown the same error on the console."""
+    folder = os.environ.get(SAID)
+    if not folder or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    try:
+        with open(os.path.join(folder, hashlib.sha256(text.encode(errors="replace")).hexdigest()), "x"):
+            return False
+    except OSError as error:  # another error: a folder that this host does not have, a full disk
+        return isinstance(error, FileExistsError)
 
 
 def _record_without_secrets(*args: Any, **options: Any) -> logging.LogRecord:

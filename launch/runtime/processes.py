@@ -8,13 +8,15 @@ import signal
 import sys
 import threading
 import time
+from types import FrameType
 from typing import Any
 
-from randcond.launch.config.gpus import nvidia_here
 from randcond.launch.config.sections import Config
-from randcond.launch.runtime.exit_codes import PREEMPTED, record_first_exit
+from randcond.launch.machine.visible_gpus import gpus_here
+from randcond.launch.runtime.exit_codes import INTERRUPTED, PREEMPTED, record_first_exit
 
 STOP_FILE = "RANDCOND_STOP_FILE"  # environment: path of a file; a training saves and ends when it appears
+SUPERVISOR = "RANDCOND_SUPERVISOR"  # environment: process id of the `randcond run` that started this process
 RANKS_FROM = "RANDCOND_RANKS"  # environment: "slurm" if srun starts the ranks, without a launcher
 QUIET = {  # environment that silences start-up messages of libraries; their errors are still shown
     "TRANSFORMERS_VERBOSITY": "error",
@@ -26,8 +28,8 @@ QUIET = {  # environment that silences start-up messages of libraries; their err
 
 
 def name_accelerator() -> None:
-    """On a machine without a GPU: tells DeepSpeed so, which would otherwise search for one and warn."""
-    if not nvidia_here():
+    """Where no GPU is visible: tells DeepSpeed so, which would otherwise search for one and warn."""
+    if not gpus_here():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
@@ -41,6 +43,26 @@ def exit_when_preempted() -> dict[int, Any]:
     return {number: signal.signal(number, _end_at_once) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
+def take_interrupts() -> dict[int, Any]:
+    """Makes Ctrl-C raise KeyboardInterrupt in this process, once. Returns the previous handler by signal.
+
+    `randcond run` ignores Ctrl-C for its stages until they can handle it, and may send it again. In the background of
+    a shell it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and SUPERVISOR not in os.environ:
+        return {}
+    return {signal.SIGINT: signal.signal(signal.SIGINT, _interrupt)}
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not cut the last lines of this process
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(INTERRUPTED)  # libraries make other errors of an import that is cut; nothing is to be saved yet
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _end_at_once(number: int, frame: object) -> None:
     # SIGUSR1 is Slurm's notice before the time limit. SIGTERM may come from srun because another rank was killed. Then
     # the code of that rank counts.
@@ -52,7 +74,7 @@ def _end_at_once(number: int, frame: object) -> None:
 
 def read_slurm_ranks() -> None:
     """Takes rank and world size from srun's environment if the job's script says that srun starts the ranks."""
-    if os.environ.get(RANKS_FROM) == "slurm":
+    if os.environ.get(RANKS_FROM) == "slurm" and "SLURM_STEP_NUM_TASKS" in os.environ:  # else a shell in the job
         for name, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
             os.environ[name] = os.environ[f"SLURM_{theirs}"]
         # "8(x2),4" is two hosts with 8 tasks and one with 4. Our job scripts start the same number on each.
@@ -67,7 +89,7 @@ def end_with_parent() -> None:
     if sys.platform == "linux" and "RANK" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    supervisor = os.environ.get("RANDCOND_SUPERVISOR")
+    supervisor = os.environ.get(SUPERVISOR)
     if supervisor and os.environ.get("RANDCOND_HOST", platform.node()) == platform.node():
         threading.Thread(target=_die_with, args=(int(supervisor),), daemon=True).start()
 

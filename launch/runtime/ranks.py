@@ -1,8 +1,13 @@
 """Rank, world size and device of this process, from the environment that the launcher sets."""
 
 import os
+import platform
 
 import torch
+
+from randcond.launch.errors import UserError
+from randcond.launch.machine.visible_gpus import VARIABLE
+from randcond.launch.runtime.processes import RANKS_FROM
 
 
 def rank() -> int:
@@ -23,11 +28,20 @@ def local_ranks() -> int:
 def device() -> torch.device:
     """Returns this process's GPU, chosen by its local rank, and makes it the current one.
 
-    Returns the CPU if there is no GPU.
+    Returns the CPU if there is no GPU. Under srun each rank may see its own GPU alone. Raises UserError if there are
+    fewer GPUs than ranks.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    mine = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, visible = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if visible == 1 and os.environ.get(RANKS_FROM) == "slurm":
+        number = 0
+    if number >= visible:
+        raise UserError(
+            f"each rank needs a GPU of its own, but {platform.node()} shows {visible} for {local_ranks()} ranks "
+            f"({VARIABLE}: {os.environ.get(VARIABLE, 'not set')}); start as many ranks as GPUs (--gpus {visible})"
+        )
+    mine = torch.device("cuda", number)
     torch.cuda.set_device(mine)  # for synchronize(), and for libraries that name no device
     return mine
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from randcond.model_zoo.kernels.library_path import quote_library_path
 from randcond.model_zoo.kernels.truncated_libraries import remove_truncated_libraries
 
 
@@ -25,6 +26,7 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     if how != "none":
         _clean_inductor_cache()
+        quote_library_path()
     if how == "blocks":
         network.compile_repeated_blocks()
     elif how == "whole":
@@ -38,6 +40,7 @@ def _clean_inductor_cache() -> None:
 
 def compile_text(encoders: Iterable[Any]) -> None:
     """Compiles text encoders in place. Code that causes graph breaks runs uncompiled."""
+    quote_library_path()
     for encoder in encoders:
         encoder.compile(dynamic=False)
 

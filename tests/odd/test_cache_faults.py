@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "captions missing": (
         lambda c: (c / "captions.arrow").unlink(),
-        ["captions.arrow: is missing; `randcond run cache EXPERIMENT` writes it again from the sources"],
+        ["captions.arrow: is missing; `randcond run cache EXPERIMENT` (the experiment that made it) writes it again"],
     ),
     "captions damaged, and a shard too": (
         lambda c: (flip(c / "captions.arrow", 300), shard(c, 0).unlink()),

@@ -169,12 +169,14 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     one = randcond(tmp_path, *words, "demo-with", 'paths.run=it\'s "one" run').stdout
     assert "--array" not in one
     (tmp_path / "job").write_text(one[one.index("#!/bin/bash") :])
-    stubs = 'srun() { printf "%s\\n" "${@: -1}"; return 75; }; scontrol() { [ $1 = requeue ] && echo requeued $2; }; '
+    stubs = 'srun() { printf "%s\\n" "${@: -1}"; [[ "$*" == *dryrun* ]] || return 75; }; '
+    stubs += "scontrol() { [ $1 = requeue ] && echo requeued $2; }; "
     run = f'{stubs} sleep() {{ :; }}; export SLURM_JOB_ID=7; . "{tmp_path / "job"}"'
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ['it\'s "one" run/launch/train.yaml', "requeued 7"] and done.returncode == 75
+    one_run = 'it\'s "one" run/launch/train.yaml'
+    assert done.stdout.splitlines() == ["engine.processes=16", one_run, "requeued 7"] and done.returncode == 75
     # A lost rank requeues the job at most three times; preemptions don't count. Of an array, only the task is requeued.
-    (tmp_path / 'it\'s "one" run/launch').mkdir(parents=True)
+    (tmp_path / 'it\'s "one" run/launch').mkdir(parents=True, exist_ok=True)
     codes = []
     for code in (69, 75, 69, 69, 75, 69):
         stubs = f"srun() {{ return {code}; }}; scontrol() {{ echo $2; }}; sleep() {{ :; }}; SLURM_RESTART_COUNT=9"

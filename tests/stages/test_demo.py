@@ -377,7 +377,8 @@ def test_bad_input_is_named_before_work_starts(
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # the stage changes them; pytest restores them
     if "divide" in said:
-        monkeypatch.setenv("WORLD_SIZE", "2")
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+            monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
         stage.stage_main({"train": (check, train)}, ["demo-with", *TINY, *words])
     assert ended.value.code == 2

@@ -21,6 +21,7 @@ from tests.support.patience import HANG
 
 Running = subprocess.Popen[Any] | warm.Process
 
+FRONT = "deepspeed.launcher.runner"  # the front end of the launcher
 NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
 RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
 
@@ -44,7 +45,7 @@ def ranks(process: Running) -> list[psutil.Process]:
 
 
 def launcher(process: Running, name: str) -> psutil.Process:
-    """Returns a process of the launcher. `name`: "bin/deepspeed" (the front end) or NODE."""
+    """Returns a process of the launcher. `name`: FRONT or NODE."""
     for child in below(process):
         if any(word.endswith(name) for word in child.cmdline()[:5]):
             return child
@@ -138,7 +139,7 @@ def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
                 Blow("kill -9 of all", kill_all, there("with/checkpoints/step-*", 2)),
                 Blow("kill -9 of a rank", kill_rank, there("with/checkpoints/step-*", 3)),
                 Blow("kill -9 of the node's launcher", kill_launcher(NODE), delay=8.0),
-                Blow("kill -9 of deepspeed", kill_launcher("bin/deepspeed"), delay=8.0),
+                Blow("kill -9 of deepspeed", kill_launcher(FRONT), delay=8.0),
             ],
         ),
         (

@@ -28,11 +28,12 @@ HEAD = """# What is where
 `make layout` writes this page. Each line is the first sentence of the file's docstring; a folder's line is its
 `__init__.py`'s. A folder is a room: one subject, at most a dozen files.
 
-Imports point one way. `launch/errors.py`, `launch/urls.py`, `launch/install`, `launch/config` and `launch/runtime` are
-the ground floor, which every package uses. `model_zoo` uses `launch/errors.py` and `launch/config/engines.py` alone.
-`data` uses `model_zoo`, `eval` uses `data`, and `train` uses both. `launch` imports no stage, because it starts stages
-as processes; it imports a tool's module when the tool is used, and only `launch/planning` and `launch/device` use
-`model_zoo`. `tests/unit/test_imports.py` checks this, and that no two rooms import each other.
+Imports point one way. `launch/errors.py`, `launch/urls.py`, `launch/install`, `launch/config`, `launch/machine` and
+`launch/runtime` are the ground floor, which every package uses. `model_zoo` uses `launch/errors.py` and
+`launch/config/engines.py` alone. `data` uses `model_zoo`, `eval` uses `data`, and `train` uses both. `launch` imports
+no stage, because it starts stages as processes; it imports a tool's module when the tool is used, and only
+`launch/planning` and `launch/device` use `model_zoo`. `tests/unit/test_imports.py` checks this, and that no two rooms
+import each other.
 
 """
 

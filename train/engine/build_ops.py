@@ -1,6 +1,7 @@
 """Compiles the C++ operator that DeepSpeed needs on a CPU. Does nothing on a GPU machine."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch.utils.cpp_extension import _get_build_directory
 
 from randcond.launch.runtime.locks import locked
 from randcond.launch.runtime.processes import name_accelerator
+from randcond.model_zoo.kernels.library_path import quote_library_path
 
 BUILD_TIMEOUT = 600.0  # seconds to wait for another process that compiles the operator
 
@@ -34,10 +36,19 @@ def load_operator() -> bool:
         return False
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = Path(_get_build_directory(builder.name, verbose=False))
+    quote_library_path()
     with locked(folder, BUILD_TIMEOUT):
+        _copy_from_environment(folder, f"{builder.name}.so")
         (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)
     return True
+
+
+def _copy_from_environment(folder: Path, library: str) -> None:
+    """Copies the operator that `make setup` has compiled, for a user who can't write into the environment."""
+    compiled = Path(sys.prefix, "torch_extensions", folder.name)
+    if not (folder / library).is_file() and (compiled / library).is_file() and compiled != folder:
+        shutil.copytree(compiled, folder, ignore=shutil.ignore_patterns("lock", ".lock"), dirs_exist_ok=True)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from randcond.train.engine.base import (
     initial_state,
     set_single_rank_defaults,
 )
+from randcond.train.engine.meeting import meeting
 
 
 class FsdpEngine(Engine):
@@ -36,7 +37,8 @@ class FsdpEngine(Engine):
         set_single_rank_defaults()
         cuda = torch.cuda.is_available()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=collective_timeout(config))
+            with meeting(collective_timeout(config)):
+                dist.init_process_group("nccl" if cuda else "gloo", timeout=collective_timeout(config))
         super().__init__(config, module)
         options = config.engine
         _, self.accumulation = batch_shape(config.train.global_batch, self.ranks, options.micro_batch)

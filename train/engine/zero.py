@@ -28,6 +28,7 @@ from randcond.train.engine.base import (
     set_single_rank_defaults,
 )
 from randcond.train.engine.build_ops import load_operator
+from randcond.train.engine.meeting import meeting
 
 
 class ZeroEngine(Engine):
@@ -38,8 +39,9 @@ class ZeroEngine(Engine):
         if not dist.is_initialized():
             load_operator()
             backend = "nccl" if torch.cuda.is_available() else "gloo"
-            deepspeed.init_distributed(backend, verbose=False, timeout=collective_timeout(config))
-            dist.barrier()
+            with meeting(collective_timeout(config)):
+                deepspeed.init_distributed(backend, verbose=False, timeout=collective_timeout(config))
+                dist.barrier()
             _unlink_shared_buffers()
         super().__init__(config, module)
         self.stage = config.engine.zero_stage

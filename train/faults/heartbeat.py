@@ -209,7 +209,7 @@ class Heartbeat:
     def _end_job(self, verdict: str, code: int = LOST_RANK) -> None:
         if not self._finished.is_set():
             self._send_to_all({"verdict": verdict, "code": code})
-            end_process(verdict, True, code)
+            end_process(verdict, code != USER_ERROR, code)  # the rank that made the mistake has shown it
 
     def _send_to_all(self, message: dict[str, Any]) -> None:
         for connection in list(self._connections.values()):

@@ -53,9 +53,9 @@ def _exists(path: Path) -> bool:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Makes a loader process ignore preemption signals.
+    """Makes a loader process ignore preemption signals and Ctrl-C.
 
-    A signal may be sent to all processes of a run. A rank needs its loader until it has saved.
+    A signal may be sent to all processes of a run. A rank needs its loader until it has saved, and ends it itself.
     """
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ from randcond.eval.stage import trained_student
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, read_record
+from randcond.launch.runtime.this_command import remember_experiment
 from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
 from randcond.model_zoo.export import copy_student
 from randcond.train.state.model_card import model_card
@@ -38,6 +39,7 @@ def export(
     examples    randcond export demo-with --out my-student
                 randcond export demo-with --weights raw --dtype fp16 --push me/my-student
     """
+    remember_experiment(experiment, overrides)
     config = load_config(experiment, overrides)
     kind = weights or config.eval.weights
     if kind not in ("raw", "ema"):

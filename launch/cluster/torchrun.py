@@ -1,0 +1,55 @@
+"""torchrun for our stages: says that it waits for other hosts, and ends with the exit code of the first failed rank.
+
+torchrun itself ends with 1 and a traceback of its own, whatever the rank has said and however it ended.
+"""
+
+import logging
+import os
+import sys
+import threading
+
+import psutil
+
+FIRST_WORD = 10.0  # seconds of waiting for other hosts before the first line about it
+NEXT_WORD = 30.0
+
+
+def main(arguments: list[str]) -> int:
+    """Runs torchrun with its own arguments. Returns the exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.run import main as torchrun
+
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)  # the ranks say it
+    if place := next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), ""):
+        threading.Thread(target=_tell_of_waiting, args=(place,), daemon=True).start()
+    try:
+        torchrun(arguments)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 1
+    except SignalException as error:
+        return 128 + error.sigval
+    except (RendezvousError, ConnectionError, TimeoutError) as error:
+        print(f"error: --rdzv {place}: the hosts did not meet there ({_first_line(error)})", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tell_of_waiting(place: str) -> None:
+    """Says that other hosts are waited for, until this one has started its ranks."""
+    waited, seconds = threading.Event(), FIRST_WORD
+    while not waited.wait(seconds):
+        if psutil.Process(os.getpid()).children():
+            return
+        print(f"waiting for the other hosts at {place} (--rdzv): each must run the same command", flush=True)
+        seconds = NEXT_WORD
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
