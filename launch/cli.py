@@ -38,6 +38,7 @@ TOOLS = {  # tool -> module with the function of the same name, imported on use
     "init": "randcond.train.tools.init_command",
     "config": "randcond.launch.config_command",
     "list": "randcond.launch.list_command",
+    "completion": "randcond.launch.completion_command",
     "students": "randcond.model_zoo.students_command",
     "export": "randcond.train.tools.export_command",
     "plan": "randcond.launch.planning.plan_command",
@@ -223,6 +224,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond list [WORD]                                                 experiments and tables, one a line
        randcond config [KEY] [--schema]                                     keys: type, default, meaning; JSON schema
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        exports a trained student with its scores
+       randcond completion bash|zsh                                         a script that completes all this in a shell
 
 stages: {" -> ".join(STAGES)}, or all
 
