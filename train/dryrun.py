@@ -25,7 +25,6 @@ from randcond.launch.urls import show_url
 from randcond.model_zoo.checkpoints.hub import check_reachable
 from randcond.train.checks import check_all, check_grid, check_training
 
-
 ELSEWHERE = "--elsewhere"  # the ranks run on other machines, which this one can't forecast
 
 
