@@ -15,6 +15,7 @@ from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.planning import cards
 from randcond.launch.planning.costs import Cluster, Sizes, counted, sharding
 from randcond.launch.planning.fitting import fits, knobs, largest_micro_batch, training_memory
 from randcond.launch.planning.plan_command import _reached, curve_table
@@ -132,6 +133,19 @@ def test_the_largest_micro_batch_fits_a_card_and_the_next_does_not(name: str, si
     assert found.fits and (found.micro_batch, found.micro_batch * found.accumulation) == (micro, 256)
     larger = paper(f"engine.micro_batch={2 * micro}")
     assert micro == 256 or not fits(training_memory(larger, sizes, cluster), cluster)
+
+
+@pytest.mark.slow
+def test_the_table_of_cards_says_what_the_plans_say() -> None:
+    text = (Path(__file__).parents[3] / "docs/planning.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    table = {cells[1]: cells[2:] for cells in rows if len(cells) == 5 and cells[0].isdigit()}
+    assert tuple(table) == cards.CARDS
+    for place, (name, teacher) in enumerate([("b-base", "sd-v1-4"), ("c-micro", "sd-v1-4"), ("koala-700m", "sdxl")]):
+        config = load_config(name, [f"teacher.path={teacher}"])
+        for row in cards.card_plans(config, counted(config), 0.25):
+            said = f"{row.samples_per_second:.3g}{'*' if row.settings else ''}" if row.micro_batch else "-"
+            assert table[row.card][place] == said, (name, row)
 
 
 @pytest.mark.parametrize("name", ["rtx5060", "8GB", "0GB,5TFLOPS", "8GB,-5TFLOPS"])
