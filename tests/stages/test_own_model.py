@@ -60,7 +60,7 @@ def test_a_checkpoint_becomes_a_student(
     started = time.monotonic()
     lines = [
         ["teacher", "import", source.name, "teacher", *flags],
-        ["init", "mine.yaml", "--teacher", "teacher", "--captions", "captions.txt", "--hours", "0.3"],
+        ["init", "mine.yaml", "--teacher", "teacher", "--captions", "captions.txt", "--hours", "0.03"],
         ["run", "all", "mine.yaml"],
     ]
     for words in lines:

@@ -104,7 +104,8 @@ def clone(tmp_path: Path) -> Path:
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/randcond").write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
     (folder / ".venv/bin/randcond").chmod(0o755)
-    (folder / ".venv/.ready").touch()
+    (folder / ".venv/.packages").touch()
+    (folder / ".venv/.ready").touch()  # newer, so make has nothing to install
     return folder
 
 

@@ -3,8 +3,10 @@
 In bf16, the master weights and the accumulated gradients are fp32.
 """
 
+import io
 import math
 import os
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.sections import Config
+from randcond.launch.runtime.logs import FILE_ONLY, log
 from randcond.model_zoo.cost.memory import BUCKET
 from randcond.model_zoo.denoiser.condition import Condition
 from randcond.train.engine.base import (
@@ -46,11 +49,14 @@ class ZeroEngine(Engine):
         super().__init__(config, module)
         self.stage = config.engine.zero_stage
         exact = {name: p.detach().to("cpu", copy=True).view(-1) for name, p in module.named_parameters()}
-        self.engine, self.zero, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(config, module.parameters()),
-            config=deepspeed_config(config, self.ranks, sum(math.prod(shape) for shape in self.shapes.values())),
-        )
+        with redirect_stdout(io.StringIO()) as printed:  # its bf16 optimizer prints the memory several times
+            self.engine, self.zero, _, _ = deepspeed.initialize(
+                model=module,
+                optimizer=build_optimizer(config, module.parameters()),
+                config=deepspeed_config(config, self.ranks, sum(math.prod(shape) for shape in self.shapes.values())),
+            )
+        if text := printed.getvalue().strip():
+            log.info(text, extra=FILE_ONLY)
         # In stage 0 with fp32, DeepSpeed does not wrap AdamW, and the parameters themselves are the master weights.
         self.wrapped = hasattr(self.zero, "optimizer")
         self.optimizer: torch.optim.Optimizer = self.zero.optimizer if self.wrapped else self.zero
