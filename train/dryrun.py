@@ -44,14 +44,14 @@ def main(arguments: list[str]) -> None:
                 check_stage(stage, config, config.engine.processes)
                 continue
             check_all(config, config.engine.processes, missing)
-            if names:
-                check_reachable(resolve_path(config.teacher.path))
             print(f"{name}: {summary(config)}" + ("; some inputs are missing" if missing else ""))
             for text in dict.fromkeys(missing) if names else ():
                 if text not in all_missing:  # report each missing input once
                     log.error(f"error: {name}: {text}")
                     errors += 1
             all_missing.update(missing)
+            if names:
+                check_reachable(resolve_path(config.teacher.path))
             checked += [config] if names and not missing else []
         except (UserError, OSError) as error:
             if os.environ.get("RANDCOND_TRACEBACK"):

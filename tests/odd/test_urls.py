@@ -174,7 +174,7 @@ def test_commands_hold_no_secret_and_other_hosts_refuse_one(tmp_path: Path) -> N
         steps = plan("all", "demo-with", named, place)
         written = [text for step in steps for text in step.files.values()]
         assert written and all("https://${ME}:${PASS}@host/a.csv?${QUERY}" in text for text in written)
-        job_script("all", "demo-with", named, place, steps, "", 0, 60)
+        job_script("all", "demo-with", named, place, steps, [], "", 0, 60)
 
 
 def test_log_lines_of_libraries_and_tracebacks_hold_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

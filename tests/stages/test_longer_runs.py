@@ -105,7 +105,7 @@ def test_a_run_starts_from_an_earlier_student(world: Path, earlier: Path, monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["student.init=./nothing"], "no exported student at nothing; expected a folder like RUN/student_ema"),
+        (["student.init=./nothing"], "no exported student at nothing; expected a folder like RUN/student"),
         (["student.init={}", "student.rule=block-tiny"], "student.init: .*: the architecture differs"),
         (["student.init={}", "student.rule=channel-tiny"], "student.init: .*: the architecture differs"),
         (

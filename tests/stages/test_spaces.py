@@ -32,7 +32,7 @@ def environment_with_spaces(folder: Path) -> Path:
     prefix = folder / "my env"
     venv.create(prefix, with_pip=False)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(prefix)}))
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "others.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     (prefix / "bin/ninja").symlink_to(Path(sys.executable).parent / "ninja")  # another one would compile anew
     if (built := Path(sys.prefix) / "torch_extensions").is_dir():
         shutil.copytree(built, prefix / "torch_extensions")  # the operator of DeepSpeed takes a minute to compile

@@ -352,7 +352,8 @@ def test_the_sweep_goes_to_1024_gpus(sizes: Sizes) -> None:
 
 @pytest.mark.heavy
 def test_the_command(tmp_path: Path) -> None:
-    said = randcond(tmp_path, "plan", "demo-with", *SD, "train.global_batch=256", "--gpu", "rtx4090").stdout
+    words = ["train.global_batch=256", "engine.micro_batch=32", "--gpu", "rtx4090"]
+    said = randcond(tmp_path, "plan", "demo-with", *SD, *words).stdout
     assert "DOES NOT FIT" in said and "fits with  engine." in said and "GPU-hours" in said
     (tmp_path / "run").mkdir()
     lines = '{"step": 1, "mfu": 0.31}\n{"step": 2, "mfu": NaN}\n{"step": 3, "m'  # the last one was cut off by a kill
