@@ -52,7 +52,7 @@ def test_one_process_waits_for_no_rank_of_another_job(world: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["zero-1", "fsdp"])
+@pytest.mark.parametrize("kind", ["zero-1", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_rank_0_says_who_is_missing(world: Path, kind: str) -> None:
     engine = ["engine.kind=fsdp"] if kind == "fsdp" else []
     first, second = on_ranks(2, "randcond.train", [*WORDS, *engine, f"paths.run=runs/late-{kind}"], world)

@@ -42,7 +42,7 @@ def test_a_stage_alone_is_checked_before_its_ranks_start(world: Path, stage: str
     assert "[1/2] check" in done.stdout and "[2/2]" not in done.stdout
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+@pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_what_only_the_ranks_can_find_is_shown_once(world: Path, launcher: str) -> None:
     words = ["train", "demo-with", *TINY, "paths.run=runs/new", "cache.guidance=5.0"]
     done = run(world, *words, "--gpus", "2", "--launcher", launcher, "--max-restarts", "1")
