@@ -115,7 +115,9 @@ def test_what_does_not_fit_is_said_before_any_work(tmp_path: Path, monkeypatch: 
     assert "DOES NOT FIT" in table(rows, card)
     assert all(row.hours > 0 and row.disk_gb > 0 for row in rows if row.stage in ("cache", "train"))
     roomy = Here("a large card", find_gpu("h200"))
-    assert not list(faults(list(forecast(given, Cluster(roomy.gpu, 1, 1), roomy)), roomy))
+    rows = list(forecast(given, Cluster(roomy.gpu, 1, 1), roomy))
+    assert not any(row.remedy for row in rows)  # whether the 42 GB fit a disk depends on the machine
+    assert all(text.startswith("disk: ") for text in faults(rows, roomy))
 
 
 def test_a_disk_that_is_too_small_is_said_before_any_work(config: Config) -> None:
