@@ -31,7 +31,8 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
     """
     low = torch.float32 if config.teacher.dtype == "fp32" else torch.bfloat16
     vae = torch.float32 if sizes.networks.vae.get("force_upcast", True) else low
-    unet, pixels = sizes.networks.unet, _pixels(sizes)
+    unet = sizes.networks.unet
+    pixels = unet["sample_size"] * sizes.vae_factor  # of an image's side
     memory = {
         "U-Net": sizes.teacher_bytes(config.teacher.dtype),
         "text encoders and VAE": sizes.text_bytes(config.teacher.dtype) + vae.itemsize * sizes.vae,
@@ -58,11 +59,6 @@ def largest_batch(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawing
         if whole and fits(drawing_memory(config, sizes, cluster, stage, batch), cluster):
             return batch
     return None
-
-
-def _pixels(sizes: Sizes) -> int:
-    """Returns the side of an image."""
-    return int(sizes.networks.unet["sample_size"] * 2 ** (len(sizes.networks.vae["block_out_channels"]) - 1))
 
 
 def _scoring(config: Config, batch: int) -> int:

@@ -20,11 +20,11 @@ from randcond.launch.device.drawing import DrawingStage, drawing_memory, largest
 from randcond.launch.device.here import Here, device_here
 from randcond.launch.planning.costs import Cluster, Sizes, counted
 from randcond.launch.planning.fitting import USABLE, knobs, with_micro_batch
+from randcond.launch.planning.plan_command import ASSUMED_EFFICIENCY
 from randcond.launch.planning.planner import plan
 from randcond.launch.planning.pricing import CAPTION, cache_bytes, evaluation_bytes, run_bytes
 
 MEASURED_SHARE = 0.5  # of the speed of large matrix products that the networks reach, assumed
-ASSUMED_EFFICIENCY = 0.25  # of a data sheet's peak; published trainings of this kind reach 9 % to 31 %
 
 
 @dataclass(frozen=True)

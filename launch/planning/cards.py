@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from randcond.launch.config.gpus import find_gpu
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes
-from randcond.launch.planning.fitting import changed, fewest_changes, overrides, with_micro_batch
+from randcond.launch.planning.fitting import changed, fewest_changes, overrides
 from randcond.launch.planning.planner import plan
 
 CARDS = ("rtx4060", "rtx3080", "rtx4070", "rtx4080", "rtx4090", "rtx5090", "a100-40", "h100", "h200")
@@ -33,11 +33,9 @@ def card_plans(config: Config, sizes: Sizes, efficiency: float, cards: Sequence[
         if changes is None:
             rows.append(CardPlan(card, cluster.gpu.memory_gb, "", 0, 0.0, 0.0))
             continue
-        found = plan(with_micro_batch(changed(config, changes), sizes, cluster), sizes, cluster, efficiency)
-        speed = found.samples_per_second
-        rows.append(
-            CardPlan(card, cluster.gpu.memory_gb, overrides(changes), found.micro_batch, found.needed_gb, speed)
-        )
+        found = plan(changed(config, changes), sizes, cluster, efficiency)
+        has = cluster.gpu.memory_gb, overrides(changes)
+        rows.append(CardPlan(card, *has, found.micro_batch, found.needed_gb, found.samples_per_second))
     return rows
 
 

@@ -57,9 +57,10 @@ class Sizes:
         Raises UserError if there is no such teacher, or if the student rule does not apply to it.
         """
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
+        self.vae_factor = 2 ** (len(self.networks.vae["block_out_channels"]) - 1)  # pixels per latent position
         if pixels:
-            factor = 2 ** (len(self.networks.vae["block_out_channels"]) - 1)
-            self.networks = replace(self.networks, unet={**self.networks.unet, "sample_size": pixels // factor})
+            side = pixels // self.vae_factor
+            self.networks = replace(self.networks, unet={**self.networks.unet, "sample_size": side})
         self.rule = rule
         self.model = find_rule(rule).model
         self.student_unet = student_config(rule, self.networks.unet)
