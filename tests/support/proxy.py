@@ -2,12 +2,13 @@
 
 import select
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.support.web import serving
 
 
 @contextmanager
@@ -57,10 +58,8 @@ def forward_proxy(refuse: int = 0) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", passed
-        server.shutdown()
+    with serving(Handler) as address:
+        yield address, passed
 
 
 def _relay(here: socket.socket, there: socket.socket) -> None:

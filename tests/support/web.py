@@ -115,7 +115,13 @@ def served(folder: Path, cuts: list[int] | None = None, busy: int = 0) -> Iterat
 @contextmanager
 def plain(folder: Path) -> Iterator[str]:
     """Serves a folder by Python's own server, which does not support range requests; yields the address."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with serving(partial(SimpleHTTPRequestHandler, directory=str(folder))) as address:
+        yield address
+
+
+@contextmanager
+def serving(handler: Any) -> Iterator[str]:
+    """Runs Python's own server with a request handler; yields the address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -162,10 +168,8 @@ def scripted(answer: Callable[[Request], bytes]) -> Iterator[tuple[str, list[Req
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", requests
-        server.shutdown()
+    with serving(Handler) as address:
+        yield address, requests
 
 
 def free_port() -> int:
