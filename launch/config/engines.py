@@ -5,9 +5,15 @@ The formulas for an engine's memory and traffic are in model_zoo/cost/memory.py 
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from randcond.launch.errors import UserError
+
+Compile = Literal["none", "blocks", "whole"]  # torch.compile: the repeated transformer blocks, or one whole graph
+# Where EMA weights are. YAML reads a plain `off` as false.
+EmaPlace = Annotated[Literal["device", "cpu", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 class EngineKind(StrEnum):

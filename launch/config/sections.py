@@ -7,11 +7,11 @@ contradictions are checked in config/contradictions.py. Imports no torch, becaus
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from randcond.launch.config.contradictions import check_config
-from randcond.launch.config.engines import ENGINES, EngineKind, EngineSpec, engine_kind
+from randcond.launch.config.engines import ENGINES, Compile, EmaPlace, EngineKind, EngineSpec, engine_kind
 from randcond.launch.config.identity import (
     ByContent,
     Decides,
@@ -27,10 +27,6 @@ from randcond.launch.config.identity import (
 )
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-Compile = Literal["none", "blocks", "whole"]  # torch.compile: the repeated transformer blocks, or one whole graph
-# Where EMA weights are. YAML reads a plain `off` as false.
-_Ema = Annotated[Literal["device", "cpu", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 def _list(*items: Any) -> Any:
@@ -200,7 +196,7 @@ class Engine:
     channels_last: Free[bool] = False  # memory format [B, h, w, C], which tensor cores prefer
     activation_checkpointing: Free[bool] = False  # saves memory, costs a third more student compute
     teacher: Free[Literal["replicated", "sharded"]] = "replicated"  # sharded: by FSDP2, to save memory
-    ema: Free[_Ema] = "device"  # where the EMA weights are; off: there are none
+    ema: Free[EmaPlace] = "device"  # where the EMA weights are; off: there are none
     heartbeat: Free[float] = 60.0  # seconds of silence from a rank that end the job
     timeout: Free[float] = 1800.0  # seconds without progress on any rank that end the job; compilation takes minutes
     peak_tflops: Free[float | None] = None  # dense bf16 TFLOP/s of one GPU, for MFU; null: looked up by the GPU's name
@@ -251,9 +247,8 @@ class Eval:
     metrics: ByContent[list[str]] = _list("fid", "is", "clip")  # names in eval/scores/metrics.py; []: pictures only
     statistics: ByContent[str | None] = None  # of real images (`randcond eval stats`): a folder of SPLIT.npz, or a file
     inception: ByContent[str] = "inputs/inception/weights-inception-2015-12-05-6726825d.pth"  # .pth or .safetensors
-    fid: ByContent[Literal["torch-fidelity", "pytorch-fid"]] = (
-        "torch-fidelity"  # the port of Inception that computes FID features
-    )
+    # the port of Inception that computes FID features
+    fid: ByContent[Literal["torch-fidelity", "pytorch-fid"]] = "torch-fidelity"
     clip: ByContent[str] = "ViT-g-14"  # an open_clip model
     clip_weights: ByContent[str] = "laion2b_s34b_b88k"  # tag of its weights, or a file
     dino: ByContent[str] = "facebook/dinov2-large"  # a transformers folder or hub id, for fd-dinov2

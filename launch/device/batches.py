@@ -127,12 +127,13 @@ def _record(path: Path, batch: int) -> int:
 def _drawing(config: Config, stage: str) -> int:
     from randcond.launch.device import drawing, here
     from randcond.launch.planning import costs
+    from randcond.model_zoo.networks import OtherNetworks
 
     ranks = local_ranks()
     cluster = costs.Cluster(here.device_here(ranks).gpu, 1, ranks)
     try:
         sizes = costs.counted(config, "eval" if stage == "eval" else "train")
-    except (KeyError, TypeError, ValueError):  # a published model with other networks, which is only evaluated
+    except OtherNetworks:  # a published model, which is only evaluated
         return DEFAULT
     batch = drawing.largest_batch(config, sizes, cluster, "eval" if stage == "eval" else "cache")
     if batch is None:

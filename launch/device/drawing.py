@@ -19,9 +19,10 @@ from randcond.model_zoo.sampler import DECODED_AT_ONCE
 
 DrawingStage = Literal["cache", "eval"]
 LARGEST = 64  # samples at once; more are no faster
-# Bytes of the networks that read features, in fp32, by metric; and what Inception holds per image at its peak.
-SCORING = {"fid": 95e6, "is": 95e6, "clip": 5.5e9, "fd-dinov2": 1.2e9}
-INCEPTION_PEAK = 40e6
+INCEPTION = {"fid", "is", "kid", "precision-recall"}  # the metrics that read its features
+# Bytes of the networks that read features, in fp32; and what Inception holds per image at its peak.
+INCEPTION_WEIGHTS, INCEPTION_PEAK = 95e6, 40e6
+SCORING = {"clip": 5.5e9, "fd-dinov2": 1.2e9}
 
 
 def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, batch: int) -> dict[str, int]:
@@ -65,8 +66,8 @@ def _scoring(config: Config, batch: int) -> int:
     """Returns the bytes of the networks that score images."""
     ev, total = config.eval, 0.0
     metrics = set(ev.metrics)
-    if metrics & {"fid", "is"}:
-        total += SCORING["fid"] + batch * INCEPTION_PEAK
+    if metrics & INCEPTION:
+        total += INCEPTION_WEIGHTS + batch * INCEPTION_PEAK
     for metric, weights in (("clip", ev.clip_weights), ("fd-dinov2", ev.dino)):
         if metric in metrics:
             path = Path(weights)

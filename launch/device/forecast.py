@@ -19,7 +19,7 @@ from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_b
 from randcond.launch.device.drawing import DrawingStage, drawing_memory, largest_batch
 from randcond.launch.device.here import Here, device_here
 from randcond.launch.planning.costs import Cluster, Sizes, counted
-from randcond.launch.planning.fitting import USABLE, knobs, with_micro_batch
+from randcond.launch.planning.fitting import USABLE, knobs, with_planned_micro_batch
 from randcond.launch.planning.plan_command import ASSUMED_EFFICIENCY
 from randcond.launch.planning.planner import plan
 from randcond.launch.planning.pricing import CAPTION, cache_bytes, evaluation_bytes, run_bytes
@@ -50,14 +50,14 @@ def efficiency_of(here: Here) -> float:
 def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageForecast]:
     """Yields the forecast of each stage of an experiment on hosts like this machine.
 
-    Raises UserError if the global batch does not divide over the ranks, or KeyError for networks that can't be counted.
+    Raises UserError if the global batch does not divide over the ranks, or OtherNetworks if they can't be counted.
     """
     ranks = cluster.ranks
     if not config.trains:
         return
     sizes, eval_sizes = counted(config), counted(config, "eval")
     micro = config.engine.micro_batch or recorded_micro_batch(config, ranks)
-    config = with_micro_batch(replace(config, engine=replace(config.engine, micro_batch=micro)), sizes, cluster)
+    config = with_planned_micro_batch(replace(config, engine=replace(config.engine, micro_batch=micro)), sizes, cluster)
     drawn = {
         "cache": config.cache.batch or recorded_cache_batch(config) or largest_batch(config, sizes, cluster, "cache"),
         "eval": config.eval.batch or recorded_eval_batch(config) or largest_batch(config, eval_sizes, cluster, "eval"),

@@ -162,7 +162,7 @@ def largest_micro_batch(config: Config, sizes: Sizes, cluster: Cluster) -> int |
     return None
 
 
-def with_micro_batch(config: Config, sizes: Sizes, cluster: Cluster) -> Config:
+def with_planned_micro_batch(config: Config, sizes: Sizes, cluster: Cluster) -> Config:
     """Returns the configuration with a micro-batch. If it has none: the largest that fits, or 1 if nothing fits."""
     if config.engine.micro_batch is not None:
         return config

@@ -19,7 +19,7 @@ from randcond.launch.planning.fitting import (
     fits,
     knobs,
     training_memory,
-    with_micro_batch,
+    with_planned_micro_batch,
 )
 from randcond.launch.planning.step_time import FULL, filled, step_seconds, step_traffic
 
@@ -124,7 +124,7 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> P
 
     Raises UserError if the global batch does not divide over the cluster.
     """
-    config = with_micro_batch(config, sizes, cluster)
+    config = with_planned_micro_batch(config, sizes, cluster)
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     memory = training_memory(config, sizes, cluster)
     step = step_seconds(config, sizes, cluster, efficiency)

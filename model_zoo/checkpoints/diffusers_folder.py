@@ -49,6 +49,14 @@ _OF_TOKENS = {"vocab.json", "tokenizer.json", "added_tokens.json"}  # a token ma
 _LOCAL_PATH = re.compile(r"/[^/]+/|~[/\\]|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PART_CLASSES = {  # part of a teacher -> the classes that it may have
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
 # Pipeline class -> constructor options that are not part of the model.
 FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
     StableDiffusionPipeline: {"safety_checker": None, "requires_safety_checker": False},

@@ -15,21 +15,19 @@ from packaging.version import InvalidVersion, Version
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import check_files, loading, pipeline_class, read_object
+from randcond.model_zoo.checkpoints.diffusers_folder import (
+    PART_CLASSES,
+    check_files,
+    loading,
+    pipeline_class,
+    read_object,
+)
 from randcond.model_zoo.checkpoints.hub import is_hub_id
 from randcond.model_zoo.checkpoints.schedule import noise_schedule, stored_scheduler
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizer
 from randcond.model_zoo.checkpoints.weight_files import weight_faults
 from randcond.model_zoo.denoiser.configuration import complete_config
 
-_CLASSES = {  # part -> the classes that it may have
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _PROBES = ["", "a red cat", "Naïve façade №5 — 猫, 🐈!", "one two three " * 100]  # tokenizers may differ on these
 
@@ -79,13 +77,13 @@ def _parts(folder: Path) -> list[str]:
     check_files(folder)
     noise_schedule(stored_scheduler(folder), folder)
     index = read_object(folder / "model_index.json")
-    parts = [part for part in _CLASSES if is_xl or not part.endswith("_2")]
+    parts = [part for part in PART_CLASSES if is_xl or not part.endswith("_2")]
     for part in parts:
         entry = index.get(part)
         library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         expected_library = "diffusers" if part in ("unet", "vae") else "transformers"
-        if name not in _CLASSES[part] or library != expected_library:
-            expected = " or ".join(_CLASSES[part])
+        if name not in PART_CLASSES[part] or library != expected_library:
+            expected = " or ".join(PART_CLASSES[part])
             raise UserError(f"{folder}/model_index.json: {part} is {entry}, expected {expected} of {expected_library}")
     return parts
 

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from randcond.eval.scores.metrics import METRICS
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
@@ -24,6 +26,7 @@ from randcond.launch.device.here import Here, device_here
 from randcond.launch.device.out_of_memory import naming_memory
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
+from randcond.model_zoo.networks import OtherNetworks
 
 OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
 SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "engine.precision=bf16", "eval.metrics=[clip]"]
@@ -86,6 +89,30 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     found = {each.communicate()[0].strip() for each in started}
     assert len(found) == 1 and found < {str(number) for number in range(1, 7)}
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["batch.json"]
+
+
+def test_a_published_model_of_another_kind_is_drawn_in_batches_of_32(config: Config, tmp_path: Path) -> None:
+    for index, reason in (
+        ({"transformer": ["diffusers", "PixArtTransformer2DModel"]}, "model_index.json names no unet"),
+        ({"unet": ["diffusers", "Kandinsky3UNet"]}, "unet is a Kandinsky3UNet"),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        other = replace(config, teacher=replace(config.teacher, path=str(tmp_path)))
+        with pytest.raises(OtherNetworks, match=reason):
+            counted(other)
+        assert with_eval_batch(other).eval.batch == 32
+
+
+def test_every_metric_that_reads_inception_takes_its_memory(config: Config) -> None:
+    cluster, sizes = Cluster(find_gpu("h200"), 1, 1), counted(config)
+
+    def scoring(*metrics: str) -> int:
+        drawn = replace(config, eval=replace(config.eval, metrics=list(metrics)))
+        return drawing_memory(drawn, sizes, cluster, "eval", 8)["scoring"]
+
+    assert scoring() == scoring("digits") == 0
+    readers = {name for name, metric in METRICS.items() if "inception" in metric.needs.values()}
+    assert {name: scoring(name) for name in METRICS if scoring(name) == scoring("fid")}.keys() == readers
 
 
 @pytest.mark.parametrize("name", ["rtx4060", "rtx4090", "h200", "11GB,27TFLOPS"])
