@@ -1,5 +1,6 @@
 """A U-Net's configuration as plain data, and a cache for measurements of configurations."""
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -30,10 +31,13 @@ def once_per_configuration(measure: Measure[P, T]) -> Measure[P, T]:
     A measurement runs a forward pass, which takes seconds, and many rules share configurations.
     """
     cache: dict[tuple[object, ...], T] = {}
+    signature = inspect.signature(measure)
 
     @wraps(measure)
     def cached(model: type[UNet2DConditionModel], config: Mapping[str, Any], *args: P.args, **kwargs: P.kwargs) -> T:
-        key = (model, json.dumps(plain_config(config), sort_keys=True), repr((args, kwargs)))
+        given = signature.bind(model, config, *args, **kwargs)
+        given.apply_defaults()  # an argument at its default is the same measurement
+        key = (model, json.dumps(plain_config(config), sort_keys=True), repr(list(given.arguments.items())[2:]))
         if key not in cache:
             cache[key] = measure(model, config, *args, **kwargs)
         return cache[key]
