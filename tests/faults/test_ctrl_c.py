@@ -12,11 +12,19 @@ STEPS = ["train.steps=4000", "train.sample_every=0", "train.checkpoint_every=2"]
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("flags", [["--gpus", "1"], ["--gpus", "2"]], ids=["one process", "deepspeed"])
-@pytest.mark.parametrize("when", ["at the start", "in training"])
-def test_ctrl_c(world: Path, flags: list[str], when: str) -> None:
-    run = world / "runs" / f"cut {flags[1]} {when}"
-    words = ["run", "train", "demo-with", *TINY, *STEPS, f"paths.run={run}", *flags]
+@pytest.mark.parametrize(
+    ("ranks", "when"),
+    [
+        (1, "at the start"),
+        (1, "in training"),
+        (2, "at the start"),
+        pytest.param(2, "in training", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c(world: Path, ranks: int, when: str) -> None:
+    """With two ranks under deepspeed's launcher."""
+    run = world / "runs" / f"cut {ranks} {when}"
+    words = ["run", "train", "demo-with", *TINY, *STEPS, f"paths.run={run}", "--gpus", str(ranks)]
     check_interrupted(world, words, when, lambda: bool(list(run.glob("checkpoints/step-*"))))
 
 

@@ -39,7 +39,7 @@ def environment_with_spaces(folder: Path) -> Path:
     return prefix / "bin" / "python"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_training_in_a_path_with_spaces(spaced: Path) -> None:
     """With the launcher, two ranks, captions with spaces in their names, and an environment in a path with spaces."""
     (spaced / "captions of mine").mkdir()

@@ -19,7 +19,7 @@ def run_as_nobody(folder: Path, *words: str, **environment: str) -> subprocess.C
     return subprocess.run(command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("engine", ["deepspeed", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_training_of_a_user_whom_nobody_knows(world: Path, tmp_path: Path, engine: str) -> None:
     """Without HOME, and with a HOME that can't be written."""
     environment = {"TMPDIR": str(tmp_path)}

@@ -220,6 +220,7 @@ def _measure_networks() -> None:
 
     from randcond.launch.config.experiments import load_config
     from randcond.launch.config.paths import resolve_path
+    from randcond.launch.device.forecast import forecast_all
     from randcond.model_zoo.cost.flops import unet_cost
     from randcond.model_zoo.kernels.attention import attention_shapes
     from randcond.model_zoo.networks import unet_of
@@ -228,6 +229,7 @@ def _measure_networks() -> None:
 
     config = load_config("demo-with", [])
     check_training(config, 1)
+    forecast_all([config], 1)  # its costs decide the micro-batch of every training
     teacher, rule = unet_of(resolve_path(config.teacher.path)), find_rule(config.student.rule)
     for model, of in ((UNet2DConditionModel, teacher), (rule.model, student_config(config.student.rule, teacher))):
         unet_cost(model, of)

@@ -64,7 +64,7 @@ def found(folder: Path, *names: str) -> dict[str, str]:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("by", ["pip", "uv"])
+@pytest.mark.parametrize("by", [pytest.param("pip", marks=pytest.mark.slow), "uv"])
 def test_torch_comes_from_another_index_and_stays_from_there(
     by: str, lock: tuple[str, str, str], tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ ENGINES = {
 SMALL = ["train.optimizer=adamw_8bit", "engine.ema=cpu"]
 CASES = [
     ("zero-3", "bf16", 2, []),
-    ("zero-1", "bf16", 1, SMALL),
+    pytest.param("zero-1", "bf16", 1, SMALL, marks=pytest.mark.slow),
     *(
         pytest.param(kind, precision, ranks, [], marks=pytest.mark.slow)
         for kind in ENGINES
@@ -96,7 +96,7 @@ def test_an_engine_takes_and_sends_what_is_predicted(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["zero-1", "fsdp-full"])
+@pytest.mark.parametrize("kind", ["zero-1", pytest.param("fsdp-full", marks=pytest.mark.slow)])
 def test_the_chosen_micro_batch_takes_the_memory_that_is_predicted(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
