@@ -246,6 +246,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_teacher_is_as_its_pipeline_or_refused(name: str, plain: dict[str, Path], tmp_path: Path) -> None:
+    """Prints the list of all teachers and what is said of them: `pytest -s tests/odd/test_teachers.py`."""
     odd = ODD[name]
     folder = Path(shutil.copytree(plain[odd.layout], tmp_path / "teacher", copy_function=os.link))
     odd.change(folder)
@@ -253,9 +254,11 @@ def test_an_odd_teacher_is_as_its_pipeline_or_refused(name: str, plain: dict[str
         with pytest.raises(UserError, match=odd.said) as raised:
             check_teacher(folder)
         assert str(folder) in str(raised.value)
+        print(f"\n{name}: refused: {str(raised.value).replace(str(tmp_path), '')}")
         return
     assert list(teacher_faults(folder)) == []
     _compare(folder)
+    print(f"\n{name}: equal to its pipeline")
 
 
 def _compare(folder: Path) -> None:
