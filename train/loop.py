@@ -11,7 +11,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import exported_weights, student_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import with_eval_batch, with_micro_batch
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log
@@ -87,7 +87,8 @@ def steps(
     started += evaluate_interrupted(training, monitor, heartbeat, first)
     startup.mark("loader, monitor")
     tracing = trace_window(train.profile, first, training.folder, engine.rank)
-    fitting = naming_memory("engine.micro_batch", micro, "engine.activation_checkpointing=true")
+    checkpointing = "" if config.engine.activation_checkpointing else "engine.activation_checkpointing=true"
+    fitting = naming_memory(smaller_batch("engine.micro_batch", micro, micro * accumulation, others=checkpointing))
     with checkpoints, fitting, tracing as after_step:
         while step < train.steps and not preempted:
             step += 1

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from randcond.data.cache import caching
 from randcond.eval.scores.metrics import METRICS
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
@@ -23,7 +25,7 @@ from randcond.launch.device.batches import (
 from randcond.launch.device.drawing import drawing_memory, largest_batch
 from randcond.launch.device.forecast import faults, forecast, forecast_all, table
 from randcond.launch.device.here import Here, device_here
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.model_zoo.networks import OtherNetworks
@@ -169,11 +171,11 @@ def test_the_device_of_this_machine() -> None:
 
 OUT_OF_MEMORY = """
 import resource, torch
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.runtime.exit_codes import report_error
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 try:
-    with naming_memory("engine.micro_batch", 64, "engine.activation_checkpointing=true"):
+    with naming_memory(smaller_batch("engine.micro_batch", 64, 64, others="engine.activation_checkpointing=true")):
         torch.zeros(1 << 33)
 except Exception as error:
     raise SystemExit(report_error(error))
@@ -186,7 +188,34 @@ def test_running_out_of_memory_names_the_key() -> None:
     assert "out of memory: set engine.micro_batch=32 (now 64), or engine.activation_checkpointing=true" in (
         done.stdout + done.stderr
     )
-    with pytest.raises(RuntimeError, match="another fault"), naming_memory("cache.batch", 1):
+    with pytest.raises(RuntimeError, match="another fault"), naming_memory("set less"):
         raise RuntimeError("another fault")
-    with pytest.raises(UserError, match=r"out of memory: cache\.batch is 1 already"), naming_memory("cache.batch", 1):
-        raise MemoryError
+    for error in (MemoryError(), torch.OutOfMemoryError("none left"), RuntimeError("CUDA error: out of memory")):
+        with pytest.raises(UserError, match=r"out of memory: set less; other programs"), naming_memory("set less"):
+            raise error
+
+
+def test_the_batch_that_is_proposed_is_one_that_is_taken() -> None:
+    for per_rank in (15, 49, 64, 1000):
+        for micro in (size for size in range(2, per_rank + 1) if per_rank % size == 0):
+            said = smaller_batch("engine.micro_batch", micro, per_rank)
+            lower = int(said.partition("=")[2].partition(" ")[0])
+            assert lower <= micro // 2 and said == f"set engine.micro_batch={lower} (now {micro})"
+            batch_shape(per_rank, 1, lower)  # raises UserError
+    assert smaller_batch("eval.batch", 7) == "set eval.batch=3 (now 7)"
+    assert smaller_batch("cache.batch", 1, 50, ", and more", "another=1") == "cache.batch is 1 already; set another=1"
+
+
+def test_a_way_out_of_memory_is_not_refused_by_what_was_begun(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr("randcond.data.cache.latent_source.TeacherLatents.latents", full)
+    begun = replace(config, cache=replace(config.cache, size=50, batch=50))
+    with pytest.raises(UserError, match=r"set cache\.batch=25 \(now 50\), with another paths\.cache, because"):
+        caching.run(begun)
+    lower = replace(begun, cache=replace(begun.cache, batch=25))
+    with pytest.raises(UserError, match="batch"):  # so the same folder would not do
+        caching.run(lower)
+    with pytest.raises(UserError, match=r"out of memory: set cache\.batch=10 \(now 25\)"):
+        caching.run(replace(lower, paths=replace(lower.paths, cache="another")))
