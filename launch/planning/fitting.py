@@ -61,9 +61,7 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
     together are not enough.
     """
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
-    micros: list[Change] = [
-        {"engine.micro_batch": micro // 2**power} for power in range(1, 12) if micro % 2**power == 0
-    ]
+    micros: list[Change] = [{"engine.micro_batch": size} for size in range(micro - 1, 0, -1) if micro % size == 0]
     same, engines, sharded, other = _same_numbers(config), *_sharding(config, cluster), _other_numbers(config)
 
     def needed(change: Change) -> float | None:

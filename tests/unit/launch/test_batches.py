@@ -13,7 +13,7 @@ from randcond.data.cache import caching
 from randcond.eval.scores.metrics import METRICS
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
-from randcond.launch.config.gpus import Gpu, find_gpu
+from randcond.launch.config.gpus import Gpu, find_gpu, gpu_of, short_name
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import (
     recorded_cache_batch,
@@ -28,6 +28,7 @@ from randcond.launch.device.here import Here, device_here
 from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
+from randcond.launch.planning.fitting import USABLE, changed, training_memory, ways_to_fit
 from randcond.model_zoo.networks import OtherNetworks
 
 OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
@@ -167,6 +168,32 @@ def test_the_device_of_this_machine() -> None:
     if one.cpu:
         assert one.gpu.memory_gb > 0.1 and two.gpu.memory_gb == pytest.approx(one.gpu.memory_gb / 2, rel=0.2)
     assert one.gpu.tflops > 0
+
+
+def test_a_gpu_is_known_by_its_own_name_alone() -> None:
+    for name, short in (
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA GeForce RTX 4070", "rtx4070"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+    ):
+        assert short_name(name) == short
+    for name in ("L40", "A10G", "GeForce RTX 4070 Ti SUPER", "GeForce RTX 4090 Laptop GPU", "H100 PCIe MIG 1g.10gb"):
+        assert gpu_of(f"NVIDIA {name}") is None, name  # its speed is measured
+
+
+def test_an_odd_micro_batch_that_does_not_fit_has_a_smaller_one_that_does() -> None:
+    config = load_config("demo-with", [*SD, "train.global_batch=75", "engine.micro_batch=25"])
+    sizes, card = counted(config), find_gpu("rtx4090")
+
+    def needed(micro: int) -> int:
+        return sum(training_memory(changed(config, {"engine.micro_batch": micro}), sizes, Cluster(card, 1, 1)).values())
+
+    between = replace(card, memory_gb=(needed(5) + needed(25)) / 2e9 / USABLE)
+    ways = [change for change, _ in ways_to_fit(config, sizes, Cluster(between, 1, 1))]
+    assert ways[0] == {"engine.micro_batch": 5} and {"engine.micro_batch": 1} not in ways
 
 
 OUT_OF_MEMORY = """
