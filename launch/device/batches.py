@@ -7,6 +7,7 @@ accumulation don't change with the device that continues it.
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder
@@ -15,6 +16,9 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import local_ranks, rank, world_size
+
+if TYPE_CHECKING:
+    from randcond.launch.planning.costs import Cluster
 
 DEFAULT = 32  # samples at once, where the costs of a model's networks are unknown
 
@@ -124,8 +128,8 @@ def _record(path: Path, batch: int) -> int:
     return _first([path]) or batch
 
 
-def _drawing(config: Config, stage: str) -> int:
-    from randcond.launch.device import drawing, here
+def _drawing(config: Config, stage: Literal["cache", "eval"]) -> int:
+    from randcond.launch.device import drawing, here, remedies
     from randcond.launch.planning import costs
     from randcond.model_zoo.networks import OtherNetworks
 
@@ -135,27 +139,25 @@ def _drawing(config: Config, stage: str) -> int:
         sizes = costs.counted(config, "eval" if stage == "eval" else "train")
     except OtherNetworks:  # a published model, which is only evaluated
         return DEFAULT
-    batch = drawing.largest_batch(config, sizes, cluster, "eval" if stage == "eval" else "cache")
+    batch = drawing.largest_batch(config, sizes, cluster, stage)
     if batch is None:
-        raise UserError(does_not_fit(config, stage, cluster.gpu.memory_gb))
+        raise UserError(_does_not_fit(stage, cluster, remedies.drawing_remedy(config, sizes, cluster, stage)))
     return batch
 
 
 def _training(config: Config, ranks: int) -> int:
-    from randcond.launch.device import here
+    from randcond.launch.device import here, remedies
     from randcond.launch.planning import costs, fitting
 
     local = local_ranks()
     cluster = costs.Cluster(here.device_here(local).gpu, max(1, ranks // local), local)
-    micro = fitting.largest_micro_batch(config, costs.counted(config), cluster)
+    sizes = costs.counted(config)
+    micro = fitting.largest_micro_batch(config, sizes, cluster)
     if micro is None:
-        raise UserError(does_not_fit(config, "train", cluster.gpu.memory_gb))
+        one = fitting.changed(config, {"engine.micro_batch": 1})
+        raise UserError(_does_not_fit("train", cluster, remedies.training_remedy(one, sizes, cluster)))
     return micro
 
 
-def does_not_fit(config: Config, stage: str, memory_gb: float) -> str:
-    """Returns the error of a stage of which not even one sample fits the device."""
-    return (
-        f"{stage}: not even one sample fits the {memory_gb:.1f} GB of this device; "
-        f"`randcond plan {config.name}` shows the memory by part, and the settings that make it fit"
-    )
+def _does_not_fit(stage: str, cluster: "Cluster", remedy: str) -> str:
+    return f"{stage}: not even one sample fits the {cluster.gpu.memory_gb:.1f} GB of this device: {remedy}"

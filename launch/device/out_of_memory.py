@@ -18,10 +18,7 @@ def naming_memory(way_out: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        raise UserError(
-            f"out of memory: {way_out}; other programs may use this device too. `randcond plan` shows the "
-            f"memory by part"
-        ) from error
+        raise UserError(f"out of memory: {way_out}; other programs may use this device too") from error
 
 
 def smaller_batch(key: str, batch: int, whole: int = 0, further: str = "", others: str = "") -> str:

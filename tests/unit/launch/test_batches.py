@@ -13,7 +13,7 @@ from randcond.data.cache import caching
 from randcond.eval.scores.metrics import METRICS
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
-from randcond.launch.config.gpus import Gpu, find_gpu, gpu_of, short_name
+from randcond.launch.config.gpus import find_gpu, gpu_of, short_name
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import (
     recorded_cache_batch,
@@ -23,12 +23,10 @@ from randcond.launch.device.batches import (
     with_micro_batch,
 )
 from randcond.launch.device.drawing import drawing_memory, largest_batch
-from randcond.launch.device.forecast import faults, forecast, forecast_all, table
-from randcond.launch.device.here import Here, device_here
+from randcond.launch.device.here import device_here
 from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
-from randcond.launch.planning.fitting import USABLE, changed, training_memory, ways_to_fit
 from randcond.model_zoo.networks import OtherNetworks
 
 OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
@@ -134,35 +132,6 @@ def test_the_largest_batch_of_drawing_fits_and_divides_the_shards(name: str) -> 
     assert drawn == 64 or sum(drawing_memory(config, sizes, cluster, "eval", drawn + 1).values()) > usable
 
 
-def test_what_does_not_fit_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    card = Here("a small card", Gpu(30, 8, 16, 3, 24))
-    given = load_config("demo-with", [*SD, "cache.batch=50", "engine.micro_batch=16", "cache.size=1000"])
-    rows = list(forecast(given, Cluster(card.gpu, 1, 1), card))
-    assert [row.stage for row in rows] == ["pool", "cache", "train", "eval"]
-    said = list(faults(rows, card))
-    assert any(text.startswith("demo-with: train needs ") and "7.6 GB usable" in text for text in said)
-    assert "DOES NOT FIT" in table(rows, card)
-    assert all(row.hours > 0 and row.disk_gb > 0 for row in rows if row.stage in ("cache", "train"))
-    roomy = Here("a large card", find_gpu("h200"))
-    rows = list(forecast(given, Cluster(roomy.gpu, 1, 1), roomy))
-    assert not any(row.remedy for row in rows)  # whether the 42 GB fit a disk depends on the machine
-    assert all(text.startswith("disk: ") for text in faults(rows, roomy))
-
-
-def test_a_disk_that_is_too_small_is_said_before_any_work(config: Config) -> None:
-    huge = load_config("demo-with", ["cache.size=1_000_000_000_000", "cache.captions=[none.txt]"])
-    card = Here("a large card", find_gpu("h200"))
-    said = list(faults(list(forecast(huge, Cluster(card.gpu, 1, 1), card)), card))
-    assert len(said) == 1 and said[0].startswith("disk: ") and "are free: free disk space" in said[0]
-
-
-def test_work_that_experiments_share_counts_once(config: Config) -> None:
-    without = load_config("demo-without")
-    text, wrong = forecast_all([load_config("demo-with"), without], ranks=2)
-    assert not wrong and text.count("cache demo") == 1 and text.count("train demo") == 2
-
-
 def test_the_device_of_this_machine() -> None:
     one, two = (device_here(ranks, torch.float32) for ranks in (1, 2))
     if one.cpu:
@@ -182,18 +151,6 @@ def test_a_gpu_is_known_by_its_own_name_alone() -> None:
         assert short_name(name) == short
     for name in ("L40", "A10G", "GeForce RTX 4070 Ti SUPER", "GeForce RTX 4090 Laptop GPU", "H100 PCIe MIG 1g.10gb"):
         assert gpu_of(f"NVIDIA {name}") is None, name  # its speed is measured
-
-
-def test_an_odd_micro_batch_that_does_not_fit_has_a_smaller_one_that_does() -> None:
-    config = load_config("demo-with", [*SD, "train.global_batch=75", "engine.micro_batch=25"])
-    sizes, card = counted(config), find_gpu("rtx4090")
-
-    def needed(micro: int) -> int:
-        return sum(training_memory(changed(config, {"engine.micro_batch": micro}), sizes, Cluster(card, 1, 1)).values())
-
-    between = replace(card, memory_gb=(needed(5) + needed(25)) / 2e9 / USABLE)
-    ways = [change for change, _ in ways_to_fit(config, sizes, Cluster(between, 1, 1))]
-    assert ways[0] == {"engine.micro_batch": 5} and {"engine.micro_batch": 1} not in ways
 
 
 OUT_OF_MEMORY = """
