@@ -39,7 +39,9 @@ def run(config: Config) -> None:
     """
     startup = StartupTimer()
     startup.mark("Python and its libraries")
-    config = with_micro_batch(with_eval_batch(config) if config.train.eval_every else config)
+    config = with_micro_batch(config)
+    if config.train.eval_every:
+        config = with_eval_batch(config, training=True)
     training = set_up(config, startup.mark)
     if training is None:
         return

@@ -36,15 +36,16 @@ def with_cache_batch(config: Config) -> Config:
     return replace(config, cache=replace(config.cache, batch=batch))
 
 
-def with_eval_batch(config: Config) -> Config:
+def with_eval_batch(config: Config, training: bool = False) -> Config:
     """Returns the configuration with `eval.batch`: the recorded one, or the largest that fits this device.
 
-    The teacher's evaluation is shared by experiments, so all of them use its batch.
+    The teacher's evaluation is shared by experiments, so all of them use its batch. `training`: whether the evaluations
+    are those of a training (`train.eval_every`), whose state is on the device too.
     Raises UserError if not even one sample fits.
     """
     if config.eval.batch is not None:
         return config
-    batch = recorded_eval_batch(config) or _record(_eval_record(config), _drawing(config, "eval"))
+    batch = recorded_eval_batch(config) or _record(_eval_record(config), _drawing(config, "eval", training))
     return replace(config, eval=replace(config.eval, batch=batch))
 
 
@@ -57,7 +58,7 @@ def with_micro_batch(config: Config) -> Config:
         return config
     ranks = world_size()
     batch_shape(config.train.global_batch, ranks, None)  # raises UserError
-    micro = recorded_micro_batch(config, ranks) or _record(_micro_record(config, ranks), _training(config, ranks))
+    micro = recorded_micro_batch(config, ranks) or _record(_micro_record(config, ranks), _training(config))
     batch_shape(config.train.global_batch, ranks, micro)
     return replace(config, engine=replace(config.engine, micro_batch=micro))
 
@@ -128,29 +129,38 @@ def _record(path: Path, batch: int) -> int:
     return _first([path]) or batch
 
 
-def _drawing(config: Config, stage: Literal["cache", "eval"]) -> int:
-    from randcond.launch.device import drawing, here, remedies
+def _drawing(config: Config, stage: Literal["cache", "eval"], training: bool = False) -> int:
+    from randcond.launch.device import drawing, remedies
     from randcond.launch.planning import costs
     from randcond.model_zoo.networks import OtherNetworks
 
-    ranks = local_ranks()
-    cluster = costs.Cluster(here.device_here(ranks).gpu, 1, ranks)
+    cluster = _cluster()
     try:
         sizes = costs.counted(config, "eval" if stage == "eval" else "train")
     except OtherNetworks:  # a published model, which is only evaluated
         return DEFAULT
-    batch = drawing.largest_batch(config, sizes, cluster, stage)
+    beside = drawing.held_by_training(config, costs.counted(config), cluster) if training else 0
+    batch = drawing.largest_batch(config, sizes, cluster, stage, beside)
     if batch is None:
-        raise UserError(_does_not_fit(stage, cluster, remedies.drawing_remedy(config, sizes, cluster, stage)))
+        remedy = remedies.drawing_remedy(config, sizes, cluster, stage, beside)
+        raise UserError(_does_not_fit(stage, cluster, remedy))
     return batch
 
 
-def _training(config: Config, ranks: int) -> int:
-    from randcond.launch.device import here, remedies
-    from randcond.launch.planning import costs, fitting
+def _cluster() -> "Cluster":
+    """Returns the ranks of this command, on hosts like this one."""
+    from randcond.launch.device.here import device_here
+    from randcond.launch.planning.costs import Cluster
 
     local = local_ranks()
-    cluster = costs.Cluster(here.device_here(local).gpu, max(1, ranks // local), local)
+    return Cluster(device_here(local).gpu, max(1, world_size() // local), local)
+
+
+def _training(config: Config) -> int:
+    from randcond.launch.device import remedies
+    from randcond.launch.planning import costs, fitting
+
+    cluster = _cluster()
     sizes = costs.counted(config)
     micro = fitting.largest_micro_batch(config, sizes, cluster)
     if micro is None:

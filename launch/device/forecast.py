@@ -15,7 +15,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
-from randcond.launch.device.drawing import DrawingStage, drawing_memory, largest_batch
+from randcond.launch.device.drawing import DrawingStage, drawing_memory, held_by_training, largest_batch
 from randcond.launch.device.here import Here, device_here
 from randcond.launch.device.remedies import drawing_remedy, training_remedy
 from randcond.launch.device.so_far import bytes_written, is_done, share_done
@@ -59,9 +59,13 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
     sizes, eval_sizes = counted(config), counted(config, "eval")
     micro = config.engine.micro_batch or recorded_micro_batch(config, ranks)
     config = with_planned_micro_batch(replace(config, engine=replace(config.engine, micro_batch=micro)), sizes, cluster)
+    beside = held_by_training(config, sizes, cluster)
     drawn = {
         "cache": config.cache.batch or recorded_cache_batch(config) or largest_batch(config, sizes, cluster, "cache"),
-        "eval": config.eval.batch or recorded_eval_batch(config) or largest_batch(config, eval_sizes, cluster, "eval"),
+        "eval": config.eval.batch
+        or recorded_eval_batch(config)
+        or largest_batch(config, eval_sizes, cluster, "eval", beside)
+        or largest_batch(config, eval_sizes, cluster, "eval"),
     }
     config = replace(
         config,
@@ -72,9 +76,10 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
     hours = {stage: cost.hours for stage, cost in planned.stages.items()}
     memory = {
         "cache": _drawing_gb(config, sizes, cluster, "cache"),
-        "train": planned.needed_gb,
         "eval": _drawing_gb(config, eval_sizes, cluster, "eval"),
     }
+    evaluating = memory["eval"] + beside / 1e9 if beside else 0.0
+    memory["train"] = max(planned.needed_gb, evaluating)
     disk = {
         "pool": CAPTION * (config.pool.size or 0),
         "cache": cache_bytes(config, sizes),
@@ -94,6 +99,8 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
         needed = memory.get(stage, 0.0)
         fits = needed <= USABLE * here.gpu.memory_gb
         remedy = "" if fits or done else _remedy(config, stage, sizes, eval_sizes, cluster)
+        if remedy and stage == "train" and planned.fits:
+            remedy = drawing_remedy(config, eval_sizes, cluster, "eval", beside)
         yield StageForecast(
             config.name,
             stage,

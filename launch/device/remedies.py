@@ -18,9 +18,12 @@ def training_remedy(config: Config, sizes: Sizes, cluster: Cluster) -> str:
     return f"set {'; or '.join(found)}" if found else "no setting does; use a smaller student, or another device"
 
 
-def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage) -> str:
-    """Returns what makes caching or evaluation fit."""
-    batch = largest_batch(config, sizes, cluster, stage)
+def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, beside: int = 0) -> str:
+    """Returns what makes caching or evaluation fit. `beside`: bytes that a training holds during its evaluations."""
+    batch = largest_batch(config, sizes, cluster, stage, beside)
+    if beside:
+        lower = f"eval.batch={batch} or " if batch else ""
+        return f"an evaluation needs this beside the training; set {lower}train.eval_every=0, and evaluate afterwards"
     if not batch:
         dtypes = [f"teacher.dtype={lower}"] if (lower := _LOWER.get(config.teacher.dtype)) else []
         metrics = ["fewer eval.metrics"] if stage == "eval" and config.eval.metrics else []

@@ -10,6 +10,7 @@ import pytest
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
+from randcond.launch.device.drawing import held_by_training, largest_batch
 from randcond.launch.device.forecast import StageForecast, faults, forecast, forecast_all, table
 from randcond.launch.device.here import Here
 from randcond.launch.planning.costs import Cluster, counted
@@ -102,6 +103,24 @@ def test_what_makes_it_fit_is_not_refused_by_what_was_begun(tmp_path: Path, monk
     Path(config.paths.cache, "plan.json").write_text('{"batch": 1024}')
     assert "teacher.dtype=int8 paths.cache=NEW paths.run=NEW" in said(), said()
     assert re.search(r"set cache\.batch=\d+ paths\.cache=NEW: the one at .* was begun in batches of 1024", said())
+
+
+def test_an_evaluation_must_fit_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = Here("a card of 24 GB", find_gpu("rtx4090"))
+    cluster = Cluster(card.gpu, 1, 1)
+
+    def said(*overrides: str) -> str:
+        config = load_config("b-base", ["teacher.path=sd-v1-4", "cache.size=1024", *overrides])
+        return " ".join(text for text in faults(list(forecast(config, cluster, card)), card) if "disk" not in text)
+
+    with_it = said()
+    assert "b-base: train needs 3" in with_it and "beside the training; set train.eval_every=0" in with_it
+    assert said("train.eval_every=0") == "" and said("eval.metrics=[fid]", "eval.batch=null") == ""
+    config = load_config("b-base", ["teacher.path=sd-v1-4", "eval.metrics=[fid]", "engine.micro_batch=4"])
+    held = held_by_training(config, counted(config), cluster)
+    alone, beside = (largest_batch(config, counted(config, "eval"), cluster, "eval", size) for size in (0, held))
+    assert alone and beside and alone > beside and held > 10e9
 
 
 def test_work_that_experiments_share_counts_once(config: Config) -> None:
