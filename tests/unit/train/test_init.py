@@ -125,6 +125,10 @@ def test_a_file_that_exists_is_kept(folder: Path) -> None:
     with pytest.raises(UserError, match=r"mine\.yaml: exists already; .*--force"):
         write(gpu="rtx4090")
     assert (folder / "mine.yaml").read_text() == "kept\n"
+    (folder / "folder.yaml").mkdir()
+    with pytest.raises(UserError, match=r"folder\.yaml: is a folder"):
+        init("folder.yaml", teacher=str(TEACHER), captions=str(CAPTIONS), gpu="rtx4090", force=True)
+    assert (folder / "folder.yaml").is_dir()
 
 
 @pytest.mark.heavy
