@@ -31,6 +31,9 @@ from randcond.train.watch.sample_grid import draw_grid
 from randcond.train.watch.sample_log import SampleLog
 from randcond.train.watch.timing import StartupTimer, trace_window
 
+# What makes it fit where memory runs out before the first step.
+STATE = "the networks and the training's state do not fit; set engine.ema=cpu, engine.kind=fsdp or teacher.dtype=int8"
+
 
 def run(config: Config) -> None:
     """Trains and exports the student of the experiment, and resumes from the newest checkpoint if there is one.
@@ -42,7 +45,8 @@ def run(config: Config) -> None:
     config = with_micro_batch(config)
     if config.train.eval_every:
         config = with_eval_batch(config, training=True)
-    training = set_up(config, startup.mark)
+    with naming_memory(STATE):
+        training = set_up(config, startup.mark)
     if training is None:
         return
     engine = training.engine
@@ -50,7 +54,8 @@ def run(config: Config) -> None:
         if engine.rank == 0:
             preload_evaluation_inputs(config)
         startup.mark("rehearsal of evaluations")
-        first, seconds = start(training, startup.mark)
+        with naming_memory(STATE):
+            first, seconds = start(training, startup.mark)
         preemption = Preemption(engine)
         last, seconds = steps(training, heartbeat, preemption, startup, first, seconds)
         preempted = last < config.train.steps

@@ -28,6 +28,7 @@ from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.model_zoo.networks import OtherNetworks
+from randcond.train import loop
 
 OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
 SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "engine.precision=bf16", "eval.metrics=[clip]"]
@@ -198,6 +199,9 @@ def test_a_way_out_of_memory_is_not_refused_by_what_was_begun(config: Config, mo
     begun = replace(config, cache=replace(config.cache, size=50, batch=50))
     with pytest.raises(UserError, match=r"set cache\.batch=25 \(now 50\), with another paths\.cache, because"):
         caching.run(begun)
+    monkeypatch.setattr("randcond.train.loop.set_up", full)
+    with pytest.raises(UserError, match=r"the training's state do not fit; set engine\.ema=cpu"):
+        loop.run(config)
     lower = replace(begun, cache=replace(begun.cache, batch=25))
     with pytest.raises(UserError, match="batch"):  # so the same folder would not do
         caching.run(lower)
