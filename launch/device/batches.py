@@ -5,6 +5,7 @@ accumulation don't change with the device that continues it.
 """
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from randcond.launch.planning.costs import Cluster
 
 DEFAULT = 32  # samples at once, where the costs of a model's networks are unknown
+_PATIENCE = 60.0  # seconds until another rank has recorded a batch
 
 
 def with_cache_batch(config: Config) -> Config:
@@ -123,10 +125,16 @@ def _record(path: Path, batch: int) -> int:
         os.link(temporary, path)  # fails if another process was first
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
-        os.replace(temporary, path)
+    except OSError:  # a file system without links: one rank writes, because the last of several would win
+        if rank() == 0 and not path.exists():
+            os.replace(temporary, path)
     temporary.unlink(missing_ok=True)
-    return _first([path]) or batch
+    deadline = time.monotonic() + _PATIENCE
+    while (recorded := _first([path])) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"{path}: rank 0 has not recorded a batch there; do all ranks see the same folder?")
+        time.sleep(0.1)
+    return recorded
 
 
 def _drawing(config: Config, stage: Literal["cache", "eval"], training: bool = False) -> int:

@@ -1,6 +1,7 @@
 """Batches that are left to the planner: chosen once, kept in the artefact's folder, named where memory runs out."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import find_gpu, gpu_of, short_name
 from randcond.launch.config.sections import Config
+from randcond.launch.device import batches
 from randcond.launch.device.batches import (
     recorded_cache_batch,
     recorded_eval_batch,
@@ -91,6 +93,22 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     found = {each.communicate()[0].strip() for each in started}
     assert len(found) == 1 and found < {str(number) for number in range(1, 7)}
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["batch.json"]
+
+
+def test_without_links_the_first_rank_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(batches, "_PATIENCE", 0.2)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match=r"batch\.json: rank 0 has not recorded a batch there"):
+        batches._record(tmp_path / "batch.json", 7)
+    monkeypatch.setenv("RANK", "0")
+    assert batches._record(tmp_path / "batch.json", 5) == 5
+    monkeypatch.setenv("RANK", "1")
+    assert batches._record(tmp_path / "batch.json", 7) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["batch.json"]
 
 
 def test_a_published_model_of_another_kind_is_drawn_in_batches_of_32(config: Config, tmp_path: Path) -> None:
