@@ -25,7 +25,7 @@ def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
         lower = f"eval.batch={batch} or " if batch else ""
         return f"an evaluation needs this beside the training; set {lower}train.eval_every=0, and evaluate afterwards"
     if not batch:
-        dtypes = [f"teacher.dtype={lower}"] if (lower := _LOWER.get(config.teacher.dtype)) else []
+        dtypes = [f"teacher.dtype={dtype}"] if (dtype := _LOWER.get(config.teacher.dtype)) else []
         metrics = ["fewer eval.metrics"] if stage == "eval" and config.eval.metrics else []
         return f"use {' or '.join([*dtypes, *metrics, 'another device'])}"
     set_it = f"set {stage}.batch={batch}"
