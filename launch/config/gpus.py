@@ -18,6 +18,7 @@ class Gpu:
     cores: int  # streaming multiprocessors
     overhead_gb: float = 2.0  # of a process besides its tensors: CUDA, NCCL, cuDNN, slack of the allocator
     shortest_kernel: float = 5e-6  # seconds, assumed; predicts MLPerf's curve to 1, 4, 15 % (64, 512, 1,024 GPUs)
+    host: bool = False  # a CPU: its memory is the host's
 
 
 def nvidia_here() -> bool:

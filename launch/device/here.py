@@ -22,7 +22,11 @@ class Here:
     name: str  # as the driver says it; "CPU, 2 cores"
     gpu: Gpu
     measured: bool = False  # True if `gpu.tflops` was measured, and is not from a data sheet
-    cpu: bool = False
+
+    @property
+    def cpu(self) -> bool:
+        """True if it is a CPU."""
+        return self.gpu.host
 
 
 def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
@@ -36,7 +40,8 @@ def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
         cores = len(os.sched_getaffinity(0))
         speed = _tflops(where, measured_in) / ranks if measured_in else 1.0
         share = _available() / ranks / 1e9
-        return Here(f"CPU, {cores} cores", Gpu(speed, share, 10, 1, 1, 0.7, 3e-5), measured_in is not None, cpu=True)
+        cpu = Gpu(speed, share, 10, 1, 1, 0.7, 3e-5, host=True)
+        return Here(f"CPU, {cores} cores", cpu, measured_in is not None)
     properties = torch.cuda.get_device_properties(where)
     size, cores = properties.total_memory / 1e9, properties.multi_processor_count
     if known := gpu_of(properties.name):

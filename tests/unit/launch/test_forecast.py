@@ -123,6 +123,20 @@ def test_an_evaluation_must_fit_beside_the_training(tmp_path: Path, monkeypatch:
     assert alone and beside and alone > beside and held > 10e9
 
 
+def test_on_a_cpu_the_ema_of_the_host_saves_nothing() -> None:
+    needed = {}
+    for host in (False, True):
+        cluster = Cluster(replace(find_gpu("rtx4060"), host=host), 1, 1)
+        for where in ("device", "cpu", "off"):
+            config = load_config("demo-with", [*SD, "engine.micro_batch=1", "eval.weights=raw", f"engine.ema={where}"])
+            needed[host, where] = sum(training_memory(config, counted(config), cluster).values())
+    assert needed[False, "cpu"] == needed[False, "off"] < needed[False, "device"]
+    assert needed[True, "off"] < needed[True, "cpu"] == needed[True, "device"] == needed[False, "device"]
+    config = load_config("demo-with", [*SD, "engine.micro_batch=1"])
+    tight = replace(find_gpu("rtx4060"), memory_gb=needed[True, "cpu"] / USABLE / 1e9 - 1, host=True)
+    assert not any("engine.ema" in change for change, _ in ways_to_fit(config, counted(config), Cluster(tight, 1, 1)))
+
+
 def test_work_that_experiments_share_counts_once(config: Config) -> None:
     without = load_config("demo-without")
     text, wrong = forecast_all([load_config("demo-with"), without], ranks=2)
