@@ -16,7 +16,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import find_gpu, gpu_of, short_name
 from randcond.launch.config.sections import Config
-from randcond.launch.device import batches
+from randcond.launch.device import batches, here
 from randcond.launch.device.batches import (
     recorded_cache_batch,
     recorded_eval_batch,
@@ -156,6 +156,21 @@ def test_the_device_of_this_machine() -> None:
     if one.cpu:
         assert one.gpu.memory_gb > 0.1 and two.gpu.memory_gb == pytest.approx(one.gpu.memory_gb / 2, rel=0.2)
     assert one.gpu.tflops > 0
+
+
+def test_in_a_container_others_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks of a job share the limit of its container, and the page cache gives way."""
+    for version, (_, *names) in enumerate(here._CGROUPS):
+        folder = tmp_path / str(version)
+        folder.mkdir()
+        for name, value in zip(names[:2], ("3000000000", "2500000000"), strict=True):
+            (folder / name).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{names[2]} 100000000\nfile 5\n")
+        monkeypatch.setattr(here, "_CGROUPS", ((folder, *names),))
+        assert here._available() == 600_000_000
+        (folder / names[0]).write_text("max\n")
+        assert here._available() > 0
+        monkeypatch.undo()
 
 
 def test_a_gpu_is_known_by_its_own_name_alone() -> None:
