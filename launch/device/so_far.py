@@ -11,8 +11,13 @@ from randcond.launch.runtime.files import read_record
 
 
 def is_done(stage: str, config: Config) -> bool:
-    """Returns True if a stage's artefact is complete. A finished training is not if `train.steps` was raised since."""
+    """Returns True if a stage's artefact is complete.
+
+    If `train.steps` was raised since, a finished training is not, and neither is the evaluation of its student.
+    """
     path = artefact(stage, config)
+    if stage == "eval" and not is_done("train", config):
+        return False
     return path.is_file() and (stage != "train" or read_record(path).get("steps") == config.train.steps)
 
 

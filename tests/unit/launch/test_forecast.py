@@ -77,9 +77,12 @@ def test_a_finished_training_that_goes_on_is_not_done(config: Config) -> None:
     done = Path(config.paths.run, "train.json")
     write(Path(config.paths.run, "checkpoints/step-00000350/rank-0000.safetensors"), 1000)
     done.write_text(json.dumps({"steps": config.train.steps}))
-    assert rows_of(config)["train"].done
+    scores = Path(config.paths.run, f"eval-{config.eval.weights}/scores.json")
+    write(scores, 10)
+    assert rows_of(config)["train"].done and rows_of(config)["eval"].done
     longer = replace(config, train=replace(config.train, steps=2 * config.train.steps))
     whole = rows_of(replace(longer, paths=replace(longer.paths, run="elsewhere")))["train"]
+    assert not rows_of(longer)["eval"].done
     assert not rows_of(longer)["train"].done and rows_of(longer)["train"].hours == pytest.approx(whole.hours / 2)
 
 
