@@ -109,9 +109,11 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(max_workers=1)
+        on_gpu = (own := device()).type == "cuda"
+        # A new thread begins on the first GPU. Without this, every rank would take memory there.
+        self.pool = ThreadPoolExecutor(1, "reader", *((torch.cuda.set_device, (own,)) if on_gpu else ()))
         self.last: Future[None] | None = None
-        self.stream = torch.cuda.Stream() if device().type == "cuda" else None
+        self.stream = torch.cuda.Stream() if on_gpu else None
 
     def __enter__(self) -> "_Reader":
         return self
