@@ -28,7 +28,8 @@ def config(key: str = "", *, schema: bool = False) -> None:
     if not found:
         known = sorted({each.name for each in keys} | {each.name.partition(".")[0] for each in keys})
         last = [each for each in known if each.rpartition(".")[2] == name]
-        raise UserError(f"no key {name!r}{near(name, last or known)}; `randcond config` lists all keys")
+        said = f"; did you mean {' or '.join(map(repr, last))}?" if last else near(name, known)
+        raise UserError(f"no key {name!r}{said}; `randcond config` lists all keys")
     print("\n\n".join(map(_text, found)) if len(found) < 4 else "\n".join(map(_line, found)))
 
 

@@ -32,6 +32,7 @@ from randcond.eval.scores.metrics import METRICS
 from randcond.eval.scores.network_weights import fingerprint
 from randcond.launch.config.paths import watched_folder
 from randcond.launch.config.sections import Config
+from randcond.launch.device.out_of_memory import naming_memory
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.files import atomic_write, read_record, remove, write_json
 from randcond.launch.runtime.json_lines import whole_lines
@@ -80,6 +81,7 @@ def evaluate_interrupted(training: Training, monitor: Monitor, heartbeat: Heartb
     return 0.0 if training.engine.broadcast(logged) else evaluate_if_due(training, monitor, heartbeat, step)
 
 
+@naming_memory("set train.eval_every=0, and evaluate after the training")
 def evaluate_weights(training: Training, step: int, beat: Callable[[], object]) -> dict[str, float]:
     """Evaluates the current weights. Returns "eval/WEIGHTS/SPLIT/SCORE" -> value on rank 0, {} on the other ranks.
 

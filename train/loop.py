@@ -11,7 +11,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import exported_weights, student_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import with_eval_batch, with_micro_batch
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log
@@ -31,6 +31,9 @@ from randcond.train.watch.sample_grid import draw_grid
 from randcond.train.watch.sample_log import SampleLog
 from randcond.train.watch.timing import StartupTimer, trace_window
 
+# What makes it fit where memory runs out before the first step.
+STATE = "the networks and the training's state do not fit; set engine.ema=cpu, engine.kind=fsdp or teacher.dtype=int8"
+
 
 def run(config: Config) -> None:
     """Trains and exports the student of the experiment, and resumes from the newest checkpoint if there is one.
@@ -39,8 +42,11 @@ def run(config: Config) -> None:
     """
     startup = StartupTimer()
     startup.mark("Python and its libraries")
-    config = with_micro_batch(with_eval_batch(config) if config.train.eval_every else config)
-    training = set_up(config, startup.mark)
+    config = with_micro_batch(config)
+    if config.train.eval_every:
+        config = with_eval_batch(config, training=True)
+    with naming_memory(STATE):
+        training = set_up(config, startup.mark)
     if training is None:
         return
     engine = training.engine
@@ -48,7 +54,8 @@ def run(config: Config) -> None:
         if engine.rank == 0:
             preload_evaluation_inputs(config)
         startup.mark("rehearsal of evaluations")
-        first, seconds = start(training, startup.mark)
+        with naming_memory(STATE):
+            first, seconds = start(training, startup.mark)
         preemption = Preemption(engine)
         last, seconds = steps(training, heartbeat, preemption, startup, first, seconds)
         preempted = last < config.train.steps
@@ -87,7 +94,8 @@ def steps(
     started += evaluate_interrupted(training, monitor, heartbeat, first)
     startup.mark("loader, monitor")
     tracing = trace_window(train.profile, first, training.folder, engine.rank)
-    fitting = naming_memory("engine.micro_batch", micro, "engine.activation_checkpointing=true")
+    checkpointing = "" if config.engine.activation_checkpointing else "engine.activation_checkpointing=true"
+    fitting = naming_memory(smaller_batch("engine.micro_batch", micro, micro * accumulation, others=checkpointing))
     with checkpoints, fitting, tracing as after_step:
         while step < train.steps and not preempted:
             step += 1

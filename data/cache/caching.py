@@ -22,7 +22,7 @@ from randcond.data.captions.caption_file import Captions
 from randcond.data.images.left_out import left_out
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.locks import claim_each
@@ -109,9 +109,11 @@ def _make_shard(config: Config, source: LatentSource, work: ShardWork, shard: Pa
     samples: list[dict[str, Any]] = []
     without: list[dict[str, Any]] = []
     at_once = compute_batch(cache)
+    another = f", with another paths.cache, because the one at {shard.parent} is made in batches of {at_once}"
+    way_out = smaller_batch("cache.batch", at_once, cache.shard_size, another)
     for start in range(ids.start, ids.stop, at_once):
         chunk = range(start, min(start + at_once, ids.stop))
-        with naming_memory("cache.batch", at_once):
+        with naming_memory(way_out):
             batch, metas, errors = source.latents(chunk)
         without += [
             {"caption_id": caption_id, "error": str(error), "reason": error.reason}

@@ -25,7 +25,7 @@ from randcond.eval.images.prompts import Prompts
 from randcond.eval.images.protocol_images import scored_images
 from randcond.launch.config.protocols import Protocol
 from randcond.launch.config.sections import Eval
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import atomic_write, naming_full_disk, read_record, write_json
@@ -85,12 +85,13 @@ def generate(
     silent = rank() != 0 or done == len(chunks)
     bar = Progress(total=len(chunks), initial=done, desc=label, unit="batch", disable=silent)
     reader = _Reader()
+    begun = f" and remove {out}, which was begun in batches of {batch}"
+    fitting = naming_memory(smaller_batch("eval.batch", batch, further=begun))
     # The order of this `with` matters: a claimed chunk is released after the reader has finished, also on errors.
-    with closing(claim_each(chunks, reader.is_written, unfinished=1)) as claimed, reader:
+    with fitting, closing(claim_each(chunks, reader.is_written, unfinished=1)) as claimed, reader:
         for number in claimed:
             ids = list(range(number * batch, min((number + 1) * batch, count)))
-            with naming_memory("eval.batch", batch):
-                drawn = _draw(task, pipe, ids)
+            drawn = _draw(task, pipe, ids)
             reader.submit(_read_and_write, task, drawn, ids, out, number, chunks[number])
             own_chunks += 1
             beat()
@@ -108,9 +109,11 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(max_workers=1)
+        on_gpu = (own := device()).type == "cuda"
+        # A new thread begins on the first GPU. Without this, every rank would take memory there.
+        self.pool = ThreadPoolExecutor(1, "reader", *((torch.cuda.set_device, (own,)) if on_gpu else ()))
         self.last: Future[None] | None = None
-        self.stream = torch.cuda.Stream() if device().type == "cuda" else None
+        self.stream = torch.cuda.Stream() if on_gpu else None
 
     def __enter__(self) -> "_Reader":
         return self

@@ -13,7 +13,7 @@ from pathlib import Path
 from randcond.launch.cluster.place import Place
 from randcond.launch.config.experiments import table_names, to_dict, to_yaml
 from randcond.launch.config.gpus import nvidia_here
-from randcond.launch.config.parsing import veiled
+from randcond.launch.config.parsing import suggest, veiled
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Run, leaves, out_folder, runs_of
@@ -147,7 +147,7 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
     """
     if stage not in (*STAGES, "all"):
         swapped = f"; the stage comes first: {name} {stage}" if name in (*STAGES, "all") else ""
-        raise UserError(f"unknown stage {stage!r}{swapped}; known: {', '.join(STAGES)}, all")
+        raise UserError(f"unknown stage {stage!r}{swapped or suggest(stage, [*STAGES, 'all'])}")
     stages = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in stages if s in ("pool", "cache")], [s for s in stages if s in ("train", "eval")]

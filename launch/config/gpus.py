@@ -18,6 +18,7 @@ class Gpu:
     cores: int  # streaming multiprocessors
     overhead_gb: float = 2.0  # of a process besides its tensors: CUDA, NCCL, cuDNN, slack of the allocator
     shortest_kernel: float = 5e-6  # seconds, assumed; predicts MLPerf's curve to 1, 4, 15 % (64, 512, 1,024 GPUs)
+    host: bool = False  # a CPU: its memory is the host's
 
 
 def nvidia_here() -> bool:
@@ -62,12 +63,15 @@ _DEVICE_NAMES = {  # part of the driver's device name -> short name; the most sp
     "GB200": "gb200",
     "B200": "b200",
     "L40S": "l40s",
-    "NVIDIA L4": "l4",  # after L40S
-    "NVIDIA A30": "a30",
-    "NVIDIA A10": "a10",
     "RTX A6000": "a6000",
     "RTX 6000 Ada": "rtx6000-ada",
-    **{name: f"rtx{name}" for name in ("5090", "4090", "4080", "4070", "4060", "3090", "3080", "3060")},
+}
+_WHOLE_NAMES = {  # longer names are those of other GPUs: L40, A10G, RTX 4070 Ti, RTX 4090 Laptop GPU
+    **{f"NVIDIA {name}": name.lower() for name in ("L4", "A30", "A10")},
+    **{
+        f"NVIDIA GeForce RTX {name}": f"rtx{name}"
+        for name in ("5090", "4090", "4080", "4070", "4060", "3090", "3080", "3060")
+    },
 }
 _BY_HAND = re.compile(r"(?P<gb>\d+(\.\d+)?)gb,(?P<tflops>\d+(\.\d+)?)tflops")
 
@@ -90,8 +94,14 @@ def find_gpu(name: str) -> Gpu:
 
 
 def short_name(device_name: str) -> str:
-    """Returns the short name of a GPU with a driver's device name ("NVIDIA H100 80GB HBM3"), or "" if it is unknown."""
-    return next((short for part, short in _DEVICE_NAMES.items() if part in device_name), "")
+    """Returns the short name of a GPU with a driver's device name ("NVIDIA H100 80GB HBM3"), or "" if it is unknown.
+
+    A part of a GPU (MIG) is unknown: it has a part of the speed.
+    """
+    if device_name in _WHOLE_NAMES:
+        return _WHOLE_NAMES[device_name]
+    parts = () if " MIG " in device_name else _DEVICE_NAMES.items()
+    return next((short for part, short in parts if part in device_name), "")
 
 
 def gpu_of(device_name: str) -> Gpu | None:

@@ -5,8 +5,10 @@ accumulation don't change with the device that continues it.
 """
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder
@@ -16,7 +18,11 @@ from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import local_ranks, rank, world_size
 
+if TYPE_CHECKING:
+    from randcond.launch.planning.costs import Cluster
+
 DEFAULT = 32  # samples at once, where the costs of a model's networks are unknown
+_PATIENCE = 60.0  # seconds until another rank has recorded a batch
 
 
 def with_cache_batch(config: Config) -> Config:
@@ -32,15 +38,16 @@ def with_cache_batch(config: Config) -> Config:
     return replace(config, cache=replace(config.cache, batch=batch))
 
 
-def with_eval_batch(config: Config) -> Config:
+def with_eval_batch(config: Config, training: bool = False) -> Config:
     """Returns the configuration with `eval.batch`: the recorded one, or the largest that fits this device.
 
-    The teacher's evaluation is shared by experiments, so all of them use its batch.
+    The teacher's evaluation is shared by experiments, so all of them use its batch. `training`: whether the evaluations
+    are those of a training (`train.eval_every`), whose state is on the device too.
     Raises UserError if not even one sample fits.
     """
     if config.eval.batch is not None:
         return config
-    batch = recorded_eval_batch(config) or _record(_eval_record(config), _drawing(config, "eval"))
+    batch = recorded_eval_batch(config) or _record(_eval_record(config), _drawing(config, "eval", training))
     return replace(config, eval=replace(config.eval, batch=batch))
 
 
@@ -53,7 +60,7 @@ def with_micro_batch(config: Config) -> Config:
         return config
     ranks = world_size()
     batch_shape(config.train.global_batch, ranks, None)  # raises UserError
-    micro = recorded_micro_batch(config, ranks) or _record(_micro_record(config, ranks), _training(config, ranks))
+    micro = recorded_micro_batch(config, ranks) or _record(_micro_record(config, ranks), _training(config))
     batch_shape(config.train.global_batch, ranks, micro)
     return replace(config, engine=replace(config.engine, micro_batch=micro))
 
@@ -118,44 +125,57 @@ def _record(path: Path, batch: int) -> int:
         os.link(temporary, path)  # fails if another process was first
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
-        os.replace(temporary, path)
+    except OSError:  # a file system without links: one rank writes, because the last of several would win
+        if rank() == 0 and not path.exists():
+            os.replace(temporary, path)
     temporary.unlink(missing_ok=True)
-    return _first([path]) or batch
+    deadline = time.monotonic() + _PATIENCE
+    while (recorded := _first([path])) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"{path}: rank 0 has not recorded a batch there; do all ranks see the same folder?")
+        time.sleep(0.1)
+    return recorded
 
 
-def _drawing(config: Config, stage: str) -> int:
-    from randcond.launch.device import drawing, here
+def _drawing(config: Config, stage: Literal["cache", "eval"], training: bool = False) -> int:
+    from randcond.launch.device import drawing, remedies
     from randcond.launch.planning import costs
     from randcond.model_zoo.networks import OtherNetworks
 
-    ranks = local_ranks()
-    cluster = costs.Cluster(here.device_here(ranks).gpu, 1, ranks)
+    cluster = _cluster()
     try:
         sizes = costs.counted(config, "eval" if stage == "eval" else "train")
     except OtherNetworks:  # a published model, which is only evaluated
         return DEFAULT
-    batch = drawing.largest_batch(config, sizes, cluster, "eval" if stage == "eval" else "cache")
+    beside = drawing.held_by_training(config, costs.counted(config), cluster) if training else 0
+    batch = drawing.largest_batch(config, sizes, cluster, stage, beside)
     if batch is None:
-        raise UserError(does_not_fit(config, stage, cluster.gpu.memory_gb))
+        remedy = remedies.drawing_remedy(config, sizes, cluster, stage, beside)
+        raise UserError(_does_not_fit(stage, cluster, remedy))
     return batch
 
 
-def _training(config: Config, ranks: int) -> int:
-    from randcond.launch.device import here
-    from randcond.launch.planning import costs, fitting
+def _cluster() -> "Cluster":
+    """Returns the ranks of this command, on hosts like this one."""
+    from randcond.launch.device.here import device_here
+    from randcond.launch.planning.costs import Cluster
 
     local = local_ranks()
-    cluster = costs.Cluster(here.device_here(local).gpu, max(1, ranks // local), local)
-    micro = fitting.largest_micro_batch(config, costs.counted(config), cluster)
+    return Cluster(device_here(local).gpu, max(1, world_size() // local), local)
+
+
+def _training(config: Config) -> int:
+    from randcond.launch.device import remedies
+    from randcond.launch.planning import costs, fitting
+
+    cluster = _cluster()
+    sizes = costs.counted(config)
+    micro = fitting.largest_micro_batch(config, sizes, cluster)
     if micro is None:
-        raise UserError(does_not_fit(config, "train", cluster.gpu.memory_gb))
+        one = fitting.changed(config, {"engine.micro_batch": 1})
+        raise UserError(_does_not_fit("train", cluster, remedies.training_remedy(one, sizes, cluster)))
     return micro
 
 
-def does_not_fit(config: Config, stage: str, memory_gb: float) -> str:
-    """Returns the error of a stage of which not even one sample fits the device."""
-    return (
-        f"{stage}: not even one sample fits the {memory_gb:.1f} GB of this device; "
-        f"`randcond plan {config.name}` shows the memory by part, and the settings that make it fit"
-    )
+def _does_not_fit(stage: str, cluster: "Cluster", remedy: str) -> str:
+    return f"{stage}: not even one sample fits the {cluster.gpu.memory_gb:.1f} GB of this device: {remedy}"

@@ -11,8 +11,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from randcond.launch.config.sections import Config
-from randcond.launch.planning.costs import Cluster, Sizes
-from randcond.launch.planning.fitting import fits
+from randcond.launch.planning.costs import Cluster, Sizes, weight_bytes
+from randcond.launch.planning.fitting import fits, training_memory
 from randcond.launch.planning.planner import images_drawn
 from randcond.model_zoo.cost.drawing_memory import decoder_peak, denoiser_peak, encoder_peak
 from randcond.model_zoo.sampler import DECODED_AT_ONCE
@@ -23,6 +23,7 @@ INCEPTION = {"fid", "is", "kid", "precision-recall"}  # the metrics that read it
 # Bytes of the networks that read features, in fp32; and what Inception holds per image at its peak.
 INCEPTION_WEIGHTS, INCEPTION_PEAK = 95e6, 40e6
 SCORING = {"clip": 5.5e9, "fd-dinov2": 1.2e9}
+_STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
 
 
 def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, batch: int) -> dict[str, int]:
@@ -49,15 +50,29 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
     return memory | {"CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb)}
 
 
-def largest_batch(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage) -> int | None:
+def held_by_training(config: Config, sizes: Sizes, cluster: Cluster) -> int:
+    """Returns the bytes per GPU that a training holds beside its evaluations (`train.eval_every`); 0 without them.
+
+    `sizes`: of the training. What evaluations need themselves, such as the teacher, is in drawing_memory().
+    """
+    if not config.train.eval_every:
+        return 0
+    memory, dtype = training_memory(config, sizes, cluster), config.teacher.dtype
+    teacher = memory["teacher U-Net"] - sizes.teacher_bytes(dtype)  # less if it is sharded
+    drawn = weight_bytes(dtype) * sizes.student.parameters  # the student whose images are drawn
+    return sum(memory[part] for part in _STATE) + teacher + drawn
+
+
+def largest_batch(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, beside: int = 0) -> int | None:
     """Returns the largest compute batch that fits a GPU, None if not even one sample does.
 
     A batch for a cache divides `cache.shard_size`. No batch is larger than the number of images: it would be padded.
+    `beside`: bytes that are taken already.
     """
     images = config.cache.size if stage == "cache" else images_drawn(config)
     for batch in range(max(1, min(LARGEST, images)), 0, -1):
         whole = stage == "eval" or config.cache.shard_size % batch == 0
-        if whole and fits(drawing_memory(config, sizes, cluster, stage, batch), cluster):
+        if whole and fits({**drawing_memory(config, sizes, cluster, stage, batch), "beside": beside}, cluster):
             return batch
     return None
 

@@ -3,7 +3,6 @@
 In: the experiments that are about to run. Out: one short table, and the errors of what does not fit.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,12 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
-from randcond.launch.device.drawing import DrawingStage, drawing_memory, largest_batch
+from randcond.launch.device.drawing import DrawingStage, drawing_memory, held_by_training, largest_batch
 from randcond.launch.device.here import Here, device_here
+from randcond.launch.device.remedies import drawing_remedy, training_remedy
+from randcond.launch.device.so_far import bytes_written, is_done, share_done
 from randcond.launch.planning.costs import Cluster, Sizes, counted
-from randcond.launch.planning.fitting import USABLE, knobs, with_planned_micro_batch
+from randcond.launch.planning.fitting import USABLE, with_planned_micro_batch
 from randcond.launch.planning.plan_command import ASSUMED_EFFICIENCY
 from randcond.launch.planning.planner import plan
 from randcond.launch.planning.pricing import CAPTION, cache_bytes, evaluation_bytes, run_bytes
@@ -37,7 +38,7 @@ class StageForecast:
     batch: str  # samples at once; training: x micro-batches x ranks
     needed_gb: float  # memory per rank; 0: no device is used
     disk_gb: float  # of what is still to be written
-    hours: float  # still to go
+    hours: float  # still to go; of an evaluation that was begun: all of it
     done: bool
     remedy: str = ""  # if it does not fit: what would
 
@@ -58,9 +59,13 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
     sizes, eval_sizes = counted(config), counted(config, "eval")
     micro = config.engine.micro_batch or recorded_micro_batch(config, ranks)
     config = with_planned_micro_batch(replace(config, engine=replace(config.engine, micro_batch=micro)), sizes, cluster)
+    beside = held_by_training(config, sizes, cluster)
     drawn = {
         "cache": config.cache.batch or recorded_cache_batch(config) or largest_batch(config, sizes, cluster, "cache"),
-        "eval": config.eval.batch or recorded_eval_batch(config) or largest_batch(config, eval_sizes, cluster, "eval"),
+        "eval": config.eval.batch
+        or recorded_eval_batch(config)
+        or largest_batch(config, eval_sizes, cluster, "eval", beside)
+        or largest_batch(config, eval_sizes, cluster, "eval"),
     }
     config = replace(
         config,
@@ -71,9 +76,10 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
     hours = {stage: cost.hours for stage, cost in planned.stages.items()}
     memory = {
         "cache": _drawing_gb(config, sizes, cluster, "cache"),
-        "train": planned.needed_gb,
         "eval": _drawing_gb(config, eval_sizes, cluster, "eval"),
     }
+    evaluating = memory["eval"] + beside / 1e9 if beside else 0.0
+    memory["train"] = max(planned.needed_gb, evaluating)
     disk = {
         "pool": CAPTION * (config.pool.size or 0),
         "cache": cache_bytes(config, sizes),
@@ -89,18 +95,20 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
     for stage in ("pool", "cache", "train", "eval"):
         if stage == "cache" and is_url(config.paths.cache):
             continue
-        done = artefact(stage, config).is_file()
+        done = is_done(stage, config)
         needed = memory.get(stage, 0.0)
         fits = needed <= USABLE * here.gpu.memory_gb
         remedy = "" if fits or done else _remedy(config, stage, sizes, eval_sizes, cluster)
+        if remedy and stage == "train" and planned.fits:
+            remedy = drawing_remedy(config, eval_sizes, cluster, "eval", beside)
         yield StageForecast(
             config.name,
             stage,
             eval_folder(config) if stage == "eval" else artefact(stage, config).parent,
             batches.get(stage, ""),
             needed,
-            0.0 if done else disk[stage] / 1e9,
-            0.0 if done else hours.get(stage, 0.0),
+            0.0 if done else max(0, disk[stage] - bytes_written(stage, config)) / 1e9,
+            0.0 if done else hours.get(stage, 0.0) * (1 - share_done(stage, config)),
             done,
             remedy,
         )
@@ -115,13 +123,10 @@ def _drawing_gb(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingSt
 def _remedy(config: Config, stage: str, sizes: Sizes, eval_sizes: Sizes, cluster: Cluster) -> str:
     """Returns what makes a stage fit this machine, in words."""
     if stage == "train":
-        found = [words for words, _ in knobs(config, sizes, cluster)]
-        return f"set {'; or '.join(found)}" if found else "no setting does; use a smaller student, or another device"
-    drawing: DrawingStage = "cache" if stage == "cache" else "eval"
-    batch = largest_batch(config, sizes if stage == "cache" else eval_sizes, cluster, drawing)
-    if batch:
-        return f"set {stage}.batch={batch}, or {stage}.batch=null for the largest that fits"
-    return "not even one sample fits; use teacher.dtype=bf16 or another device"
+        return training_remedy(config, sizes, cluster)
+    if stage == "cache":
+        return drawing_remedy(config, sizes, cluster, "cache")
+    return drawing_remedy(config, eval_sizes, cluster, "eval")
 
 
 def table(rows: Sequence[StageForecast], here: Here, ranks: int = 1) -> str:
@@ -172,12 +177,13 @@ def _existing(folder: Path) -> Path:
 def forecast_all(configs: Sequence[Config], ranks: int) -> tuple[str, list[str]]:
     """Returns the table of all experiments, and the errors of what does not fit. Work that they share counts once.
 
-    `ranks`: on all hosts, which are taken to be like this machine.
+    `ranks`: on all hosts, which are taken to be like this machine. Without GPUs, all ranks are taken to be on it.
     """
     bf16 = configs[0].engine.precision == "bf16"
-    local = min(ranks, torch.cuda.device_count() or len(os.sched_getaffinity(0)))
+    gpus = torch.cuda.device_count() or ranks
+    local = max(number for number in range(1, ranks + 1) if ranks % number == 0 and number <= gpus)
     here = device_here(local, torch.bfloat16 if bf16 else torch.float32)
-    cluster = Cluster(here.gpu, -(-ranks // local), local)
+    cluster = Cluster(here.gpu, ranks // local, local)
     rows: dict[Path, StageForecast] = {}
     for config in configs:
         for row in forecast(config, cluster, here):

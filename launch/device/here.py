@@ -12,7 +12,11 @@ from randcond.launch.config.gpus import Gpu, gpu_of
 from randcond.launch.runtime.ranks import device
 
 _SIDE = 2048  # of the square matrices that measure an unknown device; of a CPU: a quarter
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# The memory of a container, in both versions of cgroups: its limit, what its processes use, and of that the page cache.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,11 @@ class Here:
     name: str  # as the driver says it; "CPU, 2 cores"
     gpu: Gpu
     measured: bool = False  # True if `gpu.tflops` was measured, and is not from a data sheet
-    cpu: bool = False
+
+    @property
+    def cpu(self) -> bool:
+        """True if it is a CPU."""
+        return self.gpu.host
 
 
 def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
@@ -36,7 +44,8 @@ def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
         cores = len(os.sched_getaffinity(0))
         speed = _tflops(where, measured_in) / ranks if measured_in else 1.0
         share = _available() / ranks / 1e9
-        return Here(f"CPU, {cores} cores", Gpu(speed, share, 10, 1, 1, 0.7, 3e-5), measured_in is not None, cpu=True)
+        cpu = Gpu(speed, share, 10, 1, 1, 0.7, 3e-5, host=True)
+        return Here(f"CPU, {cores} cores", cpu, measured_in is not None)
     properties = torch.cuda.get_device_properties(where)
     size, cores = properties.total_memory / 1e9, properties.multi_processor_count
     if known := gpu_of(properties.name):
@@ -48,11 +57,12 @@ def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
 def _available() -> int:
     """Returns the bytes of host memory that processes can still get, within the limit of a container."""
     free = psutil.virtual_memory().available
-    for limit in map(Path, _CGROUP_LIMITS):
-        text = limit.read_text().strip() if limit.is_file() else "max"
-        if text.isdigit():
-            free = min(free, int(text) - psutil.Process().memory_info().rss)
-    return int(free)
+    for folder, limit, used, cached in _CGROUPS:
+        limits = (folder / limit).read_text().strip() if (folder / limit).is_file() else "max"
+        if limits.isdigit():
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            free = min(free, int(limits) - int((folder / used).read_text()) + int(facts.get(cached, 0)))
+    return max(0, int(free))
 
 
 def _tflops(where: torch.device, dtype: torch.dtype) -> float:

@@ -70,12 +70,13 @@ def _usable(name: str, default: str) -> bool:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     folder = Path(default.replace("~cache", cache).replace("~config", config).replace("~/", f"{home}/"))
-    if name in _READ and folder.is_dir():
+    # os.path, because pathlib raises PermissionError in the home of another user (su, or docker run --user).
+    if name in _READ and os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):
         return True
     if name == "TORCH_EXTENSIONS_DIR" and os.access(sys.prefix, os.W_OK):  # train/engine puts them there
         return True
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    existing = next(each for each in (folder, *folder.parents) if os.path.exists(each))
+    return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
 
 
 @cache

@@ -174,5 +174,5 @@ def sharding(config: Config, cluster: Cluster) -> Sharding:
     low = 2 if engine.precision == "bf16" else 4
     group = shard_group(engine.engine_kind, engine.shard_group, cluster.ranks, cluster.per_node)
     moments = MOMENTS_IN_8_BITS if config.train.optimizer == "adamw_8bit" else MOMENTS
-    ema = EMA if engine.ema == "device" else 0
+    ema = EMA if engine.ema == "device" or (engine.ema == "cpu" and cluster.gpu.host) else 0
     return Sharding(engine.engine_kind, cluster.ranks, group, low, accumulation > 1, moments, ema)

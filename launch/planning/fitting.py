@@ -61,10 +61,8 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
     together are not enough.
     """
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
-    micros: list[Change] = [
-        {"engine.micro_batch": micro // 2**power} for power in range(1, 12) if micro % 2**power == 0
-    ]
-    same, engines, sharded, other = _same_numbers(config), *_sharding(config, cluster), _other_numbers(config)
+    micros: list[Change] = [{"engine.micro_batch": size} for size in range(micro - 1, 0, -1) if micro % size == 0]
+    same, engines, sharded, other = _same_numbers(config, cluster), *_sharding(config, cluster), _other_numbers(config)
 
     def needed(change: Change) -> float | None:
         memory = training_memory(changed(config, change), sizes, cluster)
@@ -85,13 +83,13 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
     return [(change, gb) for change, gb in found if change not in smaller_micros]
 
 
-def _same_numbers(config: Config) -> list[Change]:
+def _same_numbers(config: Config, cluster: Cluster) -> list[Change]:
     """Returns what saves memory, changes no result and is not set yet."""
     checkpointing: list[Change] = [{"engine.activation_checkpointing": True}]
     ema: list[Change] = [{"engine.ema": "cpu"}]
     return [
         *(checkpointing if not config.engine.activation_checkpointing else []),
-        *(ema if config.engine.ema == "device" else []),
+        *(ema if config.engine.ema == "device" and not cluster.gpu.host else []),
     ]
 
 

@@ -46,7 +46,9 @@ class HostEma(Ema):
         largest = max((each.numel() for each in weights), default=0)
         self.copied = torch.empty(min(CHUNK, largest), pin_memory=on_gpu)
         self._stream = torch.cuda.Stream() if on_gpu else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ema")
+        # A new thread begins on the first GPU. Without this, every rank would take memory there.
+        choice = (torch.cuda.set_device, (weights[0].device,)) if on_gpu else (None, ())
+        self._thread = ThreadPoolExecutor(1, "ema", *choice)
         self._pending: Future[None] | None = None
 
     def update(self, decay: float) -> None:

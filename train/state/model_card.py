@@ -15,7 +15,7 @@ from randcond.model_zoo.checkpoints.diffusers_folder import is_local_path, pipel
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.export import licence_files
 from randcond.model_zoo.students.registry import find_rule
-from randcond.train.state.origin import of_student, of_teacher
+from randcond.train.state.origin import earlier_in_words, of_student, of_teacher
 
 _OF_THIS_MACHINE = {"paths": None, "cache": ("local", "local_gb"), "pool": ("whole",)}  # sections or keys; not shown
 _SNIPPET = """```python
@@ -63,6 +63,8 @@ def model_card(
         "tags": [*tags, "random-conditioning"],
     }
     start = f"the student {_public(config.student.earlier, 2)}" if config.student.earlier else config.student.init
+    licence = [origin.in_words(teacher, licence_files(source))]
+    licence += [earlier_in_words(Path(config.student.earlier), origin)] if config.student.earlier else []
     usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(guidance=cache.guidance)
     schedule = train.schedule + (f", {train.warmup} steps of warm-up" if train.warmup else "")
     return f"""---
@@ -80,7 +82,7 @@ Initialisation: {start}. Learning rate: {train.lr:g}, {schedule}.
 
 ## Licence
 
-{origin.in_words(teacher, licence_files(source))} A safety checker is not included.
+{" ".join(filter(None, licence))} A safety checker is not included.
 
 ## Training
 

@@ -31,6 +31,16 @@ class Origin:
     base_model: str = ""  # hub id
 
     @property
+    def name(self) -> str:
+        """The licence's name, "" if it is unknown."""
+        return self.licence_name if self.licence == "other" else self.licence
+
+    @property
+    def restrictions(self) -> list[str]:
+        """What the licence asks, in words."""
+        return [text for part, text in _RESTRICTIONS.items() if part in self.name.lower()]
+
+    @property
     def front_matter(self) -> dict[str, str]:
         """The keys of a model card that are known."""
         keys = {"license_name": self.licence_name, "license_link": self.licence_link, "base_model": self.base_model}
@@ -38,14 +48,14 @@ class Origin:
 
     def in_words(self, teacher: str, files: list[str]) -> str:
         """Returns what a user must know about the licence. `files`: names of licence texts beside the card."""
-        name = self.licence_name if self.licence == "other" else self.licence
+        name = self.name
         because = "The student is derived from the teacher and holds parts of it"
         if not name:
             where = f"at https://huggingface.co/{self.base_model}" if self.base_model else f"where {teacher} comes from"
             return f"The teacher's folder states no licence. {because}: look it up {where} before you use the student."
         link = f" ({self.licence_link})" if "://" in self.licence_link else ""
         words = [f"The teacher's licence is {name}{link}. {because}, so this licence holds for it too."]
-        words += [text for part, text in _RESTRICTIONS.items() if part in name.lower()]
+        words += self.restrictions
         words += [f"Its text: {', '.join(files)}."] if files else []
         return " ".join(words)
 
@@ -62,6 +72,20 @@ def of_student(folder: Path) -> Origin | None:
     """Returns the origin that an exported student's model card states, or None if it is an older card without it."""
     stated = _front_matter(folder)
     return _origin(stated) if "license" in stated else None
+
+
+def earlier_in_words(folder: Path, origin: Origin) -> str:
+    """Returns what a user must know about the licence of the student that training started from.
+
+    `folder`: of that student; `origin`: of the new one, by its teacher. "" if both have the same licence.
+    """
+    earlier = of_student(folder) or Origin()
+    if earlier.name == origin.name:
+        return ""
+    start = "The training started from an earlier student"
+    if not earlier.name:
+        return f"{start}, whose folder states no licence."
+    return " ".join([f"{start}, whose licence is {earlier.name}: it holds for this one too.", *earlier.restrictions])
 
 
 def _origin(stated: dict[str, Any]) -> Origin:

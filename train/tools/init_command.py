@@ -41,6 +41,8 @@ def init(
     path = Path(file)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{file}: must end with .yaml, because `randcond run` takes such files")
+    if path.is_dir():
+        raise UserError(f"{file}: is a folder; give the name of a file")
     if path.exists() and not force:
         raise UserError(f"{file}: exists already; give another name, or --force to overwrite it")
     teacher = teacher or _ask("teacher", "The model to distil (a diffusers folder or a hub id)")

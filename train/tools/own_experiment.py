@@ -9,6 +9,7 @@ from typing import Any
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Config
+from randcond.launch.device.drawing import LARGEST
 from randcond.launch.device.forecast import StageForecast, efficiency_of, forecast
 from randcond.launch.device.here import Here
 from randcond.launch.errors import UserError
@@ -75,7 +76,8 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
             if captions >= batch
             else f"--captions: only {captions:,} captions; give at least {batch}"
         )
-    shard = min(config.cache.shard_size, latents)
+    # A shard holds whole compute batches. One of 997 latents would be drawn one by one, because 997 is a prime.
+    shard = min(config.cache.shard_size, -(-latents // LARGEST) * LARGEST)
     config = replace(
         config,
         cache=replace(config.cache, size=latents, shard_size=shard),

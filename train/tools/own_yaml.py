@@ -1,8 +1,10 @@
 """The YAML file that `randcond init` writes: every line says what it does."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from randcond.train.tools.own_experiment import Choice
@@ -20,9 +22,9 @@ class Own:
     dtype: str  # bf16; fp32 is faster on a CPU
 
 
-def draft(own: Own, name: str) -> str:
-    """Returns an experiment in which the sizes are not chosen yet."""
-    return _text(own, name, Sizes(), [])
+def draft(own: Own, file: Path) -> str:
+    """Returns an experiment in which the sizes are not chosen yet. `file`: the one that it is for."""
+    return _text(own, file, Sizes(), [])
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Sizes:
     savers: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value that saves memory
 
 
-def final(own: Own, name: str, choice: Choice, device: str) -> str:
+def final(own: Own, file: Path, choice: Choice, device: str) -> str:
     """Returns the experiment with the chosen sizes, and what they take on the device."""
     config = choice.config
     sizes = Sizes(
@@ -55,23 +57,23 @@ def final(own: Own, name: str, choice: Choice, device: str) -> str:
             f"{row.disk_gb:8.1f} GB on disk{row.hours:10.2g} hours"
             for row in choice.stages
         ),
-        f"`randcond plan {name}.yaml` shows more; `randcond run all {name}.yaml --dry-run` checks it and runs nothing.",
+        f"`randcond run all {_word(file)} --dry-run` shows all settings and commands, and runs nothing.",
     ]
-    return _text(own, name, sizes, head)
+    return _text(own, file, sizes, head)
 
 
-def _text(own: Own, name: str, sizes: Sizes, head: list[str]) -> str:
+def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
     """Returns the YAML file. `head`: lines of the comment at its top."""
-    sources = json.dumps(list(own.captions))
+    sources, runs = _quoted(list(own.captions)), f"runs/{file.stem}"
     steps = sizes.steps
     saved = max(10, steps // 20)
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
-        f"# A student of your own teacher, run by `randcond run all {name}.yaml`. It can be stopped and continued.",
+        f"# A student of your own teacher, run by `randcond run all {_word(file)}`. It can be stopped and continued.",
         *(f"# {line}" for line in head),
         "",
         "teacher:",
-        f"  path: {json.dumps(own.teacher)} # diffusers folder or hub id of the model that is distilled",
+        f"  path: {_quoted(own.teacher)} # diffusers folder or hub id of the model that is distilled",
         f"  dtype: {sizes.savers.get('teacher.dtype', own.dtype)} # of its weights and activations",
         "",
         "student:",
@@ -118,12 +120,22 @@ def _text(own: Own, name: str, sizes: Sizes, head: list[str]) -> str:
         "  metrics: [] # [clip]: scores too; downloads open_clip's ViT-g-14, 5.5 GB",
         "",
         "paths:",
-        f"  cache: runs/{name}/cache # latents",
-        f"  pool: runs/{name}/pool # captions",
-        f"  reference: runs/{name}/teacher # the teacher's pictures",
-        f"  run: runs/{name}/run # checkpoints, logs, and the student as a diffusers folder: student_ema",
+        f"  cache: {_quoted(f'{runs}/cache')} # latents",
+        f"  pool: {_quoted(f'{runs}/pool')} # captions",
+        f"  reference: {_quoted(f'{runs}/teacher')} # the teacher's pictures",
+        f"  run: {_quoted(f'{runs}/run')} # checkpoints, logs, and the student as a diffusers folder: student_ema",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: Any) -> str:
+    """Returns strings as YAML that means them, whatever they hold."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _word(file: Path) -> str:
+    """Returns a path as a word of a shell's command."""
+    return shlex.quote(str(file))
 
 
 def _saved(sizes: Sizes, section: str) -> list[str]:

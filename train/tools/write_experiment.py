@@ -1,6 +1,7 @@
 """Writes the experiment of `randcond init`, and the schema beside it."""
 
 import json
+import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +30,8 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
     if Path(teacher).is_file():
         raise UserError(
             f"--teacher: {teacher} is a single file; make a folder of it first: "
-            f"`randcond teacher import {teacher} {Path(teacher).stem}`, then --teacher {Path(teacher).stem}"
+            f"`{shlex.join(['randcond', 'teacher', 'import', teacher, Path(teacher).stem])}`, then --teacher "
+            f"{shlex.quote(Path(teacher).stem)}"
         )
     check_teacher(resolve_path(teacher))
     found, _ = read_unique(resolve_sources(captions))
@@ -40,14 +42,14 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
     own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16")
     with TemporaryDirectory() as folder:
         sketch = Path(folder) / file.name
-        sketch.write_text(draft(own, file.stem), encoding="utf-8")
+        sketch.write_text(draft(own, file), encoding="utf-8")
         choice = choose(sketch, len(found), here, hours)
-        text = final(own, file.stem, choice, gpu or here.name)
+        text = final(own, file, choice, gpu or here.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     write_text(file.parent / SCHEMA, json.dumps(json_schema(), indent=2) + "\n")
     return (
         f"{file}: {own.rule}, {choice.config.cache.size:,} latents, {choice.config.train.steps:,} steps of "
         f"{choice.config.train.global_batch}; about {choice.hours:.2g} hours on {gpu or here.name}\n"
-        f"next: randcond run all {file}"
+        f"next: {shlex.join(['randcond', 'run', 'all', str(file)])}"
     )

@@ -7,6 +7,7 @@ from torchvision.utils import make_grid
 from randcond.eval.images.prompts import choose_prompts
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.device.out_of_memory import naming_memory
 from randcond.model_zoo.export import student_unet, unet_weights
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
@@ -26,6 +27,7 @@ def grid_captions(config: Config) -> list[str]:
     return [prompts.captions[part[i * len(part) // n]] for part in parts for i in range(n)]
 
 
+@naming_memory("set train.sample_every=0 to train without sample grids")
 def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module) -> Tensor:
     """Returns the image grid [3, H, W] with values in [0, 1] on rank 0.
 

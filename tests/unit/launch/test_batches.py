@@ -1,6 +1,7 @@
 """Batches that are left to the planner: chosen once, kept in the artefact's folder, named where memory runs out."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from randcond.data.cache import caching
 from randcond.eval.scores.metrics import METRICS
+from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.experiments import load_config
-from randcond.launch.config.gpus import Gpu, find_gpu
+from randcond.launch.config.gpus import find_gpu, gpu_of, short_name
 from randcond.launch.config.sections import Config
+from randcond.launch.device import batches, here
 from randcond.launch.device.batches import (
     recorded_cache_batch,
     recorded_eval_batch,
@@ -21,12 +25,12 @@ from randcond.launch.device.batches import (
     with_micro_batch,
 )
 from randcond.launch.device.drawing import drawing_memory, largest_batch
-from randcond.launch.device.forecast import faults, forecast, forecast_all, table
-from randcond.launch.device.here import Here, device_here
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.here import device_here
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.model_zoo.networks import OtherNetworks
+from randcond.train import loop
 
 OPEN = ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"]
 SD = ["teacher.path=sd-v1-4", "teacher.dtype=bf16", "engine.precision=bf16", "eval.metrics=[clip]"]
@@ -91,6 +95,22 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["batch.json"]
 
 
+def test_without_links_the_first_rank_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(batches, "_PATIENCE", 0.2)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match=r"batch\.json: rank 0 has not recorded a batch there"):
+        batches._record(tmp_path / "batch.json", 7)
+    monkeypatch.setenv("RANK", "0")
+    assert batches._record(tmp_path / "batch.json", 5) == 5
+    monkeypatch.setenv("RANK", "1")
+    assert batches._record(tmp_path / "batch.json", 7) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["batch.json"]
+
+
 def test_a_published_model_of_another_kind_is_drawn_in_batches_of_32(config: Config, tmp_path: Path) -> None:
     for index, reason in (
         ({"transformer": ["diffusers", "PixArtTransformer2DModel"]}, "model_index.json names no unet"),
@@ -131,35 +151,6 @@ def test_the_largest_batch_of_drawing_fits_and_divides_the_shards(name: str) -> 
     assert drawn == 64 or sum(drawing_memory(config, sizes, cluster, "eval", drawn + 1).values()) > usable
 
 
-def test_what_does_not_fit_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    card = Here("a small card", Gpu(30, 8, 16, 3, 24))
-    given = load_config("demo-with", [*SD, "cache.batch=50", "engine.micro_batch=16", "cache.size=1000"])
-    rows = list(forecast(given, Cluster(card.gpu, 1, 1), card))
-    assert [row.stage for row in rows] == ["pool", "cache", "train", "eval"]
-    said = list(faults(rows, card))
-    assert any(text.startswith("demo-with: train needs ") and "7.6 GB usable" in text for text in said)
-    assert "DOES NOT FIT" in table(rows, card)
-    assert all(row.hours > 0 and row.disk_gb > 0 for row in rows if row.stage in ("cache", "train"))
-    roomy = Here("a large card", find_gpu("h200"))
-    rows = list(forecast(given, Cluster(roomy.gpu, 1, 1), roomy))
-    assert not any(row.remedy for row in rows)  # whether the 42 GB fit a disk depends on the machine
-    assert all(text.startswith("disk: ") for text in faults(rows, roomy))
-
-
-def test_a_disk_that_is_too_small_is_said_before_any_work(config: Config) -> None:
-    huge = load_config("demo-with", ["cache.size=1_000_000_000_000", "cache.captions=[none.txt]"])
-    card = Here("a large card", find_gpu("h200"))
-    said = list(faults(list(forecast(huge, Cluster(card.gpu, 1, 1), card)), card))
-    assert len(said) == 1 and said[0].startswith("disk: ") and "are free: free disk space" in said[0]
-
-
-def test_work_that_experiments_share_counts_once(config: Config) -> None:
-    without = load_config("demo-without")
-    text, wrong = forecast_all([load_config("demo-with"), without], ranks=2)
-    assert not wrong and text.count("cache demo") == 1 and text.count("train demo") == 2
-
-
 def test_the_device_of_this_machine() -> None:
     one, two = (device_here(ranks, torch.float32) for ranks in (1, 2))
     if one.cpu:
@@ -167,13 +158,42 @@ def test_the_device_of_this_machine() -> None:
     assert one.gpu.tflops > 0
 
 
+def test_in_a_container_others_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks of a job share the limit of its container, and the page cache gives way."""
+    for version, (_, *names) in enumerate(here._CGROUPS):
+        folder = tmp_path / str(version)
+        folder.mkdir()
+        for name, value in zip(names[:2], ("3000000000", "2500000000"), strict=True):
+            (folder / name).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{names[2]} 100000000\nfile 5\n")
+        monkeypatch.setattr(here, "_CGROUPS", ((folder, *names),))
+        assert here._available() == 600_000_000
+        (folder / names[0]).write_text("max\n")
+        assert here._available() > 0
+        monkeypatch.undo()
+
+
+def test_a_gpu_is_known_by_its_own_name_alone() -> None:
+    for name, short in (
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA GeForce RTX 4070", "rtx4070"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+    ):
+        assert short_name(name) == short
+    for name in ("L40", "A10G", "GeForce RTX 4070 Ti SUPER", "GeForce RTX 4090 Laptop GPU", "H100 PCIe MIG 1g.10gb"):
+        assert gpu_of(f"NVIDIA {name}") is None, name  # its speed is measured
+
+
 OUT_OF_MEMORY = """
 import resource, torch
-from randcond.launch.device.out_of_memory import naming_memory
+from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.runtime.exit_codes import report_error
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 try:
-    with naming_memory("engine.micro_batch", 64, "engine.activation_checkpointing=true"):
+    with naming_memory(smaller_batch("engine.micro_batch", 64, 64, others="engine.activation_checkpointing=true")):
         torch.zeros(1 << 33)
 except Exception as error:
     raise SystemExit(report_error(error))
@@ -186,7 +206,37 @@ def test_running_out_of_memory_names_the_key() -> None:
     assert "out of memory: set engine.micro_batch=32 (now 64), or engine.activation_checkpointing=true" in (
         done.stdout + done.stderr
     )
-    with pytest.raises(RuntimeError, match="another fault"), naming_memory("cache.batch", 1):
+    with pytest.raises(RuntimeError, match="another fault"), naming_memory("set less"):
         raise RuntimeError("another fault")
-    with pytest.raises(UserError, match=r"out of memory: cache\.batch is 1 already"), naming_memory("cache.batch", 1):
-        raise MemoryError
+    for error in (MemoryError(), torch.OutOfMemoryError("none left"), RuntimeError("CUDA error: out of memory")):
+        with pytest.raises(UserError, match=r"out of memory: set less; other programs"), naming_memory("set less"):
+            raise error
+
+
+def test_the_batch_that_is_proposed_is_one_that_is_taken() -> None:
+    for per_rank in (15, 49, 64, 1000):
+        for micro in (size for size in range(2, per_rank + 1) if per_rank % size == 0):
+            said = smaller_batch("engine.micro_batch", micro, per_rank)
+            lower = int(said.partition("=")[2].partition(" ")[0])
+            assert lower <= micro // 2 and said == f"set engine.micro_batch={lower} (now {micro})"
+            batch_shape(per_rank, 1, lower)  # raises UserError
+    assert smaller_batch("eval.batch", 7) == "set eval.batch=3 (now 7)"
+    assert smaller_batch("cache.batch", 1, 50, ", and more", "another=1") == "cache.batch is 1 already; set another=1"
+
+
+def test_a_way_out_of_memory_is_not_refused_by_what_was_begun(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr("randcond.data.cache.latent_source.TeacherLatents.latents", full)
+    begun = replace(config, cache=replace(config.cache, size=50, batch=50))
+    with pytest.raises(UserError, match=r"set cache\.batch=25 \(now 50\), with another paths\.cache, because"):
+        caching.run(begun)
+    monkeypatch.setattr("randcond.train.loop.set_up", full)
+    with pytest.raises(UserError, match=r"the training's state do not fit; set engine\.ema=cpu"):
+        loop.run(config)
+    lower = replace(begun, cache=replace(begun.cache, batch=25))
+    with pytest.raises(UserError, match="batch"):  # so the same folder would not do
+        caching.run(lower)
+    with pytest.raises(UserError, match=r"out of memory: set cache\.batch=10 \(now 25\)"):
+        caching.run(replace(lower, paths=replace(lower.paths, cache="another")))

@@ -199,6 +199,17 @@ def test_a_home_that_can_not_be_written(tmp_path: Path) -> None:
 
 
 @needs_another_user
+def test_the_home_of_another_user(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".cache/huggingface").mkdir(parents=True)
+    home.chmod(0)
+    note, again, _, *caches = folders(tmp_path, HOME=str(home))
+    home.chmod(0o700)
+    assert f"note: {home} can't be written: caches go to {tmp_path / 'randcond-54321'}" in note and not again
+    assert caches[0] == f"HF_HOME {tmp_path / 'randcond-54321/hf_home'}"
+
+
+@needs_another_user
 def test_a_temporary_folder_that_somebody_else_made(tmp_path: Path) -> None:
     (tmp_path / "randcond-54321").write_text("")  # not ours, as a folder of another user
     note, _, user, *_ = folders(tmp_path)

@@ -64,3 +64,11 @@ def test_the_host_has_the_devices_values_to_a_rounding() -> None:
         averages.append([each.cpu() for each in held.average])
     for one, other in zip(*averages, strict=True):
         assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_thread_is_on_the_gpu_of_its_weights() -> None:
+    held = HostEma([torch.zeros(3, device="cuda:1")])
+    assert held._thread.submit(torch.cuda.current_device).result() == 1
+    held.close()

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import yaml
 
 from randcond.launch.config.experiments import load_config
+from randcond.launch.config.gpus import find_gpu
+from randcond.launch.device.drawing import largest_batch
 from randcond.launch.errors import UserError
+from randcond.launch.planning.costs import Cluster, counted
 from randcond.train.tools.init_command import init
 
 TEACHER = Path(__file__).parents[3] / "data/digits/models/teacher"
@@ -96,11 +100,35 @@ def test_too_few_captions_and_a_single_file_are_said(folder: Path) -> None:
         write(teacher="model.safetensors", gpu="rtx4090")
 
 
+def test_any_number_of_captions_is_drawn_in_large_batches(folder: Path) -> None:
+    captions = list(dict.fromkeys(CAPTIONS.read_text().splitlines()))[:997]  # a prime
+    (folder / "captions.txt").write_text("\n".join(captions))
+    write(captions="captions.txt", gpu="h200", hours="2")
+    config = load_config("mine.yaml")
+    assert (config.cache.size, config.cache.shard_size) == (997, 1024)
+    assert largest_batch(config, counted(config), Cluster(find_gpu("h200"), 1, 1), "cache") == 64
+
+
+@pytest.mark.parametrize("name", ["my #1.yaml", "a: b.yml", "Größe 🐈.yaml", "sub/mine.yaml"])
+def test_any_name_of_a_file_will_do(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "é 🐈.txt").write_text(CAPTIONS.read_text())
+    write(name, gpu="rtx4090", hours="2", captions="é 🐈.txt")
+    config = load_config(name)
+    assert config.paths.run == f"runs/{Path(name).stem}/run" and config.cache.captions == ["é 🐈.txt"]
+    command = capsys.readouterr().out.rpartition("next: ")[2]
+    assert shlex.split(command) == ["randcond", "run", "all", name]
+    assert f"`{command.strip()}`" in (folder / name).read_text()
+
+
 def test_a_file_that_exists_is_kept(folder: Path) -> None:
     (folder / "mine.yaml").write_text("kept\n")
     with pytest.raises(UserError, match=r"mine\.yaml: exists already; .*--force"):
         write(gpu="rtx4090")
     assert (folder / "mine.yaml").read_text() == "kept\n"
+    (folder / "folder.yaml").mkdir()
+    with pytest.raises(UserError, match=r"folder\.yaml: is a folder"):
+        init("folder.yaml", teacher=str(TEACHER), captions=str(CAPTIONS), gpu="rtx4090", force=True)
+    assert (folder / "folder.yaml").is_dir()
 
 
 @pytest.mark.heavy

@@ -99,6 +99,26 @@ def test_a_card_is_exported_again_with_its_licence(
     assert front(card)["license"] == "mit" and front(card)["base_model"] == "a/b" and "weights in bf16 after 7" in card
 
 
+def test_the_licence_of_an_earlier_student_holds_too(
+    teacher: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with_readme(teacher, "---\nlicense: mit\n---\n", request)
+    earlier = tmp_path / "student_ema"
+    earlier.mkdir()
+    for text, said in (
+        (
+            "license: cc-by-nc-4.0",
+            "an earlier student, whose licence is cc-by-nc-4.0: it holds for this one too. It allows",
+        ),
+        ("tags: [x]", "an earlier student, whose folder states no licence."),
+        ("license: mit", ""),
+    ):
+        (earlier / "README.md").write_text(f"---\n{text}\n---\n")
+        card = card_of(teacher, f"student.init={earlier}")
+        assert said in card and ("earlier student, whose" in card) == bool(said)
+        assert front(card)["license"] == "mit" and str(tmp_path) not in card
+
+
 def test_a_card_names_no_path_of_this_machine(teacher: Path, tmp_path: Path) -> None:
     words = [f"{key}={tmp_path}/x/{key}.csv" for key in ("paths.run", "paths.cache", "paths.pool", "cache.local")]
     words += [
