@@ -3,10 +3,10 @@
 fire calls a command before it notices an unknown flag, so it can't check them itself.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 
+from randcond.launch.config.parsing import near
 from randcond.launch.errors import UserError
 
 
@@ -25,12 +25,12 @@ def call(
     parameters = inspect.signature(function).parameters
     flags = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     required = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    checked, positional = [], 0
+    checked, positional = [], []
     rest = iter(words)
     for word in rest:
         if not word.startswith("-"):
             checked.append(word)
-            positional += 1
+            positional.append(word)
             continue
         flag, has_value, value = word.partition("=")
         name = flag.lstrip("-").replace("-", "_")
@@ -53,12 +53,12 @@ def call(
                 raise UserError(f"{flag} needs a whole number, got {value!r}")
             value = str(int(value))  # fire would keep 08 as text
         checked.append(f"--{name}={value}")
-    if positional < len(required):
-        raise UserError(f"{required[positional]} is missing; {usage}")
+    if len(positional) < len(required):
+        raise UserError(f"{required[len(positional)]} is missing; {usage}")
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    surplus = positional - sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
-    if surplus > 0 and not variadic:
-        raise UserError(f"{surplus} unexpected argument{'s' if surplus > 1 else ''}; {usage}")
+    surplus = positional[sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values()) :]
+    if surplus and not variadic:
+        raise UserError(f"unexpected argument{'s' * (len(surplus) > 1)}: {' '.join(map(repr, surplus))}; {usage}")
 
     import fire
     from fire.decorators import SetParseFn
@@ -90,9 +90,3 @@ def usage_of(function: Callable[..., None], name: str) -> str:
 
 def _flag(name: str) -> str:
     return f"--{name.strip('_').replace('_', '-')}"
-
-
-def near(word: str, known: list[str]) -> str:
-    """Returns the end of an error about an unknown word: a suggestion, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

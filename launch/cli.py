@@ -3,18 +3,20 @@
 import importlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-from randcond.launch.arguments import call, near, usage_of
-from randcond.launch.cluster.commands import STAGES, check_before, plan, show
+from randcond.launch.arguments import call, usage_of
+from randcond.launch.cluster.commands import CHOICES, STAGES, check_before, plan, show
 from randcond.launch.cluster.jobs import job_script
 from randcond.launch.cluster.place import Place
 from randcond.launch.cluster.slurm import submit
 from randcond.launch.cluster.supervise import run_steps, write_files
 from randcond.launch.command_stubs import commands_of, docstring_of
 from randcond.launch.config.experiments import experiment_names, table_names, to_yaml
+from randcond.launch.config.parsing import near
 from randcond.launch.config.paths import EXPERIMENTS
 from randcond.launch.config.tables import load_table, runs_of
 from randcond.launch.errors import UserError
@@ -68,12 +70,13 @@ def run(
 
     `randcond run` and `randcond launch` are the same command.
 
-    stage       pool    captions -> memory-mapped caption pool
+    stage       check   everything that the stages need is there and fits; prints the memory, disk and time of each
+                pool    captions -> memory-mapped caption pool
                 cache   teacher -> latents of the cached captions, in WebDataset shards
                 train   shards + pool -> student, in diffusers format
                 eval    student and teacher -> images -> scores
                 report  scores -> Markdown, HTML, JSON and a contact sheet
-                all     all of these, in this order
+                all     all of these, in this order; work that is done is not repeated
     experiment  a name (see `randcond --help`), or your own YAML file
     overrides   any key of the YAML: train.steps=100 conditioning.p=sigmoid "cache.exclude=[three,four]"
 
@@ -91,7 +94,7 @@ def run(
     --dry-run        print the resolved configuration and the commands, and run nothing
 
     On SIGTERM or SIGUSR1 a training saves its current step and ends with exit code 75, so that a scheduler can requeue
-    it. If there are several ranks, each writes its own log file below RUN/logs.
+    it. Each rank writes its own log file below RUN/logs.
 
     examples    randcond run all demo
                 randcond run train demo-with train.steps=100 paths.run=runs/short
@@ -169,6 +172,8 @@ def _dispatch(words: list[str]) -> None:
         function = commands_of(TOOLS[name])[name]
         call("randcond", function, words, lambda: _loaded(TOOLS[name], function.__name__))
         return
+    if name in CHOICES and name not in GROUPS:
+        raise UserError(f"{name} is a stage: `randcond run {shlex.join([name, *words])}`")
     if name not in GROUPS:
         raise UserError(
             f"unknown command {name!r}{near(name, ['run', 'launch', *GROUPS, *TOOLS])}; see `randcond --help`"
@@ -226,7 +231,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        exports a trained student with its scores
        randcond completion bash|zsh                                         a script that completes all this in a shell
 
-stages: {" -> ".join(STAGES)}, or all
+stages: {" -> ".join(STAGES)}; or all, or check
 
 tables (several experiments in one report)
 {tables}

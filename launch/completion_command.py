@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from randcond.launch.arguments import near
 from randcond.launch.command_stubs import commands_of
 from randcond.launch.config.experiments import experiment_names, table_names
 from randcond.launch.config.gpus import GPUS
+from randcond.launch.config.parsing import near
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.config.strict_yaml import read_yaml
 from randcond.launch.config_command import Key, all_keys
@@ -132,7 +132,7 @@ def completion(shell: str) -> None:
 
 def _names_script() -> str:
     """Returns the function that both shells share."""
-    from randcond.launch.cli import GROUPS, STAGES, TOOLS, run
+    from randcond.launch.cli import CHOICES, GROUPS, TOOLS, run
 
     groups = {group: commands_of(module) for group, module in GROUPS.items()}
     commands: dict[str, Callable[..., None]] = {"run": run, "launch": run}
@@ -148,7 +148,7 @@ def _names_script() -> str:
             for group, its in groups.items()
         ),
         paths="\n".join(_path(path, command) for path, command in commands.items()),
-        stages=shlex.join([*STAGES, "all"]),
+        stages=shlex.join(CHOICES),
         experiments=shlex.join([*experiment_names(), *table_names()]),
         overrides=shlex.join(f"{key.name}=" for key in keys),
         keys=shlex.join([*sections, *(key.name for key in keys)]),

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from randcond.launch.arguments import near
+from randcond.launch.config.parsing import near
 from randcond.launch.errors import UserError
 from randcond.launch.keys import Key, all_keys, json_schema, yaml_value
 

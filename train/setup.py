@@ -31,7 +31,7 @@ from randcond.train.engine import Engine, build_engine, shard_teacher
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.losses import counts_unreplaced
 from randcond.train.state import checkpoint
-from randcond.train.state.identity import ABSENT, how_to_go_on, run_identity
+from randcond.train.state.identity import ABSENT, comparable, how_to_go_on, run_identity
 from randcond.train.step import DistillationStep
 from randcond.train.watch.sample_log import drop_samples_after
 
@@ -149,11 +149,13 @@ def prepare_folder(config: Config, first: int) -> None:
 
 
 def _set_evaluation_aside(folder: Path) -> None:
-    """Renames the evaluation of a student that will be exported anew, to NAME-before-N."""
+    """Renames the evaluation of a student that will be exported anew, to NAME-before-N. The run's report goes there."""
     if folder.is_dir():
         number = sum(1 for _ in folder.parent.glob(f"{folder.name}-before-*"))
         kept = folder.with_name(f"{folder.name}-before-{number}")
         folder.rename(kept)
+        for path in [*folder.parent.glob("report.*"), *folder.parent.glob("*.png")]:
+            path.rename(kept / path.name)
         log.info(f"training: the student will be exported anew; the evaluation of the one until now is kept in {kept}")
 
 
@@ -183,7 +185,8 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any], last: int, re
     if found is None:
         return 0, 0.0
     step = found.manifest["step"]
-    check_matches(found.manifest["identity"], identity, f"the run at {folder}", remedy, ABSENT)
+    stored, wanted = comparable(found.manifest["identity"], identity)
+    check_matches(stored, wanted, f"the run at {folder}", remedy, ABSENT)
     check_shapes(engine.shapes, found.shapes, str(found.path))
     if step > last:
         raise UserError(

@@ -5,10 +5,11 @@ plan or captions that are damaged are restored from what else there is. The shar
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from randcond.data.cache.latent_source import LatentSource, cache_identity, source_kind
 from randcond.data.cache.manifest import DAMAGED, HASH, Plan, plan_hash, plan_of, read_cache_record
@@ -73,7 +74,12 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
         absent = absent_settings(Cache, "cache", source_kind(config), "shards") | {"compile": None, "reading": READING}
         expected = {key: value for key, value in plan.items() if key not in (DAMAGED, HASH)}
         expected["captions_sha256"] = stored["captions_sha256"]  # compared below
-        check_matches(stored, expected, f"the cache at {folder}", _REMEDY, absent)
+        drawn_in = stored.get("compute_dtype")
+        if drawn_in not in (None, config.teacher.dtype) and all(map(Path.is_file, shards)):  # a training takes any
+            expected["compute_dtype"] = drawn_in
+            if rank() == 0:
+                log.info(f"cache: its latents were drawn with teacher.dtype={drawn_in}, and are used as they are")
+        check_matches(_as_settings(stored), _as_settings(expected), f"the cache at {folder}", _REMEDY, absent)
         if digest != stored["captions_sha256"]:
             raise UserError(
                 f"{folder / 'captions.arrow'}: is missing or damaged, and the sources give other captions now than "
@@ -87,6 +93,11 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
     if stored is None or not _is_stored(folder / "plan.json", plan):
         write_json(folder / "plan.json", plan)
     return plan
+
+
+def _as_settings(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a plan with the names that a user sets in place of those that differ from them."""
+    return {"teacher.dtype" if key == "compute_dtype" else key: value for key, value in plan.items()}
 
 
 def _is_stored(path: Path, plan: Plan) -> bool:

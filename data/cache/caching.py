@@ -67,11 +67,15 @@ def run(config: Config) -> None:
                 f"dropped their transparency; the shards that are created now follow docs/data.md"
             )
     source.begin(teacher)
-    silent = rank() != 0 or done == len(shards)
-    with Progress(total=len(shards), initial=done, desc="caching", unit="shard", disable=silent) as bar:
+
+    def in_shards() -> int:
+        return sum(len(work.ids(shard)) for shard in shards if work.is_done(shard))
+
+    silent, first = rank() != 0 or done == len(shards), in_shards()
+    with Progress(total=config.cache.size, initial=first, desc="caching", unit="latent", disable=silent) as bar:
         for number in claim_each(shards, work.is_done):
-            _make_if_damaged(config, source, work, shards[number])
-            bar.update(sum(map(work.is_done, shards)) - bar.n)  # counts the shards of all ranks
+            _make_if_damaged(config, source, work, shards[number], bar)
+            bar.update(max(0, in_shards() - bar.n))  # counts the shards of all ranks
     if rank() == 0:
         _finish(folder, plan, shards)
 
@@ -89,7 +93,7 @@ def _check_subset(config: Config, teacher: Teacher, original: str) -> None:
         ) from None
 
 
-def _make_if_damaged(config: Config, source: LatentSource, work: ShardWork, shard: Path) -> None:
+def _make_if_damaged(config: Config, source: LatentSource, work: ShardWork, shard: Path, bar: Progress) -> None:
     """Makes a shard whose lock this process holds, unless it is sound: noted wrongly, or made by another process.
 
     If only its index is damaged, tries to write this again.
@@ -100,11 +104,11 @@ def _make_if_damaged(config: Config, source: LatentSource, work: ShardWork, shar
         else:
             if shard.is_file():
                 log.warning(f"cache: shard {shard} is made again: {damage}")
-            _make_shard(config, source, work, shard)
+            _make_shard(config, source, work, shard, bar)
     work.declare_sound(shard)
 
 
-def _make_shard(config: Config, source: LatentSource, work: ShardWork, shard: Path) -> None:
+def _make_shard(config: Config, source: LatentSource, work: ShardWork, shard: Path, bar: Progress) -> None:
     cache, ids = config.cache, work.ids(shard)
     samples: list[dict[str, Any]] = []
     without: list[dict[str, Any]] = []
@@ -129,6 +133,7 @@ def _make_shard(config: Config, source: LatentSource, work: ShardWork, shard: Pa
             caption_id = meta.pop("caption_id")
             caption = source.captions[caption_id]
             samples.append({"caption_id": caption_id, "caption": caption, "latent": latent, "meta": meta})
+        bar.update(len(chunk))
     work.keep_foreign(shard)
     write_shard(shard, samples, work.made_of, without)
 

@@ -22,6 +22,7 @@ from randcond.launch.machine.visible_gpus import choose_gpus, count_gpus, gpus_h
 from randcond.launch.urls import hide_secrets, show_url
 
 STAGES = ("pool", "cache", "train", "eval", "report")
+CHOICES = ("check", *STAGES, "all")  # what `randcond run` takes
 _MODULES = {"pool": "randcond.data", "cache": "randcond.data", "train": "randcond.train", "eval": "randcond.eval"}
 _DISTRIBUTED = {"cache", "train", "eval"}
 
@@ -141,13 +142,15 @@ def on_gpus() -> bool:
 
 
 def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step]:
-    """Returns the steps of a stage (or "all") of an experiment or a table. Shared pools and caches appear once.
+    """Returns the steps of a stage, of "check" or "all", for an experiment or a table.
+
+    Pools and caches that runs share appear once.
 
     Raises UserError if the stage, the experiment or one of its keys is unknown.
     """
-    if stage not in (*STAGES, "all"):
-        swapped = f"; the stage comes first: {name} {stage}" if name in (*STAGES, "all") else ""
-        raise UserError(f"unknown stage {stage!r}{swapped or suggest(stage, [*STAGES, 'all'])}")
+    if stage not in CHOICES:
+        swapped = f"; the stage comes first: {name} {stage}" if name in CHOICES else ""
+        raise UserError(f"unknown stage {stage!r}{swapped or suggest(stage, CHOICES)}")
     stages = STAGES[:-1] if stage == "all" else (stage,)
     steps: dict[tuple[str, Path], Step] = {}
     shared, own = [s for s in stages if s in ("pool", "cache")], [s for s in stages if s in ("train", "eval")]
@@ -179,7 +182,7 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
         steps |= {("report", out): step for out, step in reports}
     # Checking one repetition is enough: repetitions differ in seeds and excluded words only.
     first = [run for run in runs if run.overrides == runs[0].overrides]
-    checks = [_check(first, place)] if stage == "all" and first else []
+    checks = [_check(first, place)] if stage in ("all", "check") and first else []
     return [*checks, *steps.values()]
 
 

@@ -87,11 +87,12 @@ def _run_with_restarts(step: Step, max_restarts: int, grace: float, requests: li
         log.info(f"\n{step.label} ended with code {code}: restart {restarts} of {max_restarts}")
     if code == INTERRUPTED:
         raise SystemExit(code)
-    if code:
-        remedy = "Fix the error above, then run" if code == USER_ERROR else "Run"
+    if code and code != USER_ERROR:  # an error of the user says the way out itself
+        logs = f" The ranks' logs are in {step.folder}/logs." if step.folder else ""
         log.info(
-            f"\n{step.label} ended with code {code}. Finished work is kept. {remedy} the same command to continue."
+            f"\n{step.label} ended with code {code}. Finished work is kept. Run the same command to continue.{logs}"
         )
+    if code:
         raise SystemExit(code)
 
 

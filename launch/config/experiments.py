@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from randcond.launch.config.parsing import parse, read_override, suggest
+from randcond.launch.config.parsing import near, parse, read_override, suggest
 from randcond.launch.config.paths import EXPERIMENTS, TABLES
 from randcond.launch.config.sections import Config
 from randcond.launch.config.strict_yaml import compose, merge, yaml_files
@@ -46,7 +46,8 @@ def find_experiment(name: str) -> Path:
     if given.suffix in {".yaml", ".yml"}:
         if given.is_file():
             return given
-        raise UserError(f"no experiment file {name}")
+        beside = [path.name for path in given.parent.glob("*") if path.suffix == given.suffix]
+        raise UserError(f"no experiment file {name}{near(given.name, beside)}")
     if name in table_names():
         arms = ", ".join(filter(None, _rows(name)))
         raise UserError(f"{name} is a table: run it with `randcond run`, or name one of its experiments: {arms}")
@@ -58,8 +59,8 @@ def find_experiment(name: str) -> Path:
         )
     found = yaml_files(EXPERIMENTS).get(name)
     if found is None:
-        near = suggest(name, [*experiment_names(), *table_names()], "randcond --help, make help")
-        raise UserError(f"unknown experiment {name!r}{near}")
+        nearest = suggest(name, [*experiment_names(), *table_names()], "randcond --help, make help")
+        raise UserError(f"unknown experiment {name!r}{nearest}")
     return found
 
 

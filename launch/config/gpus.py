@@ -88,6 +88,8 @@ def find_gpu(name: str) -> Gpu:
         gb, tflops = float(found["gb"]), float(found["tflops"])
         if gb and tflops:
             return Gpu(tflops, gb, 32, 3, max(8, round(0.8 * tflops)))
+    if re.fullmatch(r"\d+(\.\d+)?(gb|tflops)", name.lower()):
+        raise UserError(f"--gpu: {name} is half of it: give memory and bf16 speed, such as 11GB,27TFLOPS")
     raise UserError(
         f"--gpu: unknown {name!r}; known: {', '.join(GPUS)}; or memory and bf16 speed of your own: 11GB,27TFLOPS"
     )

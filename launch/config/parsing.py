@@ -27,7 +27,7 @@ def read_override(word: str, form: str) -> dict[str, Any]:
     """Returns `section.key=value` as nested mappings. `form`: the expected form, for the error message."""
     key, found, text = word.partition("=")
     if not found:
-        raise UserError(f"override {word!r} is not of the form {form}")
+        raise UserError(f"override {word!r} is not of the form {form}, without spaces around the =")
     parts = key.split(".")
     if len(parts) > DEEPEST:
         raise UserError(f"override {word[:40]!r}...: a key has at most {DEEPEST} parts, this one has {len(parts)}")
@@ -109,7 +109,10 @@ def _way_out(kind: str, value: Any) -> str:
 
 def suggest(word: str, known: Sequence[str], listed: str = "") -> str:
     """Returns the end of an error about an unknown word: the nearest known word, or where all are listed."""
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; see {listed}" if listed else f"; known: {', '.join(known)}"
+    return near(word, known) or (f"; see {listed}" if listed else f"; known: {', '.join(known)}")
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """Returns the end of an error about an unknown word: the nearest known word, or nothing."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

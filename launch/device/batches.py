@@ -86,7 +86,13 @@ def recorded_eval_batch(config: Config) -> int | None:
 
 
 def recorded_micro_batch(config: Config, ranks: int) -> int | None:
-    """Returns the micro-batch that the run in its folder was started with on so many ranks, None if there is none."""
+    """Returns the micro-batch that the run in its folder was started with on so many ranks, None if there is none.
+
+    An older version recorded none: it took all samples of a rank at once. With an fp8 teacher, a run depends on it.
+    """
+    run = Path(config.paths.run)
+    if config.engine.teacher_fp8 and any(run.glob("checkpoints/step-*")) and not any(run.glob("micro_batch-*.json")):
+        return batch_shape(config.train.global_batch, ranks, None)[0]
     return _first([_micro_record(config, ranks)])
 
 

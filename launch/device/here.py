@@ -11,7 +11,9 @@ import torch
 from randcond.launch.config.gpus import Gpu, gpu_of
 from randcond.launch.runtime.ranks import device
 
+_CONTEXT = 600_000_000  # bytes of CUDA itself in this process, at most; Gpu.overhead_gb counts them
 _SIDE = 2048  # of the square matrices that measure an unknown device; of a CPU: a quarter
+_MEASURING = 0.5  # seconds
 # The memory of a container, in both versions of cgroups: its limit, what its processes use, and of that the page cache.
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -47,11 +49,17 @@ def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
         cpu = Gpu(speed, share, 10, 1, 1, 0.7, 3e-5, host=True)
         return Here(f"CPU, {cores} cores", cpu, measured_in is not None)
     properties = torch.cuda.get_device_properties(where)
-    size, cores = properties.total_memory / 1e9, properties.multi_processor_count
+    size, cores = (properties.total_memory - _of_others(where)) / 1e9, properties.multi_processor_count
     if known := gpu_of(properties.name):
         return Here(properties.name, replace(known, memory_gb=size, cores=cores))
     speed = _tflops(where, measured_in) if measured_in else 1.0
     return Here(properties.name, Gpu(speed, size, 32, 3, cores), measured_in is not None)
+
+
+def _of_others(gpu: torch.device) -> int:
+    """Returns the bytes of a GPU that other programs hold, such as a desktop."""
+    free, total = torch.cuda.mem_get_info(gpu)
+    return max(0, total - free - torch.cuda.memory_reserved(gpu) - _CONTEXT)
 
 
 def _available() -> int:
@@ -69,9 +77,8 @@ def _tflops(where: torch.device, dtype: torch.dtype) -> float:
     """Returns the TFLOP/s of this process's matrix products on a device."""
     side = _SIDE if where.type == "cuda" else _SIDE // 4
     one, other = (torch.ones(side, side, dtype=dtype, device=where) for _ in range(2))
-    best = 0.0
-    for _ in range(5):
-        started = time.perf_counter()
+    best, end = 0.0, time.perf_counter() + _MEASURING
+    while (started := time.perf_counter()) < end:  # the best of many, because other programs slow some of them
         (one @ other)[0, 0].item()  # waits for the device
         best = max(best, 2 * side**3 / (time.perf_counter() - started) / 1e12)
     return best

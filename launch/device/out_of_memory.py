@@ -16,7 +16,7 @@ def naming_memory(way_out: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
+        if not is_memory(error):
             raise
         raise UserError(f"out of memory: {way_out}; other programs may use this device too") from error
 
@@ -39,7 +39,7 @@ def smaller_batch(key: str, batch: int, whole: int = 0, further: str = "", other
     return f"set {key}={lower} (now {batch}){further}" + (f", or {others}" if others else "")
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_memory(error: BaseException) -> bool:
     """Returns True for an error of the host's or a device's memory."""
     import torch
 

@@ -161,7 +161,7 @@ def weight_bytes(dtype: str) -> int:
 def compared(config: Config) -> float:
     """Returns the bytes that the feature losses keep for the backward pass, per element of a feature map."""
     losses = asdict(config.train.losses)
-    return sum(size for name, size in COMPARED_BYTES.items() if losses[name])
+    return sum(size for name, size in COMPARED_BYTES[config.engine.precision].items() if losses[name])
 
 
 _counted = cache(Sizes)

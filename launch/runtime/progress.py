@@ -20,7 +20,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, line_every: float = LINE_EVERY, **options: Any) -> None:
         """As tqdm; `line_every`: seconds between two lines."""
         stream = console_stream()
-        self.terminal = stream.isatty()
+        self.terminal = _has_width(stream)
         self.line_every = line_every
         self._said = time.monotonic()
         self._sink = None if self.terminal else open(os.devnull, "w")  # noqa: SIM115 (closed with the bar)
@@ -70,6 +70,14 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def _amount(self, count: float) -> str:
         """`1,200`; bytes as `1.20kB`."""
         return self.format_sizeof(count, self.unit) if self.unit == "B" else f"{count:,}"
+
+
+def _has_width(stream: Any) -> bool:
+    """Returns True if a stream is a terminal that can show a bar. Some recorders of a session have 0 columns."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # no file descriptor
+        return False
 
 
 def _plural(unit: str) -> str:

@@ -23,10 +23,13 @@ from randcond.model_zoo.denoiser.configuration import UNetConfig, once_per_confi
 from randcond.model_zoo.students.features import feature_shapes, projectors
 from randcond.model_zoo.students.registry import find_rule, student_config
 
-# Bytes that a loss keeps per element of a tapped feature. Every loss keeps the teacher's and the student's features in
-# fp32. SLIM's frequency loss also keeps half of a complex spectrum and its weights. The numbers are measured
-# (checked by tests/unit/launch/test_planner.py).
-COMPARED_BYTES = {"feature": 8, "spatial": 8, "frequency": 12.5}
+# Bytes that a loss keeps per element of a tapped feature, by the student's precision. The losses compare in fp32: a
+# student in fp32 has its features in its activations already, one in bf16 is copied. SLIM's frequency loss keeps half
+# of a complex spectrum and its weights instead. The numbers are measured (tests/unit/launch/test_planner.py).
+COMPARED_BYTES = {
+    "bf16": {"feature": 8, "spatial": 8, "frequency": 12.5},
+    "fp32": {"feature": 4, "spatial": 4, "frequency": 12.5},
+}
 MOMENTS, EMA = 8, 4  # bytes per parameter: AdamW's two moments, the EMA weights
 MOMENTS_IN_8_BITS = 2 * (1 + 4 / 256)  # two codes, and an fp32 scale for each 256 of them
 BUCKET = 500_000_000  # DeepSpeed: elements of gradients that are reduced at once
@@ -134,7 +137,7 @@ def activations_per_sample(
     teacher: UNetConfig,
     dtype: torch.dtype = torch.bfloat16,
     checkpointing: bool = False,
-    compared: float = COMPARED_BYTES["feature"],
+    compared: float = COMPARED_BYTES["bf16"]["feature"],
 ) -> int:
     """Returns the bytes per sample that the student's forward pass and the feature losses keep for the backward pass.
 

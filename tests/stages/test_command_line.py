@@ -20,15 +20,17 @@ from tests.support.demo import randcond
         (["run", "train", "demo-with", "--gpus"], "--gpus needs a value"),
         (["run", "train", "demo-with", "--gpus", "two"], "whole number"),
         (["run", "trane", "demo-with"], "unknown stage 'trane'; did you mean 'train'?"),
-        (["run", "xyz", "demo-with"], "unknown stage 'xyz'; known: pool, cache, train, eval, report, all"),
+        (["run", "xyz", "demo-with"], "unknown stage 'xyz'; known: check, pool, cache, train, eval, report, all"),
         (["run", "demo-with", "all"], "unknown stage 'demo-with'; the stage comes first: all demo-with"),
         (["run", "train"], "experiment is missing"),
         (["tune", "demo-with", "--largest", "0"], "--largest: must be at least 1, got 0"),
         (["run", "pool", "demo-with", "pool.source=[x]"], "pool.source: unknown key; did you mean 'sources'"),
+        (["train", "mine.yaml"], "train is a stage: `randcond run train mine.yaml`"),
+        (["run", "train", "demo-with", "train.lr", "=", "1"], "override 'train.lr' is not of the form"),
         (["rum", "train", "demo-with"], "unknown command 'rum'; did you mean 'run'"),
         (["pool", "bild", "out"], "unknown command pool 'bild'; did you mean 'build'"),
         (["pool", "build", "out", "x.txt", "--sorce", "y"], "unknown flag --sorce"),
-        (["pool", "info", "out", "more"], "1 unexpected argument;"),
+        (["pool", "info", "out", "more"], "unexpected argument: 'more';"),
         (["run", "train", "demo-with", "--hostfile", "hots"], "--hostfile: no such file: hots"),
         (["run", "train", "demo-with", "--nodes", "2"], "--nodes needs a --hostfile"),
         (["run", "train", "demo-with", "--gpus", "0"], "must be at least 1"),
@@ -51,6 +53,19 @@ def test_the_traceback_behind_a_mistake(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANDCOND_TRACEBACK", "1")
     done = randcond(tmp_path, "run", "trane", "demo-with", code=2)
     assert "Traceback" in done.stderr and "unknown stage 'trane'" in done.stderr
+
+
+def test_a_check_prints_what_each_stage_takes_and_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: digits\nname: mine\n")
+    assert "no experiment file main.yaml; did you mean 'mine.yaml'?" in randcond(
+        tmp_path, "run", "check", "main.yaml", code=2
+    ).stderr  # fmt: skip
+    (tmp_path / "mine.yaml").unlink()
+    said = randcond(tmp_path, "run", "check", "demo").stdout
+    assert "memory, GB" in said and "train demo-with" in said and "train demo-without" in said
+    assert list(tmp_path.iterdir()) == []
+    said = randcond(tmp_path, "run", "check", "demo", "teacher.path=nowhere", code=2).stderr
+    assert "no teacher at nowhere" in said and "run the same command" not in said
 
 
 def test_help_teaches(tmp_path: Path) -> None:

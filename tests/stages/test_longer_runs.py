@@ -1,6 +1,7 @@
 """A run that goes on: more steps than it was finished with, another learning rate, the student of an earlier run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def train(world: Path, run: str, *words: str, code: int = 0) -> str:
 def test_a_finished_run_goes_on_to_more_steps(world: Path) -> None:
     """It ends with the bits of a run that had the larger number from the start, and its student is evaluated anew."""
     run = world / "runs/raised"
-    train(world, "runs/raised")
+    said = train(world, "runs/raised")
+    assert "the student is at" in said and not {"Gloo", "DeepSpeed", "built", "WARNING"} & set(re.findall(r"\w+", said))
+    assert "Gloo" in (run / "logs/train-rank-0000.log").read_text()  # what libraries say is in a file
     words = [
         *WORDS,
         "paths.run=runs/raised",
@@ -41,6 +44,7 @@ def test_a_finished_run_goes_on_to_more_steps(world: Path) -> None:
     ]
     randcond(world, "run", "eval", "demo-with", *words, "--gpus", "1")
     before = json.loads((run / "eval-ema/scores.json").read_text())["protocol"]["network"]
+    randcond(world, "run", "report", "demo-with", *words)
     said = train(world, "runs/raised", "train.steps=6")
     assert "resuming from step 4" in said and "kept in runs/raised/eval-ema-before-0" in said
     train(world, "runs/whole", "train.steps=6")
@@ -49,9 +53,14 @@ def test_a_finished_run_goes_on_to_more_steps(world: Path) -> None:
     assert "after 6 steps" in (run / "student_ema/README.md").read_text()
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert not (run / "eval-ema").exists()
+    reports = {"report.md", "report.html", "report.json", "contact_sheet.png"}
+    assert not any((run / name).exists() for name in reports)
+    assert reports <= {path.name for path in (run / "eval-ema-before-0").iterdir()}
     kept = json.loads((run / "eval-ema-before-0/scores.json").read_text())["protocol"]["network"]
     assert kept == before != folder_fingerprint(run / "student_ema")
 
+    said = train(world, "runs/raised", "train.schedule=cosine", "train.steps=8", code=2)
+    assert "train.schedule is 'constant', expected 'cosine'. With" in said and "train.steps is" not in said
     said = train(world, "runs/raised", "train.steps=5", code=2)
     assert "train.steps: 5 is too small, because the run at runs/raised is finished with 6 steps" in said
     shutil.rmtree(run / "checkpoints")
@@ -76,6 +85,8 @@ def test_a_schedule_is_exact_over_a_resume(world: Path, schedule: str) -> None:
         said = train(world, "runs/cosine", *words, "train.steps=6", code=2)
         assert "train.steps is 4, expected 6. With train.schedule=cosine, train.steps decides the learning" in said
         assert "student.init=runs/cosine/student_ema" in said
+        said = train(world, "runs/cosine", "train.schedule=constant", "train.steps=6", code=2)
+        assert "train.schedule is 'cosine', expected 'constant'" in said and "train.steps is" not in said
     else:
         assert "resuming from step 4" in train(world, "runs/wsd", *words, "train.steps=5")
 

@@ -1,5 +1,6 @@
 """Options that make a training fit a small device: nearly the same student, and an exact resume."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,12 @@ def test_a_teacher_in_int8_draws_teaches_and_is_scored(world: Path) -> None:
     words = [*TINY, "teacher.dtype=int8", "train.steps=4", "paths.run=runs/int8", "paths.reference=runs/int8-teacher"]
     said = randcond(world, "run", "cache", "demo-with", *words, "cache.size=32", "paths.cache=runs/int8-cache").stdout
     assert "teacher in int8: " in said
+    said = randcond(world, "run", "cache", "demo-with", *words).stdout
+    assert "its latents were drawn with teacher.dtype=fp32, and are used as they are" in said
+    part = shutil.copytree(world / "runs/demo/cache", world / "runs/part-of-a-cache")
+    (part / "latents-00001.tar").unlink()
+    refused = randcond(world, "run", "cache", "demo-with", *words, f"paths.cache={part}", code=2).stderr
+    assert "teacher.dtype is 'fp32', expected 'int8'" in refused
     said = randcond(world, "run", "train", "demo-with", *words).stdout
     assert "teacher in int8: " in said
     for ours, theirs in zip(metrics(world / "runs/int8"), metrics(world / "runs/demo/with"), strict=False):

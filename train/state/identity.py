@@ -44,6 +44,14 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
     }
 
 
+def comparable(stored: dict[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns two identities, without the number of steps if only one has it: then their schedules differ."""
+    both = [stored, identity]
+    if len({"steps" in each["train"] for each in both}) == 1:
+        return both
+    return [{**each, "train": {k: v for k, v in each["train"].items() if k != "steps"}} for each in both]
+
+
 def how_to_go_on(config: Config) -> str:
     """What to do about a run whose settings have changed."""
     student = student_folder(config, exported_weights(config)[-1])

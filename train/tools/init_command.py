@@ -1,8 +1,11 @@
 """`randcond init`: writes an experiment for your own teacher that fits your GPU and your time."""
 
 import sys
+from glob import glob
 from pathlib import Path
 
+from randcond.launch.config.gpus import find_gpu
+from randcond.launch.config.paths import is_url, resolve_sources
 from randcond.launch.errors import UserError
 
 
@@ -55,6 +58,12 @@ def init(
     if not 0 < budget < 1e6:
         raise UserError(f"--hours: expected a number above 0, got {hours!r}")
 
+    # Before torch is imported, which takes seconds.
+    if gpu:
+        find_gpu(gpu)
+    for source in resolve_sources(sources):
+        if not is_url(source) and not glob(source):
+            raise UserError(f"--captions: there is no {source}")
     from randcond.train.tools.write_experiment import write_experiment
 
     print(write_experiment(path, teacher, sources, gpu, budget, student))

@@ -18,11 +18,15 @@ from randcond.launch.planning.fitting import Change, changed, fewest_changes
 from randcond.launch.planning.planner import plan
 
 CACHING = 0.25  # share of the hours that the teacher draws latents
-TRAINING = 0.65  # share of the training; the rest is for the evaluation and the starts
+TRAINING = 0.65  # share of the training
+DRAWING = 0.05  # share of the pictures; the rest is for the starts
 LATENTS = 212_776  # the paper's N: more latents are not needed
 PAPERS_BATCH, SMALLEST_BATCH = 256, 16
 ENOUGH_STEPS = 20_000  # a smaller batch is chosen before fewer steps
 FEWEST_STEPS = 100
+PASSES = 10_000  # over the latents, at most. The training of the paper makes 150, with its smallest cache 3,200
+FEWEST_PICTURES = 4
+MARGIN = 1.25  # between the hours that a message asks for and those that are just enough
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Choice:
 
     config: Config
     savers: Change  # settings that save memory, without which it would not fit
+    is_short: bool  # there are too few latents to train for all of the hours
     stages: list[StageForecast]
     samples_per_second: float
 
@@ -67,26 +72,28 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
     ):
         batch //= 2
     config = _with_batch(config, batch)
-    steps, latents = _steps(config, here, hours), _latents(config, captions, here, hours)
+    steps, latents = _steps(config, here, hours), min(LATENTS, captions, _latents(config, here, hours))
+    if captions < batch:
+        raise UserError(f"--captions: only {captions:,} captions; give at least {batch}")
     if steps < FEWEST_STEPS or latents < batch:
-        least = hours * max(FEWEST_STEPS / max(1, steps), batch / max(1, latents))
+        enough = max(FEWEST_STEPS / _steps(config, here, 1.0), batch / _latents(config, here, 1.0))
         raise UserError(
-            f"--hours: {hours:g} hours are enough for {latents:,} latents and {steps:,} steps of {batch} samples on "
-            f"this device; give at least {least:.2g}"
-            if captions >= batch
-            else f"--captions: only {captions:,} captions; give at least {batch}"
+            f"--hours: {hours:g} hours are enough for {int(latents):,} latents and {int(steps):,} steps of {batch} "
+            f"samples on this device; give at least {MARGIN * enough:.1g}"
         )
+    steps, latents = _rounded(steps), _rounded(latents) if latents < captions else captions
+    enough_steps = _rounded(PASSES * latents / batch)
     # A shard holds whole compute batches. One of 997 latents would be drawn one by one, because 997 is a prime.
     shard = min(config.cache.shard_size, -(-latents // LARGEST) * LARGEST)
     config = replace(
         config,
         cache=replace(config.cache, size=latents, shard_size=shard),
-        train=replace(config.train, steps=steps),
-        eval=replace(config.eval, size=min(config.eval.size or captions, captions)),
+        train=replace(config.train, steps=min(steps, enough_steps)),
+        eval=replace(config.eval, size=_pictures(config, captions, here, hours)),
     )
     stages = list(forecast(config, cluster, here))
     speed = plan(config, sizes, cluster, efficiency_of(here)).samples_per_second
-    return Choice(config, savers, stages, speed)
+    return Choice(config, savers, steps > enough_steps, stages, speed)
 
 
 def _with_batch(config: Config, batch: int) -> Config:
@@ -100,19 +107,25 @@ def _hours_of(config: Config, here: Here, stage: str, **sizes: int) -> float:
         config,
         cache=replace(config.cache, size=size, shard_size=size),
         train=replace(config.train, steps=sizes.get("steps", 1000)),
+        eval=replace(config.eval, size=sizes.get("pictures", config.eval.size)),
     )
     return plan(config, counted(config), Cluster(here.gpu, 1, 1), efficiency_of(here)).stages[stage].hours
 
 
-def _steps(config: Config, here: Here, hours: float) -> int:
-    """Returns the number of training steps that fit their share of the hours, rounded to two digits."""
-    return _rounded(1000 * TRAINING * hours / _hours_of(config, here, "train"))
+def _steps(config: Config, here: Here, hours: float) -> float:
+    """Returns the number of training steps that fit their share of the hours."""
+    return 1000 * TRAINING * hours / _hours_of(config, here, "train")
 
 
-def _latents(config: Config, captions: int, here: Here, hours: float) -> int:
+def _latents(config: Config, here: Here, hours: float) -> float:
     """Returns the number of latents that fit their share of the hours."""
-    affordable = _rounded(1024 * CACHING * hours / _hours_of(config, here, "cache"))
-    return min(LATENTS, captions, affordable)
+    return 1024 * CACHING * hours / _hours_of(config, here, "cache")
+
+
+def _pictures(config: Config, captions: int, here: Here, hours: float) -> int:
+    """Returns the number of pictures of each network that fit their share of the hours."""
+    affordable = 1024 * DRAWING * hours / _hours_of(config, here, "eval", pictures=1024)
+    return min(captions, max(FEWEST_PICTURES, min(config.eval.size or captions, int(affordable))))
 
 
 def _rounded(number: float) -> int:

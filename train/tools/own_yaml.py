@@ -57,7 +57,7 @@ def final(own: Own, file: Path, choice: Choice, device: str) -> str:
             f"{row.disk_gb:8.1f} GB on disk{row.hours:10.2g} hours"
             for row in choice.stages
         ),
-        f"`randcond run all {_word(file)} --dry-run` shows all settings and commands, and runs nothing.",
+        f"`randcond run check {_word(file)}` checks it and shows what each stage takes, and runs nothing.",
     ]
     return _text(own, file, sizes, head)
 

@@ -26,6 +26,7 @@ def import_(source: str, folder: str, *, prediction: str = "", config: str = "")
       randcond teacher import my-model.safetensors my-model
       randcond teacher import v2-1.ckpt my-model --prediction v_prediction
     """
+    _check_exists(source)
     from randcond.train.tools.import_teacher import import_teacher
 
     said = import_teacher(Path(source), Path(folder), prediction, Path(config) if config else None)
@@ -39,6 +40,8 @@ def check(folder: str) -> None:
 
     Every stage checks a local teacher in the same way before it begins.
     """
+    if len(Path(folder).parts) != 2:  # owner/name is a hub id
+        _check_exists(folder)
     from randcond.model_zoo.checkpoints.diffusers_folder import class_name
     from randcond.model_zoo.checkpoints.teacher_look import teacher_faults
 
@@ -46,6 +49,12 @@ def check(folder: str) -> None:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"{folder} can't be a teacher:\n{lines}")
     print(f"{folder}: can be a teacher ({class_name(Path(folder) / 'model_index.json')})")
+
+
+def _check_exists(path: str) -> None:
+    """Raises UserError if there is no such file or folder, before torch is imported."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file or folder")
 
 
 COMMANDS = (import_, check)

@@ -21,6 +21,7 @@ from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.device.out_of_memory import is_memory
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from randcond.launch.runtime.ranks import device
@@ -126,11 +127,15 @@ def doubling(run: Callable[[int], int], largest: int) -> Iterator[Measured]:
     while batch <= largest and without_gain < 2:
         try:
             measured = _timed(run, batch)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory(error):
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             if batch == 1:
                 raise UserError(
-                    "out of memory: a batch of 1 does not fit this device; `randcond plan` shows which settings would"
+                    "out of memory: a batch of 1 does not fit this device; "
+                    "`randcond run check EXPERIMENT` says which settings would"
                 ) from None
             return
         yield measured

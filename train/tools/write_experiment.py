@@ -17,7 +17,7 @@ from randcond.launch.runtime.files import write_text
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.checkpoints.teacher_look import check_teacher
 from randcond.model_zoo.networks import unet_of
-from randcond.train.tools.own_experiment import choose, default_rule
+from randcond.train.tools.own_experiment import PASSES, choose, default_rule
 from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
 
 
@@ -48,8 +48,17 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     write_text(file.parent / SCHEMA, json.dumps(json_schema(), indent=2) + "\n")
-    return (
+    lines = [
         f"{file}: {own.rule}, {choice.config.cache.size:,} latents, {choice.config.train.steps:,} steps of "
-        f"{choice.config.train.global_batch}; about {choice.hours:.2g} hours on {gpu or here.name}\n"
-        f"next: {shlex.join(['randcond', 'run', 'all', str(file)])}"
+        f"{choice.config.train.global_batch}; about {choice.hours:.2g} hours on {gpu or here.name}",
+        *([_few(choice.config.cache.size)] if choice.is_short else []),
+        f"next: {shlex.join(['randcond', 'run', 'all', str(file)])}",
+    ]
+    return "\n".join(lines)
+
+
+def _few(latents: int) -> str:
+    return (
+        f"note: the training ends early, after {PASSES:,} passes over its {latents:,} latents; "
+        f"with more captions it makes use of more hours"
     )

@@ -54,6 +54,9 @@ class DataStalls:
         return event
 
 
+SHOWN = 0.5  # seconds; shorter parts are in startup.json only
+
+
 class StartupTimer:
     """Measures the parts of the time from the start of this process to the end of the first step."""
 
@@ -72,7 +75,7 @@ class StartupTimer:
         self.mark("first step")
         if is_rank_0:
             total = sum(self.parts.values())
-            parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.parts.items())
+            parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.parts.items() if seconds >= SHOWN)
             log.info(f"first step done {total:.1f} s after the start: {parts}")
             write_json(folder / "startup.json", {part: round(seconds, 3) for part, seconds in self.parts.items()})
 

@@ -20,6 +20,7 @@ from randcond.launch.device import batches, here
 from randcond.launch.device.batches import (
     recorded_cache_batch,
     recorded_eval_batch,
+    recorded_micro_batch,
     with_cache_batch,
     with_eval_batch,
     with_micro_batch,
@@ -71,6 +72,16 @@ def test_the_plan_of_an_artefact_counts_more_than_the_record(config: Config) -> 
     Path(config.paths.cache, "plan.json").write_text('{"batch": 32}')
     with pytest.raises(UserError, match=r"cache\.shard_size: is 50, but the cache at .* is made in batches of 32"):
         recorded_cache_batch(config)
+
+
+def test_an_older_run_with_an_fp8_teacher_keeps_its_micro_batch(config: Config) -> None:
+    """It took all samples of a rank at once, and has no record of that."""
+    fp8 = replace(config, engine=replace(config.engine, teacher_fp8=True))
+    Path(config.paths.run, "checkpoints/step-00000004").mkdir(parents=True)
+    assert [recorded_micro_batch(fp8, ranks) for ranks in (1, 2)] == [64, 32]
+    assert recorded_micro_batch(config, 2) is None
+    (Path(config.paths.run) / "micro_batch-64-on-1.json").write_text('{"batch": 16}')
+    assert [recorded_micro_batch(fp8, ranks) for ranks in (1, 2)] == [16, None]
 
 
 def test_a_batch_that_is_given_needs_no_record(config: Config) -> None:

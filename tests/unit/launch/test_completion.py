@@ -48,7 +48,7 @@ def proposed(folder: Path, line: str) -> set[str]:
         ("randcond --ver", {"--version"}),
         ("randcond cache pre", {"preview"}),
         ("randcond cache preview --te", {"--teacher"}),
-        ("randcond run ", {"pool", "cache", "train", "eval", "report", "all"}),
+        ("randcond run ", {"check", "pool", "cache", "train", "eval", "report", "all"}),
         ("randcond run all demo-", {"demo-with", "demo-without"}),
         ("randcond run all my", {"my own.yaml"}),
         ("randcond run train demo-with train.st", {"train.steps="}),

@@ -1,13 +1,18 @@
 """Which log lines of a rank go to standard output, to standard error, and to its file."""
 
+import fcntl
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
+from randcond.launch.runtime.progress import Progress
 from tests.support.patience import HANG
 
 _RANK = """
@@ -53,6 +58,16 @@ def test_progress_and_lines_of_several_threads_do_not_wait_for_each_other(tmp_pa
     assert done.stdout.splitlines() == ["?"] * 4000
     assert done.stderr.splitlines()[-1].startswith("counting: 2,000 of 2,000 things (100%)")
     assert "\r" not in done.stderr
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_without_a_width_gets_lines(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb"):
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Progress(total=1, desc="counting") as bar:
+            assert bar.terminal == (columns > 0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

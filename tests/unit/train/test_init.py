@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import shlex
 import subprocess
@@ -58,7 +59,7 @@ def test_the_schema_beside_it_knows_every_key(folder: Path) -> None:
         assert set(keys) <= set(definition["properties"]), section
 
 
-@pytest.mark.parametrize(("hours", "longer"), [("1", "4"), ("4", "16")])
+@pytest.mark.parametrize(("hours", "longer"), [("0.01", "0.04"), ("0.02", "0.08")])
 def test_more_hours_give_more_of_everything(hours: str, longer: str, folder: Path) -> None:
     write("one.yaml", gpu="rtx4090", hours=hours)
     write("two.yaml", gpu="rtx4090", hours=longer)
@@ -66,6 +67,26 @@ def test_more_hours_give_more_of_everything(hours: str, longer: str, folder: Pat
     samples = [config.train.steps * config.train.global_batch for config in (one, two)]
     assert 3 < samples[1] / samples[0] < 5
     assert two.cache.size >= one.cache.size
+
+
+@pytest.mark.parametrize("hours", ["0.003", "0.05", "2", "48"])
+def test_the_hours_are_kept(hours: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With few captions the training ends before, and says so."""
+    write(gpu="rtx4090", hours=hours)
+    predicted = float(re.search(r"([0-9.e-]+) hours,", (folder / "mine.yaml").read_text())[1])  # type: ignore[index]
+    assert predicted <= float(hours)
+    said = capsys.readouterr().out
+    config = load_config("mine.yaml")
+    passes = config.train.steps * config.train.global_batch / config.cache.size
+    assert ("with more captions it makes use of more hours" in said) == (float(hours) > 1) == (passes > 9000)
+    assert passes <= 10_000
+
+
+def test_the_hours_that_a_message_asks_for_are_enough(folder: Path) -> None:
+    with pytest.raises(UserError, match="give at least ") as raised:
+        write(gpu="rtx4090", hours="0.00001")
+    write(gpu="rtx4090", hours=str(raised.value).rpartition(" ")[2])
+    assert load_config("mine.yaml").train.steps >= 100
 
 
 @pytest.mark.parametrize(
@@ -78,7 +99,8 @@ def test_more_hours_give_more_of_everything(hours: str, longer: str, folder: Pat
         ({"hours": "nan"}, "--hours: expected a number above 0"),
         ({"hours": "0.0001", "gpu": "rtx4090"}, "--hours: 0.0001 hours are enough for .*; give at least"),
         ({"gpu": "rtx9999"}, "--gpu: unknown 'rtx9999'"),
-        ({"captions": "none.txt"}, "none.txt"),
+        ({"captions": "none.txt"}, "--captions: there is no none.txt"),
+        ({"gpu": "11GB"}, "--gpu: 11GB is half of it: give memory and bf16 speed"),
         ({"teacher": "nowhere/model/x"}, "nowhere/model/x"),
         ({"student": "huge"}, "student.rule: unknown student 'huge'"),
         ({"file": "mine.txt"}, r"mine\.txt: must end with \.yaml"),
