@@ -16,6 +16,7 @@ from randcond.launch.cli import GROUPS, TOOLS
 from randcond.launch.command_stubs import commands_of
 from randcond.launch.config.experiments import experiment_names
 from randcond.launch.config_command import all_keys
+from tests.cluster.packages import need
 from tests.support.patience import HANG
 
 ASK = """
@@ -108,8 +109,11 @@ def read_until(line: int, text: bytes) -> None:
             said += os.read(line, 65536)
 
 
-@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("zsh") and os.geteuid() != 0, reason="needs zsh, or root to install it")
 def test_zsh_reads_its_script(tmp_path: Path) -> None:
+    if not shutil.which("zsh"):
+        need({"zsh": "zsh"})
     command = [sys.executable, "-m", "randcond.launch.cli", "completion", "zsh"]
     (tmp_path / "completion.zsh").write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     ask = "autoload -Uz compinit; compinit -D; . ./completion.zsh; _randcond_names tra randcond run"
