@@ -56,13 +56,20 @@ def test_the_report_holds_every_arm(world: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_command_line_and_the_launcher_make_the_same_student(world: Path, tmp_path: Path) -> None:
+def test_the_command_line_and_the_launcher_make_the_same_student(world: Path) -> None:
     """The fixture `world` runs the stages in warm processes instead (tests/support/warm.py)."""
-    words = [*TINY, "train.sample_every=6"]  # a grid in the middle of the run changes nothing after it
-    said = randcond(tmp_path, "run", "all", "demo-with", *words, launcher=True).stdout
+    words = [*TINY, "train.sample_every=6", "paths.run=runs/launched"]  # a grid changes nothing after it
+    said = randcond(world, "run", "train", "demo-with", *words, launcher=True).stdout
+    assert "[1/2] check" in said and "[2/2] train demo-with" in said
+    assert same_bits(world / "runs/launched", world / "runs/demo/with")
+    assert (world / "runs/launched/student_ema/unet").is_dir()
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_the_whole_road(world: Path, tmp_path: Path) -> None:
+    said = randcond(tmp_path, "run", "all", "demo-with", *TINY, launcher=True).stdout
     assert "[1/6] check" in said and "[6/6] report demo-with" in said
     assert same_bits(tmp_path / "runs/demo/with", world / "runs/demo/with")
-    assert (tmp_path / "runs/demo/with/student_ema/unet").is_dir()
 
 
 def test_a_finished_run_is_left_alone(world: Path) -> None:
@@ -266,21 +273,34 @@ def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
         assert said in randcond(world, "export", "demo-with", *TINY, *wrong, code=2).stderr
 
 
-@pytest.mark.long
-def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path) -> None:
-    """The same stages run with an SDXL teacher: pooled embeddings, zeroed null captions, KOALA, task loss."""
+SDXL = [*TINY, "teacher.path=sdxl-teacher", "student.rule=koala-700m", "student.init=teacher"]
+SDXL += ["cache.size=16", "cache.shard_size=16", "cache.steps=2", "paths.cache=runs/sdxl-cache"]
+SDXL += ["train.steps=4", "train.losses.task=1.0", "train.sample_every=0", "paths.pool=runs/sdxl-pool"]
+
+
+@pytest.fixture(scope="module")
+def sdxl(world: Path) -> Path:
+    """A run with an SDXL teacher by the same stages: pooled embeddings, zeroed null captions, KOALA, task loss."""
     shaped.build("sdxl", world / "sdxl-teacher")
-    words = [*TINY, "teacher.path=sdxl-teacher", "student.rule=koala-700m", "student.init=teacher"]
-    words += ["cache.size=16", "cache.shard_size=16", "cache.steps=2", "paths.cache=runs/sdxl-cache"]
-    words += ["train.steps=4", "train.losses.task=1.0", "train.sample_every=0", "paths.pool=runs/sdxl-pool"]
     for stage in ("pool", "cache", "train"):
-        randcond(world, "run", stage, "demo-with", *words, "paths.run=runs/sdxl")
-    randcond(world, "run", "train", "demo-with", *words, "paths.run=runs/sdxl-1", "--gpus", "1", "engine.micro_batch=4")
-    read = [metrics(world / run) for run in ("runs/sdxl", "runs/sdxl-1")]
-    for two, one in zip(*read, strict=True):
+        randcond(world, "run", stage, "demo-with", *SDXL, "paths.run=runs/sdxl", "--gpus", "1")
+    return world / "runs/sdxl"
+
+
+@pytest.mark.long
+def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path, sdxl: Path) -> None:
+    assert all(line[f"loss/{term}"] > 0 for line in metrics(sdxl) for term in ("task", "output", "feature"))
+    unet = load_unet(sdxl / "student/unet", torch.float32)
+    drawn = draw_here(Teacher.load(world / "sdxl-teacher", "fp32").pipeline("teacher", unet))
+    assert np.allclose(draw_here(load_pipeline(sdxl / "student")), drawn, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_sdxl_student_is_the_same_of_two_ranks_and_in_a_fresh_process(world: Path, sdxl: Path) -> None:
+    randcond(world, "run", "train", "demo-with", *SDXL, "paths.run=runs/sdxl-2", "engine.micro_batch=4")
+    for one, two in zip(metrics(sdxl), metrics(world / "runs/sdxl-2"), strict=True):
         for term in ("loss/total", "loss/task", "loss/output", "loss/feature"):
             assert one[term] == pytest.approx(two[term], rel=1e-4), term
-        assert two["loss/task"] > 0
     teacher = Teacher.load(world / "sdxl-teacher", "fp32")
     unet = load_unet(world / "runs/sdxl/student/unet", torch.float32)
     fresh = draw_elsewhere(world / "runs/sdxl/student", world / "sdxl.npy", "StableDiffusionXLPipeline")
