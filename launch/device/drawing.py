@@ -19,6 +19,7 @@ from randcond.model_zoo.sampler import DECODED_AT_ONCE
 
 DrawingStage = Literal["cache", "eval"]
 LARGEST = 64  # samples at once; more are no faster
+GRID = 8  # captions of a sample grid of the training (`train.sample_every`), all at once
 INCEPTION = {"fid", "is", "kid", "precision-recall"}  # the metrics that read its features
 # Bytes of the networks that read features, in fp32; and what Inception holds per image at its peak.
 INCEPTION_WEIGHTS, INCEPTION_PEAK = 95e6, 40e6
@@ -55,8 +56,21 @@ def held_by_training(config: Config, sizes: Sizes, cluster: Cluster) -> int:
 
     `sizes`: of the training. What evaluations need themselves, such as the teacher, is in drawing_memory().
     """
-    if not config.train.eval_every:
+    return _held(config, sizes, cluster) if config.train.eval_every else 0
+
+
+def grid_memory(config: Config, sizes: Sizes, cluster: Cluster) -> int:
+    """Returns the bytes per GPU of a training while it draws a sample grid (`train.sample_every`); 0 without grids.
+
+    `sizes`: of the training.
+    """
+    if not config.train.sample_every:
         return 0
+    drawing = drawing_memory(config, sizes, cluster, "eval", GRID)
+    return _held(config, sizes, cluster) + sum(size for part, size in drawing.items() if part != "scoring")
+
+
+def _held(config: Config, sizes: Sizes, cluster: Cluster) -> int:
     memory, dtype = training_memory(config, sizes, cluster), config.teacher.dtype
     teacher = memory["teacher U-Net"] - sizes.teacher_bytes(dtype)  # less if it is sharded
     drawn = weight_bytes(dtype) * sizes.student.parameters  # the student whose images are drawn

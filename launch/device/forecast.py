@@ -15,7 +15,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
-from randcond.launch.device.drawing import DrawingStage, drawing_memory, held_by_training, largest_batch
+from randcond.launch.device.drawing import DrawingStage, drawing_memory, grid_memory, held_by_training, largest_batch
 from randcond.launch.device.here import Here, device_here
 from randcond.launch.device.remedies import drawing_remedy, training_remedy
 from randcond.launch.device.so_far import bytes_written, is_done, share_done
@@ -25,6 +25,7 @@ from randcond.launch.planning.plan_command import ASSUMED_EFFICIENCY
 from randcond.launch.planning.planner import plan
 from randcond.launch.planning.pricing import CAPTION, cache_bytes, evaluation_bytes, run_bytes
 
+GRIDS = "its sample grids need this beside the training; set train.sample_every=0"
 MEASURED_SHARE = 0.5  # of the speed of large matrix products that the networks reach, assumed
 
 
@@ -79,7 +80,7 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
         "eval": _drawing_gb(config, eval_sizes, cluster, "eval"),
     }
     evaluating = memory["eval"] + beside / 1e9 if beside else 0.0
-    memory["train"] = max(planned.needed_gb, evaluating)
+    memory["train"] = max(planned.needed_gb, evaluating, grid_memory(config, sizes, cluster) / 1e9)
     disk = {
         "pool": CAPTION * (config.pool.size or 0),
         "cache": cache_bytes(config, sizes),
@@ -100,7 +101,8 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
         fits = needed <= USABLE * here.gpu.memory_gb
         remedy = "" if fits or done else _remedy(config, stage, sizes, eval_sizes, cluster)
         if remedy and stage == "train" and planned.fits:
-            remedy = drawing_remedy(config, eval_sizes, cluster, "eval", beside)
+            too_large = evaluating > USABLE * here.gpu.memory_gb
+            remedy = drawing_remedy(config, eval_sizes, cluster, "eval", beside) if too_large else GRIDS
         yield StageForecast(
             config.name,
             stage,

@@ -23,16 +23,17 @@ def run(world: Path, *words: str, code: int = 2) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ("stage", "words", "said"),
     [
-        ("train", ["train.global_batch=15"], "15 does not divide over 2 ranks"),
         (
             "train",
             ["paths.cache=none"],
             "no complete cache at none: create or finish it with `randcond run cache demo-w",
         ),
-        (
+        pytest.param("train", ["train.global_batch=15"], "15 does not divide over 2 ranks", marks=pytest.mark.slow),
+        pytest.param(
             "eval",
             ["paths.run=none"],
             "no trained student at none/student_ema: train it with `randcond run train demo-w",
+            marks=pytest.mark.slow,
         ),
     ],
 )

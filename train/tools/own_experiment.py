@@ -9,12 +9,12 @@ from typing import Any
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Config
-from randcond.launch.device.drawing import LARGEST
+from randcond.launch.device.drawing import LARGEST, grid_memory
 from randcond.launch.device.forecast import StageForecast, efficiency_of, forecast
 from randcond.launch.device.here import Here
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
-from randcond.launch.planning.fitting import Change, changed, fewest_changes
+from randcond.launch.planning.fitting import USABLE, Change, changed, fewest_changes, with_planned_micro_batch
 from randcond.launch.planning.planner import plan
 
 CACHING = 0.25  # share of the hours that the teacher draws latents
@@ -35,6 +35,7 @@ class Choice:
 
     config: Config
     savers: Change  # settings that save memory, without which it would not fit
+    grids: bool  # sample grids fit beside the training
     is_short: bool  # there are too few latents to train for all of the hours
     stages: list[StageForecast]
     samples_per_second: float
@@ -91,9 +92,12 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
         train=replace(config.train, steps=min(steps, enough_steps)),
         eval=replace(config.eval, size=_pictures(config, captions, here, hours)),
     )
+    grid = grid_memory(with_planned_micro_batch(config, sizes, cluster), sizes, cluster)
+    grids = grid <= USABLE * 1e9 * here.gpu.memory_gb
+    config = config if grids else replace(config, train=replace(config.train, sample_every=0))
     stages = list(forecast(config, cluster, here))
     speed = plan(config, sizes, cluster, efficiency_of(here)).samples_per_second
-    return Choice(config, savers, steps > enough_steps, stages, speed)
+    return Choice(config, savers, grids, steps > enough_steps, stages, speed)
 
 
 def _with_batch(config: Config, batch: int) -> Config:

@@ -36,6 +36,7 @@ class Sizes:
     steps: int = 1000
     global_batch: int = 256
     drawn: int = 64  # images of the evaluation
+    grids: bool = True  # pictures during the training
     savers: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value that saves memory
 
 
@@ -48,6 +49,7 @@ def final(own: Own, file: Path, choice: Choice, device: str) -> str:
         steps=config.train.steps,
         global_batch=config.train.global_batch,
         drawn=config.eval.size or 64,
+        grids=choice.grids,
         savers=choice.savers,
     )
     head = [
@@ -103,7 +105,8 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  log_every: {max(1, min(50, steps // 20))} # steps between lines of the log",
         f"  checkpoint_every: {saved} # steps; work that is lost if the machine stops",
         "  keep_checkpoints: 2 # newest checkpoints that are kept",
-        f"  sample_every: {5 * saved} # steps between pictures of teacher and student in TensorBoard; 0: none",
+        f"  sample_every: {5 * saved if sizes.grids else 0} # steps between pictures of teacher and student; 0: none"
+        f"{'' if sizes.grids else ', because they would not fit beside the training'}",
         "",
         "engine:",
         f"  precision: {own.dtype} # of the student's passes; its weights are kept in fp32",

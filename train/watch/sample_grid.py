@@ -7,13 +7,12 @@ from torchvision.utils import make_grid
 from randcond.eval.images.prompts import choose_prompts
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
+from randcond.launch.device.drawing import GRID
 from randcond.launch.device.out_of_memory import naming_memory
 from randcond.model_zoo.export import student_unet, unet_weights
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.engine import Engine
-
-COLUMNS = 8
 
 
 def grid_captions(config: Config) -> list[str]:
@@ -23,7 +22,7 @@ def grid_captions(config: Config) -> list[str]:
     """
     prompts = choose_prompts(config)
     parts = list(prompts.shown(len(prompts.captions)).values())
-    n = COLUMNS // len(parts)
+    n = GRID // len(parts)
     return [prompts.captions[part[i * len(part) // n]] for part in parts for i in range(n)]
 
 
@@ -49,4 +48,4 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.M
             pipe = teacher.pipeline(protocol.sampler, network)
             latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, len(captions))
             rows.append(decode(pipe, latents))
-    return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=COLUMNS)
+    return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=GRID)

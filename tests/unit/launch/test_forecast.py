@@ -10,8 +10,8 @@ import pytest
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
-from randcond.launch.device.drawing import held_by_training, largest_batch
-from randcond.launch.device.forecast import StageForecast, faults, forecast, forecast_all, table
+from randcond.launch.device.drawing import grid_memory, held_by_training, largest_batch
+from randcond.launch.device.forecast import GRIDS, StageForecast, faults, forecast, forecast_all, table
 from randcond.launch.device.here import Here
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.launch.planning.fitting import USABLE, changed, training_memory, ways_to_fit
@@ -124,6 +124,22 @@ def test_an_evaluation_must_fit_beside_the_training(tmp_path: Path, monkeypatch:
     held = held_by_training(config, counted(config), cluster)
     alone, beside = (largest_batch(config, counted(config, "eval"), cluster, "eval", size) for size in (0, held))
     assert alone and beside and alone > beside and held > 10e9
+
+
+def test_sample_grids_must_fit_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [*SD, "engine.micro_batch=1", "engine.activation_checkpointing=true", "eval.metrics=[]", "eval.batch=1"]
+    config, roomy = load_config("demo-with", [*settings, "train.sample_every=10"]), find_gpu("rtx4090")
+    cluster = Cluster(roomy, 1, 1)
+    step = sum(training_memory(config, counted(config), cluster).values())
+    grid = grid_memory(config, counted(config), cluster)
+    assert grid > step and grid_memory(load_config("demo-with", settings), counted(config), cluster) == grid
+    card = Here("a card", replace(roomy, memory_gb=(grid + step) / 2e9 / USABLE))
+    for words, wrong in (([], [GRIDS]), (["train.sample_every=0"], [])):
+        config = load_config("demo-with", [*settings, "train.sample_every=10", *words])
+        rows = {row.stage: row for row in forecast(config, Cluster(card.gpu, 1, 1), card)}
+        assert [row.remedy for row in rows.values() if row.remedy] == wrong
+        assert rows["train"].needed_gb == pytest.approx((step if words else grid) / 1e9)
 
 
 def test_on_a_cpu_the_ema_of_the_host_saves_nothing() -> None:

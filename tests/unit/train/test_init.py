@@ -15,9 +15,10 @@ import yaml
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import find_gpu
-from randcond.launch.device.drawing import largest_batch
+from randcond.launch.device.drawing import grid_memory, largest_batch
 from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
+from randcond.launch.planning.fitting import USABLE, changed, training_memory
 from randcond.train.tools.init_command import init
 
 TEACHER = Path(__file__).parents[3] / "data/digits/models/teacher"
@@ -129,6 +130,19 @@ def test_any_number_of_captions_is_drawn_in_large_batches(folder: Path) -> None:
     config = load_config("mine.yaml")
     assert (config.cache.size, config.cache.shard_size) == (997, 1024)
     assert largest_batch(config, counted(config), Cluster(find_gpu("h200"), 1, 1), "cache") == 64
+
+
+def test_pictures_that_would_not_fit_beside_the_training_are_left_out(folder: Path) -> None:
+    write(gpu="rtx4090", hours="2")
+    config, cluster = load_config("mine.yaml"), Cluster(find_gpu("11GB,27TFLOPS"), 1, 1)
+    assert config.train.sample_every > 0
+    small = changed(config, {"engine.micro_batch": 1})
+    step = sum(training_memory(small, counted(small), cluster).values())
+    grid = grid_memory(small, counted(small), cluster)
+    assert grid > step
+    write("small.yaml", gpu=f"{(step + grid) / 2e9 / USABLE:.4f}GB,27TFLOPS", hours="2")
+    assert load_config("small.yaml").train.sample_every == 0
+    assert "they would not fit beside the training" in (folder / "small.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["my #1.yaml", "a: b.yml", "Größe 🐈.yaml", "sub/mine.yaml"])
