@@ -61,18 +61,7 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
     micro = config.engine.micro_batch or recorded_micro_batch(config, ranks)
     config = with_planned_micro_batch(replace(config, engine=replace(config.engine, micro_batch=micro)), sizes, cluster)
     beside = held_by_training(config, sizes, cluster)
-    drawn = {
-        "cache": config.cache.batch or recorded_cache_batch(config) or largest_batch(config, sizes, cluster, "cache"),
-        "eval": config.eval.batch
-        or recorded_eval_batch(config)
-        or largest_batch(config, eval_sizes, cluster, "eval", beside)
-        or largest_batch(config, eval_sizes, cluster, "eval"),
-    }
-    config = replace(
-        config,
-        cache=replace(config.cache, batch=drawn["cache"] or 1),
-        eval=replace(config.eval, batch=drawn["eval"] or 1),
-    )
+    config = _with_drawing_batches(config, sizes, eval_sizes, cluster, beside)
     planned = plan(config, sizes, cluster, efficiency_of(here))
     hours = {stage: cost.hours for stage, cost in planned.stages.items()}
     memory = {
@@ -114,6 +103,18 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
             done,
             remedy,
         )
+
+
+def _with_drawing_batches(config: Config, sizes: Sizes, eval_sizes: Sizes, cluster: Cluster, beside: int) -> Config:
+    """Returns the configuration with the batches that its stages will use, or 1 where not even one sample fits."""
+    cached = config.cache.batch or recorded_cache_batch(config) or largest_batch(config, sizes, cluster, "cache")
+    drawn = (
+        config.eval.batch
+        or recorded_eval_batch(config)
+        or largest_batch(config, eval_sizes, cluster, "eval", beside)
+        or largest_batch(config, eval_sizes, cluster, "eval")
+    )
+    return replace(config, cache=replace(config.cache, batch=cached or 1), eval=replace(config.eval, batch=drawn or 1))
 
 
 def _drawing_gb(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage) -> float:
