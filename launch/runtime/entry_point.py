@@ -40,7 +40,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 
     `stages` maps a stage's name to two functions: (check, run). Both get the resolved configuration.
     `--dry-run` prints the resolved configuration, checks it against the files on disk, and does nothing else.
-    `--local_rank=N`, which launchers append, is ignored. Each rank writes its own log file.
+    `--local_rank=N`, which launchers append, is ignored. Each rank writes its own log file, unless RANDCOND_CONSOLE is set.
     """
     start_console()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -71,7 +71,7 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
         if "--dry-run" in flags:
             print(to_yaml(config), end="")
             return
-        if stage != "pool":  # it has no ranks, and its libraries print nothing
+        if stage != "pool" and not os.environ.get("RANDCOND_CONSOLE"):  # a pool has no ranks, and prints little
             rank = int(os.environ.get("RANK", "0"))
             log_to(logs_folder(config) / f"{stage}-rank-{rank:04d}.log", rank)
         end = _end

@@ -40,6 +40,13 @@ def test_a_stage_ends_with_its_own_code_whatever_its_libraries_do(code: int, tmp
     assert {1: "in run\nValueError: a bug", 2: "error: a mistake"}.get(code, "") in done.stderr
 
 
+def test_a_developer_sees_everything_on_the_console(tmp_path: Path) -> None:
+    environment = {**os.environ, "RANDCOND_CONSOLE": "1"}
+    command = [sys.executable, "-c", _STAGE, "0"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\nwritten\nput away\n"), done.stderr
+
+
 @pytest.mark.heavy
 def test_the_first_of_several_ranks_that_ends_badly_is_kept(tmp_path: Path) -> None:
     """A rank that ends with 0 is not recorded. Ranks that are stopped later do not replace the first one."""
