@@ -40,7 +40,8 @@ def stage_main(stages: dict[str, tuple[Stage, Stage]], argv: list[str] | None = 
 
     `stages` maps a stage's name to two functions: (check, run). Both get the resolved configuration.
     `--dry-run` prints the resolved configuration, checks it against the files on disk, and does nothing else.
-    `--local_rank=N`, which launchers append, is ignored. Each rank writes its own log file, unless RANDCOND_CONSOLE is set.
+    `--local_rank=N`, which launchers append, is ignored. Each rank writes its own log file, unless RANDCOND_CONSOLE is
+    set.
     """
     start_console()
     arguments = list(sys.argv[1:] if argv is None else argv)
