@@ -2,7 +2,6 @@
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support import warm
 from tests.support.demo import TINY
+from tests.support.web import running
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -59,9 +59,8 @@ class Hub(BaseHTTPRequestHandler):
 def hub() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.created, server.files, server.tokens = [], {}, set()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+    with running(server):
+        yield server
 
 
 def test_export_pushes_the_folder_with_the_token_of_the_environment(world: Path, hub: Any) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+
+from tests.support.web import running
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS = {  # model -> status, X-Error-Code, X-Error-Message
@@ -67,9 +68,8 @@ def small_hub(certificate: Path | None = None) -> Iterator[tuple[str, list[str]]
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
             server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}", requests
-        server.shutdown()
+        with running(server):
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}", requests
 
 
 def write_certificate(path: Path) -> Path:

@@ -122,10 +122,17 @@ def plain(folder: Path) -> Iterator[str]:
 @contextmanager
 def serving(handler: Any) -> Iterator[str]:
     """Runs Python's own server with a request handler; yields the address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, running(server):
         yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """A context in which one of Python's own servers answers, in a thread."""
+    # By default the server looks every half second whether it shall end, and many tests have a server of their own.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield
+    server.shutdown()
 
 
 class Request(NamedTuple):
