@@ -65,7 +65,8 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
     """Returns the plan of the cache in a folder, with plan.json and captions.arrow as it says.
 
     Writes them if the folder has none; writes captions.arrow again if it is damaged. Raises UserError if the folder
-    contains a cache with other settings or captions, or if its plan is not that of its shards.
+    contains a cache with other settings or captions, or if its plan is not that of its shards. If all shards are there,
+    they may have been drawn with another `teacher.dtype`.
     """
     stored = stored_plan(folder, shards, config.cache.captions)
     digest = restore_captions(folder, source.captions, stored, any(map(Path.is_file, shards)))

@@ -58,7 +58,12 @@ def run(config: Config) -> None:
     captions, shape = Captions(folder / "captions.arrow"), tuple(plan["latent_shape"])
     listed = listed_shards(folder / "manifest.json")
     work = ShardWork(shards, plan_hash(plan), config.cache.shard_size, captions, shape, listed)
-    done = sum(map(work.is_done, shards))
+
+    def sizes_done() -> list[int]:
+        return [len(work.ids(shard)) for shard in shards if work.is_done(shard)]
+
+    first = sizes_done()
+    done = len(first)
     if done < len(shards) and rank() == 0:
         log.info(f"cache: {done} of {len(shards)} shards done, {len(shards) - done} to create")
         if "reading" in source.facts and "reading" not in plan:
@@ -67,15 +72,11 @@ def run(config: Config) -> None:
                 f"dropped their transparency; the shards that are created now follow docs/data.md"
             )
     source.begin(teacher)
-
-    def in_shards() -> int:
-        return sum(len(work.ids(shard)) for shard in shards if work.is_done(shard))
-
-    silent, first = rank() != 0 or done == len(shards), in_shards()
-    with Progress(total=config.cache.size, initial=first, desc="caching", unit="latent", disable=silent) as bar:
+    silent, total = rank() != 0 or done == len(shards), config.cache.size
+    with Progress(total=total, initial=sum(first), desc="caching", unit="latent", disable=silent) as bar:
         for number in claim_each(shards, work.is_done):
             _make_if_damaged(config, source, work, shards[number], bar)
-            bar.update(max(0, in_shards() - bar.n))  # counts the shards of all ranks
+            bar.update(max(0, sum(sizes_done()) - bar.n))  # counts the shards of all ranks
     if rank() == 0:
         _finish(folder, plan, shards)
 

@@ -52,7 +52,8 @@ def efficiency_of(here: Here) -> float:
 def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageForecast]:
     """Yields the forecast of each stage of an experiment on hosts like this machine.
 
-    Raises UserError if the global batch does not divide over the ranks, or OtherNetworks if they can't be counted.
+    Raises UserError if the global batch does not divide over the ranks, or OtherNetworks if its networks can't
+    be counted.
     """
     ranks = cluster.ranks
     if not config.trains:

@@ -1,9 +1,9 @@
 """`randcond init`: writes an experiment for your own teacher that fits your GPU and your time."""
 
 import sys
-from glob import glob
 from pathlib import Path
 
+from randcond.data.captions.local_files import expand_local
 from randcond.launch.config.gpus import find_gpu
 from randcond.launch.config.paths import is_url, resolve_sources
 from randcond.launch.errors import UserError
@@ -62,7 +62,7 @@ def init(
     if gpu:
         find_gpu(gpu)
     for source in resolve_sources(sources):
-        if not is_url(source) and not glob(source):
+        if not is_url(source) and expand_local(source, lambda file: True) is None:
             raise UserError(f"--captions: there is no {source}")
     from randcond.train.tools.write_experiment import write_experiment
 

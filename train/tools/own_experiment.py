@@ -35,7 +35,6 @@ class Choice:
 
     config: Config
     savers: Change  # settings that save memory, without which it would not fit
-    grids: bool  # sample grids fit beside the training
     is_short: bool  # there are too few latents to train for all of the hours
     stages: list[StageForecast]
     samples_per_second: float
@@ -93,11 +92,11 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
         eval=replace(config.eval, size=_pictures(config, captions, here, hours)),
     )
     grid = grid_memory(with_planned_micro_batch(config, sizes, cluster), sizes, cluster)
-    grids = grid <= USABLE * 1e9 * here.gpu.memory_gb
-    config = config if grids else replace(config, train=replace(config.train, sample_every=0))
+    if grid > USABLE * 1e9 * here.gpu.memory_gb:
+        config = replace(config, train=replace(config.train, sample_every=0))
     stages = list(forecast(config, cluster, here))
     speed = plan(config, sizes, cluster, efficiency_of(here)).samples_per_second
-    return Choice(config, savers, grids, steps > enough_steps, stages, speed)
+    return Choice(config, savers, steps > enough_steps, stages, speed)
 
 
 def _with_batch(config: Config, batch: int) -> Config:

@@ -49,7 +49,7 @@ def final(own: Own, file: Path, choice: Choice, device: str) -> str:
         steps=config.train.steps,
         global_batch=config.train.global_batch,
         drawn=config.eval.size or 64,
-        grids=choice.grids,
+        grids=config.train.sample_every > 0,
         savers=choice.savers,
     )
     head = [

@@ -156,6 +156,12 @@ def test_any_name_of_a_file_will_do(name: str, folder: Path, capsys: pytest.Capt
     assert f"`{command.strip()}`" in (folder / name).read_text()
 
 
+def test_a_caption_file_may_have_the_signs_of_a_glob_in_its_name(folder: Path) -> None:
+    (folder / "all [my] captions.txt").write_text(CAPTIONS.read_text())
+    write(gpu="rtx4090", hours="2", captions="all [my] captions.txt")
+    assert load_config("mine.yaml").cache.captions == ["all [my] captions.txt"]
+
+
 def test_a_file_that_exists_is_kept(folder: Path) -> None:
     (folder / "mine.yaml").write_text("kept\n")
     with pytest.raises(UserError, match=r"mine\.yaml: exists already; .*--force"):
