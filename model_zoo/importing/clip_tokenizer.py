@@ -9,13 +9,17 @@ from transformers import CLIPTokenizer
 from randcond.model_zoo.checkpoints.layouts import VOCABULARY
 
 _BYTES = 256
+MERGES = VOCABULARY - 2 * _BYTES - 2
 
 
-def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
-    """Returns CLIP's tokenizer. `pad`: its pad token; None: the end of text, as Stable Diffusion 1.x has it."""
+def clip_tokenizer(pad: str | None = None, merges: int = MERGES) -> CLIPTokenizer:
+    """Returns CLIP's tokenizer. `pad`: its pad token; None: the end of text, as Stable Diffusion 1.x has it.
+
+    `merges`: how many of its merges it has. With fewer it has a smaller vocabulary, and loads faster.
+    """
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : VOCABULARY - 2 * _BYTES - 2 + 1]
-    pairs = [tuple(merge.split()) for merge in merges]
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : merges + 1]
+    pairs = [tuple(merge.split()) for merge in lines]
     alphabet = list(open_clip.tokenizer.bytes_to_unicode().values())
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, pairs)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -22,9 +22,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.checkpoints.layouts import LAYOUTS, TEXT_ENCODERS, VAE, text_config
-from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
+from randcond.model_zoo.importing.clip_tokenizer import MERGES, clip_tokenizer
 
 CPU = torch.device("cpu")
+FEW_MERGES = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 # The settings in scheduler_config.json of the published checkpoints.
 SCHEDULERS = {
@@ -60,23 +61,27 @@ def text_sizes(layout: str, tiny: bool) -> list[dict[str, Any]]:
 
 def build(
     layout: str, folder: Path, tiny: bool = True, seed: int = 0, unet: dict[str, Any] | None = None,
-    where: torch.device = CPU,
+    where: torch.device = CPU, merges: int | None = None,
 ) -> Path:  # fmt: skip
     """Saves a teacher of the layout with random weights, tiny in fp32 or full size in bf16; returns `folder`.
 
-    `unet`: changes to the configuration of its U-Net.
+    `unet`: changes to the configuration of its U-Net. `merges`: of its tokenizers; None: all of CLIP's, or a
+    few for a tiny teacher, because a tokenizer takes longer to load than tiny networks.
     `where`: the device that draws the weights. A GPU is much faster, but draws other weights.
     """
     small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8} if tiny else {}
     sizes = {**unet_config(layout, tiny), **(unet or {})}
     side = sizes["sample_size"] * 8
+    pads = {"sd-v1-4": [None], "sd-v2-1": ["!"], "sdxl": [None, "!"]}[layout]
+    tokenizers = [clip_tokenizer(pad, merges or (FEW_MERGES if tiny else MERGES)) for pad in pads]
+    words = {"vocab_size": len(tokenizers[0]), "eos_token_id": tokenizers[0].eos_token_id}
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
     try:
         with where:
             encoders = []
             for number, text in enumerate(text_sizes(layout, tiny)):
-                config = CLIPTextConfig(**text_config(text))
+                config = CLIPTextConfig(**{**text_config(text), **words})
                 encoders.append((CLIPTextModelWithProjection if number else CLIPTextModel)(config).eval())
             vae = AutoencoderKL(**{**VAE, **small}, scaling_factor=SCALING[layout], sample_size=side)
             denoiser = UNet2DConditionModel(**sizes)
@@ -86,15 +91,14 @@ def build(
     if layout == "sdxl":
         pipe = StableDiffusionXLPipeline(
             **parts,
-            tokenizer=clip_tokenizer(),
+            tokenizer=tokenizers[0],
             text_encoder_2=encoders[1],
-            tokenizer_2=clip_tokenizer(pad="!"),
+            tokenizer_2=tokenizers[1],
             add_watermarker=False,
         )
     else:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pad = "!" if layout == "sd-v2-1" else None
-        pipe = StableDiffusionPipeline(**parts, tokenizer=clip_tokenizer(pad), **none)
+        pipe = StableDiffusionPipeline(**parts, tokenizer=tokenizers[0], **none)
     pipe.save_pretrained(folder)
     return folder
 

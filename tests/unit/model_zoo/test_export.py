@@ -237,7 +237,7 @@ def test_a_folder_of_transformers_5_becomes_one_for_both(tmp_path: Path) -> None
 
 def test_sharded_parts_are_copied_and_cast_with_their_index(teachers: dict[str, Path], tmp_path: Path) -> None:
     teacher = Teacher.load(teachers["sd-v1-4"], "fp32")
-    teacher.pipe.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    teacher.pipe.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
     export_student(tmp_path / "student", teacher.unet, tmp_path / "sharded", "a card")
     copy_student(tmp_path / "half", tmp_path / "student", "a card", torch.float16)
     for folder, dtype in (("student", torch.float32), ("half", torch.float16)):
