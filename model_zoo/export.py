@@ -1,8 +1,8 @@
 """Exports a trained student as a diffusers folder, and loads such folders.
 
-The folder holds the student's U-Net and copies of the teacher's VAE, text encoders, tokenizers, scheduler and feature
-extractor. The safety checker is left out. All weights are safetensors. `DiffusionPipeline.from_pretrained` loads it
-without randcond, from diffusers 0.35 and transformers 4.57 on. Only SLIM students need `load_pipeline`.
+The folder holds the student's denoiser and copies of the teacher's VAE, text encoders, tokenizers, scheduler and
+feature extractor. The safety checker is left out. All weights are safetensors. `DiffusionPipeline.from_pretrained`
+loads it without randcond, from diffusers 0.35 and transformers 4.57 on. Only SLIM students need `load_pipeline`.
 """
 
 import json
@@ -12,36 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import (
-    FAMILIES,
     check_files,
     class_name,
     loading,
-    pipeline_class,
     read_object,
     remove_local_paths,
-    with_parts,
 )
 from randcond.model_zoo.checkpoints.part_copy import copy_part
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.families.registry import FAMILIES, family_of, family_of_folder, pipeline_of, with_parts
 from randcond.model_zoo.importing.older_libraries import for_older_libraries
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 _SAFETY_CHECKER = "safety_checker"
 Shapes = dict[str, tuple[int, ...]]
-UNETS = {model.__name__: model for model in (UNet2DConditionModel, SlimUNet2DConditionModel)}
+_CLASSES = {model.__name__: model for model in (*(family.model for family in FAMILIES), SlimUNet2DConditionModel)}
 
 
-def unet_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the U-Net's tensors from the state dict of a `TappedStudent`. The projectors are left out.
+def denoiser_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the denoiser's tensors from the state dict of a `TappedStudent`. The projectors are left out.
 
-    Tensors keep their shapes. Names lose the prefix "unet.".
+    Tensors keep their shapes. Names lose their first part, such as "unet.".
     """
-    return {name.removeprefix("unet."): tensor for name, tensor in trained.items() if name.startswith("unet.")}
+    own = {name: tensor for name, tensor in trained.items() if not name.startswith("projectors.")}
+    return {name.partition(".")[2]: tensor for name, tensor in own.items()}
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -49,17 +48,16 @@ def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def student_unet(like: UNet2DConditionModel, weights: dict[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
-    """Returns a frozen U-Net in eval mode with the architecture of `like` and the given weights, in `dtype`.
+def trained_student(like: ModelMixin, weights: dict[str, Tensor], dtype: torch.dtype) -> ModelMixin:
+    """Returns a frozen denoiser in eval mode with the architecture of `like` and the given weights, in `dtype`.
 
     weights: fp32 tensors by name, with the shapes of the state dict of `like`.
     Raises UserError naming the first tensor that does not match the architecture.
     """
-    with torch.device("meta"):
-        unet = type(like).from_config(plain_config(like.config))
-    check_shapes(shapes(unet.state_dict()), shapes(weights), "the student's weights")
-    unet.load_state_dict(weights, assign=True, strict=True)
-    return unet.to(dtype).eval().requires_grad_(False)
+    network = Architecture.of(like).blank()
+    check_shapes(shapes(network.state_dict()), shapes(weights), "the student's weights")
+    network.load_state_dict(weights, assign=True, strict=True)
+    return network.to(dtype).eval().requires_grad_(False)
 
 
 def check_shapes(expected: Shapes, actual: Shapes, what: str) -> None:
@@ -85,16 +83,16 @@ def check_shapes(expected: Shapes, actual: Shapes, what: str) -> None:
     )
 
 
-def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Loads the U-Net of an exported student from its `unet` folder, in eval mode, safetensors only.
+def load_denoiser(folder: Path, dtype: torch.dtype) -> ModelMixin:
+    """Loads the denoiser of an exported student or a teacher from its folder, in eval mode, safetensors only.
 
-    config.json names the class. Raises UserError if that class is not one of UNETS.
+    config.json names the class. Raises UserError if that class is not one of a family or SLIM's.
     """
     name = class_name(folder / "config.json")
-    if name not in UNETS:
-        raise UserError(f"{folder}/config.json: _class_name is {name}, expected {' or '.join(UNETS)}")
+    if name not in _CLASSES:
+        raise UserError(f"{folder}/config.json: _class_name is {name}, expected {' or '.join(_CLASSES)}")
     with loading(folder):
-        return UNETS[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+        return _CLASSES[name].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -102,22 +100,24 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
     Raises UserError naming a file that is missing or damaged.
     """
-    family = pipeline_class(folder)
+    pipeline, family = pipeline_of(folder)
     check_files(folder)
     with loading(folder):
-        rest = family.from_pretrained(folder, unet=None, dtype=dtype, use_safetensors=True, **FAMILIES[family])
-        return with_parts(rest, unet=load_unet(folder / "unet", dtype))
+        options = {family.part: None, "dtype": dtype, "use_safetensors": True}
+        rest = pipeline.from_pretrained(folder, **options, **family.pipelines[pipeline])
+        return with_parts(rest, **{family.part: load_denoiser(folder / family.part, dtype)})
 
 
-def export_student(folder: Path, unet: UNet2DConditionModel, teacher: Path, card: str) -> None:
+def export_student(folder: Path, denoiser: ModelMixin, teacher: Path, card: str) -> None:
     """Writes a student's pipeline into `folder`, with the model card `card` as README.md.
 
-    The U-Net is the student's, in its dtype. All other parts are copied from the teacher's folder as they are.
+    The denoiser is the student's, in its dtype. All other parts are copied from the teacher's folder as they are.
     """
+    part = family_of(type(denoiser)).part
     index = _copy_parts(teacher, folder)
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
-    library = type(unet).__module__
-    index["unet"] = ["diffusers" if library.startswith("diffusers.") else library, type(unet).__name__]
+    denoiser.save_pretrained(folder / part, safe_serialization=True)
+    library = type(denoiser).__module__
+    index[part] = ["diffusers" if library.startswith("diffusers.") else library, type(denoiser).__name__]
     _finish(folder, index, card)
 
 
@@ -126,8 +126,9 @@ def copy_student(folder: Path, student: Path, card: str, dtype: torch.dtype | No
 
     `dtype`: of all weights; None: as they are. Raises UserError naming a tensor whose values `dtype` can't hold.
     """
+    part = family_of_folder(student).part
     index = _copy_parts(student, folder, dtype)
-    copy_part(student / "unet", folder / "unet", dtype)
+    copy_part(student / part, folder / part, dtype)
     _finish(folder, index, card)
 
 
@@ -137,12 +138,12 @@ def licence_files(folder: Path) -> list[str]:
 
 
 def _copy_parts(source: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Copies everything but the U-Net and the safety checker. Returns the contents of model_index.json."""
-    pipeline_class(source)
+    """Copies everything but the denoiser and the safety checker. Returns the contents of model_index.json."""
+    denoiser = family_of_folder(source).part
     index = read_object(source / "model_index.json")
     folder.mkdir(parents=True, exist_ok=True)
     for name, entry in index.items():
-        if name == "unet" or not (isinstance(entry, list) and len(entry) == 2):
+        if name == denoiser or not (isinstance(entry, list) and len(entry) == 2):
             continue
         if name == _SAFETY_CHECKER or not (source / name).is_dir():
             index[name] = [None, None]

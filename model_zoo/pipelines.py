@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoPipelineForText2Image, UNet2DConditionModel
+from diffusers import AutoPipelineForText2Image
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import (
-    FAMILIES,
     check_files,
     class_name,
     compute_dtype,
     freeze,
     loading,
     part_dtypes,
-    with_parts,
 )
 from randcond.model_zoo.checkpoints.hub import local_folder
-from randcond.model_zoo.cost.flops import unet_cost
-from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.export import load_unet
+from randcond.model_zoo.cost.flops import denoiser_cost
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.export import load_denoiser
+from randcond.model_zoo.families.registry import FAMILIES, PIPELINES, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.sampler import build_sampler
 
@@ -41,13 +40,13 @@ def load_frozen_pipeline(
     if not (folder / "vae" / "config.json").is_file():
         raise UserError(f"{folder}: vae/config.json is missing; expected a text-to-image pipeline with an autoencoder")
     name = class_name(folder / "model_index.json")
-    family = next((family for family in FAMILIES if family.__name__ == name), None)
     check_files(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
     with loading(folder):
-        if family:  # the U-Net is loaded separately: diffusers does not know the class of a SLIM U-Net
-            pipe = family.from_pretrained(folder, unet=None, **options, **FAMILIES[family])
-            pipe = with_parts(pipe, unet=load_unet(folder / "unet", compute_dtype(dtype)))
+        if name in PIPELINES:  # the denoiser is loaded separately: diffusers does not know the class of a SLIM U-Net
+            pipeline, family = PIPELINES[name]
+            pipe = pipeline.from_pretrained(folder, **{family.part: None}, **options, **family.pipelines[pipeline])
+            pipe = with_parts(pipe, **{family.part: load_denoiser(folder / family.part, compute_dtype(dtype))})
         else:
             try:
                 pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)
@@ -76,12 +75,12 @@ def pipeline_size(pipe: Any) -> dict[str, int]:
 
     `unet`: number of parameters of the denoiser.
     `parameters`: number of parameters of the denoiser, the text encoders and the VAE's decoder, as in Table 4.
-    `macs`: MACs of one denoising step, as in Table A. Present only if the denoiser is a U-Net.
+    `macs`: MACs of one denoising step, as in Table A. Present only if the denoiser is of a known family.
     """
     network = denoiser(pipe)
     networks = (network, pipe.vae.decoder, *text_encoders(pipe))
     counts = {each: sum(p.numel() for p in each.parameters()) for each in networks}
     size = {"unet": counts[network], "parameters": sum(counts.values())}
-    if isinstance(network, UNet2DConditionModel):
-        size["macs"] = unet_cost(type(network), plain_config(dict(network.config))).macs
+    if isinstance(network, tuple(family.model for family in FAMILIES)):
+        size["macs"] = denoiser_cost(Architecture.of(network)).macs
     return size

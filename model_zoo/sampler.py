@@ -1,7 +1,7 @@
 """Generates images from one seed per caption.
 
 An image depends on its caption, its seed and the size of the compute batch, but never on the rank.
-In: a diffusers pipeline, and one chunk of captions and seeds. Out: latents as the U-Net sees them, or images.
+In: a diffusers pipeline, and one chunk of captions and seeds. Out: latents as the denoiser sees them, or images.
 """
 
 import hashlib
@@ -113,7 +113,7 @@ def draw_latents(
 ) -> Tensor:
     """Generates latents x_0 [n, C, h, w] of n captions (1 <= n <= batch) in one compute batch.
 
-    The latents are scaled as the U-Net sees them.
+    The latents are scaled as the denoiser sees them.
     A short chunk is padded to `batch` with its last caption, so that every latent is computed in the same shapes.
     If `steps`, `guidance` (guidance scale) or `resolution` (pixels) is None, the pipeline's default applies.
     If `sampler_dtype` is "fp32", the initial noise is drawn in fp32 and the sampler computes in fp32, whatever the
@@ -144,7 +144,7 @@ def draw_latents(
 
 @torch.no_grad()
 def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int) -> Tensor:
-    """Encodes n images [n, 3, H, W] in [-1, 1] (1 <= n <= batch) to latents [n, C, h, w] as the U-Net sees them.
+    """Encodes n images [n, 3, H, W] in [-1, 1] (1 <= n <= batch) to latents [n, C, h, w] as the denoiser sees them.
 
     Each latent is a sample from the VAE's posterior, drawn with the image's seed and scaled.
     The images are padded to `batch`, as in `draw_latents`.
@@ -161,7 +161,7 @@ def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int
 
 @torch.no_grad()
 def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
-    """Decodes latents [n, C, h, w] as the U-Net sees them to fp32 images [n, 3, H, W] in [-1, 1].
+    """Decodes latents [n, C, h, w] as the denoiser sees them to fp32 images [n, 3, H, W] in [-1, 1].
 
     The VAE computes in its own dtype. Raises UserError if the latents are not 4-D with the VAE's channels.
     """

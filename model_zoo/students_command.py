@@ -4,14 +4,13 @@ import json as json_library
 from collections.abc import Iterator
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from tqdm import tqdm
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.cost.student_rows import cost_columns, shape_columns, student_row
-from randcond.model_zoo.denoiser.configuration import UNetConfig
-from randcond.model_zoo.networks import unet_of
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.students.registry import STUDENTS
 
 DEFAULT_MICRO_BATCH = {"sdxl": 8}  # as in the paper; 64 for all other teachers
@@ -36,7 +35,7 @@ def students(
     --json             print one JSON list instead of tables
 
     MACs: convolutions and linear layers in one call with batch 1 and 77 tokens; attention products are separate.
-    Memory: GB per GPU for both U-Nets, in bf16 with fp32 master weights, AdamW and EMA; no text encoders.
+    Memory: GB per GPU for both denoisers, in bf16 with fp32 master weights, AdamW and EMA; no text encoders.
 
     examples    randcond students
                 randcond students --teacher sdxl --rule koala-700m --ranks 8
@@ -50,9 +49,9 @@ def students(
     names = [teacher] if teacher else ["sd-v1-4", "sdxl"]
     all_rows = []
     for name in names:
-        config = unet_of(name)
+        denoiser = denoiser_of(name)
         micro = micro_batch or DEFAULT_MICRO_BATCH.get(name, 64)
-        rows = list(_rows(name, config, rule, micro, zero_stage, ranks))
+        rows = list(_rows(name, denoiser, rule, micro, zero_stage, ranks))
         all_rows += rows
         if not json:
             print(_table(rows, micro, zero_stage, ranks))
@@ -61,17 +60,17 @@ def students(
 
 
 def _rows(
-    name: str, config: UNetConfig, rule: str | None, micro_batch: int, zero_stage: int, ranks: int
+    name: str, denoiser: Architecture, rule: str | None, micro_batch: int, zero_stage: int, ranks: int
 ) -> Iterator[dict[str, Any]]:
     """Yields the teacher's row, then one row per rule.
 
     The row of a rule that does not apply to the teacher holds the reason instead of sizes.
     """
-    cost = unet_cost(UNet2DConditionModel, config)
-    yield {"teacher": name, "name": "teacher", "summary": "", **shape_columns(config), **cost_columns(cost)}
+    cost = denoiser_cost(denoiser)
+    yield {"teacher": name, "name": "teacher", "summary": "", **shape_columns(denoiser), **cost_columns(cost)}
     for student in tqdm([rule] if rule else [*STUDENTS], desc=name, unit="student", leave=False, disable=None):
         try:
-            row = student_row(student, config, cost, micro_batch, zero_stage, ranks)
+            row = student_row(student, denoiser, cost, micro_batch, zero_stage, ranks)
             yield {"teacher": name, "micro_batch": micro_batch, **row}
         except UserError as error:
             if rule:

@@ -1,4 +1,4 @@
-"""The frozen teacher: an ordinary diffusers folder (SD 1.x, SD 2.x, SDXL) behind one small interface.
+"""The frozen teacher: an ordinary diffusers folder of a known family, behind one small interface.
 
 In: a local folder or hub id. Out: token ids, conditions, noised latents, prediction targets, sampling pipelines.
 Text encoders, tokenizers, noise schedule, prediction type and latent scaling come from the folder's own files.
@@ -10,60 +10,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DDPMScheduler,
-    UNet2DConditionModel,
-)
 from torch import Tensor, nn
 
-from randcond.model_zoo.checkpoints.diffusers_folder import (
-    FAMILIES,
-    compute_dtype,
-    freeze,
-    loading,
-    part_dtypes,
-    pipeline_class,
-    with_parts,
-)
+from randcond.model_zoo.checkpoints.diffusers_folder import compute_dtype, freeze, loading, part_dtypes
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.checkpoints.hub import local_folder
-from randcond.model_zoo.checkpoints.schedule import noise_schedule
+from randcond.model_zoo.checkpoints.schedule import process_of
 from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
-from randcond.model_zoo.checkpoints.teacher_look import check_configurations
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
-from randcond.model_zoo.denoiser.condition import Condition, denoise
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import denoise
+from randcond.model_zoo.families.family import Condition, Family
+from randcond.model_zoo.families.look import check_configurations
+from randcond.model_zoo.families.registry import pipeline_of, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
+from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
 
 
 @dataclass
 class Teacher:
-    """Frozen teacher networks in eval mode, with their own noise schedule and tokenizers."""
+    """Frozen teacher networks in eval mode, with their own process and tokenizers."""
 
-    pipe: Any  # a StableDiffusionPipeline or StableDiffusionXLPipeline
+    pipe: Any  # a pipeline of the family
     folder: Path
     dtype: torch.dtype  # that it computes in
-    schedule: DDPMScheduler
+    family: Family
+    process: Process
     remark: str = ""  # a line for the log
-    latent_side: int | None = None  # set if the training latents differ in size from the U-Net's sample_size
+    latent_side: int | None = None  # set if the training latents differ in size from those of the denoiser
 
     @classmethod
     def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
         """Loads a diffusers folder or hub id, safetensors only.
 
-        With the dtype int8, the U-Net and the text encoders store their weights in 8 bits, and compute in bf16.
+        With the dtype int8, the denoiser and the text encoders store their weights in 8 bits, and compute in bf16.
         Raises UserError naming the folder if it is missing, or file and key if it does not suit a teacher.
         """
         folder = local_folder(path)
         check_configurations(folder)
-        family = pipeline_class(folder)
+        pipeline, family = pipeline_of(folder)
         with loading(folder):
-            pipe = family.from_pretrained(
-                folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **FAMILIES[family]
+            pipe = pipeline.from_pretrained(
+                folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **family.pipelines[pipeline]
             )
-        schedule = noise_schedule(pipe.scheduler, folder)
+        process = process_of(pipe.scheduler, folder)
         freeze(pipe, device)
-        teacher = cls(pipe, folder, compute_dtype(dtype), schedule)
+        teacher = cls(pipe, folder, compute_dtype(dtype), family, process)
         if dtype == "int8":
             teacher.remark = teacher._store_in_int8()
         return teacher
@@ -71,7 +64,7 @@ class Teacher:
     def _store_in_int8(self) -> str:
         """Stores the weights in 8 bits. Returns a line for the log with the error of the predictions."""
         before = self.probe()
-        counts = [store_in_int8(network) for network in (self.unet, *self.text_encoders)]
+        counts = [store_in_int8(network) for network in (self.denoiser, *self.text_encoders)]
         taken, layers = (sum(each) for each in zip(*counts, strict=True))
         return (
             f"teacher in int8: {taken} of {layers} linear layers and convolutions, which changes its predictions by "
@@ -79,20 +72,26 @@ class Teacher:
         )
 
     @property
-    def unet(self) -> UNet2DConditionModel:
+    def denoiser(self) -> Any:
         """The teacher's denoiser."""
-        return self.pipe.unet
+        return getattr(self.pipe, self.family.part)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The class and configuration of the denoiser, as it was made."""
+        return Architecture.of(self.denoiser)
 
     @property
     def device(self) -> torch.device:
         """The device of the teacher's weights."""
-        return self.pipe.unet.device
+        return self.denoiser.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (channels, height, width) of one latent."""
-        size = self.latent_side or self.pipe.unet.config.sample_size
-        return self.pipe.unet.config.in_channels, size, size
+        channels, *sides = self.architecture.latent_shape
+        height, width = [self.latent_side] * 2 if self.latent_side else sides
+        return channels, height, width
 
     @property
     def resolution(self) -> int:
@@ -101,8 +100,8 @@ class Teacher:
 
     @property
     def timesteps(self) -> int:
-        """T, the length of the noise schedule."""
-        return self.schedule.config.num_train_timesteps
+        """T, the length of the schedule."""
+        return self.process.timesteps
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,50 +110,28 @@ class Teacher:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """One text encoder, or SDXL's two."""
-        return [network for name in ("text_encoder", "text_encoder_2") if (network := getattr(self.pipe, name, None))]
+        """The text encoders, one or several."""
+        return [getattr(self.pipe, part.encoder) for part in self.family.text_parts(self.pipe)]
 
     @cached_property
     def tokenizers(self) -> Tokenizers:
         """The tokenizers, in the order of the text encoders."""
-        found = [t for name in ("tokenizer", "tokenizer_2") if (t := getattr(self.pipe, name, None))]
-        return Tokenizers(found, str(self.folder))
-
-    @cached_property
-    def _time_ids(self) -> Tensor:
-        """SDXL's time_ids [6], in pixels, of an uncropped image of the size that `latent_shape` decodes to."""
-        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
+        parts = self.family.text_parts(self.pipe)
+        return Tokenizers([getattr(self.pipe, part.tokenizer) for part in parts], str(self.folder))
 
     @torch.no_grad()
     def encode(self, token_ids: dict[str, Tensor], null: Tensor | None = None, zeros: bool = True) -> Condition:
-        """Encodes token ids to the U-Net's condition, in the teacher's dtype.
+        """Encodes token ids to the denoiser's condition, in the teacher's dtype.
 
         token_ids: the output of `tokenizers`, [B, L] per text encoder. Other keys are ignored.
-        null: bool [B], True for null captions. If the teacher's own pipeline uses zeros for them
-            (`force_zeros_for_empty_prompt`) and `zeros` is True, their text and pooled embeddings are set to zero.
-        Returns `encoder_hidden_states` [B, L, width]. SDXL also has `text_embeds` [B, P] and `time_ids` [B, 6].
-        For SDXL, the hidden states are the penultimate ones of both encoders, concatenated along the width, and
-        `text_embeds` is the pooled embedding of the second encoder.
+        null: bool [B], True for null captions. If the teacher's own pipeline uses another input than the encoding of
+            "" for them (SDXL: zeros) and `zeros` is True, they get that.
         """
-        hidden, pooled = [], None
-        wants_pooled = self.unet.config.addition_embed_type == "text_time"
-        for encoder, key in zip(self.text_encoders, ("token_ids", "token_ids_2"), strict=False):
-            ids = token_ids[key].to(
-                self.device, non_blocking=True
-            )  # a blocking copy would wait for all queued GPU work
-            out = encoder(ids, output_hidden_states=wants_pooled)
-            hidden.append(out.hidden_states[-2] if wants_pooled else out.last_hidden_state)
-            pooled = getattr(out, "text_embeds", None)
-        condition = {"encoder_hidden_states": torch.cat(hidden, dim=-1)}  # [B, L, width]
-        if wants_pooled:
-            assert pooled is not None
-            condition |= {"text_embeds": pooled, "time_ids": self._time_ids.repeat(len(pooled), 1)}
-        if null is not None and zeros and self.pipe.config.get("force_zeros_for_empty_prompt", False):
-            keep = ~null.to(self.device, non_blocking=True)
-            condition["encoder_hidden_states"] = condition["encoder_hidden_states"] * keep[:, None, None]
-            condition["text_embeds"] = condition["text_embeds"] * keep[:, None]
-        return condition
+        # A blocking copy would wait for all queued GPU work.
+        ids = [token_ids[part.ids].to(self.device, non_blocking=True) for part in self.family.text_parts(self.pipe)]
+        own_null = null.to(self.device, non_blocking=True) if null is not None and zeros else None
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
+        return self.family.encode(self.pipe, ids, own_null, (height, width))
 
     @torch.no_grad()
     def probe(self) -> Tensor:
@@ -165,37 +142,31 @@ class Teacher:
         steps = torch.tensor([self.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=self.device)
         noised = torch.randn(len(steps), *self.latent_shape, generator=torch.Generator().manual_seed(0))
         condition = self.encode(self.tokenizers([""] * len(steps)))
-        return denoise(self.unet, noised.to(self.device, self.dtype), steps, condition).float()
+        return denoise(self.denoiser, noised.to(self.device, self.dtype), steps, condition).float()
 
-    def stored_unet(self) -> "StoredTensors":
-        """Returns the U-Net's weights as stored in the folder, not rounded to the teacher's compute dtype."""
-        return StoredTensors(self.folder / "unet")
+    def stored_denoiser(self) -> StoredTensors:
+        """Returns the denoiser's weights as stored in the folder, not rounded to the teacher's compute dtype."""
+        return StoredTensors(self.folder / self.family.part)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps [B, C, h, w].
+        """Returns x_t [B, C, h, w] by the teacher's process.
 
-        latents (x_0) and noise (eps): [B, C, h, w]. timesteps: integers [B] in 0 .. T - 1.
+        latents (x_0) and noise (eps): [B, C, h, w]. timesteps: t [B].
         """
-        return self.schedule.add_noise(latents, noise, timesteps)
+        return self.process.add_noise(latents, noise, timesteps)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns the target [B, C, h, w] of the teacher's prediction type.
+        """Returns what the teacher predicts [B, C, h, w], by its process. The arguments are those of add_noise()."""
+        return self.process.target(latents, noise, timesteps)
 
-        The target is epsilon, v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, or x_0.
-        latents (x_0) and noise (eps): [B, C, h, w]. timesteps: integers [B] in 0 .. T - 1.
-        """
-        kind = self.schedule.config.prediction_type
-        if kind == "v_prediction":
-            return self.schedule.get_velocity(latents, noise, timesteps)
-        return noise if kind == "epsilon" else latents
-
-    def pipeline(self, sampler: str, unet: nn.Module | None = None) -> Any:
-        """Returns a pipeline with the named sampler, on the teacher's U-Net or on `unet`.
+    def pipeline(self, sampler: str, denoiser: nn.Module | None = None) -> Any:
+        """Returns a pipeline with the named sampler, on the teacher's denoiser or on `denoiser`.
 
         Samplers such as "ddim" use the teacher's own scheduler config (paper, supplement K). The sampler "teacher" is
         the one that the teacher ships with.
         """
-        unet = self.pipe.unet if unet is None else unet
-        pipe = with_parts(self.pipe, scheduler=build_sampler(sampler, self.pipe.scheduler), unet=unet)
+        network = self.denoiser if denoiser is None else denoiser
+        parts = {"scheduler": build_sampler(sampler, self.pipe.scheduler), self.family.part: network}
+        pipe = with_parts(self.pipe, **parts)
         pipe.set_progress_bar_config(disable=True)
         return pipe

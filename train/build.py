@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.sections import Config
@@ -18,13 +18,14 @@ from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.checkpoints.diffusers_folder import class_name
 from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
-from randcond.model_zoo.cost.flops import training_flop, unet_cost
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.cost.flops import denoiser_cost, training_flop
+from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.export import check_shapes, shapes
+from randcond.model_zoo.families.registry import family_of
 from randcond.model_zoo.kernels.attention import Choice, Use, choice_from, choose_attention, set_attention, summary
 from randcond.model_zoo.kernels.compilation import compile_network, compile_text
 from randcond.model_zoo.students.features import TappedStudent
-from randcond.model_zoo.students.registry import build_student, find_rule
+from randcond.model_zoo.students.registry import build_student, student_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.engine import Engine
 from randcond.train.step import DistillationStep
@@ -36,11 +37,12 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     Raises UserError if the student rule does not apply to the teacher.
     """
     student, train, options = config.student, config.train, config.engine
-    weights = teacher.stored_unet() if student.init == "teacher" else None
-    unet = build_student(student.rule, plain_config(teacher.unet.config), student.seed, weights)
+    weights = teacher.stored_denoiser() if student.init == "teacher" else None
+    network = build_student(student.rule, teacher.architecture, student.seed, weights)
     if student.earlier:
-        load_student(unet, Path(student.earlier))
-    module = TappedStudent(unet, teacher.unet, find_rule(student.rule), student.seed).to(device())
+        load_student(network, Path(student.earlier))
+    derived = student_of(student.rule, teacher.architecture)
+    module = TappedStudent(network, derived, teacher.architecture, student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
     layout = options.channels_last, options.teacher_graph
     distil = DistillationStep(
@@ -49,42 +51,43 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     return module, distil
 
 
-def load_student(unet: UNet2DConditionModel, folder: Path) -> None:
+def load_student(network: ModelMixin, folder: Path) -> None:
     """Fills a student with the weights of an earlier one, in place.
 
     Raises UserError if the folder holds no student, or one of another architecture.
     """
-    check_start(unet, folder)
-    unet.load_state_dict(dict(StoredTensors(folder / "unet")), strict=True)
+    check_start(network, folder)
+    network.load_state_dict(dict(StoredTensors(folder / family_of(type(network)).part)), strict=True)
 
 
-def check_start(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Raises UserError if a folder does not hold an earlier student of the architecture of `unet`. Loads no weights.
+def check_start(network: ModelMixin, folder: Path) -> None:
+    """Raises UserError if a folder does not hold an earlier student of the architecture of `network`.
 
-    `unet`: may be on the meta device.
+    Loads no weights. `network`: may be on the meta device.
     """
-    if not (folder / "unet" / "config.json").is_file():
+    part = folder / family_of(type(network)).part
+    if not (part / "config.json").is_file():
         raise UserError(f"student.init: no exported student at {folder}; expected a folder like RUN/student")
-    found, expected = class_name(folder / "unet" / "config.json"), type(unet).__name__
+    found, expected = class_name(part / "config.json"), type(network).__name__
     if found != expected:
         raise UserError(
-            f"student.init: {folder}/unet/config.json: _class_name is {found}, but student.rule gives {expected}; "
+            f"student.init: {part}/config.json: _class_name is {found}, but student.rule gives {expected}; "
             f"use the student.rule of that student"
         )
-    check_shapes(shapes(unet.state_dict()), StoredTensors(folder / "unet").shapes(), f"student.init: {folder}")
+    check_shapes(shapes(network.state_dict()), StoredTensors(part).shapes(), f"student.init: {folder}")
 
 
-def flop_per_sample(teacher: Teacher, student: UNet2DConditionModel) -> int:
+def flop_per_sample(teacher: Teacher, student: ModelMixin) -> int:
     """Returns the floating-point operations of one training sample, at the teacher's latent size.
 
     Counts the forward of the teacher, and the forward and backward of the student, from their configurations.
     """
-    size = {"sample_size": teacher.latent_shape[-1]}
-    costs = (unet_cost(type(unet), {**plain_config(unet.config), **size}) for unet in (teacher.unet, student))
+    side = teacher.latent_shape[-1]
+    costs = (denoiser_cost(each.at(side)) for each in (teacher.architecture, Architecture.of(student)))
     return training_flop(*costs)
 
 
-def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel, engine: Engine, folder: Path) -> None:
+def choose_kernels(config: Config, teacher: Teacher, student: ModelMixin, engine: Engine, folder: Path) -> None:
     """Sets attention backends, memory formats, activation checkpointing and compilation. Call before the first forward.
 
     Rank 0 chooses the attention backends for all ranks and stores the choice in attention.json in the run folder
@@ -94,7 +97,7 @@ def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel,
     stored_path = folder / "attention.json"
     options = config.engine
     micro, _ = batch_shape(config.train.global_batch, engine.ranks, options.micro_batch)
-    networks = {"teacher": (teacher.unet, teacher.dtype), "student": (unet, engine.dtype)}
+    networks = {"teacher": (teacher.denoiser, teacher.dtype), "student": (student, engine.dtype)}
     chosen: dict[str, list[Choice]] = {}
     if engine.rank == 0:
         stored = read_record(stored_path) if stored_path.is_file() else {}
@@ -118,16 +121,16 @@ def choose_kernels(config: Config, teacher: Teacher, unet: UNet2DConditionModel,
     chosen = engine.broadcast(chosen)
     for name, (network, _) in networks.items():
         set_attention(network, chosen[name])
-    message = apply_speed_options(options, teacher, unet)
+    message = apply_speed_options(options, teacher, student)
     if engine.rank == 0 and message:
         log.info(message)
 
 
-def apply_speed_options(options: EngineSection, teacher: Teacher, student: UNet2DConditionModel) -> str:
+def apply_speed_options(options: EngineSection, teacher: Teacher, student: ModelMixin) -> str:
     """Sets memory formats, activation checkpointing and compilation. Returns a line for the log, or ""."""
     # FSDP chooses the memory layout of sharded weights. A sharded teacher gets channels-last inputs only.
     if options.channels_last and options.teacher == "replicated":
-        teacher.unet.to(memory_format=torch.channels_last)
+        teacher.denoiser.to(memory_format=torch.channels_last)
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()
     if options.compile == "none":
@@ -138,7 +141,7 @@ def apply_speed_options(options: EngineSection, teacher: Teacher, student: UNet2
         "student": options.spec.gathers_blocks,
     }
     how = {name: "blocks" if by_block else options.compile for name, by_block in gathered_by_block.items()}
-    compile_network(teacher.unet, how["teacher"], options.teacher_graph)
+    compile_network(teacher.denoiser, how["teacher"], options.teacher_graph)
     compile_network(student, how["student"])
     if options.compile == "whole":
         compile_text(teacher.text_encoders)

@@ -18,10 +18,10 @@ from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.install.extras import need
 from randcond.launch.runtime.files import read_record
-from randcond.model_zoo.checkpoints.teacher_look import check_teacher
-from randcond.model_zoo.networks import unet_of
+from randcond.model_zoo.families.look import check_teacher
+from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.students.features import projectors
-from randcond.model_zoo.students.registry import find_rule, student_config
+from randcond.model_zoo.students.registry import find_rule, student_of
 from randcond.train.build import check_start
 from randcond.train.schedule import check_schedule
 
@@ -36,7 +36,7 @@ def check_training(config: Config, ranks: int) -> None:
     if engine.shard_group:
         shard_group(engine.engine_kind, engine.shard_group, ranks, ranks)
     rule = find_rule(config.student.rule)
-    if rule.teacher_name is None and config.student.init == "teacher":
+    if not rule.copies and config.student.init == "teacher":
         raise UserError(
             f"student.init: the layer widths of {config.student.rule} differ from the teacher's; use init: random"
         )
@@ -62,10 +62,9 @@ def check_grid(config: Config) -> None:
 
 def _check_earlier(config: Config) -> None:
     """Raises UserError if the earlier student that training starts from does not fit. Loads no weights."""
-    teacher = unet_of(str(resolve_path(config.teacher.path)))
-    with torch.device("meta"):
-        unet = find_rule(config.student.rule).model.from_config(student_config(config.student.rule, teacher))
-    check_start(unet, Path(config.student.earlier))
+    teacher = denoiser_of(str(resolve_path(config.teacher.path)))
+    student = student_of(config.student.rule, teacher)
+    check_start(student.denoiser.blank(), Path(config.student.earlier))
 
 
 def check_steps(config: Config) -> None:
@@ -83,9 +82,9 @@ def check_steps(config: Config) -> None:
 @cache
 def _check_feature_pairs(teacher_path: str, rule_name: str) -> None:
     """Raises UserError if the student rule or one of its feature pairs does not fit the teacher."""
-    teacher, rule = unet_of(teacher_path), find_rule(rule_name)  # for a published teacher this needs no network access
+    teacher = denoiser_of(teacher_path)  # for a published teacher this needs no network access
     with torch.device("meta"):
-        projectors((rule.model, student_config(rule_name, teacher)), teacher, rule)
+        projectors(student_of(rule_name, teacher), teacher)
 
 
 def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> None:

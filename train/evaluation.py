@@ -1,6 +1,6 @@
 """Evaluation during training: scores raw and EMA weights every `train.eval_every` steps and keeps the best student.
 
-In: a training run at some step. Out: RUN/evaluations/step-NNNNNN/{raw,ema}/ (the evaluated U-Net, chunks of images,
+In: a training run at some step. Out: RUN/evaluations/step-NNNNNN/{raw,ema}/ (the evaluated denoiser, chunks of images,
 scores), values for TensorBoard and metrics.jsonl, RUN/best.json and RUN/best/ (students in diffusers format). All ranks
 take part. Nothing is deleted.
 """
@@ -37,7 +37,7 @@ from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.files import atomic_write, read_record, remove, write_json
 from randcond.launch.runtime.json_lines import whole_lines
 from randcond.model_zoo.checkpoints.diffusers_folder import compute_dtype
-from randcond.model_zoo.export import export_student, load_unet, student_unet, unet_weights
+from randcond.model_zoo.export import denoiser_weights, export_student, load_denoiser, trained_student
 from randcond.train.faults.heartbeat import Heartbeat
 from randcond.train.setup import Training
 from randcond.train.state.model_card import model_card
@@ -97,7 +97,7 @@ def evaluate_weights(training: Training, step: int, beat: Callable[[], object]) 
         out = watched_folder(config, step, kind)
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
-            _write_unet(training, task, unet_weights(gathered), out, kind)
+            _write_denoiser(training, task, denoiser_weights(gathered), out, kind)
         engine.barrier()
         beat()
         _draw_and_score(training, task, real, out, f"{kind}, step {step}", kind, beat)
@@ -107,23 +107,23 @@ def evaluate_weights(training: Training, step: int, beat: Callable[[], object]) 
             splits = scores["splits"]
             found = {f"{s}/{name}": v for s, part in splits.items() for name, v in part.items() if _is_number(v)}
             values |= {f"eval/{kind}/{name}": value for name, value in found.items()}
-            _update_best(training, unet_weights(gathered), kind, step, splits, scores["protocol"], sorted(values))
+            _update_best(training, denoiser_weights(gathered), kind, step, splits, scores["protocol"], sorted(values))
         engine.barrier()
         beat()
     return values
 
 
-def _write_unet(training: Training, task: Task, weights: dict[str, Tensor], out: Path, kind: str) -> None:
-    """Saves the U-Net to evaluate in `out`/unet, in the dtype of the evaluation.
+def _write_denoiser(training: Training, task: Task, weights: dict[str, Tensor], out: Path, kind: str) -> None:
+    """Saves the denoiser to evaluate in a folder of `out`, in the dtype of the evaluation.
 
     `out` may hold an evaluation made with other weights, threads, captions or library versions. That folder is then
     renamed to NAME-before-N instead of raising an error, so that the training goes on.
     """
-    unet = student_unet(training.unet, weights, compute_dtype(training.config.teacher.dtype))
-    temporary = out.with_name(f".{out.name}.new")
-    with atomic_write(temporary / "unet") as folder:
-        unet.save_pretrained(folder, safe_serialization=True)
-    network, pipe = fingerprint(temporary / "unet"), training.teacher.pipe
+    denoiser = trained_student(training.student, weights, compute_dtype(training.config.teacher.dtype))
+    temporary, part = out.with_name(f".{out.name}.new"), training.teacher.family.part
+    with atomic_write(temporary / part) as folder:
+        denoiser.save_pretrained(folder, safe_serialization=True)
+    network, pipe = fingerprint(temporary / part), training.teacher.pipe
     expected = protocol_facts(
         EvaluatedModel("", pipe, network, kind, training.config.teacher.dtype), with_pipeline_defaults(task, pipe)
     )
@@ -147,10 +147,10 @@ def _draw_and_score(
     beat: Callable[[], object],
 ) -> None:
     config, teacher = training.config, training.teacher
-    unet = load_unet(out / "unet", teacher.dtype).to(teacher.device)
-    pipe = teacher.pipeline(task.protocol.sampler, unet)
-    model = EvaluatedModel(name, pipe, fingerprint(out / "unet"), kind, config.teacher.dtype, beat=beat)
-    # Eager, because every evaluation has a new U-Net, which would be compiled again.
+    part = out / teacher.family.part
+    pipe = teacher.pipeline(task.protocol.sampler, load_denoiser(part, teacher.dtype).to(teacher.device))
+    model = EvaluatedModel(name, pipe, fingerprint(part), kind, config.teacher.dtype, beat=beat)
+    # Eager, because every evaluation has a new denoiser, which would be compiled again.
     with torch.compiler.set_stance("force_eager"):
         evaluate(model, task, real, out)
 
@@ -178,7 +178,7 @@ def _update_best(
             write_json(path, {**best, "logged": score["logged"]})
         return
     folder = run / "best" / f"step-{step:06d}-{kind}"
-    trained = student_unet(training.unet, weights, torch.float32)
+    trained = trained_student(training.student, weights, torch.float32)
     teacher = training.teacher.folder
     with atomic_write(folder) as temporary:
         export_student(temporary, trained, teacher, model_card(config, kind, step, teacher))

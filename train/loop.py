@@ -16,7 +16,7 @@ from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import RANKS_FROM
-from randcond.model_zoo.export import export_student, student_unet, unet_weights
+from randcond.model_zoo.export import denoiser_weights, export_student, trained_student
 from randcond.train.build import flop_per_sample
 from randcond.train.evaluation import evaluate_if_due, evaluate_interrupted, preload_evaluation_inputs
 from randcond.train.faults.heartbeat import Heartbeat
@@ -85,7 +85,7 @@ def steps(
     loader = batches(training.stream, positions, train.workers, ignore_signals)
     keep = (train.keep_checkpoints, train.keep_every)
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
-    flop = flop_per_sample(training.teacher, training.unet)
+    flop = flop_per_sample(training.teacher, training.student)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
     prefetcher = Prefetcher(loader, training.teacher.device, monitor.data_stalls.wait)
     sample_log = SampleLog(training.folder, engine.rank, train.log_samples)
@@ -128,7 +128,7 @@ def steps(
                 facts = {"identity": training.identity, "seconds": trained_s, "skipped": engine.skipped}
                 checkpoints.save(step, engine.local_state(), engine.shapes, facts)
             if train.sample_every and step % train.sample_every == 0 and not preempted:
-                grid = draw_grid(config, training.teacher, engine, training.unet)
+                grid = draw_grid(config, training.teacher, engine, training.student)
                 monitor.add_image("teacher over student", grid, step)
             if not preempted:
                 started += evaluate_if_due(training, monitor, heartbeat, step)
@@ -148,7 +148,7 @@ def export(training: Training, seconds: float) -> None:
     for kind, folder in students.items():
         gathered = engine.gather("weights" if kind == "raw" else kind)
         if engine.rank == 0:
-            trained = student_unet(training.unet, unet_weights(gathered), torch.float32)
+            trained = trained_student(training.student, denoiser_weights(gathered), torch.float32)
             card = model_card(config, kind, config.train.steps, training.teacher.folder)
             with atomic_write(folder) as temporary:
                 export_student(temporary, trained, training.teacher.folder, card)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.pool import check_pool_identity, open_pool
@@ -42,7 +42,7 @@ class Training:
 
     config: Config
     teacher: Teacher
-    unet: UNet2DConditionModel  # the student, a part of the module that the engine wraps
+    student: ModelMixin  # its denoiser, a part of the module that the engine wraps
     distil: DistillationStep
     engine: Engine
     stream: Stream
@@ -96,14 +96,14 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
             log.info(message)
         for line in skipped:
             log.info(f"training: left out: {line}")
-    return Training(config, teacher, module.unet, distil, engine, stream, identity, skipped)
+    return Training(config, teacher, module.network, distil, engine, stream, identity, skipped)
 
 
-def _evaluations_left(config: Config) -> int:
-    """Returns the number of evaluations whose U-Net is not saved yet."""
+def _evaluations_left(config: Config, part: str) -> int:
+    """Returns the number of evaluations whose denoiser is not saved yet. `part`: its folder."""
     train = config.train
     steps = range(train.eval_every, train.steps + 1, train.eval_every) if train.eval_every else ()
-    folders = (watched_folder(config, step, kind) / "unet" for step in steps for kind in train.eval_weights)
+    folders = (watched_folder(config, step, kind) / part for step in steps for kind in train.eval_weights)
     return sum(not folder.is_dir() for folder in folders)
 
 
@@ -119,14 +119,20 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
         checkpoint.clear_unfinished(folder / "checkpoints")
         train, parameters = config.train, sum(math.prod(shape) for shape in engine.shapes.values())
         kept = train.keep_checkpoints + train.kept_for_good
-        check_folder(folder, parameters, kept, _evaluations_left(config), config.engine.ema != "off")
+        check_folder(
+            folder,
+            parameters,
+            kept,
+            _evaluations_left(config, training.teacher.family.part),
+            config.engine.ema != "off",
+        )
     engine.barrier()
     # Before anything is written: it raises if the folder belongs to a run with other settings, whose files must stay.
     first, seconds = resume(engine, folder, training.identity, config.train.steps, how_to_go_on(config))
     mark("checkpoint")
-    choose_kernels(config, training.teacher, training.unet, engine, folder)
+    choose_kernels(config, training.teacher, training.student, engine, folder)
     if config.engine.teacher == "sharded":
-        shard_teacher(training.teacher.unet)
+        shard_teacher(training.teacher.denoiser)
     if engine.rank == 0:
         prepare_folder(config, first)
     engine.barrier()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from randcond.data.stream.batch import Batch
-from randcond.model_zoo.denoiser.condition import Condition, cast, denoise
+from randcond.model_zoo.denoiser.forward import cast, denoise
+from randcond.model_zoo.families.family import Condition
 from randcond.model_zoo.students.features import FeatureTaps
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.losses import Outputs, per_sample_error, weigh
@@ -71,7 +72,7 @@ class DistillationStep:
         self.teacher, self.names, self.weights = teacher, names, weights
         self.global_batch, self.zero_null, self.teacher_graph = global_batch, zero_null, teacher_graph
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.taps = FeatureTaps(teacher.unet, names)
+        self.taps = FeatureTaps(teacher.denoiser, names)
 
     def __call__(self, student: StudentForward, batch: Batch, dtype: torch.dtype) -> Losses:
         """Returns the losses of one micro-batch.
@@ -90,9 +91,9 @@ class DistillationStep:
             self.taps.forget()
             if self.teacher_graph:  # allows the graph to overwrite its outputs of the previous step
                 torch.compiler.cudagraph_mark_step_begin()
-            expected = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
+            expected = denoise(teacher.denoiser, noised.to(teacher.dtype), timesteps, condition)
             expected_features = self.taps.collect()
-        prediction, features = student(noised.to(dtype), timesteps, cast(condition, dtype))
+        prediction, features = student(noised.to(dtype), timesteps, cast(teacher.family, condition, dtype))
 
         outputs = Outputs(
             prediction=prediction,

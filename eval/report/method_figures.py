@@ -29,7 +29,7 @@ from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 from randcond.launch.runtime.progress import Progress
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.pipelines import load_frozen_pipeline
+from randcond.model_zoo.pipelines import denoiser, load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
 STEPS, GUIDANCE = 25, 7.5  # supplement K; used if the experiment sets none
@@ -106,7 +106,8 @@ def regenerate(
 ) -> Tensor:
     """Noises latents x_0 [n, C, h, w] to a timestep and denoises them under n captions; returns [n, C, h, w].
 
-    Latents are scaled as the U-Net sees them. `timestep` is rounded down to one of the sampler's, see sampler_step().
+    Latents are scaled as the denoiser takes them. `timestep` is rounded down to one of the sampler's, see
+    sampler_step().
     Uses the image-to-image pipeline of diffusers, whose `strength` is the share of the sampler's steps to run.
     """
     steps, guidance = _steps_and_guidance(config)
@@ -118,7 +119,7 @@ def regenerate(
         part = slice(start, start + _batch(config))
         drawn = image_to_image(
             captions[part],
-            image=latents[part].to(pipe.device, pipe.unet.dtype),
+            image=latents[part].to(pipe.device, denoiser(pipe).dtype),
             strength=min(1.0, (count + 0.5) / steps),  # the pipeline runs int(steps * strength) steps
             num_inference_steps=steps,
             guidance_scale=guidance,

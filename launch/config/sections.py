@@ -46,7 +46,7 @@ class Teacher:
 
 @dataclass(frozen=True, config=STRICT)
 class Student:
-    """The small U-Net that is trained."""
+    """The small denoiser that is trained."""
 
     rule: OfRun[str] = "block-base"  # a student rule; `randcond students` lists them
     # Where the weights start: random, teacher (a copy of its weights), or the folder of an earlier student, such as

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes, weight_bytes
@@ -34,19 +33,19 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
     """
     low = torch.float32 if config.teacher.dtype == "fp32" else torch.bfloat16
     vae = torch.float32 if sizes.networks.vae.get("force_upcast", True) else low
-    unet = sizes.networks.unet
-    pixels = unet["sample_size"] * sizes.vae_factor  # of an image's side
+    side = sizes.latent_shape[-1]
+    pixels = side * sizes.vae_factor  # of an image's side
     memory = {
-        "U-Net": sizes.teacher_bytes(config.teacher.dtype),
+        "denoiser": sizes.teacher_bytes(config.teacher.dtype),
         "text encoders and VAE": sizes.text_bytes(config.teacher.dtype) + vae.itemsize * sizes.vae,
     }
     if stage == "cache" and config.cache.images:
         memory["encoding"] = batch * encoder_peak(sizes.networks.vae, pixels, vae)
     else:  # classifier-free guidance runs every sample twice at once
-        memory["drawing"] = 2 * batch * denoiser_peak(UNet2DConditionModel, unet, low)
+        memory["drawing"] = 2 * batch * denoiser_peak(sizes.networks.denoiser, low)
     if stage == "eval":
         at_once = min(batch, max(1, DECODED_AT_ONCE // pixels**2))
-        memory["drawing"] = max(memory["drawing"], at_once * decoder_peak(sizes.networks.vae, unet["sample_size"], vae))
+        memory["drawing"] = max(memory["drawing"], at_once * decoder_peak(sizes.networks.vae, side, vae))
         memory["scoring"] = _scoring(config, batch)
     return memory | {"CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb)}
 
@@ -72,7 +71,7 @@ def grid_memory(config: Config, sizes: Sizes, cluster: Cluster) -> int:
 
 def _held(config: Config, sizes: Sizes, cluster: Cluster) -> int:
     memory, dtype = training_memory(config, sizes, cluster), config.teacher.dtype
-    teacher = memory["teacher U-Net"] - sizes.teacher_bytes(dtype)  # less if it is sharded
+    teacher = memory["teacher denoiser"] - sizes.teacher_bytes(dtype)  # less if it is sharded
     drawn = weight_bytes(dtype) * sizes.student.parameters  # the student whose images are drawn
     return sum(memory[part] for part in _STATE) + teacher + drawn
 

@@ -5,7 +5,6 @@ from functools import cache, cached_property
 from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.launch.config.engines import batch_shape, shard_group
@@ -13,7 +12,7 @@ from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.model_zoo.checkpoints.layouts import layout_of
-from randcond.model_zoo.cost.flops import UNetCost, decoder_cost, text_parameters, unet_cost
+from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost, text_parameters
 from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
 from randcond.model_zoo.cost.memory import (
     COMPARED_BYTES,
@@ -22,12 +21,12 @@ from randcond.model_zoo.cost.memory import (
     MOMENTS_IN_8_BITS,
     Sharding,
     activations_per_sample,
+    block_sizes,
     trained_shapes,
-    unet_blocks,
 )
 from randcond.model_zoo.int8_weights import int8_bytes
 from randcond.model_zoo.networks import networks_of
-from randcond.model_zoo.students.registry import find_rule, student_config
+from randcond.model_zoo.students.registry import student_of
 
 
 @dataclass(frozen=True)
@@ -59,34 +58,37 @@ class Sizes:
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
         self.vae_factor = 2 ** (len(self.networks.vae["block_out_channels"]) - 1)  # pixels per latent position
         if pixels:
-            side = pixels // self.vae_factor
-            self.networks = replace(self.networks, unet={**self.networks.unet, "sample_size": side})
-        self.rule = rule
-        self.model = find_rule(rule).model
-        self.student_unet = student_config(rule, self.networks.unet)
-        self.shapes, self.blocks = trained_shapes(rule, self.networks.unet)
+            at_side = self.networks.denoiser.at(pixels // self.vae_factor)
+            self.networks = replace(self.networks, denoiser=at_side)
+        self.derived = student_of(rule, self.networks.denoiser)
+        self.shapes, self.blocks = trained_shapes(self.derived, self.networks.denoiser)
 
     # Each count takes up to a second, and most readers need a few of them.
 
     @cached_property
-    def teacher(self) -> UNetCost:
-        """The teacher's U-Net: parameters and MACs."""
-        return unet_cost(UNet2DConditionModel, self.networks.unet)
+    def teacher(self) -> DenoiserCost:
+        """The teacher's denoiser: parameters and MACs."""
+        return denoiser_cost(self.networks.denoiser)
 
     @cached_property
-    def student(self) -> UNetCost:
-        """The student's U-Net: parameters and MACs."""
-        return unet_cost(self.model, self.student_unet)
+    def student(self) -> DenoiserCost:
+        """The student's denoiser: parameters and MACs."""
+        return denoiser_cost(self.derived.denoiser)
 
     @cached_property
     def teacher_work(self) -> Work:
         """The matrix products of the teacher's forward pass."""
-        return forward_work(UNet2DConditionModel, self.networks.unet)
+        return forward_work(self.networks.denoiser)
 
     @cached_property
     def student_work(self) -> Work:
         """The matrix products of the student's forward pass."""
-        return forward_work(self.model, self.student_unet)
+        return forward_work(self.derived.denoiser)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """The shape [C, h, w] of a latent."""
+        return self.networks.denoiser.latent_shape
 
     @cached_property
     def text(self) -> int:
@@ -95,7 +97,7 @@ class Sizes:
 
     @cached_property
     def _decoder(self) -> tuple[int, int]:
-        return decoder_cost(self.networks.vae, self.networks.unet["sample_size"])
+        return decoder_cost(self.networks.vae, self.latent_shape[-1])
 
     @property
     def vae(self) -> int:
@@ -109,8 +111,8 @@ class Sizes:
 
     @cached_property
     def teacher_blocks(self) -> list[int]:
-        """Numbers of parameters of the teacher's down, mid and up blocks."""
-        return unet_blocks(self.networks.unet)
+        """Numbers of parameters of the blocks of the teacher's denoiser."""
+        return block_sizes(self.networks.denoiser)
 
     @cached_property
     def trained(self) -> int:
@@ -118,7 +120,7 @@ class Sizes:
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
     def teacher_bytes(self, dtype: str) -> int:
-        """Returns the bytes of the teacher's U-Net, given the setting `teacher.dtype`."""
+        """Returns the bytes of the teacher's denoiser, given the setting `teacher.dtype`."""
         return self._int8_bytes[0] if dtype == "int8" else weight_bytes(dtype) * self.teacher.parameters
 
     def text_bytes(self, dtype: str) -> int:
@@ -127,11 +129,11 @@ class Sizes:
 
     @cached_property
     def _int8_bytes(self) -> tuple[int, int]:
-        """The bytes of the U-Net and of the text encoders, if their weights are stored in 8 bits."""
+        """The bytes of the denoiser and of the text encoders, if their weights are stored in 8 bits."""
         with torch.device("meta"):
-            unet = int8_bytes(UNet2DConditionModel.from_config(self.networks.unet))
+            denoiser = int8_bytes(self.networks.denoiser.build())
             configs = [CLIPTextConfig(**config) for config in self.networks.text_encoders]
-            return unet, sum(int8_bytes(CLIPTextModel(config)) for config in configs)
+            return denoiser, sum(int8_bytes(CLIPTextModel(config)) for config in configs)
 
     def activations(self, precision: str, checkpointing: bool, compared: float) -> int:
         """Returns the bytes that a micro-batch keeps per sample for the backward pass.
@@ -139,7 +141,7 @@ class Sizes:
         `compared`: bytes kept for the feature losses, per element of a feature map (see compared()).
         """
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return activations_per_sample(self.rule, self.networks.unet, dtype, checkpointing, compared)
+        return activations_per_sample(self.derived, self.networks.denoiser, dtype, checkpointing, compared)
 
 
 def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:

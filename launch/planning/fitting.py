@@ -26,13 +26,13 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
     low = weight_bytes(dtype)
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, engine.micro_batch)
     state = state_memory(sizes.shapes, sizes.blocks, sharding(config, cluster))
-    unet = sizes.teacher_bytes(dtype)
+    denoiser = sizes.teacher_bytes(dtype)
     if engine.teacher == "sharded":
         gathered = sorted(sizes.teacher_blocks)[-2:]  # one block in use, the next one prefetched
-        unet = unet // cluster.ranks + low * sum(gathered)
+        denoiser = denoiser // cluster.ranks + low * sum(gathered)
     upcast = sizes.networks.vae.get("force_upcast", True)
     return {
-        "teacher U-Net": unet,
+        "teacher denoiser": denoiser,
         "text encoders and VAE": sizes.text_bytes(dtype) + (4 if upcast else low) * sizes.vae,
         "student weights": state.weights,
         "gradients": state.gradients,

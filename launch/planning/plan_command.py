@@ -57,7 +57,7 @@ def plan(
     If a training does not fit, the plan says which changes make it fit. The memory is the sum of all parts. It is an
     upper bound, because gradients grow while activations are freed. Not included:
     - the arithmetic of the text encoders (about 1 %)
-    - the memory of an evaluation during training (train.eval_every): a copy of the student's U-Net, scoring networks
+    - the memory of an evaluation during training (train.eval_every): a copy of the student's denoiser, scoring networks
     - the memory that engine.teacher_graph reserves for the teacher's forward pass
 
     examples     randcond plan                  GPU-hours and disk space of every table, and of all together

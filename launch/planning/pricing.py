@@ -3,6 +3,7 @@
 In: configurations, a cluster, an efficiency. Out: artefacts by folder, with GPU-hours and GB.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -67,14 +68,13 @@ class Prices:
 
 def cache_bytes(config: Config, sizes: Sizes) -> int:
     """Returns the size of a latent cache, in bytes."""
-    channels, side = sizes.networks.unet["in_channels"], sizes.networks.unet["sample_size"]
-    return int(config.cache.size * (2 * channels * side**2 + SAMPLE))
+    return int(config.cache.size * (2 * math.prod(sizes.latent_shape) + SAMPLE))
 
 
 def run_bytes(config: Config, sizes: Sizes) -> int:
     """Returns the largest size that a run's folder can reach, in bytes.
 
-    Each evaluation during training keeps its U-Net and its features, and may add a new best student.
+    Each evaluation during training keeps its denoiser and its features, and may add a new best student.
     """
     train = config.train
     kept = min(train.keep_checkpoints, -(-train.steps // train.checkpoint_every)) + train.kept_for_good

@@ -1,4 +1,4 @@
-"""Reads a diffusers folder: its pipeline class, the dtypes of its parts, and whether its weight files are intact."""
+"""Reads a diffusers folder: its JSON files, the dtypes of its parts, and whether its weight files are intact."""
 
 import errno
 import json
@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
 from diffusers.utils import logging
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -49,19 +44,6 @@ _OF_TOKENS = {"vocab.json", "tokenizer.json", "added_tokens.json"}  # a token ma
 _LOCAL_PATH = re.compile(r"/[^/]+/|~[/\\]|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PART_CLASSES = {  # part of a teacher -> the classes that it may have
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-# Pipeline class -> constructor options that are not part of the model.
-FAMILIES: dict[type[DiffusionPipeline], dict[str, Any]] = {
-    StableDiffusionPipeline: {"safety_checker": None, "requires_safety_checker": False},
-    StableDiffusionXLPipeline: {"add_watermarker": False},
-}
 
 
 @contextmanager
@@ -140,12 +122,6 @@ def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:
     return {"default": default, "vae": torch.float32 if upcast else default}
 
 
-def with_parts(pipe: Any, **parts: Any) -> Any:
-    """Returns a pipeline of the same class and options, with `parts` replacing its own."""
-    options = {key: pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in pipe.config}
-    return type(pipe)(**{**pipe.components, **options, **parts, **FAMILIES[type(pipe)]})
-
-
 def class_name(path: Path) -> str | None:
     """Returns the name of the class that a model_index.json or config.json declares."""
     return read_object(path).get("_class_name")
@@ -185,16 +161,3 @@ def freeze(pipe: Any, device: str | torch.device) -> None:
         if isinstance(network, nn.Module):
             network.to(device).eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
-
-
-def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
-    """Returns the pipeline class of a diffusers folder.
-
-    Raises UserError listing the supported classes if the folder declares another one.
-    """
-    name = class_name(folder / "model_index.json")
-    for family in FAMILIES:
-        if family.__name__ == name:
-            return family
-    expected = " or ".join(family.__name__ for family in FAMILIES)
-    raise UserError(f"{folder}/model_index.json: _class_name is {name}, expected {expected}")

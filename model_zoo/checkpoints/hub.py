@@ -3,27 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from diffusers import (
-    DiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.checkpoints.hub_files import hub_failure, hub_file
-from randcond.model_zoo.denoiser.configuration import UNetConfig, complete_config
 
 _INDEX = "model_index.json"
-
-
-def unet_config(path: Path | str) -> UNetConfig:
-    """Returns a teacher's complete U-Net configuration. For a hub id, only that file is downloaded.
-
-    Raises UserError if there is no such folder or hub id, and ConnectionError if the hub is out of reach.
-    """
-    folder = hub_file(path, "unet/config.json").parent if is_hub_id(path) else local_folder(path) / "unet"
-    with loading(path):
-        return complete_config(UNet2DConditionModel.load_config(folder))
 
 
 def is_hub_id(path: Path | str) -> bool:

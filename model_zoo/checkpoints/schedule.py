@@ -1,4 +1,4 @@
-"""A teacher's noise schedule q(x_t | x_0), out of its scheduler_config.json."""
+"""A teacher's diffusion process, out of its scheduler_config.json."""
 
 import inspect
 from pathlib import Path
@@ -10,6 +10,8 @@ from diffusers import DDPMScheduler
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
+from randcond.model_zoo.process.discrete_betas import DiscreteBetas
+from randcond.model_zoo.process.process import Process
 
 
 def stored_scheduler(folder: Path) -> Any:
@@ -27,8 +29,8 @@ def stored_scheduler(folder: Path) -> Any:
         return kind.from_config(settings)
 
 
-def noise_schedule(scheduler: Any, folder: Path) -> DDPMScheduler:
-    """Returns the DDPM schedule q(x_t | x_0) of a folder's scheduler.
+def process_of(scheduler: Any, folder: Path) -> Process:
+    """Returns the process of a folder's scheduler.
 
     Raises UserError for schedulers without discrete betas (EDM, flow matching), for those that show the U-Net other
     times than 0 .. T - 1, and for unknown prediction types.
@@ -61,4 +63,4 @@ def noise_schedule(scheduler: Any, folder: Path) -> DDPMScheduler:
             f"{file}: {type(scheduler).__name__} has other noise levels than its betas say; a teacher needs a discrete "
             f"beta schedule (DDPM, DDIM, PNDM, Euler, ...)"
         )
-    return schedule
+    return DiscreteBetas(schedule)

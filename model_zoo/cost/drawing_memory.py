@@ -8,24 +8,21 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randcond.model_zoo.cost.live_bytes import LiveBytes
-from randcond.model_zoo.denoiser.blank_run import TOKENS
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import once_per_configuration
+from randcond.model_zoo.denoiser.architecture import Architecture, once_per_architecture
+from randcond.model_zoo.denoiser.forward import blank_forward
 
 
-@once_per_configuration
-def denoiser_peak(
-    model: type[UNet2DConditionModel], config: Mapping[str, Any], dtype: torch.dtype, tokens: int = TOKENS
-) -> int:
-    """Returns the bytes per sample that a forward pass of a U-Net holds at its peak, without the weights.
+@once_per_architecture
+def denoiser_peak(denoiser: Architecture, dtype: torch.dtype, tokens: int | None = None) -> int:
+    """Returns the bytes per sample that a forward pass of a denoiser holds at its peak, without the weights.
 
-    dtype: of weights and activations. tokens: length of the captions.
+    dtype: of weights and activations. tokens: length of the text; None: the family's.
     """
-    return _peak(lambda: model.from_config(config), lambda unet: blank_forward(unet, 1, tokens, dtype), dtype)
+    return _peak(denoiser.build, lambda network: blank_forward(network, 1, tokens, dtype), dtype)
 
 
 def decoder_peak(vae: Mapping[str, Any], side: int, dtype: torch.dtype) -> int:

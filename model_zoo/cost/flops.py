@@ -1,28 +1,29 @@
 """Counts the parameters, MACs and training FLOP of a network from its configuration, in seconds and without a device.
 
-MACs are those of one call with batch 1 and 77 caption tokens. Convolutions and linear layers (the paper's convention)
-are counted separately from the two matrix products of attention. torch's FLOP counter counts them on meta tensors.
+MACs are those of one call with batch 1 and the family's number of text tokens (CLIP: 77). Convolutions and linear
+layers (the paper's convention) are counted separately from the two matrix products of attention. torch's FLOP counter
+counts them on meta tensors.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.blank_run import TOKENS, blank_run
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.blank_run import blank_run
 
 _ATTENTION_OPS = {"aten.bmm"}  # the products of scaled dot-product attention on meta tensors
 _LAYER_OPS = {"aten.convolution", "aten.addmm", "aten.mm"}
 
 
 @dataclass(frozen=True)
-class UNetCost:
-    """Size and cost of one U-Net, as plain counts (not in millions)."""
+class DenoiserCost:
+    """Size and cost of one denoiser, as plain counts (not in millions)."""
 
     parameters: int
     macs: int  # of convolutions and linear layers, in one call
@@ -34,20 +35,21 @@ class UNetCost:
         return 2 * (self.macs + self.attention_macs)
 
 
-def unet_cost(model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int = TOKENS) -> UNetCost:
-    """Returns the parameters and MACs of a U-Net class with a configuration.
+def denoiser_cost(denoiser: Architecture, tokens: int | None = None) -> DenoiserCost:
+    """Returns the parameters and MACs of a denoiser.
 
-    tokens: length of the captions. Raises UserError naming the operations that are neither layers nor attention.
+    tokens: length of the text; None: the family's. Raises UserError naming the operations that are neither layers nor
+    attention.
     """
-    run = blank_run(model, config, tokens)
+    run = blank_run(denoiser, tokens)
     flop = run.flop
     if unknown := flop.keys() - _ATTENTION_OPS - _LAYER_OPS:
         raise UserError(f"cost: unknown operations {sorted(unknown)}; add them to _LAYER_OPS or _ATTENTION_OPS")
     macs, attention = (sum(flop.get(op, 0) for op in ops) // 2 for ops in (_LAYER_OPS, _ATTENTION_OPS))
-    return UNetCost(run.parameters, macs, attention)
+    return DenoiserCost(run.parameters, macs, attention)
 
 
-def training_flop(teacher: UNetCost, student: UNetCost) -> int:
+def training_flop(teacher: DenoiserCost, student: DenoiserCost) -> int:
     """Returns the FLOP of distilling one sample: teacher forward pass, student forward and backward passes."""
     return teacher.flop + 3 * student.flop
 

@@ -1,4 +1,4 @@
-"""Estimates the share of a GPU's cores that a U-Net's matrix products keep busy. Small batches make too few tiles.
+"""Estimates the share of a GPU's cores that a denoiser's matrix products keep busy. Small batches make too few tiles.
 
 The result of a product [M, K] x [K, N] is cut into tiles. A core (streaming multiprocessor) computes one tile at a
 time. The last round of tiles ("wave") leaves cores idle, and a product with few tiles uses only a few cores. Long sums
@@ -6,17 +6,16 @@ are split among idle cores, as cuBLAS and cuDNN do. Memory and launch times are 
 bound. Kernels are also counted, because each one takes a minimum time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import once_per_configuration
+from randcond.model_zoo.denoiser.architecture import Architecture, once_per_architecture
+from randcond.model_zoo.denoiser.forward import blank_forward
 
 TILE = 128  # rows and columns of one core's tile
 MIN_SPLIT_DEPTH = 512  # shortest part of a sum that is split among cores
@@ -69,13 +68,13 @@ class _ProductRecorder(TorchDispatchMode):
         return out
 
 
-@once_per_configuration
-def forward_work(model: type[UNet2DConditionModel], config: Mapping[str, Any]) -> Work:
+@once_per_architecture
+def forward_work(denoiser: Architecture) -> Work:
     """Returns the matrix products and the number of kernels of a forward pass at batch 1, using the meta device."""
     with torch.device("meta"), torch.no_grad():
-        unet = model.from_config(config)
+        network = denoiser.build()
         with _ProductRecorder() as recorder:
-            blank_forward(unet)
+            blank_forward(network)
     return Work(tuple(recorder.products), len(recorder.products) + recorder.other_operations // 2)
 
 

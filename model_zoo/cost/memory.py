@@ -5,23 +5,20 @@ DeepSpeed 0.19 and FSDP2 were measured to allocate (checked by tests/unit/launch
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from randcond.launch.config.engines import ENGINES, EngineKind
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import UNetConfig, once_per_configuration
+from randcond.model_zoo.denoiser.architecture import Architecture, once_per_architecture
+from randcond.model_zoo.denoiser.forward import blank_forward
 from randcond.model_zoo.students.features import feature_shapes, projectors
-from randcond.model_zoo.students.registry import find_rule, student_config
+from randcond.model_zoo.students.rule import Student
 
 # Bytes that a loss keeps per element of a tapped feature, by the student's precision. The losses compare in fp32: a
 # student in fp32 has its features in its activations already, one in bf16 is copied. SLIM's frequency loss keeps half
@@ -104,37 +101,33 @@ def persistent(shapes: Sequence[tuple[int, ...]]) -> int:
     return sum(numel for numel in map(math.prod, shapes) if numel <= PERSISTENT)
 
 
-def trained_shapes(rule_name: str, teacher: UNetConfig) -> tuple[list[tuple[int, ...]], list[int]]:
+def trained_shapes(student: Student, teacher: Architecture) -> tuple[list[tuple[int, ...]], list[int]]:
     """Returns the parameter shapes of a student and its projectors, and the sizes of the blocks that FSDP gathers.
 
-    A block's size is its number of parameters. The last block holds all parameters outside the U-Net's blocks.
-    Raises UserError if the rule does not apply to the teacher.
+    A block's size is its number of parameters. The last block holds all parameters outside the denoiser's blocks.
+    Raises UserError if a feature pair cannot be compared.
     """
-    rule, config = find_rule(rule_name), student_config(rule_name, teacher)
     with torch.device("meta"):
-        unet: Any = rule.model.from_config(config)
-        modules = (unet, *projectors((rule.model, config), teacher, rule))
-    shapes = [tuple(p.shape) for network in modules for p in network.parameters()]
-    blocks = block_sizes(unet)
+        network: Any = student.denoiser.build()
+        modules = (network, *projectors(student, teacher))
+    shapes = [tuple(p.shape) for module in modules for p in module.parameters()]
+    blocks = _block_sizes(student.denoiser, network)
     rest = sum(math.prod(shape) for shape in shapes) - sum(blocks)
     return shapes, [*blocks, rest]
 
 
-def unet_blocks(config: UNetConfig) -> list[int]:
-    """Returns the number of parameters of each down, mid and up block, given a U-Net's configuration."""
-    with torch.device("meta"):
-        return block_sizes(UNet2DConditionModel.from_config(config))
+def block_sizes(denoiser: Architecture) -> list[int]:
+    """Returns the number of parameters of each block of a denoiser."""
+    return _block_sizes(denoiser, denoiser.blank())
 
 
-def block_sizes(unet: Any) -> list[int]:
-    """Returns the number of parameters of each down, mid and up block of a U-Net."""
-    parts = [part for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if part is not None]
-    return [sum(p.numel() for p in part.parameters()) for part in parts]
+def _block_sizes(denoiser: Architecture, network: Any) -> list[int]:
+    return [sum(p.numel() for p in block.parameters()) for block in denoiser.family.blocks(network)]
 
 
 def activations_per_sample(
-    rule_name: str,
-    teacher: UNetConfig,
+    student: Student,
+    teacher: Architecture,
     dtype: torch.dtype = torch.bfloat16,
     checkpointing: bool = False,
     compared: float = COMPARED_BYTES["bf16"]["feature"],
@@ -144,42 +137,33 @@ def activations_per_sample(
     dtype: compute dtype of the student. checkpointing: True with activation checkpointing.
     compared: bytes that the losses keep per element of a tapped feature, see COMPARED_BYTES.
     """
-    rule = find_rule(rule_name)
-    activations = saved_activations(
-        rule.model, student_config(rule_name, teacher), 1, dtype=dtype, checkpointing=checkpointing
-    )
-    tapped = feature_shapes(UNet2DConditionModel, teacher, [teacher_name for teacher_name, _ in rule.pairs(teacher)])
+    activations = saved_activations(student.denoiser, 1, dtype=dtype, checkpointing=checkpointing)
+    tapped = feature_shapes(teacher, [teacher_name for teacher_name, _ in student.pairs])
     return activations + round(compared * sum(math.prod(shape) for shape in tapped))
 
 
-@once_per_configuration
+@once_per_architecture
 def saved_activations(
-    model: type[UNet2DConditionModel],
-    config: Mapping[str, Any],
+    denoiser: Architecture,
     batch: int,
-    tokens: int = 77,
+    tokens: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     checkpointing: bool = False,
 ) -> int:
     """Returns the bytes that a forward pass keeps for its backward pass, without the parameters.
 
-    Attention is assumed to be fused. batch: samples. tokens: length of the captions.
+    Attention is assumed to be fused. batch: samples. tokens: length of the text; None: the family's.
     With checkpointing, these are the inputs of all parts that run again, and the activations of the largest part.
     """
-    total, largest_part = _saved_bytes(model, config, batch, tokens, dtype, checkpointing=False)
+    total, largest_part = _saved_bytes(denoiser, batch, tokens, dtype, checkpointing=False)
     if not checkpointing:
         return total
-    inputs, _ = _saved_bytes(model, config, batch, tokens, dtype, checkpointing=True)
+    inputs, _ = _saved_bytes(denoiser, batch, tokens, dtype, checkpointing=True)
     return inputs + largest_part
 
 
 def _saved_bytes(
-    model: type[UNet2DConditionModel],
-    config: Mapping[str, Any],
-    batch: int,
-    tokens: int,
-    dtype: torch.dtype,
-    checkpointing: bool,
+    denoiser: Architecture, batch: int, tokens: int | None, dtype: torch.dtype, checkpointing: bool
 ) -> tuple[int, int]:
     """Returns the bytes that one forward pass saves, and those that its largest part saves.
 
@@ -204,18 +188,18 @@ def _saved_bytes(
     with FakeTensorMode():
         torch.set_default_dtype(dtype)  # fake parameters cannot be cast later
         try:
-            unet = model.from_config(config)
+            network = denoiser.build()
         finally:
             torch.set_default_dtype(torch.float32)
         if checkpointing:
-            unet.train().enable_gradient_checkpointing()
-        parameters = {p.untyped_storage()._cdata for p in unet.parameters()}
-        for part in unet.modules():
-            if isinstance(part, ResnetBlock2D | BasicTransformerBlock):
+            network.train().enable_gradient_checkpointing()
+        parameters = {p.untyped_storage()._cdata for p in network.parameters()}
+        for part in network.modules():
+            if isinstance(part, denoiser.family.checkpointed):
                 part.register_forward_pre_hook(begin)
                 part.register_forward_hook(end)
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = blank_forward(unet, batch, tokens, dtype)
+            out = blank_forward(network, batch, tokens, dtype)
         total = sum(storage.nbytes() for key, storage in saved.items() if key not in parameters)
     assert out.shape[0] == batch  # using `out` here keeps the graph and its saved tensors alive until now
     return total, max(part_bytes)

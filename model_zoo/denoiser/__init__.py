@@ -1,1 +1,1 @@
-"""The denoising network: its configuration and its condition."""
+"""The denoiser of any family: its architecture, its call, and a run without weights."""

@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import FAMILIES, loading
+from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.checkpoints.layouts import LAYOUTS, TEXT_ENCODERS, VAE, text_config
 from randcond.model_zoo.checkpoints.schedule import stored_scheduler
+from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
 from randcond.model_zoo.importing.unpickle import tensors_of_pickle
 
@@ -89,7 +90,7 @@ def import_file(source: Path, target: Path, prediction: str = "", configuration:
                     config=str(configuration),
                     local_files_only=True,
                     torch_dtype=dtype,
-                    **FAMILIES[family],
+                    **StableDiffusion.pipelines[family],
                 )
                 pipe.save_pretrained(target, safe_serialization=True)
             except (RuntimeError, SingleFileComponentError) as error:  # a part or a tensor is missing

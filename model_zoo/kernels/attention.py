@@ -1,4 +1,4 @@
-"""Chooses an attention backend for each attention shape of a U-Net.
+"""Chooses an attention backend for each attention shape of a denoiser.
 
 A backend must pass a self-test. "auto" measures all backends that pass and takes the fastest.
 Backends: SDPA with torch's own choice of kernel, SDPA restricted to one kernel (flash, cudnn, efficient), xformers.
@@ -9,20 +9,20 @@ built for another version of torch. Such modules keep SDPA, and the log gives th
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.utils import is_xformers_available
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import once_per_configuration, plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture, once_per_architecture
+from randcond.model_zoo.denoiser.forward import blank_forward
 
 ROUNDS = 5  # timed calls per backend; the fastest one counts
 REQUESTED = "requested"  # the reason for a backend that the configuration names
@@ -86,15 +86,13 @@ def choice_from(stored: dict[str, Any]) -> Choice:
     return Choice(**{**stored, "shape": AttentionShape(*stored["shape"]), "why": why})
 
 
-def attention_shapes(unet: UNet2DConditionModel, tokens: int) -> dict[str, AttentionShape]:
-    """Returns the shape of every attention module by name. tokens: length of the captions."""
-    return _measure_shapes(type(unet), plain_config(unet.config), tokens)
+def attention_shapes(network: ModelMixin, tokens: int | None = None) -> dict[str, AttentionShape]:
+    """Returns the shape of every attention module by name. tokens: length of the text; None: the family's."""
+    return _measure_shapes(Architecture.of(network), tokens)
 
 
-@once_per_configuration
-def _measure_shapes(
-    model: type[UNet2DConditionModel], config: Mapping[str, Any], tokens: int
-) -> dict[str, AttentionShape]:
+@once_per_architecture
+def _measure_shapes(denoiser: Architecture, tokens: int | None) -> dict[str, AttentionShape]:
     """Returns what attention_shapes() returns, from a forward pass on the meta device."""
     shapes: dict[str, AttentionShape] = {}
 
@@ -108,33 +106,33 @@ def _measure_shapes(
         return hook
 
     with torch.device("meta"), torch.no_grad():
-        unet = model.from_config(config)
-        for name, module in unet.named_modules():
+        network = denoiser.build()
+        for name, module in network.named_modules():
             if isinstance(module, Attention):
                 module.register_forward_pre_hook(record(name), with_kwargs=True)
-        blank_forward(unet, tokens=tokens)
+        blank_forward(network, tokens=tokens)
     return shapes
 
 
-def choose_attention(unet: UNet2DConditionModel, requested: str, use: Use, tokens: int = 77) -> list[Choice]:
+def choose_attention(network: ModelMixin, requested: str, use: Use, tokens: int | None = None) -> list[Choice]:
     """Chooses a backend for each attention shape. Does not set it, because one rank chooses for all ranks.
 
     requested: a name in PROCESSORS, or "auto". A named backend that fails its self-test is replaced by "sdpa".
         "auto" takes the fastest backend, or "sdpa" on a CPU. It leaves out xformers if the network is compiled as one
         graph, because torch.compile cannot trace how xformers chooses an operator.
-    tokens: length of the captions.
+    tokens: length of the text; None: the family's.
     """
     by_shape: dict[AttentionShape, int] = defaultdict(int)
-    for shape in attention_shapes(unet, tokens).values():
+    for shape in attention_shapes(network, tokens).values():
         by_shape[shape] += 1
     return [Choice(shape, modules, *_choose(shape, requested, use)) for shape, modules in by_shape.items()]
 
 
-def set_attention(unet: UNet2DConditionModel, choices: list[Choice], tokens: int = 77) -> None:
+def set_attention(network: ModelMixin, choices: list[Choice], tokens: int | None = None) -> None:
     """Sets the processor of every attention module to the backend chosen for its shape."""
-    modules = dict(unet.named_modules())
+    modules = dict(network.named_modules())
     backends = {choice.shape: choice.backend for choice in choices}
-    for name, shape in attention_shapes(unet, tokens).items():
+    for name, shape in attention_shapes(network, tokens).items():
         modules[name].set_processor(PROCESSORS[backends[shape]]())
 
 

@@ -1,4 +1,4 @@
-"""Compiles U-Nets, text encoders and sampling pipelines with torch.compile, for static shapes.
+"""Compiles denoisers, text encoders and sampling pipelines with torch.compile, for static shapes.
 
 Either the repeated blocks are compiled, once per kind of block, or the whole network is compiled as one graph.
 Attach feature taps before compiling. torch.compile ignores hooks that are added later.

@@ -6,7 +6,6 @@ grids. Caches and evaluations never use it.
 """
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from randcond.launch.errors import UserError
@@ -45,22 +44,22 @@ def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values.float() / scale).to(E4M3), scale
 
 
-def to_fp8(unet: UNet2DConditionModel) -> int:
+def to_fp8(network: nn.Module) -> int:
     """Replaces linear layers of the transformer blocks by fp8 layers, in place, and returns how many.
 
     Layers whose widths are not multiples of MULTIPLE stay as they are.
     """
     count = 0
-    for name, module in list(unet.named_modules()):
+    for name, module in list(network.named_modules()):
         if takes_fp8(name, module):
             parent, _, attribute = name.rpartition(".")
-            setattr(unet.get_submodule(parent), attribute, Fp8Linear(module))
+            setattr(network.get_submodule(parent), attribute, Fp8Linear(module))
             count += 1
     return count
 
 
 def takes_fp8(name: str, module: nn.Module) -> bool:
-    """Returns True if `to_fp8` replaces this module of a U-Net."""
+    """Returns True if `to_fp8` replaces this module of a denoiser."""
     if not isinstance(module, nn.Linear) or "transformer_blocks" not in name:
         return False
     return module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
@@ -80,7 +79,7 @@ def fp8_teacher(teacher: Teacher) -> str:
             f"(Ada, Hopper and later GPUs do); set it to false"
         )
     before = teacher.probe()
-    linear = sum(isinstance(module, nn.Linear) for module in teacher.unet.modules())
-    count = to_fp8(teacher.unet)
+    linear = sum(isinstance(module, nn.Linear) for module in teacher.denoiser.modules())
+    count = to_fp8(teacher.denoiser)
     error = (teacher.probe() - before).norm() / before.norm()
     return f"teacher in fp8: {count} of {linear} linear layers, which changes its predictions by {error:.2%}"

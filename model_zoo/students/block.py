@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.configuration import UNetConfig
-from randcond.model_zoo.students.rule import FeaturePair, StudentRule
+from randcond.model_zoo.families.family import DenoiserConfig
+from randcond.model_zoo.students.rule import FeaturePair
+from randcond.model_zoo.students.unet_rule import UNetRule
 
 
-def one_layer_less(teacher: UNetConfig, drop_mid: bool) -> UNetConfig:
+def one_layer_less(teacher: DenoiserConfig, drop_mid: bool) -> DenoiserConfig:
     """Returns a configuration with one resnet (and attention) per down block, two per up block.
 
     `drop_mid` removes the mid block. Raises UserError if the teacher's layers_per_block is not 2, or if its layers
@@ -31,13 +32,13 @@ def one_layer_less(teacher: UNetConfig, drop_mid: bool) -> UNetConfig:
     return {**teacher, "layers_per_block": 1} | ({"mid_block_type": None} if drop_mid else {})
 
 
-def _block_config(drop_mid: bool = False, drop_innermost: bool = False) -> Callable[[UNetConfig], UNetConfig]:
+def _block_config(drop_mid: bool = False, drop_innermost: bool = False) -> Callable[[DenoiserConfig], DenoiserConfig]:
     """Returns a function from the teacher's configuration to that of a BK-SDM student: one layer less per block.
 
     `drop_mid` removes the mid block. `drop_innermost` removes the mid block and the innermost stage.
     """
 
-    def derive(teacher: UNetConfig) -> UNetConfig:
+    def derive(teacher: DenoiserConfig) -> DenoiserConfig:
         student = one_layer_less(teacher, drop_mid or drop_innermost)
         if drop_innermost:
             if len(teacher["block_out_channels"]) < 4:
@@ -73,14 +74,14 @@ def block_name(drop_innermost: bool = False) -> Callable[[str], str]:
     return teacher_name
 
 
-def _block_pairs(teacher: UNetConfig) -> list[FeaturePair]:
+def _block_pairs(teacher: DenoiserConfig) -> list[FeaturePair]:
     """Returns the outputs of all down and up blocks. Teacher and student use the same names (paper Sec. 4.2)."""
     stages = len(teacher["block_out_channels"])
     names = [f"{side}_blocks.{stage}" for side in ("down", "up") for stage in range(stages)]
     return [(name, name) for name in names]
 
 
-def _tiny_pairs(teacher: UNetConfig) -> list[FeaturePair]:
+def _tiny_pairs(teacher: DenoiserConfig) -> list[FeaturePair]:
     """Returns the feature pairs of B-Tiny. The student's up block i is compared with the teacher's up block i + 1."""
     last = len(teacher["block_out_channels"]) - 2  # the student's innermost stage has no downsampler
     downs = [(f"down_blocks.{stage}", f"down_blocks.{stage}") for stage in range(last)]
@@ -90,9 +91,9 @@ def _tiny_pairs(teacher: UNetConfig) -> list[FeaturePair]:
 
 
 BLOCK_RULES = {
-    "base": StudentRule("one layer less in every block", _block_config(), _block_pairs, block_name()),
-    "small": StudentRule("block-base, no mid block", _block_config(drop_mid=True), _block_pairs, block_name()),
-    "tiny": StudentRule(
+    "base": UNetRule("one layer less in every block", _block_config(), _block_pairs, block_name()),
+    "small": UNetRule("block-base, no mid block", _block_config(drop_mid=True), _block_pairs, block_name()),
+    "tiny": UNetRule(
         "block-small, no innermost stage", _block_config(drop_innermost=True), _tiny_pairs, block_name(True)
     ),
 }

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 
-from randcond.model_zoo.denoiser.configuration import UNetConfig
-from randcond.model_zoo.students.rule import FeaturePair, StudentRule
+from randcond.model_zoo.families.family import DenoiserConfig
+from randcond.model_zoo.students.rule import FeaturePair
+from randcond.model_zoo.students.unet_rule import UNetRule
 
 
-def _channel_config(multiplier: float) -> Callable[[UNetConfig], UNetConfig]:
+def _channel_config(multiplier: float) -> Callable[[DenoiserConfig], DenoiserConfig]:
     """Returns a function from the teacher's configuration to that of a narrower student.
 
     Every width is multiplied by `multiplier` and rounded so that group norms and attention heads divide it.
@@ -17,7 +18,7 @@ def _channel_config(multiplier: float) -> Callable[[UNetConfig], UNetConfig]:
     too, and then rounded to the nearest divisor of the stage's new width.
     """
 
-    def derive(teacher: UNetConfig) -> UNetConfig:
+    def derive(teacher: DenoiserConfig) -> DenoiserConfig:
         # diffusers calls the number of heads attention_head_dim unless num_attention_heads is set
         key = "num_attention_heads" if teacher.get("num_attention_heads") else "attention_head_dim"
         heads = teacher[key]
@@ -35,7 +36,7 @@ def _nearest_divisor(number: int, target: float) -> int:
     return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - target))
 
 
-def _channel_pairs(teacher: UNetConfig) -> list[FeaturePair]:
+def _channel_pairs(teacher: DenoiserConfig) -> list[FeaturePair]:
     """Returns the feature pairs of channel students. Teacher and student use the same names.
 
     The taps are the down- and upsamplers, the innermost resnet, the mid attention and the last layer.
@@ -53,9 +54,9 @@ def _channel_pairs(teacher: UNetConfig) -> list[FeaturePair]:
     return [(name, name) for name in names]
 
 
-def channel_rule(multiplier: float, summary: str) -> StudentRule:
+def channel_rule(multiplier: float, summary: str) -> UNetRule:
     """Returns the rule for students with `multiplier` times the teacher's widths.
 
     They start from random weights, and their features are projected to the teacher's widths.
     """
-    return StudentRule(summary, _channel_config(multiplier), _channel_pairs, None, projected=True)
+    return UNetRule(summary, _channel_config(multiplier), _channel_pairs, None, projected=True)

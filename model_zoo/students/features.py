@@ -4,19 +4,20 @@ Taps are forward hooks on modules of the unwrapped network. The projectors are p
 trains, so that their gradients are reduced together with the student's. Export leaves them out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from randcond.launch.errors import UserError
+from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.blank_run import blank_run
-from randcond.model_zoo.denoiser.condition import Condition, denoise
-from randcond.model_zoo.denoiser.configuration import UNetConfig, plain_config
-from randcond.model_zoo.students.rule import StudentRule
+from randcond.model_zoo.denoiser.forward import denoise
+from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.registry import family_of
+from randcond.model_zoo.students.rule import Student
 
 
 class Tap:
@@ -78,27 +79,36 @@ class FeatureTaps:
 
 
 class TappedStudent(nn.Module):
-    """The module that the engine trains: the student's U-Net, its taps, and projectors to the teacher's widths."""
+    """The module that the engine trains: the student's denoiser, its taps, and projectors to the teacher's widths.
 
-    def __init__(
-        self, unet: UNet2DConditionModel, teacher: UNet2DConditionModel, rule: StudentRule, seed: int = 0
-    ) -> None:
-        """`seed` initialises the projectors. Raises UserError naming the first feature pair that cannot be compared."""
+    The denoiser has its name in a pipeline, "unet" or "transformer", so that checkpoints name it as folders do.
+    """
+
+    def __init__(self, network: nn.Module, student: Student, teacher: Architecture, seed: int = 0) -> None:
+        """`network`: the student's denoiser. `seed` initialises the projectors.
+
+        Raises UserError naming the first feature pair that cannot be compared.
+        """
         super().__init__()
-        self.unet = unet
-        config = plain_config(teacher.config)
-        pairs = rule.pairs(config)
-        self.teacher_names = [teacher_name for teacher_name, _ in pairs]  # modules of the teacher to tap
-        self.taps = FeatureTaps(unet, [student_name for _, student_name in pairs])
+        family = family_of(type(network))
+        self.part = family.part
+        self.add_module(self.part, network)
+        self.teacher_names = [teacher_name for teacher_name, _ in student.pairs]  # modules of the teacher to tap
+        self.taps = FeatureTaps(network, [student_name for _, student_name in student.pairs])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projectors = nn.ModuleList(projectors((type(unet), plain_config(unet.config)), config, rule))
-        unet.conv_in.register_forward_hook(self._forget_after_backward)
+            self.projectors = nn.ModuleList(projectors(student, teacher))
+        family.first_layer(network).register_forward_hook(self._forget_after_backward)
+
+    @property
+    def network(self) -> Any:
+        """The student's denoiser."""
+        return self.get_submodule(self.part)
 
     def _forget_after_backward(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         """Discards the features that checkpointed blocks capture when they run again in the backward pass.
 
-        The gradient of conv_in's output comes last in the backward pass, so its hook runs after all blocks.
+        The gradient of the first layer's output comes last in the backward pass, so its hook runs after all blocks.
         """
         if output.requires_grad and not torch.compiler.is_compiling():
             output.register_hook(lambda _: self.taps.forget())
@@ -106,25 +116,23 @@ class TappedStudent(nn.Module):
     def forward(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
         """Returns the prediction [B, C, h, w] and the features, projected to the teacher's widths.
 
-        noised: x_t [B, C, h, w]. timesteps: [B]. condition: see `denoiser/condition.py`.
+        noised: x_t [B, C, h, w]. timesteps: [B]. condition: as the family encodes it.
         """
         self.taps.forget()
-        prediction = denoise(self.unet, noised, timesteps, condition)
+        prediction = denoise(self.network, noised, timesteps, condition)
         features = self.taps.collect()
         return prediction, [project(feature) for project, feature in zip(self.projectors, features, strict=True)]
 
 
-def projectors(
-    student: tuple[type[UNet2DConditionModel], UNetConfig], teacher: UNetConfig, rule: StudentRule
-) -> list[nn.Module]:
+def projectors(student: Student, teacher: Architecture) -> list[nn.Module]:
     """Returns one projector per feature pair, from the student's width to the teacher's.
 
-    A projector is a trainable 1x1 convolution if the rule is projected, else the identity.
-    student: class and configuration of the U-Net. Raises UserError naming a pair whose features cannot be compared.
+    A projector is a trainable 1x1 convolution if the student is projected, else the identity.
+    Raises UserError naming a pair whose features cannot be compared.
     """
-    pairs = rule.pairs(teacher)
-    student_shapes = feature_shapes(*student, [student_name for _, student_name in pairs])
-    teacher_shapes = feature_shapes(UNet2DConditionModel, teacher, [teacher_name for teacher_name, _ in pairs])
+    pairs = student.pairs
+    student_shapes = feature_shapes(student.denoiser, [student_name for _, student_name in pairs])
+    teacher_shapes = feature_shapes(teacher, [teacher_name for teacher_name, _ in pairs])
     modules: list[nn.Module] = []
     for (teacher_name, student_name), target, source in zip(pairs, teacher_shapes, student_shapes, strict=True):
         problem = (
@@ -137,20 +145,18 @@ def projectors(
             projector = nn.Linear(source[2], target[2])
         else:
             raise UserError(f"{problem}; a 1x1 convolution cannot convert between them: pair other modules")
-        if not rule.projected and source != target:
+        if not student.projected and source != target:
             raise UserError(f"{problem}; set projected=True in the student's rule, or pair modules of the same width")
-        modules.append(projector if rule.projected else nn.Identity())
+        modules.append(projector if student.projected else nn.Identity())
     return modules
 
 
-def feature_shapes(
-    model: type[UNet2DConditionModel], config: Mapping[str, Any], names: list[str]
-) -> list[tuple[int, ...]]:
+def feature_shapes(denoiser: Architecture, names: list[str]) -> list[tuple[int, ...]]:
     """Returns the shape of each tapped feature at batch 1: (1, C, h, w) or (1, tokens, C).
 
     Raises UserError if the network has no such module.
     """
-    shapes = blank_run(model, config).shapes
+    shapes = blank_run(denoiser).shapes
     if missing := [name for name in names if name not in shapes]:
         raise UserError(f"feature tap: the network has no module {missing[0]}")
     return [shapes[name] for name in names]

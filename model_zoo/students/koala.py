@@ -3,18 +3,19 @@
 from collections.abc import Callable
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.configuration import UNetConfig
+from randcond.model_zoo.families.family import DenoiserConfig
 from randcond.model_zoo.students.block import block_name, one_layer_less
-from randcond.model_zoo.students.rule import FeaturePair, StudentRule
+from randcond.model_zoo.students.rule import FeaturePair
+from randcond.model_zoo.students.unet_rule import UNetRule
 
 
-def _koala_config(kept: float, drop_mid: bool) -> Callable[[UNetConfig], UNetConfig]:
+def _koala_config(kept: float, drop_mid: bool) -> Callable[[DenoiserConfig], DenoiserConfig]:
     """Returns a function from the teacher's configuration to that of a KOALA student.
 
     The student has one layer less per block, and the share `kept` of the transformer blocks in the innermost stage.
     """
 
-    def derive(teacher: UNetConfig) -> UNetConfig:
+    def derive(teacher: DenoiserConfig) -> DenoiserConfig:
         depths = teacher["transformer_layers_per_block"]
         if isinstance(depths, int) or not isinstance(depths[-1], int) or depths[-1] < 2:
             raise UserError(
@@ -28,14 +29,14 @@ def _koala_config(kept: float, drop_mid: bool) -> Callable[[UNetConfig], UNetCon
     return derive
 
 
-def _koala_pairs(kept: float, drop_mid: bool) -> Callable[[UNetConfig], list[FeaturePair]]:
+def _koala_pairs(kept: float, drop_mid: bool) -> Callable[[DenoiserConfig], list[FeaturePair]]:
     """Returns a function from the teacher's configuration to KOALA's feature pairs.
 
     The pairs are the self-attentions of all kept transformer blocks, and the outermost convolutions.
     """
     derive = _koala_config(kept, drop_mid)
 
-    def pairs(teacher: UNetConfig) -> list[FeaturePair]:
+    def pairs(teacher: DenoiserConfig) -> list[FeaturePair]:
         depths = derive(teacher)["transformer_layers_per_block"]
         last = len(depths) - 1
 
@@ -56,6 +57,6 @@ def _koala_pairs(kept: float, drop_mid: bool) -> Callable[[UNetConfig], list[Fea
     return pairs
 
 
-def koala_rule(kept: float, drop_mid: bool, summary: str) -> StudentRule:
+def koala_rule(kept: float, drop_mid: bool, summary: str) -> UNetRule:
     """Returns the rule for a KOALA student that keeps the share `kept` of the innermost transformer blocks."""
-    return StudentRule(summary, _koala_config(kept, drop_mid), _koala_pairs(kept, drop_mid), block_name())
+    return UNetRule(summary, _koala_config(kept, drop_mid), _koala_pairs(kept, drop_mid), block_name())

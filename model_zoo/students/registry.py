@@ -4,15 +4,15 @@ import re
 from collections.abc import Mapping
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.configuration import UNetConfig, plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.students.block import BLOCK_RULES
 from randcond.model_zoo.students.channel import channel_rule
 from randcond.model_zoo.students.koala import koala_rule
-from randcond.model_zoo.students.rule import StudentRule
+from randcond.model_zoo.students.rule import Student, StudentRule
 from randcond.model_zoo.students.slim import slim_rule
 from randcond.model_zoo.students.weight_copy import copy_teacher_weights
 
@@ -44,27 +44,27 @@ def find_rule(name: str) -> StudentRule:
     raise UserError(f"student.rule: unknown student {name!r}; known: {known}")
 
 
-def student_config(name: str, teacher: UNetConfig) -> UNetConfig:
-    """Returns the student's U-Net configuration. Raises UserError if the rule does not apply to this teacher."""
+def student_of(name: str, teacher: Architecture) -> Student:
+    """Returns the student of a teacher by the named rule. Raises UserError if the rule does not apply to it."""
     rule = find_rule(name)
     try:
-        return rule.config(plain_config(teacher))
+        return rule.derive(teacher)
     except UserError as error:
         raise UserError(f"student.rule: {name}: {error}") from None
 
 
 def build_student(
-    name: str, teacher: UNetConfig, seed: int, weights: Mapping[str, Tensor] | None = None
-) -> UNet2DConditionModel:
-    """Builds the student U-Net of a rule, in fp32, initialised randomly with `seed`.
+    name: str, teacher: Architecture, seed: int, weights: Mapping[str, Tensor] | None = None
+) -> ModelMixin:
+    """Builds the student network of a rule, in fp32, initialised randomly with `seed`.
 
-    weights: the teacher's U-Net tensors by name. If given, they are copied into the student by the rule's weight map.
+    weights: the tensors of the teacher's denoiser by name. If given, they are copied by the rule's map.
     Raises UserError if the rule does not apply to this teacher, or if its weights cannot be copied.
     """
-    rule = find_rule(name)
+    student = student_of(name, teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = rule.model.from_config(student_config(name, teacher))
+        network = student.denoiser.build()
     if weights is not None:
-        copy_teacher_weights(rule, student, weights)
-    return student
+        copy_teacher_weights(student, network, weights)
+    return network

@@ -1,24 +1,40 @@
-"""The type of a student rule, which derives a student's U-Net from its teacher's."""
+"""A student rule, which derives a student from its teacher, and the student that it derives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffusers import UNet2DConditionModel
-
-from randcond.model_zoo.denoiser.configuration import UNetConfig
+from randcond.model_zoo.denoiser.architecture import Architecture
 
 FeaturePair = tuple[str, str]  # (teacher module, student module), names in the unwrapped networks
+TensorMap = Callable[[str], str | None]  # student tensor -> the teacher's tensor to copy, None: it starts random
 
 
 @dataclass(frozen=True)
-class StudentRule:
-    """Derives a student from its teacher."""
+class Student:
+    """A student of one teacher, without its weights."""
+
+    denoiser: Architecture
+    pairs: list[FeaturePair]  # the feature pairs of Eq. 2
+    teacher_name: TensorMap | None  # None if the widths differ, so that no tensor can be copied
+    projected: bool  # trainable 1x1 convolutions project the student's features to the teacher's widths
+
+
+class StudentRule(ABC):
+    """Derives students from teachers."""
 
     summary: str  # one line for tables and model cards
-    config: Callable[[UNetConfig], UNetConfig]  # teacher -> student; raises UserError if the rule does not apply
-    pairs: Callable[[UNetConfig], list[FeaturePair]]  # teacher -> the feature pairs of Eq. 2
-    # Maps a student tensor name to the teacher tensor to copy, or to None if the tensor starts random.
-    # The map itself is None if the widths differ, so that no tensor can be copied.
-    teacher_name: Callable[[str], str | None] | None
-    projected: bool = False  # trainable 1x1 convolutions project the student's features to the teacher's widths
-    model: type[UNet2DConditionModel] = UNet2DConditionModel
+
+    @abstractmethod
+    def derive(self, teacher: Architecture) -> Student:
+        """Returns the student of a teacher. Raises UserError if the rule does not apply to it."""
+
+    @property
+    @abstractmethod
+    def copies(self) -> bool:
+        """True if the student can start from the teacher's weights."""
+
+    @property
+    def is_of_diffusers(self) -> bool:
+        """False if only randcond can load the student."""
+        return True

@@ -15,10 +15,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.students.rule import StudentRule
+from randcond.model_zoo.students.unet_rule import UNetRule
 
 
-def slim_rule(rule: StudentRule) -> StudentRule:
+def slim_rule(rule: UNetRule) -> UNetRule:
     """Returns a block rule with wavelet gating. Down- and upsamplers start from random weights."""
 
     def teacher_name(name: str) -> str | None:

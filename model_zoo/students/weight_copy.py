@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.students.rule import StudentRule
+from randcond.model_zoo.students.rule import Student
 
 
-def copy_teacher_weights(rule: StudentRule, student: nn.Module, weights: Mapping[str, Tensor]) -> int:
-    """Copies the teacher's tensors into the student in place and returns how many were copied.
+def copy_teacher_weights(student: Student, network: nn.Module, weights: Mapping[str, Tensor]) -> int:
+    """Copies the teacher's tensors into the student's network in place and returns how many were copied.
 
-    weights: the teacher's tensors by name. Raises UserError if the rule has no map, or if a mapped teacher tensor is
+    weights: the teacher's tensors by name. Raises UserError if the student has no map, or if a mapped teacher tensor is
     missing or has another shape than the student's.
     """
-    if rule.teacher_name is None:
+    if student.teacher_name is None:
         raise UserError("student.init: this student's widths differ from the teacher's; use init: random")
     copied = 0
     with torch.no_grad():
-        for name, tensor in student.state_dict().items():
-            teacher_name = rule.teacher_name(name)
+        for name, tensor in network.state_dict().items():
+            teacher_name = student.teacher_name(name)
             if teacher_name is None:
                 continue
             source = weights.get(teacher_name)

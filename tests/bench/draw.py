@@ -21,8 +21,8 @@ from randcond.data.cache.shards import write_shard
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.cost.flops import unet_cost
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.cost.flops import denoiser_cost
+from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.tune_command import doubling, proposed
 from tests.bench.floor import products
@@ -50,7 +50,7 @@ def main() -> None:
 def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, largest: int) -> dict[str, Any]:
     """Returns the images per second of both sides, each at its best batch, and the ratio of their times per image."""
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
-    flop = 2 * config.cache.steps * unet_cost(type(teacher.unet), plain_config(teacher.unet.config)).flop
+    flop = 2 * config.cache.steps * denoiser_cost(Architecture.of(teacher.denoiser)).flop
     stock, ours = stock_pipeline(config, teacher), our_cache(config, teacher, folder)
     best = {}
     for side, work in (("ours", ours), ("stock", stock)):

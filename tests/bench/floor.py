@@ -13,8 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import blank_forward
 
 _PRODUCTS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product")
 _VIEWS = ("view", "reshape", "permute", "transpose", "t", "unsqueeze", "expand", "slice", "split", "detach", "alias")
@@ -96,7 +96,7 @@ class _Bytes(TorchDispatchMode):
 def elementwise_bytes(unet: Any, low: int) -> int:
     """Returns the bytes that one sample's forward moves outside of its products, op by op. `low`: bytes per number."""
     with torch.device("meta"), torch.no_grad():
-        shadow = type(unet).from_config(plain_config(unet.config))
+        shadow = Architecture.of(unet).build()
         with _NoAttention(), _Bytes() as counted:
             blank_forward(shadow)
     return counted.total * low // 4

@@ -65,7 +65,7 @@ def steps(config: Config, cuda: bool) -> None:
     with phase("engine"):
         engine = build_engine(config, module)
     with phase("attention") as said:
-        attend(config, teacher, module.unet, config.engine.attention, said)
+        attend(config, teacher, module.network, config.engine.attention, said)
     batch = noise_batch(teacher, config.train.global_batch)
     with phase("forward") as said:
         losses = distil(engine.forward, batch, engine.dtype)
@@ -103,7 +103,7 @@ def compare(
     """Prints the loss at the same weights, and the speed, with one attention backend."""
     try:
         with phase(name) as said, context:
-            attend(config, teacher, module.unet, wanted, said)
+            attend(config, teacher, module.network, wanted, said)
             with torch.no_grad():
                 said["loss"] = distil(engine.forward, batch, engine.dtype).total.item()
             said["samples_per_s"] = speed(step, config.train.global_batch)
@@ -114,7 +114,7 @@ def compare(
 
 def attend(config: Config, teacher: Teacher, unet: Any, wanted: str, said: dict[str, Any]) -> None:
     """Sets the attention of both networks as the trainer does."""
-    for what, network in (("teacher", teacher.unet), ("student", unet)):
+    for what, network in (("teacher", teacher.denoiser), ("student", unet)):
         use = Use(torch.bfloat16, device(), config.train.global_batch, what == "student")
         choices = choose_attention(network, wanted, use)
         set_attention(network, choices)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from randcond.model_zoo.denoiser.condition import blank_forward
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import blank_forward
 from randcond.model_zoo.kernels.fp8 import takes_fp8
 
 FUSED = 3  # assumed: ops outside of products that one fused kernel replaces; each of them reads and writes memory
@@ -47,7 +47,7 @@ def fp8_flop(unet: Any) -> int:
         found += 2 * inputs[0].numel() * output.shape[-1]
 
     with torch.device("meta"), torch.no_grad():
-        shadow = type(unet).from_config(plain_config(unet.config))
+        shadow = Architecture.of(unet).build()
         for name, module in shadow.named_modules():
             if takes_fp8(name, module):
                 module.register_forward_hook(count)

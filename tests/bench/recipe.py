@@ -16,7 +16,7 @@ from torch import nn
 
 from randcond.data.stream.batch import Batch
 from randcond.launch.config.sections import Config
-from randcond.model_zoo.denoiser.condition import denoise
+from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.students.features import TappedStudent
 from randcond.model_zoo.teacher import Teacher
 
@@ -29,9 +29,9 @@ def published_step(
     `micro`: samples of a micro-batch; `low`: the dtype of autocast, fp32 for none.
     """
     device = teacher.device
-    student.unet.enable_gradient_checkpointing()
+    student.network.enable_gradient_checkpointing()
     captured: dict[str, torch.Tensor] = {}
-    modules = dict(teacher.unet.named_modules())
+    modules = dict(teacher.denoiser.named_modules())
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -58,7 +58,7 @@ def published_step(
             noised = teacher.add_noise(latents, noise, timesteps)
             condition = teacher.encode({name: ids[part] for name, ids in batch.token_ids.items()})
             with torch.no_grad():
-                target = denoise(teacher.unet, noised, timesteps, condition)
+                target = denoise(teacher.denoiser, noised, timesteps, condition)
             with torch.autocast(device.type, low, enabled=low != torch.float32):
                 prediction, features = student(noised, timesteps, condition)
             task = zero * F.mse_loss(prediction.float(), noise.float())

@@ -22,7 +22,7 @@ from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
-from randcond.model_zoo.denoiser.condition import cast, denoise
+from randcond.model_zoo.denoiser.forward import cast, denoise
 from randcond.model_zoo.kernels.compilation import compile_network
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher
@@ -72,9 +72,9 @@ class Sides:
         self.engine = build_engine(config, module)
         if options.teacher_fp8:
             print(fp8_teacher(self.teacher), flush=True)
-        choose_kernels(config, self.teacher, module.unet, self.engine, folder)
-        self.flop = flop_per_sample(self.teacher, module.unet)
-        self.student = module.unet
+        choose_kernels(config, self.teacher, module.network, self.engine, folder)
+        self.flop = flop_per_sample(self.teacher, module.network)
+        self.student = module.network
         self.stream = make_stream(folder, config.conditioning.p, self.teacher)
         self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
         self.ahead = Prefetcher(self.loader, self.teacher.device)
@@ -83,7 +83,7 @@ class Sides:
         self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])
         self.others: dict[str, Callable[[], None]] = {}
         if not alone:
-            bare_module.unet.set_attn_processor(module.unet.attn_processors)
+            bare_module.network.set_attn_processor(module.network.attn_processors)
             self.others["bare"] = self._bare(config, bare_module)
             for side, (low, at_once) in published_sides(batch, min(micro, batch)).items():
                 self.others[side] = self._published(config, at_once, low)
@@ -118,21 +118,21 @@ class Sides:
         teacher, taps, dtype = self.teacher, self.distil.taps, self.engine.dtype
         module.to(dtype)
         if config.engine.activation_checkpointing:
-            module.unet.enable_gradient_checkpointing()
-        compile_network(module.unet, config.engine.compile)
+            module.network.enable_gradient_checkpointing()
+        compile_network(module.network, config.engine.compile)
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.99), fused=True)
         condition = teacher.encode(self.fixed.token_ids)
         latents = self.fixed.latents.to(teacher.device).float()
         timesteps = self.fixed.timesteps.to(teacher.device)
         noise = draw_noise(self.fixed.noise_seed, latents)
-        mine = cast(condition, dtype)
+        mine = cast(self.teacher.family, condition, dtype)
 
         def step() -> None:
             noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.distil.memory_format)
             with torch.no_grad():
                 if config.engine.teacher_graph:
                     torch.compiler.cudagraph_mark_step_begin()
-                target: Tensor = denoise(teacher.unet, noised.to(teacher.dtype), timesteps, condition)
+                target: Tensor = denoise(teacher.denoiser, noised.to(teacher.dtype), timesteps, condition)
                 features = taps.collect()
             epsilon, own = module(noised.to(dtype), timesteps, mine)
             loss = torch.nn.functional.mse_loss(epsilon.float(), target.float())

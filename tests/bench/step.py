@@ -23,8 +23,8 @@ import torch
 
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.cost.flops import unet_cost
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.cost.flops import denoiser_cost
+from randcond.model_zoo.denoiser.architecture import Architecture
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate, products
 from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import FOLDER, interval, save
@@ -195,15 +195,15 @@ def largest_memory() -> float | None:
 def floor(sides: Sides, seconds: float) -> Floor:
     """Returns the parts of a plain step that takes `seconds`, to predict the gains of switches."""
     outside = moved_bytes(sides, trained=3) / memory_rate(device())
-    teacher, student = (unet_cost(type(u), plain_config(u.config)).flop for u in (sides.teacher.unet, sides.student))
-    fp8 = sides.batch * fp8_flop(sides.teacher.unet) / matmul_rate(device())
+    teacher, student = (denoiser_cost(Architecture.of(u)).flop for u in (sides.teacher.denoiser, sides.student))
+    fp8 = sides.batch * fp8_flop(sides.teacher.denoiser) / matmul_rate(device())
     return Floor(seconds, outside, teacher, student, fp8)
 
 
 def moved_bytes(sides: Sides, trained: int = 1) -> int:
     """Returns the bytes that a step's forward moves outside of products, op by op, the student's times `trained`."""
     low = sides.engine.dtype.itemsize
-    each = elementwise_bytes(sides.teacher.unet, low) + trained * elementwise_bytes(sides.student, low)
+    each = elementwise_bytes(sides.teacher.denoiser, low) + trained * elementwise_bytes(sides.student, low)
     return sides.batch * each
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.cost.gpu_occupancy import Product, Work, occupancy
-from randcond.model_zoo.denoiser.configuration import complete_config, plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.tune_command import Measured, doubling, proposed
 from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import RECORD, bf16_in_hardware, interval
 from tests.support.patience import HANG
-from tests.support.shaped import unet_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,8 +106,8 @@ def test_what_switches_should_give_by_hand() -> None:
     assert gains["compiled whole"] == pytest.approx(10 / 8)
     assert gains["compiled whole, teacher in fp8"] == pytest.approx(10 / 7.5)
     assert gains["checkpointing"] == pytest.approx(10 / 12)  # the student's forward again: a fifth of the step
-    unet = Teacher.load(ROOT / "data/digits/models/teacher", "fp32").unet
-    whole = unet_cost(type(unet), plain_config(unet.config)).flop
+    unet = Teacher.load(ROOT / "data/digits/models/teacher", "fp32").denoiser
+    whole = denoiser_cost(Architecture.of(unet)).flop
     assert 0.1 * whole < fp8_flop(unet) < 0.5 * whole
 
 
@@ -154,12 +154,10 @@ def test_products_fill_a_gpu_by_hand() -> None:
 
 def test_what_fills_is_what_costs() -> None:
     """The products of a U-Net add up to all of its MACs."""
-    from diffusers import UNet2DConditionModel
-
     from randcond.model_zoo.cost.gpu_occupancy import forward_work
 
-    config = complete_config(unet_config("sd-v1-4", tiny=False))
-    found, cost = forward_work(UNet2DConditionModel, config), unet_cost(UNet2DConditionModel, config)
+    denoiser = denoiser_of("sd-v1-4")
+    found, cost = forward_work(denoiser), denoiser_cost(denoiser)
     macs = sum(p.rows * p.columns * p.depth * p.groups for p in found.products)
     assert macs == cost.macs + cost.attention_macs
     assert len([p for p in found.products if p.attends]) == 2 * 32

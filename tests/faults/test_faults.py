@@ -173,7 +173,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_pat
 SKIP = """
 import sys, torch
 from randcond.launch.config.experiments import load_config; from randcond.launch.config.paths import resolve_path
-from randcond.model_zoo.denoiser.condition import cast
+from randcond.model_zoo.denoiser.forward import cast
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.engine import build_engine
@@ -185,9 +185,10 @@ engine = build_engine(config, module)
 began = engine.gather("weights")
 assert all(torch.equal(began[name], exact[name]) for name in exact), "the masters are not what was initialised"
 def step(factor):
-    noised = torch.randn(2, teacher.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    noised = torch.randn(2, teacher.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = teacher.encode(teacher.tokenizers(["a red two"] * 2), torch.zeros(2, dtype=torch.bool))
-    prediction, _ = engine.forward(noised.to(engine.dtype), torch.tensor([1, 500]), cast(condition, engine.dtype))
+    condition = cast(teacher.family, condition, engine.dtype)
+    prediction, _ = engine.forward(noised.to(engine.dtype), torch.tensor([1, 500]), condition)
     engine.backward(prediction.float().square().mean() * factor)
     return float(engine.step(1e-3, 0.9))
 def state():

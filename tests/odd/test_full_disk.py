@@ -201,9 +201,9 @@ def work():
         """
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.runtime.files import atomic_write
-from randcond.model_zoo.export import export_student, load_unet
+from randcond.model_zoo.export import export_student, load_denoiser
 teacher = resolve_path("package:data/digits/models/teacher")
-unet = load_unet(teacher / "unet", torch.float32)
+unet = load_denoiser(teacher / "unet", torch.float32)
 def work():
     with atomic_write(folder / "student") as temporary:
         export_student(temporary, unet, teacher, "card")

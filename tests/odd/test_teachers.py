@@ -15,9 +15,10 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from safetensors.torch import load_file, save_file
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.teacher_look import check_teacher, teacher_faults
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.families.look import check_teacher, teacher_faults
 from randcond.model_zoo.sampler import draw_latents
-from randcond.model_zoo.students.registry import student_config
+from randcond.model_zoo.students.registry import student_of
 from randcond.model_zoo.teacher import Teacher
 from tests.support import shaped
 
@@ -286,8 +287,8 @@ def _compare(folder: Path) -> None:
     assert torch.equal(condition["encoder_hidden_states"], text)
 
     levels = stock.scheduler.alphas_cumprod
-    assert torch.allclose(teacher.schedule.alphas_cumprod, levels, atol=1e-6)
-    assert teacher.schedule.config.prediction_type == stock.scheduler.config.prediction_type
+    assert torch.allclose(teacher.process.schedule.alphas_cumprod, levels, atol=1e-6)
+    assert teacher.process.schedule.config.prediction_type == stock.scheduler.config.prediction_type
 
     shown: list[dict[str, Any]] = []
 
@@ -310,6 +311,7 @@ def _compare(folder: Path) -> None:
 
 def test_rules_that_remove_layers_refuse_nested_depths(plain: dict[str, Path]) -> None:
     config = {**shaped.unet_config(XL, tiny=True), "transformer_layers_per_block": [[1, 1], [1, 2], [2, 2]]}
+    teacher = Architecture(UNet2DConditionModel, config)
     for rule in ("koala-700m", "koala-1b", "block-base"):
         with pytest.raises(UserError, match="transformer_layers_per_block is"):
-            student_config(rule, config)
+            student_of(rule, teacher)

@@ -13,14 +13,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.export import load_pipeline, load_unet, student_unet, unet_weights
-from randcond.model_zoo.students.registry import student_config
+from randcond.model_zoo.export import denoiser_weights, load_denoiser, load_pipeline, trained_student
+from randcond.model_zoo.networks import denoiser_of
+from randcond.model_zoo.students.registry import student_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.state.checkpoint import StoredCheckpoint, newest_valid
 from tests.support import shaped, warm
@@ -238,9 +237,9 @@ def test_the_exported_student_is_the_trained_one_and_draws_the_same(world: Path,
     """
     run = world / "runs/demo/with"
     teacher = Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32")
-    with torch.device("meta"):
-        like = UNet2DConditionModel.from_config(student_config("block-base", plain_config(teacher.unet.config)))
-    trained = student_unet(like, unet_weights(newest(run).full("weights" if kind == "raw" else kind)), torch.float32)
+    like = student_of("block-base", teacher.architecture).denoiser.blank()
+    stored = denoiser_weights(newest(run).full("weights" if kind == "raw" else kind))
+    trained = trained_student(like, stored, torch.float32)
     name = "student" if kind == "raw" else "student_ema"
     exported, expected = weights(run, name), trained.state_dict()
     assert exported.keys() == expected.keys()
@@ -250,12 +249,11 @@ def test_the_exported_student_is_the_trained_one_and_draws_the_same(world: Path,
 
 
 def test_a_checkpoint_of_another_architecture_is_named(world: Path) -> None:
-    stored = unet_weights(newest(world / "runs/demo/with").full("weights"))
-    config = plain_config(UNet2DConditionModel.load_config(PACKAGE / "data/digits/models/teacher/unet"))
-    with torch.device("meta"):
-        other = UNet2DConditionModel.from_config(student_config("channel-base", config))
+    stored = denoiser_weights(newest(world / "runs/demo/with").full("weights"))
+    teacher = denoiser_of(PACKAGE / "data/digits/models/teacher")
+    other = student_of("channel-base", teacher).denoiser.blank()
     with pytest.raises(UserError, match=r"architecture differs from .* student.rule .* missing, first .*shape"):
-        student_unet(other, stored, torch.float32)
+        trained_student(other, stored, torch.float32)
 
 
 def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
@@ -293,7 +291,7 @@ def sdxl(world: Path) -> Path:
 @pytest.mark.long
 def test_sdxl_is_a_teacher_and_a_student_rule_and_no_second_trainer(world: Path, sdxl: Path) -> None:
     assert all(line[f"loss/{term}"] > 0 for line in metrics(sdxl) for term in ("task", "output", "feature"))
-    unet = load_unet(sdxl / "student/unet", torch.float32)
+    unet = load_denoiser(sdxl / "student/unet", torch.float32)
     drawn = draw_here(Teacher.load(world / "sdxl-teacher", "fp32").pipeline("teacher", unet))
     assert np.allclose(draw_here(load_pipeline(sdxl / "student")), drawn, atol=1e-4)
 
@@ -305,7 +303,7 @@ def test_an_sdxl_student_is_the_same_of_two_ranks_and_in_a_fresh_process(world: 
         for term in ("loss/total", "loss/task", "loss/output", "loss/feature"):
             assert one[term] == pytest.approx(two[term], rel=1e-4), term
     teacher = Teacher.load(world / "sdxl-teacher", "fp32")
-    unet = load_unet(world / "runs/sdxl/student/unet", torch.float32)
+    unet = load_denoiser(world / "runs/sdxl/student/unet", torch.float32)
     fresh = draw_elsewhere(world / "runs/sdxl/student", world / "sdxl.npy", "StableDiffusionXLPipeline")
     assert np.allclose(draw_here(teacher.pipeline("teacher", unet)), fresh, atol=1e-4)
 

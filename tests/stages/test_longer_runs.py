@@ -102,7 +102,7 @@ def test_a_run_starts_from_an_earlier_student(world: Path, earlier: Path, monkey
     config = load_config("demo-with", [*WORDS, f"student.init={earlier}"])
     module, _ = build_step(config, Teacher.load(PACKAGE / "data/digits/models/teacher", "fp32"))
     stored = weights(world / "runs/demo/with", "student_ema")
-    assert all(torch.equal(value, stored[name]) for name, value in module.unet.state_dict().items())
+    assert all(torch.equal(value, stored[name]) for name, value in module.network.state_dict().items())
     words = ["train.lr=1e-4", "pool.min_length=5", "paths.pool=runs/other-pool"]
     randcond(world, "run", "pool", "demo-with", *WORDS, *words)
     train(world, "runs/second", f"student.init={earlier}", *words)

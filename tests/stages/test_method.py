@@ -14,9 +14,8 @@ from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
-from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.sampler import caption_seed
-from randcond.model_zoo.students.registry import find_rule
+from randcond.model_zoo.students.registry import student_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.state.checkpoint import StoredCheckpoint
@@ -178,14 +177,14 @@ def test_the_step_weighs_what_teacher_and_student_say_of_one_input() -> None:
 
         network.get_submodule(name).register_forward_hook(keep)
 
-    names = find_rule("channel-tiny").pairs(plain_config(teacher.unet.config))
+    names = student_of("channel-tiny", teacher.architecture).pairs
     pairs = [(theirs, ours, project) for (theirs, ours), project in zip(names, module.projectors, strict=True)]
     for theirs, ours, _ in pairs:
-        watch(teacher.unet, "teacher", theirs)
-        watch(module.unet, "student", ours)
+        watch(teacher.denoiser, "teacher", theirs)
+        watch(module.network, "student", ours)
     with torch.no_grad():
         text = teacher.pipe.text_encoder(token_ids(teacher, shown))[0]
-        wanted, given = (unet(noised, t, text, return_dict=False)[0] for unet in (teacher.unet, module.unet))
+        wanted, given = (unet(noised, t, text, return_dict=False)[0] for unet in (teacher.denoiser, module.network))
         feature = sum(
             (project(seen["student" + ours]) - seen["teacher" + theirs]).square().mean()
             for theirs, ours, project in pairs

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from randcond.launch.config.paths import PACKAGE
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.export import export_student
 from randcond.model_zoo.students.registry import build_student
 from randcond.model_zoo.teacher import Teacher
@@ -38,7 +38,7 @@ def test_they_draw_the_same_in_older_libraries(tmp_path: Path) -> None:
     folders[0].symlink_to(PACKAGE / "data/digits/models/teacher")
     for layout in ("sd-v1-4", "sd-v2-1", "sdxl"):
         teacher = Teacher.load(shaped.build(layout, tmp_path / f"teacher-{layout}"), "fp32")
-        unet = build_student("block-base", plain_config(teacher.unet.config), 0, teacher.stored_unet()).eval()
+        unet = build_student("block-base", Architecture.of(teacher.denoiser), 0, teacher.stored_denoiser()).eval()
         export_student(tmp_path / layout, unet, teacher.folder, "a card")
         folders.append(tmp_path / layout)
     command = [sys.executable, "-W", "ignore", "-c", DRAW, str(torch.get_num_threads()), *map(str, folders)]

@@ -35,13 +35,13 @@ def train(*words: str, fused: bool = True, where: str = "cpu") -> Run:
     teacher = Teacher.load(resolve_path(config.teacher.path), "fp32", torch.device(where))
     module, distil = build_step(config, teacher)
     if options.attention != "auto":
-        for network, trains in ((teacher.unet, False), (module.unet, True)):
+        for network, trains in ((teacher.denoiser, False), (module.network, True)):
             choices = choose_attention(network, options.attention, Use(torch.float32, teacher.device, 2, trains))
             assert {choice.backend for choice in choices} == {options.attention}
             set_attention(network, choices)
     if options.teacher_fp8:
         fp8_teacher(teacher)
-    apply_speed_options(options, teacher, module.unet)
+    apply_speed_options(options, teacher, module.network)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer = build_optimizer(config, module.parameters())
     for group in optimizer.param_groups:

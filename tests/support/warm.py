@@ -215,26 +215,22 @@ def serve(path: Path) -> None:
 
 def _measure_networks() -> None:
     """Measures the demo's networks on the meta device, so that forked processes need not do it again."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
     from randcond.launch.config.experiments import load_config
     from randcond.launch.config.paths import resolve_path
     from randcond.launch.device.forecast import forecast_all
-    from randcond.model_zoo.cost.flops import unet_cost
+    from randcond.model_zoo.cost.flops import denoiser_cost
     from randcond.model_zoo.kernels.attention import attention_shapes
-    from randcond.model_zoo.networks import unet_of
-    from randcond.model_zoo.students.registry import find_rule, student_config
+    from randcond.model_zoo.networks import denoiser_of
+    from randcond.model_zoo.students.registry import student_of
     from randcond.train.checks import check_training
 
     config = load_config("demo-with", [])
     check_training(config, 1)
     forecast_all([config], 1)  # its costs decide the micro-batch of every training
-    teacher, rule = unet_of(resolve_path(config.teacher.path)), find_rule(config.student.rule)
-    for model, of in ((UNet2DConditionModel, teacher), (rule.model, student_config(config.student.rule, teacher))):
-        unet_cost(model, of)
-        with torch.device("meta"):
-            attention_shapes(model.from_config(of), tokens=77)
+    teacher = denoiser_of(resolve_path(config.teacher.path))
+    for denoiser in (teacher, student_of(config.student.rule, teacher).denoiser):
+        denoiser_cost(denoiser)
+        attention_shapes(denoiser.blank())
 
 
 def _fork(line: socket.socket, listener: socket.socket) -> int:

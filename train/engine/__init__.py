@@ -7,7 +7,6 @@ master weights. It saves and loads its state in pieces by parameter name, indepe
 import os
 import sys
 
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from randcond.launch.config.sections import Config
@@ -33,11 +32,11 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     return ZeroEngine(config, module)
 
 
-def shard_teacher(unet: UNet2DConditionModel) -> None:
-    """Shards a frozen U-Net over all ranks (FSDP2). Each block is gathered just before its forward.
+def shard_teacher(denoiser: nn.Module) -> None:
+    """Shards a frozen denoiser over all ranks (FSDP2). Each block is gathered just before its forward.
 
-    Every rank must take part in every later forward of the U-Net.
+    Every rank must take part in every later forward of the denoiser.
     """
     from randcond.train.engine.fsdp import shard_frozen
 
-    shard_frozen(unet)
+    shard_frozen(denoiser)

@@ -18,7 +18,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import local_ranks
-from randcond.model_zoo.denoiser.condition import Condition
+from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.registry import family_of
 from randcond.train.engine.base import (
     Engine,
     Piece,
@@ -52,7 +53,7 @@ class FsdpEngine(Engine):
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
             "reshard_after_forward": not options.spec.keeps_gathered,
         }
-        for part in [*_blocks(module.unet), module]:
+        for part in [*_blocks(module.network), module]:
             fully_shard(part, **settings)
         self.optimizer = build_optimizer(config, module.parameters())
         self.micro_batches = 0  # of the current step so far
@@ -113,13 +114,13 @@ class FsdpEngine(Engine):
         """Does nothing. The sharded parameters are the master weights; every forward gathers and casts them."""
 
 
-def shard_frozen(unet: nn.Module) -> None:
-    """Shards a frozen U-Net over all ranks, in its own dtype."""
+def shard_frozen(denoiser: nn.Module) -> None:
+    """Shards a frozen denoiser over all ranks, in its own dtype."""
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
-    for part in [*_blocks(unet), unet]:
+    for part in [*_blocks(denoiser), denoiser]:
         fully_shard(part, mesh=mesh)
 
 
-def _blocks(unet: Any) -> list[nn.Module]:
-    """Returns the down, mid and up blocks of a U-Net. Each is gathered as one unit."""
-    return [block for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if block is not None]
+def _blocks(denoiser: Any) -> list[nn.Module]:
+    """Returns the blocks of a denoiser. Each is gathered as one unit."""
+    return family_of(type(denoiser)).blocks(denoiser)

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from diffusers import StableDiffusionXLPipeline
 
 from randcond.launch.config.experiments import shown_dict
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.files import read_record
 from randcond.launch.urls import show_url
-from randcond.model_zoo.checkpoints.diffusers_folder import is_local_path, pipeline_class
+from randcond.model_zoo.checkpoints.diffusers_folder import is_local_path
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.export import licence_files
+from randcond.model_zoo.families.registry import pipeline_of
 from randcond.model_zoo.students.registry import find_rule
 from randcond.train.state.origin import earlier_in_words, of_student, of_teacher
 
@@ -53,9 +53,9 @@ def model_card(
     cache, train = config.cache, config.train
     teacher = _public(config.teacher.path)
     origin = (of_student(student) if student else None) or of_teacher(config.teacher.path, source)
-    has_own_class = find_rule(config.student.rule).model.__module__.startswith("randcond.")
-    is_xl = pipeline_class(source) is StableDiffusionXLPipeline
-    tags = ["text-to-image", "stable-diffusion-xl" if is_xl else "stable-diffusion", "distillation"]
+    has_own_class = not find_rule(config.student.rule).is_of_diffusers
+    pipeline, family = pipeline_of(source)
+    tags = ["text-to-image", family.tag(pipeline), "distillation"]
     front = {
         "library_name": "randcond" if has_own_class else "diffusers",
         "pipeline_tag": "text-to-image",

@@ -5,7 +5,6 @@ In: a teacher, the number of captions, a device, hours. Out: an experiment's set
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Config
@@ -43,11 +42,6 @@ class Choice:
     def hours(self) -> float:
         """Hours of all stages together."""
         return sum(stage.hours for stage in self.stages)
-
-
-def default_rule(unet: dict[str, Any]) -> str:
-    """Returns a student rule for a teacher's U-Net configuration: KOALA's for SDXL, the paper's B-Base for others."""
-    return "koala-700m" if unet.get("addition_embed_type") == "text_time" else "block-base"
 
 
 def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:

@@ -152,4 +152,4 @@ def _init(rule: str) -> str:
     """Returns `teacher` if a rule keeps the teacher's widths, else `random`."""
     from randcond.model_zoo.students.registry import find_rule
 
-    return "teacher" if find_rule(rule).teacher_name is not None else "random"
+    return "teacher" if find_rule(rule).copies else "random"

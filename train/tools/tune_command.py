@@ -25,7 +25,6 @@ from randcond.launch.device.out_of_memory import is_memory
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.denoiser.configuration import plain_config
 from randcond.model_zoo.kernels.compilation import compile_drawing
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
@@ -176,7 +175,7 @@ def _prepare_training(config: Config) -> Callable[[int], int]:
         fp8_teacher(teacher)
     with TemporaryDirectory() as folder:
         large_batch = replace(config, train=replace(config.train, global_batch=ATTENTION_BATCH))
-        choose_kernels(large_batch, teacher, module.unet, engine, Path(folder))
+        choose_kernels(large_batch, teacher, module.network, engine, Path(folder))
 
     def run(batch: int) -> int:
         losses = distil(engine.forward, noise_batch(teacher, batch), engine.dtype)
@@ -202,11 +201,11 @@ def _prepare_evaluation(config: Config) -> Callable[[int], int]:
     """
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
     protocol = protocol_of(config.eval)
-    unet = None
+    network = None
     if "teacher" not in config.eval.of:
-        unet = build_student(config.student.rule, plain_config(teacher.unet.config), 0)
-        unet.to(teacher.device, teacher.dtype).eval().requires_grad_(False)
-    pipe = teacher.pipeline(protocol.sampler, unet)
+        network = build_student(config.student.rule, teacher.architecture, 0)
+        network.to(teacher.device, teacher.dtype).eval().requires_grad_(False)
+    pipe = teacher.pipeline(protocol.sampler, network)
     compile_drawing(pipe, config.eval.compile)
     return _prepare_drawing(pipe, protocol.steps, protocol.guidance, config.eval.resolution, decode_images=True)
 

@@ -15,9 +15,9 @@ from randcond.launch.errors import UserError
 from randcond.launch.keys import json_schema
 from randcond.launch.runtime.files import write_text
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.checkpoints.teacher_look import check_teacher
-from randcond.model_zoo.networks import unet_of
-from randcond.train.tools.own_experiment import PASSES, choose, default_rule
+from randcond.model_zoo.families.look import check_teacher
+from randcond.model_zoo.networks import denoiser_of
+from randcond.train.tools.own_experiment import PASSES, choose
 from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
 
 
@@ -38,7 +38,7 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
     here = (
         Here(gpu, find_gpu(gpu)) if gpu else device_here(1, torch.float32 if device().type == "cpu" else torch.bfloat16)
     )
-    rule = student or default_rule(unet_of(resolve_path(teacher)))
+    rule = student or _default_rule(resolve_path(teacher))
     own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16")
     with TemporaryDirectory() as folder:
         sketch = Path(folder) / file.name
@@ -55,6 +55,12 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
         f"next: {shlex.join(['randcond', 'run', 'all', str(file)])}",
     ]
     return "\n".join(lines)
+
+
+def _default_rule(teacher: Path | str) -> str:
+    """Returns the student rule for a teacher if a person names none."""
+    denoiser = denoiser_of(teacher)
+    return denoiser.family.default_rule(denoiser.config)
 
 
 def _few(latents: int) -> str:

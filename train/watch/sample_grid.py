@@ -1,6 +1,7 @@
 """The sample grid of a training run: images of teacher (top row) and student, for the same captions and seeds."""
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -9,7 +10,7 @@ from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.device.drawing import GRID
 from randcond.launch.device.out_of_memory import naming_memory
-from randcond.model_zoo.export import student_unet, unet_weights
+from randcond.model_zoo.export import denoiser_weights, trained_student
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.engine import Engine
@@ -27,7 +28,7 @@ def grid_captions(config: Config) -> list[str]:
 
 
 @naming_memory("set train.sample_every=0 to train without sample grids")
-def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.Module) -> Tensor:
+def draw_grid(config: Config, teacher: Teacher, engine: Engine, student: ModelMixin) -> Tensor:
     """Returns the image grid [3, H, W] with values in [0, 1] on rank 0.
 
     Every rank must call it, because the raw weights are gathered from all ranks. Rank 0 alone draws the images, except
@@ -36,7 +37,7 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, unet: torch.nn.M
     gathered = engine.gather("weights")
     networks: list[torch.nn.Module | None] = [None]
     if engine.rank == 0:
-        networks.append(student_unet(unet, unet_weights(gathered), teacher.dtype).to(teacher.device))
+        networks.append(trained_student(student, denoiser_weights(gathered), teacher.dtype).to(teacher.device))
     elif config.engine.teacher == "replicated":
         return torch.empty(0)
     captions = grid_captions(config)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch.autograd.graph import saved_tensors_hooks
 
 from randcond.launch.config.engines import EngineKind, shard_group
@@ -29,11 +28,10 @@ from randcond.launch.planning.step_time import (
     step_traffic,
 )
 from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
-from randcond.model_zoo.checkpoints.layouts import LAYOUTS
-from randcond.model_zoo.cost.flops import unet_cost
+from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.cost.gpu_occupancy import forward_work
 from randcond.model_zoo.cost.memory import COMPARED_BYTES, Sharding, state_memory
-from randcond.model_zoo.denoiser.configuration import complete_config
+from randcond.model_zoo.networks import denoiser_of
 from randcond.train.losses import feature_loss, frequency_loss, spatial_loss
 from tests.support import warm
 from tests.support.demo import on_ranks, randcond
@@ -117,7 +115,7 @@ def test_the_chosen_micro_batch_takes_the_memory_that_is_predicted(
     words.append(f"engine.micro_batch={micro}")
     memory = training_memory(load_config("demo-with", words), found, cluster)
     # The measurement leaves the frozen networks out.
-    predicted = sum(memory.values()) - memory["teacher U-Net"] - memory["text encoders and VAE"]
+    predicted = sum(memory.values()) - memory["teacher denoiser"] - memory["text encoders and VAE"]
     done = warm.run(on_ranks(1, "tests.support.footprint", ["demo-with", *words], tmp_path))
     assert done[0].returncode == 0, done[0].stderr
     peak = json.loads(done[0].stdout.splitlines()[-1])["peak"]
@@ -240,9 +238,9 @@ def test_a_teacher_in_int8_takes_what_is_counted(sizes: Sizes) -> None:
         dtype: training_memory(paper(f"teacher.dtype={dtype}"), sizes, Cluster(find_gpu("h200"), 1, 1))
         for dtype in ("bf16", "int8")
     }
-    for part, share in (("teacher U-Net", 0.51), ("text encoders and VAE", 0.85)):
+    for part, share in (("teacher denoiser", 0.51), ("text encoders and VAE", 0.85)):
         assert memory["int8"][part] / memory["bf16"][part] == pytest.approx(share, abs=0.02), part
-    others = memory["bf16"].keys() - {"teacher U-Net", "text encoders and VAE"}
+    others = memory["bf16"].keys() - {"teacher denoiser", "text encoders and VAE"}
     assert all(memory["int8"][part] == memory["bf16"][part] for part in others)
 
 
@@ -390,10 +388,10 @@ def test_small_batches_wear_a_gpu_out_as_in_mlperf() -> None:
 
     The published speeds are those of undisturbed blocks of the logs.
     """
-    config = complete_config({**LAYOUTS["sd-v2-1"], "sample_size": 64})
+    unet = denoiser_of("sd-v2-1").at(64)
     cost, forward, gpu = (
-        unet_cost(UNet2DConditionModel, config),
-        forward_work(UNet2DConditionModel, config),
+        denoiser_cost(unet),
+        forward_work(unet),
         find_gpu("h100"),
     )
     flop, efficiency = 3 * cost.flop, 1.0

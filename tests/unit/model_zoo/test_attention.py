@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend
 
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
-from randcond.model_zoo.denoiser.condition import cast, denoise
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import cast, denoise
+from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.kernels import attention
 from randcond.model_zoo.kernels.attention import (
     AttentionShape,
@@ -27,7 +28,7 @@ from randcond.model_zoo.kernels.attention import (
     set_attention,
     summary,
 )
-from randcond.model_zoo.students.registry import student_config
+from randcond.model_zoo.students.registry import student_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, choose_kernels
 from tests.unit.model_zoo.test_students import inputs, tiny_teacher
@@ -41,7 +42,7 @@ def settled(folder: Path, *words: str) -> dict[str, Any]:
     teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, CPU)
     module, _ = build_step(config, teacher)
     engine: Any = SimpleNamespace(rank=0, ranks=1, device=CPU, dtype=torch.float32, broadcast=lambda it: it)
-    choose_kernels(config, teacher, module.unet, engine, folder)
+    choose_kernels(config, teacher, module.network, engine, folder)
     return json.loads((folder / "attention.json").read_text())
 
 
@@ -52,7 +53,7 @@ def full_size(name: str) -> torch.nn.Module:
 
     with torch.device("meta"):
         teacher = UNet2DConditionModel(**unet_config("sd-v1-4", tiny=False))
-        return UNet2DConditionModel.from_config(student_config(name, plain_config(teacher.config)))
+        return student_of(name, Architecture.of(teacher)).denoiser.build()
 
 
 def test_shapes_are_those_of_the_forward() -> None:
@@ -198,6 +199,8 @@ def test_on_a_gpu_every_backend_is_taken_and_agrees_with_sdpa() -> None:
         choices = choose_attention(teacher, wanted, Use(torch.bfloat16, device, 2, trains=True), tokens=7)
         assert {choice.backend for choice in choices} == {wanted}, summary(choices)
         set_attention(teacher, choices, tokens=7)
-        drawn[wanted] = denoise(teacher, inputs_[0].bfloat16(), inputs_[1], cast(condition, torch.bfloat16))
+        drawn[wanted] = denoise(
+            teacher, inputs_[0].bfloat16(), inputs_[1], cast(StableDiffusion(), condition, torch.bfloat16)
+        )
     for wanted in ("flash", "cudnn", "efficient", "xformers"):
         assert torch.allclose(drawn["sdpa"].float(), drawn[wanted].float(), atol=0.05, rtol=0.05), wanted

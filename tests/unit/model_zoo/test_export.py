@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import DTYPES
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
-from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.export import copy_student, export_student, load_pipeline, load_unet
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.export import copy_student, export_student, load_denoiser, load_pipeline
 from randcond.model_zoo.importing.older_libraries import for_older_libraries
 from randcond.model_zoo.students.registry import STUDENTS, build_student, find_rule
 from randcond.model_zoo.teacher import Teacher
@@ -136,9 +136,9 @@ def students(teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     for name in [*RULES, "sd-v2-1", "sdxl"]:
         layout = name if name in teachers else TEACHER_OF.get(name.split("-")[0], "sd-v1-4")
         rule = "block-base" if name in teachers else name
-        teacher = load_unet(teachers[layout] / "unet", torch.float32)
-        copied = teacher.state_dict() if find_rule(rule).teacher_name else None
-        unet = build_student(rule, plain_config(teacher.config), 0, copied)
+        teacher = load_denoiser(teachers[layout] / "unet", torch.float32)
+        copied = teacher.state_dict() if find_rule(rule).copies else None
+        unet = build_student(rule, Architecture.of(teacher), 0, copied)
         export_student(root / name, unet, teachers[layout], "a card")
         found[name] = root / name
     return found
@@ -159,7 +159,7 @@ def test_every_student_is_exported_in_every_dtype(
         ours, exact = load_file(tmp_path / "out" / path.relative_to(students[name])), load_file(path)
         assert ours.keys() == exact.keys()
         assert all(torch.equal(ours[key], value.to(DTYPES[dtype])) for key, value in exact.items()), path
-    loaded = load_unet(tmp_path / "out/unet", torch.float32)
+    loaded = load_denoiser(tmp_path / "out/unet", torch.float32)
     assert type(loaded) is find_rule(name).model
     assert json.loads((tmp_path / "out/model_index.json").read_text())["unet"][1] == type(loaded).__name__
     assert (tmp_path / "out/README.md").read_text() == "another card"
@@ -238,7 +238,7 @@ def test_a_folder_of_transformers_5_becomes_one_for_both(tmp_path: Path) -> None
 def test_sharded_parts_are_copied_and_cast_with_their_index(teachers: dict[str, Path], tmp_path: Path) -> None:
     teacher = Teacher.load(teachers["sd-v1-4"], "fp32")
     teacher.pipe.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
-    export_student(tmp_path / "student", teacher.unet, tmp_path / "sharded", "a card")
+    export_student(tmp_path / "student", teacher.denoiser, tmp_path / "sharded", "a card")
     copy_student(tmp_path / "half", tmp_path / "student", "a card", torch.float16)
     for folder, dtype in (("student", torch.float32), ("half", torch.float16)):
         for part in ("vae", "text_encoder"):

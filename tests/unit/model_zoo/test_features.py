@@ -5,10 +5,10 @@ import torch
 import torch._dynamo.utils
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.denoiser.condition import denoise
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
-from randcond.model_zoo.students.registry import build_student, find_rule
+from randcond.model_zoo.students.registry import build_student, student_of
 from tests.support.compiling import fast_compilation
 from tests.unit.model_zoo.test_students import inputs, tiny_teacher
 
@@ -44,16 +44,17 @@ def test_taps_give_the_same_features_and_gradients(layout: str, name: str, how: 
 def compare_runs(layout: str, name: str, how: str) -> None:
     """Compares two steps with a plain one."""
     teacher = tiny_teacher(layout)
-    rule = find_rule(name)
-    module = TappedStudent(build_student(name, plain_config(teacher.config), seed=1), teacher, rule)
+    architecture = Architecture.of(teacher)
+    network = build_student(name, architecture, seed=1)
+    module = TappedStudent(network, student_of(name, architecture), architecture)
     plain = forward_and_backward(module, teacher)
     if how in ("checkpointing", "both"):
-        module.unet.enable_gradient_checkpointing()
+        module.network.enable_gradient_checkpointing()
     if how in ("compile", "both"):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         # aot_eager traces like the real compiler but compiles no C++, which is slow. Only the hardest case compiles.
-        module.unet.compile_repeated_blocks(backend="inductor" if (layout, how) == ("sdxl", "both") else "aot_eager")
+        module.network.compile_repeated_blocks(backend="inductor" if (layout, how) == ("sdxl", "both") else "aot_eager")
     for _ in range(2):  # a second step must not see features that the first backward pass recomputed
         again = forward_and_backward(module, teacher)
         assert torch.allclose(plain[0], again[0], atol=1e-5)

@@ -61,15 +61,17 @@ def test_a_layer_computes_with_its_stored_weights(dtype: torch.dtype) -> None:
 def test_a_teacher_in_int8_is_near_and_small(layout: str, tmp_path: Path) -> None:
     folder = build(layout, tmp_path / layout)
     exact, stored = Teacher.load(folder, "bf16"), Teacher.load(folder, "int8")
-    assert stored.dtype == stored.unet.dtype == torch.bfloat16
+    assert stored.dtype == stored.denoiser.dtype == torch.bfloat16
     assert {encoder.dtype for encoder in stored.text_encoders} == {torch.bfloat16}
     found = re.fullmatch(r"teacher in int8: (\d+) of (\d+) linear .* predictions by (\d+\.\d+)%", stored.remark)
     assert found and int(found[1]) > 0.9 * int(found[2]) and 0.1 < float(found[3]) < 10
-    for ours, theirs in zip((stored.unet, *stored.text_encoders), (exact.unet, *exact.text_encoders), strict=True):
+    for ours, theirs in zip(
+        (stored.denoiser, *stored.text_encoders), (exact.denoiser, *exact.text_encoders), strict=True
+    ):
         assert held(ours) == int8_bytes(theirs) < held(theirs)
         assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
         assert not any(p.requires_grad for p in ours.parameters())
-    weights = stored.stored_unet()  # students start from the weights in the files
+    weights = stored.stored_denoiser()  # students start from the weights in the files
     assert all(weights[name].dtype == torch.float32 for name in ("conv_in.weight", "mid_block.resnets.0.conv1.weight"))
 
 
@@ -80,11 +82,11 @@ def test_the_embedded_teacher_in_int8_says_how_far_off_it_is() -> None:
 
 def test_taps_and_channels_last_see_no_difference() -> None:
     teacher = Teacher.load(DIGITS, "int8")
-    taps = FeatureTaps(teacher.unet, ["down_blocks.0", "mid_block", "down_blocks.0.attentions.0"])
+    taps = FeatureTaps(teacher.denoiser, ["down_blocks.0", "mid_block", "down_blocks.0.attentions.0"])
     plain = teacher.probe()
     features = taps.collect()
     assert len(features) == 3 and all(feature.dtype == torch.bfloat16 for feature in features)
-    teacher.unet.to(memory_format=torch.channels_last)
+    teacher.denoiser.to(memory_format=torch.channels_last)
     assert (teacher.probe() - plain).norm() / plain.norm() < 0.01
 
 
@@ -112,12 +114,12 @@ def test_a_pipeline_in_int8_draws_nearly_the_same() -> None:
 def test_a_compiled_teacher_in_int8_predicts_the_same(how: str) -> None:
     teacher = Teacher.load(DIGITS, "int8")
     plain = teacher.probe()
-    compile_network(teacher.unet, how)
+    compile_network(teacher.denoiser, how)
     assert (teacher.probe() - plain).norm() / plain.norm() < 0.01
 
 
 def test_layers_outside_of_numbered_blocks_stay() -> None:
-    unet = Teacher.load(DIGITS, "fp32").unet
+    unet = Teacher.load(DIGITS, "fp32").denoiser
     taken, layers = store_in_int8(unet)
     assert 0 < taken < layers
     for name in ("conv_in", "conv_out", "time_embedding.linear_1"):

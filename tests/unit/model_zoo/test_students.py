@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from diffusers import UNet2DConditionModel
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.cost.memory import saved_activations
-from randcond.model_zoo.denoiser.condition import blank_condition, denoise
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import denoise
+from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
-from randcond.model_zoo.students.registry import STUDENTS, build_student, find_rule, student_config
+from randcond.model_zoo.students.registry import STUDENTS, build_student, find_rule, student_of
 from randcond.model_zoo.students.rule import StudentRule
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel, haar_dwt, haar_idwt
+from randcond.model_zoo.students.unet_rule import UNetRule
 from randcond.model_zoo.students.weight_copy import copy_teacher_weights
 from randcond.train.losses import feature_loss, output_loss
 from tests.support.demo import randcond
@@ -52,10 +55,19 @@ def tiny_teacher(layout: str) -> UNet2DConditionModel:
     return UNet2DConditionModel(**unet_config(layout, tiny=True)).eval().requires_grad_(False)
 
 
+def blank(config: dict[str, Any], batch: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    return StableDiffusion().blank_condition(config, batch, 7, dtype)
+
+
+def tapped(unet: UNet2DConditionModel, teacher: UNet2DConditionModel, rule: StudentRule) -> TappedStudent:
+    architecture = Architecture.of(teacher)
+    return TappedStudent(unet, rule.derive(architecture), architecture)
+
+
 def inputs(teacher: UNet2DConditionModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(2)
     config = teacher.config
-    condition = {name: torch.randn_like(value) for name, value in blank_condition(config, batch, tokens=7).items()}
+    condition = {name: torch.randn_like(value) for name, value in blank(config, batch).items()}
     noised = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size)
     return noised, torch.tensor([10, 900])[:batch], condition
 
@@ -84,15 +96,15 @@ def test_sizes_and_costs_are_the_papers(teachers: list[str], tmp_path: Path) -> 
 
 @pytest.mark.heavy
 def test_activations_are_what_a_real_forward_keeps(tmp_path: Path) -> None:
-    config = plain_config(tiny_teacher("sd-v1-4").config)
-    counted = saved_activations(UNet2DConditionModel, config, batch=3, tokens=7)
-    unet, kept = UNet2DConditionModel.from_config(config).to(torch.bfloat16), {}
+    denoiser = tiny("sd-v1-4")
+    counted = saved_activations(denoiser, batch=3, tokens=7)
+    unet, kept = denoiser.build().to(torch.bfloat16), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    condition = blank_condition(config, 3, 7, torch.bfloat16)
+    condition = blank(denoiser.config, 3, torch.bfloat16)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = denoise(unet, torch.zeros(3, 4, 16, 16, dtype=torch.bfloat16), torch.zeros(3), condition)
     own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
@@ -123,9 +135,9 @@ def expected_source(name: str, key: str) -> str:
 )
 def test_teacher_weights_are_copied_bit_by_bit(layout: str, name: str) -> None:
     theirs = tiny_teacher(layout).state_dict()
-    rule = find_rule(name)
-    student = rule.model.from_config(student_config(name, unet_config_of(layout)))
-    copied = copy_teacher_weights(rule, student, theirs)
+    derived = student_of(name, tiny(layout))
+    student = derived.denoiser.build()
+    copied = copy_teacher_weights(derived, student, theirs)
     compared = 0
     for key, tensor in student.state_dict().items():
         source = expected_source(name, key)
@@ -134,15 +146,15 @@ def test_teacher_weights_are_copied_bit_by_bit(layout: str, name: str) -> None:
     assert copied == compared == len(list(student.state_dict()))
 
 
-def unet_config_of(layout: str) -> dict[str, object]:
-    return plain_config(tiny_teacher(layout).config)
+def tiny(layout: str) -> Architecture:
+    return Architecture.of(tiny_teacher(layout))
 
 
 @pytest.mark.parametrize(("layout", "name"), [("sd-v1-4", "block-tiny"), ("sdxl", "koala-700m"), ("sdxl", "koala-1b")])
 def test_every_full_size_tensor_has_a_teacher_tensor_of_its_shape(layout: str, name: str) -> None:
     with torch.device("meta"):
         teacher = UNet2DConditionModel(**unet_config(layout, tiny=False))
-        student = UNet2DConditionModel.from_config(student_config(name, plain_config(teacher.config)))
+        student = student_of(name, Architecture.of(teacher)).denoiser.build()
     theirs = {key: tensor.shape for key, tensor in teacher.state_dict().items()}
     for key, tensor in student.state_dict().items():
         assert theirs[expected_source(name, key)] == tensor.shape
@@ -151,7 +163,7 @@ def test_every_full_size_tensor_has_a_teacher_tensor_of_its_shape(layout: str, n
 def test_slim_copies_all_but_its_samplers() -> None:
     teacher = tiny_teacher("sd-v1-4")
     theirs = teacher.state_dict()
-    student = build_student("slim-base", plain_config(teacher.config), 0, theirs)
+    student = build_student("slim-base", Architecture.of(teacher), 0, theirs)
     assert isinstance(student, SlimUNet2DConditionModel)
     fresh = [key for key in student.state_dict() if "samplers" in key]
     assert len(fresh) == 3 * 4 + 3 * 6  # gates of two linear layers; upsamplers also have a convolution
@@ -163,11 +175,11 @@ def test_slim_copies_all_but_its_samplers() -> None:
 @pytest.mark.heavy
 def test_a_student_that_removes_nothing_is_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     for layout in ("sd-v1-4", "sdxl"):
-        everything = StudentRule("all of it", dict, find_rule("block-base").pairs, lambda name: name)
+        everything = UNetRule("all of it", dict, find_rule("block-base").pairs, lambda name: name)
         monkeypatch.setitem(STUDENTS, "everything", everything)
         teacher = tiny_teacher(layout)
-        unet = build_student("everything", plain_config(teacher.config), 0, teacher.state_dict())
-        student = TappedStudent(unet, teacher, everything)
+        unet = build_student("everything", Architecture.of(teacher), 0, teacher.state_dict())
+        student = tapped(unet, teacher, everything)
         taps = FeatureTaps(teacher, student.teacher_names)
         noised, timesteps, condition = inputs(teacher)
         target = denoise(teacher, noised, timesteps, condition)
@@ -181,8 +193,7 @@ def test_a_student_that_removes_nothing_is_the_teacher(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("layout", "name"), NINE + ELSEWHERE)
 def test_every_student_trains_and_its_features_meet(layout: str, name: str) -> None:
     teacher = tiny_teacher(layout)
-    rule = find_rule(name)
-    student = TappedStudent(build_student(name, plain_config(teacher.config), seed=1), teacher, rule)
+    student = tapped(build_student(name, Architecture.of(teacher), seed=1), teacher, find_rule(name))
     taps = FeatureTaps(teacher, student.teacher_names)
     noised, timesteps, condition = inputs(teacher)
     target = denoise(teacher, noised, timesteps, condition)
@@ -196,18 +207,18 @@ def test_every_student_trains_and_its_features_meet(layout: str, name: str) -> N
 
 
 def test_koala_taps_name_what_the_paper_lists() -> None:
-    pairs = find_rule("koala-1b").pairs(unet_config_of("sdxl"))
+    pairs = student_of("koala-1b", tiny("sdxl")).pairs
     attentions = [pair for pair in pairs if pair[0].endswith("attn1")]
     assert len(pairs) == len(attentions) + 2
     assert len(attentions) == 2 + 6 + 6 + (6 + 6) + (2 + 2)  # down 1, down 2, mid, up 0 twice, up 1 twice
     assert ("up_blocks.2.resnets.2.conv2", "up_blocks.2.resnets.1.conv2") in pairs
-    assert not [pair for pair in find_rule("koala-700m").pairs(unet_config_of("sdxl")) if "mid" in pair[0]]
+    assert not [pair for pair in student_of("koala-700m", tiny("sdxl")).pairs if "mid" in pair[0]]
 
 
 def test_channel_students_of_a_teacher_with_heads_of_fixed_width_keep_them_near_it() -> None:
     with torch.device("meta"):
-        teacher = plain_config(UNet2DConditionModel(**unet_config("sd-v2-1", tiny=False)).config)
-    base = student_config("channel-base", teacher)
+        teacher = Architecture.of(UNet2DConditionModel(**unet_config("sd-v2-1", tiny=False)))
+    base = student_of("channel-base", teacher).denoiser.config
     assert base["block_out_channels"] == (256, 512, 1024, 1024) and base["attention_head_dim"] == [4, 8, 16, 16]
 
 
@@ -221,13 +232,13 @@ def test_a_slim_students_class_keeps_its_name() -> None:
 def test_what_a_rule_cannot_do_is_said() -> None:
     with pytest.raises(UserError, match="unknown student 'block-huge'; known: block-base"):
         find_rule("block-huge")
-    sd, sdxl = unet_config_of("sd-v1-4"), unet_config_of("sdxl")
+    sd, sdxl = tiny("sd-v1-4"), tiny("sdxl")
     with pytest.raises(UserError, match=r"student.rule: block-tiny: .* this teacher has 3"):
-        student_config("block-tiny", sdxl)
+        student_of("block-tiny", sdxl)
     with pytest.raises(UserError, match=r"koala-1b: .* use a block rule"):
-        student_config("koala-1b", sd)
+        student_of("koala-1b", sd)
     with pytest.raises(UserError, match="layers_per_block is 1, expected 2"):
-        student_config("block-base", student_config("block-base", sd))
+        student_of("block-base", student_of("block-base", sd).denoiser)
     with pytest.raises(UserError, match="widths differ"):
         build_student("channel-base", sd, 0, tiny_teacher("sd-v1-4").state_dict())
     wider = UNet2DConditionModel(**{**unet_config("sd-v1-4", tiny=True), "cross_attention_dim": 24}).state_dict()
@@ -238,20 +249,21 @@ def test_what_a_rule_cannot_do_is_said() -> None:
 def test_features_that_do_not_meet_are_named() -> None:
     teacher = tiny_teacher("sd-v1-4")
     rule = find_rule("channel-base")
-    unet = build_student("channel-base", plain_config(teacher.config), 0)
-    bare = StudentRule(rule.summary, rule.config, rule.pairs, None, projected=False)
+    unet = build_student("channel-base", Architecture.of(teacher), 0)
+    assert isinstance(rule, UNetRule)
+    bare = UNetRule(rule.summary, rule.config, rule.pairs, None, projected=False)
     with pytest.raises(UserError, match=r"down_blocks.0.downsamplers.0.conv.*\(32, 8, 8\), the student's has \(24, "):
-        TappedStudent(unet, teacher, bare)
-    shifted = StudentRule("", rule.config, lambda _: [("down_blocks.0", "down_blocks.1")], None, projected=True)
+        tapped(unet, teacher, bare)
+    shifted = UNetRule("", rule.config, lambda _: [("down_blocks.0", "down_blocks.1")], None, projected=True)
     with pytest.raises(UserError, match="pair other modules"):
-        TappedStudent(unet, teacher, shifted)
+        tapped(unet, teacher, shifted)
 
 
 def test_random_initialisation_follows_its_seed_and_leaves_the_global_one() -> None:
-    config = unet_config_of("sd-v1-4")
+    teacher = tiny("sd-v1-4")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (build_student("block-base", config, seed) for seed in (1, 1, 2))
+    one, same, other = (build_student("block-base", teacher, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     weight = "conv_in.weight"
     assert torch.equal(one.state_dict()[weight], same.state_dict()[weight])

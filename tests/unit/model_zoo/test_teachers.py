@@ -14,8 +14,8 @@ from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
-from randcond.model_zoo.denoiser.condition import denoise
-from randcond.model_zoo.denoiser.configuration import plain_config
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.export import export_student
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import decode, draw_latents
@@ -65,7 +65,7 @@ def test_one_interface_predicts_noises_and_draws(layout: str, folders: dict[str,
     latents, noise = (torch.randn(3, 4, 16, 16, generator=generator) for _ in range(2))
     timesteps = torch.tensor([0, 500, 999])
     condition = teacher.encode(teacher.tokenizers(CAPTIONS))
-    assert denoise(teacher.unet, latents, timesteps, condition).shape == latents.shape
+    assert denoise(teacher.denoiser, latents, timesteps, condition).shape == latents.shape
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     keep = (1 - betas).cumprod(0)[timesteps][:, None, None, None]
@@ -101,7 +101,7 @@ def test_a_teacher_in_bf16_starts_from_normal_noise_and_steps_in_fp32(sampler: s
     teacher = Teacher.load(folders["sdxl"], "bf16")
     pipe = teacher.pipeline(sampler)
     shown: list[torch.Tensor] = []
-    with teacher.unet.register_forward_pre_hook(lambda unet, inputs: shown.append(inputs[0])):
+    with teacher.denoiser.register_forward_pre_hook(lambda unet, inputs: shown.append(inputs[0])):
         drawn = draw_latents(pipe, ["a bar"] * 16, list(range(16)), steps=2, guidance=2.0, batch=16)
     generators = [torch.Generator().manual_seed(seed) for seed in range(16)]
     exact = torch.cat([torch.randn(1, 4, 16, 16, generator=each) for each in generators])
@@ -126,10 +126,10 @@ def test_a_damaged_weight_file_is_named(folders: dict[str, Path], tmp_path: Path
 def test_what_a_teacher_is_shown_may_be_of_another_size(folders: dict[str, Path]) -> None:
     """Latents of real images may have another size (cache.resolution). SDXL gets it, and FLOP are counted for it."""
     teacher = Teacher.load(folders["sdxl"], "fp32")
-    own = flop_per_sample(teacher, teacher.unet)
+    own = flop_per_sample(teacher, teacher.denoiser)
     teacher.latent_side = 8
     assert teacher.encode(teacher.tokenizers(CAPTIONS))["time_ids"][0].tolist() == [64, 64, 0, 0, 64, 64]
-    assert 0.25 < flop_per_sample(teacher, teacher.unet) / own < 0.4  # text and time cost the same at every size
+    assert 0.25 < flop_per_sample(teacher, teacher.denoiser) / own < 0.4  # text and time cost the same at every size
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -137,11 +137,11 @@ def test_students_start_from_the_stored_weights_not_from_the_rounded_ones(
     layout: str, folders: dict[str, Path]
 ) -> None:
     teacher = Teacher.load(folders[layout], "bf16")
-    assert teacher.unet.dtype == torch.bfloat16 and teacher.pipe.vae.dtype == torch.float32
-    student = build_student("block-base", plain_config(teacher.unet.config), 0, teacher.stored_unet())
-    exact = Teacher.load(folders[layout], "fp32").unet.state_dict()
+    assert teacher.denoiser.dtype == torch.bfloat16 and teacher.pipe.vae.dtype == torch.float32
+    student = build_student("block-base", Architecture.of(teacher.denoiser), 0, teacher.stored_denoiser())
+    exact = Teacher.load(folders[layout], "fp32").denoiser.state_dict()
     assert torch.equal(student.state_dict()["conv_in.weight"], exact["conv_in.weight"])
-    assert len(teacher.stored_unet()) == len(exact)
+    assert len(teacher.stored_denoiser()) == len(exact)
 
 
 def change(folder: Path, out: Path, file: str, **settings: object) -> Path:
@@ -224,7 +224,7 @@ def test_the_step_gives_gradients_to_student_and_projectors_alone(
     )
     teacher = Teacher.load(folders[layout], "fp32")
     module, distil = build_step(config, teacher)
-    frozen = [teacher.unet, *teacher.text_encoders, teacher.pipe.vae]
+    frozen = [teacher.denoiser, *teacher.text_encoders, teacher.pipe.vae]
     for network in frozen:
         network.requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
@@ -249,16 +249,16 @@ def test_the_step_gives_gradients_to_student_and_projectors_alone(
 
 def test_sharded_weights_are_found_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = Teacher.load(folders["sd-v1-4"], "fp32")
-    teacher.unet.save_pretrained(tmp_path, max_shard_size="1MB")
+    teacher.denoiser.save_pretrained(tmp_path, max_shard_size="1MB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    stored, exact = StoredTensors(tmp_path), teacher.unet.state_dict()
+    stored, exact = StoredTensors(tmp_path), teacher.denoiser.state_dict()
     assert set(stored) == set(exact) and all(torch.equal(stored[name], exact[name]) for name in exact)
 
 
 @pytest.mark.heavy
 def test_a_v_prediction_student_is_exported_and_draws_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = Teacher.load(folders["sd-v2-1"], "fp32")
-    unet = build_student("block-base", plain_config(teacher.unet.config), 0, teacher.stored_unet()).eval()
+    unet = build_student("block-base", Architecture.of(teacher.denoiser), 0, teacher.stored_denoiser()).eval()
     pipe = teacher.pipeline("teacher", unet)
     ours = draw_here(pipe)
     export_student(tmp_path / "student", unet, teacher.folder, "a card")

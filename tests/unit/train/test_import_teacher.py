@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.teacher_look import configuration_faults, teacher_faults
+from randcond.model_zoo.families.look import teacher_faults
+from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.importing.single_file import _Kind, _write_configuration
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.import_teacher import import_teacher
@@ -53,8 +54,8 @@ def same_teacher(one: Path, other: Path, tolerance: float = 0.0) -> None:
         mine, theirs = (getattr(teacher.pipe, part).state_dict() for teacher in (first, second))
         assert mine.keys() == theirs.keys()
         assert all(torch.allclose(mine[name], theirs[name], atol=tolerance) for name in mine)
-    assert torch.equal(first.schedule.alphas_cumprod, second.schedule.alphas_cumprod)
-    assert first.schedule.config.prediction_type == second.schedule.config.prediction_type
+    assert torch.equal(first.process.schedule.alphas_cumprod, second.process.schedule.alphas_cumprod)
+    assert first.process.schedule.config.prediction_type == second.process.schedule.config.prediction_type
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -219,6 +220,6 @@ def test_the_published_models_are_described_as_teachers(kind: _Kind, tmp_path: P
     folder = _write_configuration(kind, tmp_path / "config")
     parts = ["unet", "vae", "text_encoder", "tokenizer"]
     parts += ["text_encoder_2", "tokenizer_2"] if kind.layout == "sdxl" else []
-    assert list(configuration_faults(folder, parts)) == []
+    assert list(StableDiffusion().faults(folder, parts)) == []
     faults = list(teacher_faults(folder))
     assert faults and all("has no weights" in fault for fault in faults)

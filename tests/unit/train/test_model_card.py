@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from randcond.launch.config.experiments import load_config
-from randcond.model_zoo.denoiser.configuration import plain_config
-from randcond.model_zoo.export import copy_student, export_student, load_unet
+from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.export import copy_student, export_student, load_denoiser
 from randcond.model_zoo.students.registry import build_student
 from randcond.train.state.model_card import model_card
 from tests.support import shaped
@@ -37,7 +37,7 @@ def with_readme(teacher: Path, text: str, request: pytest.FixtureRequest) -> Non
 
 @pytest.mark.parametrize("rule", ["block-base", "slim-base"])
 def test_the_usage_runs_as_written(rule: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = build_student(rule, plain_config(load_unet(teacher / "unet", torch.float32).config), 0)
+    unet = build_student(rule, Architecture.of(load_denoiser(teacher / "unet", torch.float32)), 0)
     export_student(tmp_path / "student", unet, teacher, card_of(teacher, f"student.rule={rule}"))
     copy_student(tmp_path / "half", tmp_path / "student", (tmp_path / "student/README.md").read_text(), torch.float16)
     for folder in (tmp_path / "student", tmp_path / "half"):
@@ -92,7 +92,7 @@ def test_a_card_is_exported_again_with_its_licence(
 ) -> None:
     with_readme(teacher, "---\nlicense: mit\nbase_model: a/b\n---\n", request)
     student = tmp_path / "student"
-    unet = build_student("block-tiny", plain_config(load_unet(teacher / "unet", torch.float32).config), 0)
+    unet = build_student("block-tiny", Architecture.of(load_denoiser(teacher / "unet", torch.float32)), 0)
     export_student(student, unet, teacher, card_of(teacher))
     config = load_config("demo-with", ["teacher.path=gone/teacher", f"paths.run={tmp_path}"])
     card = model_card(config, "ema", 7, student, "bf16", student)
