@@ -21,7 +21,7 @@ WHERE := $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(NODES),--nodes $(NODE
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
@@ -137,6 +137,9 @@ docs: $(READY) ## write the API reference from docstrings and types to runs/api
 
 layout: $(READY) ## write docs/layout.md, the tree of the packages, from docstrings
 	@$(BIN)/python -m tests.support.layout
+
+digits-flow-teacher: $(READY) ## train the embedded flow-matching teacher from random weights, into runs/digits-flow-teacher
+	$(BIN)/python -m randcond.data.digits.train_flow_teacher runs/digits-flow-teacher
 
 digits-teacher: $(READY) ## train the embedded teacher and judge from random weights, into runs/digits-teacher
 	$(BIN)/python -m randcond.data.digits.train_teacher runs/digits-teacher

@@ -25,7 +25,14 @@ from randcond.model_zoo.checkpoints.diffusers_folder import (
 )
 from randcond.model_zoo.checkpoints.part_copy import copy_part
 from randcond.model_zoo.denoiser.architecture import Architecture
-from randcond.model_zoo.families.registry import FAMILIES, family_of, family_of_folder, pipeline_of, with_parts
+from randcond.model_zoo.families.registry import (
+    FAMILIES,
+    family_of,
+    family_of_folder,
+    load_options,
+    pipeline_of,
+    with_parts,
+)
 from randcond.model_zoo.importing.older_libraries import for_older_libraries
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
@@ -103,8 +110,8 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     pipeline, family = pipeline_of(folder)
     check_files(folder)
     with loading(folder):
-        options = {family.part: None, "dtype": dtype, "use_safetensors": True}
-        rest = pipeline.from_pretrained(folder, **options, **family.pipelines[pipeline])
+        options = {**load_options(folder), family.part: None}
+        rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
         return with_parts(rest, **{family.part: load_denoiser(folder / family.part, dtype)})
 
 

@@ -8,15 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline
-from transformers import CLIPTextConfig
+from torch import nn
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading
-from randcond.model_zoo.checkpoints.layouts import LAYOUTS, TEXT_ENCODERS, VAE, layout_of, text_config
+from randcond.model_zoo.checkpoints.layouts import (
+    CLASSES,
+    LAYOUTS,
+    TEXT_ENCODERS,
+    UNET,
+    VAE,
+    VAES,
+    layout_of,
+    text_config,
+)
 from randcond.model_zoo.denoiser.architecture import Architecture, stored_architecture
-from randcond.model_zoo.families.registry import PIPELINES
-from randcond.model_zoo.families.stable_diffusion import StableDiffusion
+from randcond.model_zoo.families.registry import PIPELINES, family_named
 
 
 class OtherNetworks(UserError):
@@ -24,11 +34,25 @@ class OtherNetworks(UserError):
 
 
 @dataclass(frozen=True)
+class TextNetwork:
+    """A text encoder's class and configuration, without its weights."""
+
+    kind: str  # a class of transformers
+    config: dict[str, Any]  # arguments of its configuration
+
+    def blank(self) -> nn.Module:
+        """Builds the network on the meta device."""
+        model = getattr(transformers, self.kind)
+        with torch.device("meta"):
+            return model(model.config_class(**self.config))
+
+
+@dataclass(frozen=True)
 class Networks:
     """The configurations of a teacher's networks."""
 
     denoiser: Architecture
-    text_encoders: list[dict[str, Any]]  # arguments of CLIPTextConfig; one, or SDXL's two
+    text_encoders: list[TextNetwork]
     vae: dict[str, Any]  # arguments of AutoencoderKL
 
 
@@ -38,7 +62,7 @@ def denoiser_of(name: Path | str) -> Architecture:
     Raises UserError listing the layout names if there is no such teacher.
     """
     if layout := layout_of(name):
-        family = StableDiffusion()
+        family = family_named(CLASSES.get(layout, UNET))
         return Architecture(family.model, family.complete(LAYOUTS[layout]))
     try:
         return stored_architecture(name)
@@ -53,15 +77,27 @@ def networks_of(name: Path | str) -> Networks:
     another kind.
     """
     if layout := layout_of(name):
-        return Networks(denoiser_of(name), [text_config(sizes) for sizes in TEXT_ENCODERS[layout]], VAE)
+        return Networks(denoiser_of(name), list(map(_text_network, TEXT_ENCODERS[layout])), VAES.get(layout, VAE))
     with loading(name):
         index = DiffusionPipeline.load_config(str(name))
     _check_classes(name, index)
     denoiser = denoiser_of(name)
     with loading(name):
-        text = [part.encoder for part in denoiser.family.text if part.encoder in index]
-        configs = [CLIPTextConfig.from_pretrained(str(name), subfolder=part).to_dict() for part in text]
-        return Networks(denoiser, configs, dict(AutoencoderKL.load_config(str(name), subfolder="vae")))
+        kinds = {part.encoder: index.get(part.encoder, [None, None])[1] for part in denoiser.family.text}
+        text = [_stored_text(name, part, kind) for part, kind in kinds.items() if kind]
+        return Networks(denoiser, text, dict(AutoencoderKL.load_config(str(name), subfolder="vae")))
+
+
+def _text_network(sizes: dict[str, Any]) -> TextNetwork:
+    """Returns the text encoder of a published teacher."""
+    return (
+        TextNetwork("T5EncoderModel", sizes) if "d_model" in sizes else TextNetwork("CLIPTextModel", text_config(sizes))
+    )
+
+
+def _stored_text(name: Path | str, part: str, kind: str) -> TextNetwork:
+    config = getattr(transformers, kind).config_class.from_pretrained(str(name), subfolder=part)
+    return TextNetwork(kind, config.to_dict())
 
 
 def _check_classes(name: Path | str, index: dict[str, Any]) -> None:

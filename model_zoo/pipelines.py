@@ -23,7 +23,7 @@ from randcond.model_zoo.checkpoints.hub import local_folder
 from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.export import load_denoiser
-from randcond.model_zoo.families.registry import FAMILIES, PIPELINES, with_parts
+from randcond.model_zoo.families.registry import FAMILIES, PIPELINES, load_options, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.sampler import build_sampler
 
@@ -45,7 +45,7 @@ def load_frozen_pipeline(
     with loading(folder):
         if name in PIPELINES:  # the denoiser is loaded separately: diffusers does not know the class of a SLIM U-Net
             pipeline, family = PIPELINES[name]
-            pipe = pipeline.from_pretrained(folder, **{family.part: None}, **options, **family.pipelines[pipeline])
+            pipe = pipeline.from_pretrained(folder, **options, **{**load_options(folder), family.part: None})
             pipe = with_parts(pipe, **{family.part: load_denoiser(folder / family.part, compute_dtype(dtype))})
         else:
             try:

@@ -24,6 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from randcond.launch.errors import UserError
+from randcond.model_zoo.families.registry import call_options
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> scheduler class, fixed options
     "ddim": (DDIMScheduler, {}),
@@ -49,6 +50,14 @@ def build_sampler(name: str, own: Any) -> Any:
         raise UserError(f"sampler {name}: does not support flow-matching models ({type(own).__name__}); use `teacher`")
     scheduler_class, options = SAMPLERS[name]
     return scheduler_class.from_config(config, **options)
+
+
+def check_sampler(key: str, name: str | None, flow: bool) -> None:
+    """Raises UserError naming the key if a sampler does not suit the teacher. flow: it was trained by flow matching."""
+    if flow and name not in (None, "teacher"):
+        raise UserError(
+            f"{key}: {name} is for discrete betas, but the teacher was trained by flow matching; use {key}=teacher"
+        )
 
 
 def default_setting(pipe: DiffusionPipeline, name: str) -> Any:
@@ -110,12 +119,14 @@ def draw_latents(
     guidance: float | None,
     batch: int,
     resolution: int | None = None,
+    text_tokens: int | None = None,
 ) -> Tensor:
     """Generates latents x_0 [n, C, h, w] of n captions (1 <= n <= batch) in one compute batch.
 
     The latents are scaled as the denoiser sees them.
     A short chunk is padded to `batch` with its last caption, so that every latent is computed in the same shapes.
-    If `steps`, `guidance` (guidance scale) or `resolution` (pixels) is None, the pipeline's default applies.
+    If `steps`, `guidance` (guidance scale), `resolution` (pixels) or `text_tokens` (`teacher.text_tokens`) is None, the
+    pipeline's default applies.
     If `sampler_dtype` is "fp32", the initial noise is drawn in fp32 and the sampler computes in fp32, whatever the
     network's dtype. In bf16, torch's normal random numbers have only 256 levels and end at 3.33.
     """
@@ -127,7 +138,9 @@ def draw_latents(
         "guidance_scale": guidance,
         "height": resolution,
         "width": resolution,
+        "max_sequence_length": text_tokens,
     }
+    options |= call_options(pipe)
     in_fp32 = sampler_dtype(pipe) == "fp32"
     if in_fp32:
         side = (resolution or own_resolution(pipe)) // pipe.vae_scale_factor
@@ -156,7 +169,8 @@ def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int
     mean, std = posterior.mean[: len(images)].float(), posterior.std[: len(images)].float()
     latents = mean + std * torch.stack(noise).to(mean.device)
     latent_mean, latent_std = _latent_mean_and_std(pipe, latents)
-    return (latents - latent_mean) / latent_std * pipe.vae.config.scaling_factor
+    shift = getattr(pipe.vae.config, "shift_factor", None) or 0
+    return ((latents - latent_mean) / latent_std - shift) * pipe.vae.config.scaling_factor
 
 
 @torch.no_grad()

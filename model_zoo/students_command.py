@@ -11,7 +11,7 @@ from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.cost.student_rows import cost_columns, shape_columns, student_row
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.networks import denoiser_of
-from randcond.model_zoo.students.registry import STUDENTS
+from randcond.model_zoo.students.registry import listed_rules
 
 DEFAULT_MICRO_BATCH = {"sdxl": 8}  # as in the paper; 64 for all other teachers
 
@@ -27,7 +27,8 @@ def students(
 ) -> None:
     """Prints the students of a teacher: parameters, MACs, training TFLOP and memory. No weights are needed.
 
-    --teacher NAME     sd-v1-4, sd-v2-1, sdxl, a diffusers folder or a hub id (default: sd-v1-4 and sdxl)
+    --teacher NAME     sd-v1-4, sd-v2-1, sdxl, pixart-sigma, sd35-medium, a diffusers folder or a hub id
+                       (default: sd-v1-4 and sdxl)
     --rule NAME        print this rule only, for example block-base or channel-0.65
     --micro-batch N    samples per GPU in one forward pass, for the activation memory (default: 64, 8 for sdxl)
     --zero-stage N     ZeRO stage that shards the training state: 1, 2 or 3 (default: 1)
@@ -68,7 +69,9 @@ def _rows(
     """
     cost = denoiser_cost(denoiser)
     yield {"teacher": name, "name": "teacher", "summary": "", **shape_columns(denoiser), **cost_columns(cost)}
-    for student in tqdm([rule] if rule else [*STUDENTS], desc=name, unit="student", leave=False, disable=None):
+    for student in tqdm(
+        [rule] if rule else listed_rules(denoiser), desc=name, unit="student", leave=False, disable=None
+    ):
         try:
             row = student_row(student, denoiser, cost, micro_batch, zero_stage, ranks)
             yield {"teacher": name, "micro_batch": micro_batch, **row}
@@ -76,6 +79,16 @@ def _rows(
             if rule:
                 raise
             yield {"teacher": name, "name": student, "does_not_apply": str(error)}
+
+
+def _shape(row: dict[str, Any]) -> list[str]:
+    """Returns the cells for channels, layers and the mid block. A transformer has a width and blocks."""
+    if "blocks" in row:
+        return [str(row["width"]), str(row["blocks"]), "-"]
+    depth = row["transformer_layers_per_block"]
+    depths = str(depth) if isinstance(depth, int) else f"({' '.join(map(str, depth))})"
+    layers = str(row["layers_per_block"]) + ("" if depth == 1 else f" x {depths}")
+    return [" ".join(map(str, row["block_out_channels"])), layers, "yes" if row["mid_block"] else "no"]
 
 
 def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks: int) -> str:
@@ -89,10 +102,7 @@ def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks:
             reason = row["does_not_apply"].removeprefix("student.rule: ").partition("; use ")[0]
             notes.append(f"  does not apply: {reason}")
             continue
-        depth = row["transformer_layers_per_block"]
-        depths = str(depth) if isinstance(depth, int) else f"({' '.join(map(str, depth))})"
-        layers = str(row["layers_per_block"]) + ("" if depth == 1 else f" x {depths}")
-        line = [row["name"], " ".join(map(str, row["block_out_channels"])), layers, "yes" if row["mid_block"] else "no"]
+        line = [row["name"], *_shape(row)]
         line += [f"{row[key]:.1f}" for key in ("parameters_m", "macs_g", "attention_macs_g")]
         if memory := row.get("memory_gb"):
             line += [f"{row['training_tflop_per_sample']:.2f}"]

@@ -22,7 +22,7 @@ from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.families.family import Condition, Family
 from randcond.model_zoo.families.look import check_configurations
-from randcond.model_zoo.families.registry import pipeline_of, with_parts
+from randcond.model_zoo.families.registry import load_options, pipeline_of, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
@@ -37,14 +37,18 @@ class Teacher:
     dtype: torch.dtype  # that it computes in
     family: Family
     process: Process
+    text_tokens: int | None = None  # length of the text, where the pipeline leaves it open; None: its default
     remark: str = ""  # a line for the log
     latent_side: int | None = None  # set if the training latents differ in size from those of the denoiser
 
     @classmethod
-    def load(cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu") -> "Teacher":
+    def load(
+        cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu", text_tokens: int | None = None
+    ) -> "Teacher":
         """Loads a diffusers folder or hub id, safetensors only.
 
         With the dtype int8, the denoiser and the text encoders store their weights in 8 bits, and compute in bf16.
+        text_tokens: the setting `teacher.text_tokens`.
         Raises UserError naming the folder if it is missing, or file and key if it does not suit a teacher.
         """
         folder = local_folder(path)
@@ -52,11 +56,11 @@ class Teacher:
         pipeline, family = pipeline_of(folder)
         with loading(folder):
             pipe = pipeline.from_pretrained(
-                folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **family.pipelines[pipeline]
+                folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **load_options(folder)
             )
-        process = process_of(pipe.scheduler, folder)
+        process = process_of(pipe.scheduler, folder, family.flow)
         freeze(pipe, device)
-        teacher = cls(pipe, folder, compute_dtype(dtype), family, process)
+        teacher = cls(pipe, folder, compute_dtype(dtype), family, process, text_tokens)
         if dtype == "int8":
             teacher.remark = teacher._store_in_int8()
         return teacher
@@ -117,7 +121,9 @@ class Teacher:
     def tokenizers(self) -> Tokenizers:
         """The tokenizers, in the order of the text encoders."""
         parts = self.family.text_parts(self.pipe)
-        return Tokenizers([getattr(self.pipe, part.tokenizer) for part in parts], str(self.folder))
+        found = [getattr(self.pipe, part.tokenizer) for part in parts]
+        lengths = self.family.lengths(self.pipe, self.text_tokens)
+        return Tokenizers(found, str(self.folder), lengths, [part.prepare for part in parts])
 
     @torch.no_grad()
     def encode(self, token_ids: dict[str, Tensor], null: Tensor | None = None, zeros: bool = True) -> Condition:
@@ -131,7 +137,7 @@ class Teacher:
         ids = [token_ids[part.ids].to(self.device, non_blocking=True) for part in self.family.text_parts(self.pipe)]
         own_null = null.to(self.device, non_blocking=True) if null is not None and zeros else None
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-        return self.family.encode(self.pipe, ids, own_null, (height, width))
+        return self.family.encode(self.pipe, ids, own_null, (height, width), self.text_tokens)
 
     @torch.no_grad()
     def probe(self) -> Tensor:

@@ -38,13 +38,13 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     """
     student, train, options = config.student, config.train, config.engine
     weights = teacher.stored_denoiser() if student.init == "teacher" else None
-    network = build_student(student.rule, teacher.architecture, student.seed, weights)
+    network = build_student(student.full_rule, teacher.architecture, student.seed, weights)
     if student.earlier:
         load_student(network, Path(student.earlier))
-    derived = student_of(student.rule, teacher.architecture)
+    derived = student_of(student.full_rule, teacher.architecture)
     module = TappedStudent(network, derived, teacher.architecture, student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
-    layout = options.channels_last, options.teacher_graph
+    layout = options.channels_last, options.teacher_graph, train.feature_loss
     distil = DistillationStep(
         teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null, *layout
     )
@@ -106,7 +106,11 @@ def choose_kernels(config: Config, teacher: Teacher, student: ModelMixin, engine
             "wanted": options.attention,
             "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
             "one_graph": one_graph,
-            "networks": [teacher.fingerprint, config.student.rule, *(str(dtype) for _, dtype in networks.values())],
+            "networks": [
+                teacher.fingerprint,
+                config.student.full_rule,
+                *(str(dtype) for _, dtype in networks.values()),
+            ],
         }
         if stored.get("of") == depends_on:
             chosen = {name: [choice_from(entry) for entry in stored[name]] for name in networks}

@@ -9,17 +9,22 @@ from randcond.data.cache.latent_source import latent_source
 from randcond.data.captions.sources import expand
 from randcond.data.inputs.catalogue import collecting_missing
 from randcond.data.inputs.fetch import check_packages
-from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.conditioning import probability_table, times_of
 from randcond.eval.checks import check_evaluation
 from randcond.eval.images.prompts import choose_prompts
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
+from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.install.extras import need
 from randcond.launch.runtime.files import read_record
+from randcond.model_zoo.checkpoints.hub import is_hub_id
+from randcond.model_zoo.checkpoints.schedule import process_of, stored_scheduler
 from randcond.model_zoo.families.look import check_teacher
+from randcond.model_zoo.families.registry import family_of_folder
 from randcond.model_zoo.networks import denoiser_of
+from randcond.model_zoo.sampler import check_sampler
 from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_of
 from randcond.train.build import check_start
@@ -30,22 +35,35 @@ def check_training(config: Config, ranks: int) -> None:
     """Checks the training keys without loading any weights. Raises UserError naming the key."""
     if config.train.eval_every:
         need("eval", f"train.eval_every={config.train.eval_every}")
-    probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
     engine = config.engine
     batch_shape(config.train.global_batch, ranks, engine.micro_batch)
     if engine.shard_group:
         shard_group(engine.engine_kind, engine.shard_group, ranks, ranks)
-    rule = find_rule(config.student.rule)
+    rule = find_rule(config.student.full_rule)
     if not rule.copies and config.student.init == "teacher":
         raise UserError(
             f"student.init: the layer widths of {config.student.rule} differ from the teacher's; use init: random"
         )
     check_teacher(resolve_path(config.teacher.path))
-    _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.rule)
+    _check_times(config)
+    _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.full_rule)
     if config.student.earlier:
         _check_earlier(config)
     check_schedule(config.train)
     check_steps(config)
+
+
+def _check_times(config: Config) -> None:
+    """Raises UserError naming a key of the timesteps or of p(t) that does not suit the teacher."""
+    folder = resolve_path(config.teacher.path)
+    if is_hub_id(folder):  # its scheduler may not be here yet
+        probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
+        return
+    flow = family_of_folder(folder).flow
+    times_of(config, process_of(stored_scheduler(folder), folder, flow))
+    if not config.cache.images:
+        check_sampler("cache.sampler", config.cache.sampler, flow)
+    check_sampler("eval.sampler", protocol_of(config.eval).sampler, flow)
 
 
 def check_grid(config: Config) -> None:
@@ -63,7 +81,7 @@ def check_grid(config: Config) -> None:
 def _check_earlier(config: Config) -> None:
     """Raises UserError if the earlier student that training starts from does not fit. Loads no weights."""
     teacher = denoiser_of(str(resolve_path(config.teacher.path)))
-    student = student_of(config.student.rule, teacher)
+    student = student_of(config.student.full_rule, teacher)
     check_start(student.denoiser.blank(), Path(config.student.earlier))
 
 

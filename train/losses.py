@@ -29,6 +29,7 @@ class Outputs:
     unreplaced: Tensor  # bool [B], True where the latent is shown with its own caption
     unreplaced_in_batch: int  # the number of such samples in the global batch
     global_batch: int  # in samples
+    feature_variant: str = "plain"  # train.feature_loss
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,46 @@ def output_loss(student: Tensor, teacher: Tensor) -> Terms:
     return {"output": per_sample_error(student, teacher).mean()}
 
 
-def feature_loss(names: Sequence[str], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Terms:
+def feature_loss(
+    names: Sequence[str], student: Sequence[Tensor], teacher: Sequence[Tensor], variant: str = "plain"
+) -> Terms:
     """Eq. 2: the mean squared difference of each pair of features, summed over the pairs.
 
     `names`: the teacher's tapped modules. Features i of student and teacher have the same shape [B, ...].
+    `variant`: a name in FEATURE_DISTANCES.
     """
+    distance = FEATURE_DISTANCES[variant]
     pairs = zip(names, student, teacher, strict=True)
-    return {f"feature/{name}": F.mse_loss(ours.float(), theirs.float()) for name, ours, theirs in pairs}
+    return {f"feature/{name}": distance(ours.float(), theirs.float()) for name, ours, theirs in pairs}
+
+
+def normalised_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Returns the mean squared difference over the variance of the teacher's feature of that sample. Inputs [B, ...].
+
+    The features of a transformer's late blocks are many times larger than those of its early ones.
+    """
+    spread = theirs.flatten(1).var(dim=1).clamp(min=1e-12)  # [B]
+    return ((ours - theirs).square().flatten(1).mean(dim=1) / spread).mean()
+
+
+def masked_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Returns the mean squared difference over the values of the teacher within two standard deviations of their mean.
+
+    Inputs [B, ...]. Mean and deviation are those of each sample. A transformer has a few values far beyond the others,
+    which would decide the loss (TinyFusion, Sec. 3.4).
+    """
+    flat = theirs.flatten(1)
+    mean, deviation = flat.mean(dim=1, keepdim=True), flat.std(dim=1, keepdim=True)
+    within = (flat - mean).abs() <= 2 * deviation  # [B, n]
+    squares = (ours - theirs).square().flatten(1) * within
+    return (squares.sum(dim=1) / within.sum(dim=1)).mean()
+
+
+FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": F.mse_loss,
+    "normalised": normalised_distance,
+    "masked": masked_distance,
+}
 
 
 def task_loss(
@@ -115,7 +149,7 @@ def _slim_tensors(o: Outputs) -> tuple[list[str], list[Tensor], list[Tensor]]:
 
 LOSSES: dict[str, Loss] = {
     "output": Loss(lambda o: output_loss(o.prediction, o.teacher)),
-    "feature": Loss(lambda o: feature_loss(o.names, o.features, o.teacher_features)),
+    "feature": Loss(lambda o: feature_loss(o.names, o.features, o.teacher_features, o.feature_variant)),
     "task": Loss(
         lambda o: task_loss(o.prediction, o.target, o.unreplaced, o.unreplaced_in_batch, o.global_batch),
         counts_unreplaced=True,

@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.pool import check_pool_identity, open_pool
-from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.conditioning import times_of
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.identity import differences
@@ -62,7 +62,8 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     Raises UserError if cache, pool or teacher do not match the experiment.
     """
     train = config.train
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    of = config.teacher
+    teacher = Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
     mark("teacher")
     cache = LatentCache.open(config, teacher.fingerprint)
     teacher.latent_side = cache.latent_shape[-1]
@@ -78,9 +79,9 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     identity = run_identity(config, cache)
     if is_finished(config, identity):
         return None
-    probability = probability_table(config.conditioning.p, config.conditioning.p_args, teacher.timesteps)
+    times = times_of(config, teacher.process)
     count_batch = train.global_batch if counts_unreplaced(vars(train.losses)) else 0
-    stream = Stream(cache, pool, probability, config.conditioning.null, teacher.tokenizers, train.seed, count_batch)
+    stream = Stream(cache, pool, times, config.conditioning.null, teacher.tokenizers, train.seed, count_batch)
     mark("cache and pool")
     module, distil = build_step(config, teacher)
     mark("student")

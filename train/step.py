@@ -62,15 +62,17 @@ class DistillationStep:
         zero_null: bool = True,
         channels_last: bool = False,
         teacher_graph: bool = False,
+        feature_variant: str = "plain",
     ) -> None:
         """Adds the feature taps to the teacher.
 
         `names`: the modules of the teacher to tap; `weights`: loss name -> weight; `global_batch`: in samples;
         `zero_null`: the argument `zeros` of Teacher.encode; `channels_last`: the memory format of x_t;
-        `teacher_graph`: the teacher runs as one CUDA graph.
+        `teacher_graph`: the teacher runs as one CUDA graph; `feature_variant`: train.feature_loss.
         """
         self.teacher, self.names, self.weights = teacher, names, weights
         self.global_batch, self.zero_null, self.teacher_graph = global_batch, zero_null, teacher_graph
+        self.feature_variant = feature_variant
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.taps = FeatureTaps(teacher.denoiser, names)
 
@@ -106,6 +108,7 @@ class DistillationStep:
             unreplaced=~batch.replaced.to(device, non_blocking=True),
             unreplaced_in_batch=batch.unreplaced_in_batch,
             global_batch=self.global_batch,
+            feature_variant=self.feature_variant,
         )
         total, terms = weigh(self.weights, outputs)
         per_sample = per_sample_error(prediction.detach(), expected)

@@ -46,7 +46,8 @@ def run(config: Config) -> None:
     """
     folder = Path(config.paths.cache)
     source = latent_source(config)
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    of = config.teacher
+    teacher = Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
     if teacher.remark and rank() == 0:
         log.info(teacher.remark)
     shards = shard_paths(folder, config.cache.size, config.cache.shard_size)

@@ -88,7 +88,7 @@ class TeacherLatents:
     def __init__(self, config: Config) -> None:
         self.damaged: list[str] = []
         self.facts: dict[str, Any] = {}
-        self.config = config.cache
+        self.config, self.text_tokens = config.cache, config.teacher.text_tokens
         self.captions = choose_captions(config, self.damaged if config.on_error == "skip" else None)
 
     def begin(self, teacher: Teacher) -> None:
@@ -101,7 +101,9 @@ class TeacherLatents:
         cache = self.config
         seeds = [caption_seed(cache.seed, number) for number in ids]
         captions = [self.captions[number] for number in ids]
-        latents = draw_latents(self.pipe, captions, seeds, cache.steps, cache.guidance, compute_batch(cache))
+        latents = draw_latents(
+            self.pipe, captions, seeds, cache.steps, cache.guidance, compute_batch(cache), None, self.text_tokens
+        )
         metas = [{"caption_id": n, "seed": seed, "source": "teacher"} for n, seed in zip(ids, seeds, strict=True)]
         return latents, metas, {}
 

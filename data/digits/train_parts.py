@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -211,17 +212,18 @@ def teacher_schedule() -> DDPMScheduler:
     )
 
 
-def score_teacher(pipe: StableDiffusionPipeline, judge: Judge, guidance: float, n: int = 500) -> dict[str, float]:
-    """Generates images of n captions with 25 DDIM steps, and returns the judge's shares of correct labels.
+def score_teacher(pipe: Any, judge: Judge, guidance: float, n: int = 500, **options: Any) -> dict[str, float]:
+    """Generates images of n captions with 25 sampling steps, and returns the judge's shares of correct labels.
 
-    guidance: guidance scale.
+    guidance: guidance scale. options: further arguments of the pipeline's call.
     """
     captions = all_captions()[:: len(all_captions()) // n][:n]
     images = []
     for start in Progress(range(0, n, 50), desc=f"images, guidance {guidance}", unit="batches"):
         part = [caption.text for caption in captions[start : start + 50]]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
-        drawn = pipe(part, num_inference_steps=25, guidance_scale=guidance, generator=generators, output_type="pt")
+        settings = {"num_inference_steps": 25, "guidance_scale": guidance, "output_type": "pt", **options}
+        drawn = pipe(part, generator=generators, **settings)
         images.append(drawn.images * 2 - 1)
     labels = torch.tensor([[caption.digit, caption.colour, caption.background] for caption in captions])
     return accuracy(judge.classify(torch.cat(images))[0], labels)

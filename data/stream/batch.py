@@ -9,11 +9,11 @@ from torch import Tensor
 class Batch:
     """A micro-batch of B samples, on its way from the stream through the distillation step to the monitor."""
 
-    latents: Tensor  # x_0, [B, C, h, w], scaled as the U-Net takes them; fp16, and fp32 after `to_device`
+    latents: Tensor  # x_0, [B, C, h, w], scaled as the denoiser takes them; fp16, and fp32 after `to_device`
     token_ids: dict[str, Tensor]  # "token_ids", and "token_ids_2" for a second text encoder; int64 [B, L]
     key: Tensor  # int64 [B], number of the latent's own caption
     caption_id: Tensor  # int64 [B], number in the pool of the caption that the latent is shown with; -1: null caption
-    timesteps: Tensor  # int64 [B], 0 .. T-1
+    timesteps: Tensor  # [B]: int64 in 0 .. T-1, or of a flow fp32 in (0, T]
     noise_seed: Tensor  # int64 [B], seed of the sample's noise
     replaced: Tensor  # bool [B], whether random conditioning replaced the caption
     null: Tensor  # bool [B], whether the null caption is used

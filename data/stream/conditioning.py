@@ -1,14 +1,19 @@
 """Random conditioning (paper Sec. 3.3, Table C): replaces the caption of a noised latent with probability p(t).
 
-To add a p(t), write a function of u = t/T and add it to PROBABILITIES. Its keyword arguments are the keys of
-`conditioning.p_args`.
+To add a p(t), write a function of u and add it to PROBABILITIES. Its keyword arguments are the keys of
+`conditioning.p_args`. u is how far the timestep is on the way to noise: t/T, or another measure (`conditioning.of`).
 """
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.model_zoo.process.levels import Level
+from randcond.model_zoo.process.process import Process
+from randcond.model_zoo.process.timesteps import TimestepDraw
 
 Probability = Callable[..., float]
 
@@ -48,14 +53,44 @@ PROBABILITIES: dict[str, Probability] = {
 }
 
 
+@dataclass(frozen=True)
+class Times:
+    """What the stream draws for a sample: its timestep, and whether its caption is replaced."""
+
+    draw: TimestepDraw
+    name: str  # conditioning.p
+    p_args: dict[str, float]
+    level: Level
+
+    def probability(self, timestep: float) -> float:
+        """Returns p(t)."""
+        return PROBABILITIES[self.name](self.level(timestep), **self.p_args)
+
+
+def times_of(config: Config, process: Process) -> Times:
+    """Returns the draws of an experiment for a teacher's process.
+
+    Raises UserError naming the key if the process does not have the distribution, if p(t) or an argument is unknown, or
+    if a value of p(t) is not in [0, 1].
+    """
+    conditioning, train = config.conditioning, config.train
+    level = process.level(conditioning.of, train.shift)
+    _probabilities(conditioning.p, conditioning.p_args, [level(t) for t in process.grid])
+    return Times(process.draw(train.timesteps, train.shift), conditioning.p, conditioning.p_args, level)
+
+
 def probability_table(name: str, p_args: dict[str, float], timesteps: int) -> list[float]:
-    """Returns p(t) for t = 0 .. timesteps - 1. `name`: conditioning.p. `p_args`: conditioning.p_args.
+    """Returns p(t) for u = t/T and t = 0 .. timesteps - 1. `name`: conditioning.p. `p_args`: conditioning.p_args.
 
     Raises UserError if a name or argument is unknown, or if a value of p(t) is not in [0, 1].
 
     >>> [round(p, 3) for p in probability_table("exponential", {"lam": 5.0}, timesteps=4)]
     [0.007, 0.024, 0.082, 0.287]
     """
+    return _probabilities(name, p_args, [t / timesteps for t in range(timesteps)])
+
+
+def _probabilities(name: str, p_args: dict[str, float], levels: Sequence[float]) -> list[float]:
     if name not in PROBABILITIES:
         raise UserError(f"conditioning.p: unknown p(t) {name!r}; known: {', '.join(PROBABILITIES)}")
     function = PROBABILITIES[name]
@@ -65,7 +100,7 @@ def probability_table(name: str, p_args: dict[str, float], timesteps: int) -> li
             raise UserError(
                 f"conditioning.p_args.{argument}: unknown argument of {name}; known: {', '.join(known) or 'none'}"
             )
-    table = [function(t / timesteps, **p_args) for t in range(timesteps)]
+    table = [function(u, **p_args) for u in levels]
     if not all(0 <= p <= 1 for p in table):
         raise UserError(
             f"conditioning.p_args: p(t) is {min(table)} to {max(table)} for {name} with {p_args}, expected 0 to 1"

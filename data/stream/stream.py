@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.caption_file import Captions
 from randcond.data.stream.batch import Batch
+from randcond.data.stream.conditioning import Times
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 
-NUMBERS = ("key", "caption_id", "timesteps", "noise_seed", "replaced", "null")  # integers stored for each sample
+NUMBERS = ("key", "caption_id", "noise_seed", "replaced", "null")  # integers stored for each sample
 
 
 class CaptionPool:
@@ -39,7 +40,7 @@ class CaptionPool:
 class Draw(NamedTuple):
     """The random decisions for one sample."""
 
-    timestep: int  # 0 .. T-1
+    timestep: float  # an integer in 0 .. T-1, or of a flow a real number in (0, T]
     replaced: bool  # random conditioning replaces the caption
     other: int  # number of the caption in the pool that replaces it
     null: bool  # the null caption is used instead, replaced or not
@@ -87,24 +88,24 @@ class Stream(Dataset[Any]):
         self,
         cache: LatentCache,
         pool: CaptionPool,
-        probability: list[float],
+        times: Times,
         null: float,
         tokenizers: Tokenizers,
         seed: int,
         count_batch: int = 0,
     ) -> None:
-        """`probability`: p(t) for t = 0 .. T-1. `null`: share of null captions, in [0, 1].
+        """`times`: draws timesteps and gives p(t). `null`: share of null captions, in [0, 1].
 
         `count_batch`: size of the global batch, to count its unreplaced samples for the task loss; 0: don't count.
         """
         self.cache, self.pool, self.tokenizers = cache, pool, tokenizers
-        self.probability, self.null, self.seed, self.count_batch = probability, null, seed, count_batch
+        self.times, self.null, self.seed, self.count_batch = times, null, seed, count_batch
         self._chance = _Chance(seed)
         self._order = lru_cache(maxsize=2)(self._permutation)
         self._unreplaced = lru_cache(maxsize=2)(self._count_unreplaced)
 
     def __reduce__(self) -> Any:
-        fields = (self.cache, self.pool, self.probability, self.null, self.tokenizers, self.seed, self.count_batch)
+        fields = (self.cache, self.pool, self.times, self.null, self.tokenizers, self.seed, self.count_batch)
         return Stream, fields
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -114,10 +115,10 @@ class Stream(Dataset[Any]):
         """Returns the random decisions for the sample at a global position."""
         # Draws every number even if it is not used, so that runs with another p(t) are otherwise identical.
         random = self._chance.at(position)
-        timestep = int(random.integers(len(self.probability)))
+        timestep = self.times.draw(random)
         return Draw(
             timestep=timestep,
-            replaced=bool(random.random() < self.probability[timestep]),
+            replaced=bool(random.random() < self.times.probability(timestep)),
             other=int(random.integers(len(self.pool))),
             null=bool(random.random() < self.null),
             noise_seed=int(random.integers(2**63)),
@@ -169,8 +170,8 @@ class Stream(Dataset[Any]):
         """Tokenizes the captions and packs B samples into as few tensors as possible. `unpack` reverses this.
 
         Passing a tensor from a loader process costs a tenth of a millisecond on both sides. Returns a dictionary with
-        latents [B, C, h, w], token_ids [B, L] per text encoder, and numbers int64 [len(NUMBERS), B]. If a sample
-        failed, returns its `Failed` instead.
+        latents [B, C, h, w], token_ids [B, L] per text encoder, timesteps [B], and numbers int64 [len(NUMBERS), B]. If
+        a sample failed, returns its `Failed` instead.
         """
         valid = [sample for sample in samples if not isinstance(sample, Failed)]
         if len(valid) < len(samples):
@@ -179,6 +180,7 @@ class Stream(Dataset[Any]):
             "latents": torch.utils.data.default_collate([sample["latents"] for sample in valid]),
             "token_ids": self.tokenizers([sample["caption"] for sample in valid]),
             "numbers": torch.tensor([[sample[name] for sample in valid] for name in NUMBERS]),
+            "timesteps": torch.tensor([sample["timesteps"] for sample in valid]),  # integers, or fp32
             # Equal for all samples, because a micro-batch belongs to one global batch.
             "unreplaced_in_batch": valid[0]["unreplaced_in_batch"],
         }

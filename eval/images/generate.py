@@ -46,6 +46,7 @@ class Task:
     protocol: Protocol
     ev: Eval
     extractors: dict[str, Extractor]
+    text_tokens: int | None = None  # the setting `teacher.text_tokens`
 
     @property
     def batch(self) -> int:
@@ -173,7 +174,8 @@ def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
     ev, protocol = task.ev, task.protocol
     captions = [task.prompts.captions[number] for number in ids]
     seeds = [caption_seed(ev.seed, number) for number in ids]
-    latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, task.batch, ev.resolution)
+    settings = protocol.steps, protocol.guidance, task.batch, ev.resolution, task.text_tokens
+    latents = draw_latents(pipe, captions, seeds, *settings)
     decoded = decode(pipe, latents)
     finite = decoded.isfinite().flatten(1).all(dim=1)
     if not finite.all():  # rounded to bytes, such images would be black and would be scored

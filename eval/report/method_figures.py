@@ -155,7 +155,18 @@ def _draw_batches(config: Config, pipe: Any, captions: list[str], seeds: list[in
     parts = []
     for start in range(0, len(captions), batch):
         part = slice(start, start + batch)
-        parts.append(draw_latents(pipe, captions[part], seeds[part], steps, guidance, batch, config.eval.resolution))
+        parts.append(
+            draw_latents(
+                pipe,
+                captions[part],
+                seeds[part],
+                steps,
+                guidance,
+                batch,
+                config.eval.resolution,
+                config.teacher.text_tokens,
+            )
+        )
     return torch.cat(parts)
 
 

@@ -59,6 +59,7 @@ def check_config(config: "Config") -> None:
     if len(config.train.betas) != 2:
         raise ValueError(f"train.betas: expected two numbers, got {config.train.betas}")
     _check_start(config)
+    _check_keep(config)
     if config.cache.batch is not None and config.cache.shard_size % config.cache.batch:
         raise ValueError(
             f"cache.shard_size: must be a multiple of cache.batch ({config.cache.batch}), so that a shard holds "
@@ -92,6 +93,19 @@ def _check_start(config: "Config") -> None:
         )
 
 
+def _check_keep(config: "Config") -> None:
+    """Raises ValueError if the blocks that a student keeps don't go with its rule."""
+    rule, keep = config.student.rule, config.student.keep
+    if keep is None:
+        return
+    if rule != f"depth-{len(keep)}":
+        raise ValueError(
+            f"student.keep: names {len(keep)} blocks, but student.rule is {rule}; use student.rule=depth-{len(keep)}"
+        )
+    if len(keep) < 2:
+        raise ValueError(f"student.keep: expected at least 2 blocks, got {keep}")
+
+
 def _check_ranges(config: "Config") -> None:
     """Raises ValueError naming the key if a number is outside its range. Does not check keys that are null."""
     at_least = {
@@ -120,5 +134,9 @@ def _check_ranges(config: "Config") -> None:
             raise ValueError(f"{key}: must be between 0 and 1, got {share}")
     if 1 in config.train.betas:
         raise ValueError(f"train.betas: must be below 1, got {config.train.betas}: such an average never changes")
+    if train.shift is not None and train.shift <= 0:
+        raise ValueError(f"train.shift: must be above 0, got {train.shift}")
+    if config.teacher.text_tokens is not None and config.teacher.text_tokens < 1:
+        raise ValueError(f"teacher.text_tokens: must be at least 1, got {config.teacher.text_tokens}")
     if config.engine.peak_tflops is not None and config.engine.peak_tflops <= 0:
         raise ValueError(f"engine.peak_tflops: must be above 0, got {config.engine.peak_tflops}")

@@ -42,6 +42,9 @@ class Teacher:
     path: ByContent[str]
     # of the teacher's weights and activations; int8: weights in 8 bits, activations in bf16
     dtype: Annotated[Literal["fp32", "bf16", "int8"], Decides(("run", "shards", "evaluation"))] = "bf16"
+    # Length of the text in tokens, where the pipeline leaves it open (max_sequence_length: T5's text in SD 3 and
+    # PixArt); null: the pipeline's default.
+    text_tokens: ByContent[int | None] = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,11 +52,18 @@ class Student:
     """The small denoiser that is trained."""
 
     rule: OfRun[str] = "block-base"  # a student rule; `randcond students` lists them
+    # Numbers of the teacher's blocks that a student of a depth rule has, from 0; null: evenly spaced ones.
+    keep: OfRun[list[int] | None] = None
     # Where the weights start: random, teacher (a copy of its weights), or the folder of an earlier student, such as
     # RUN/student_ema.
     init: OfRun[str] = "teacher"
     seed: OfRun[int] = 0  # seed of the random initialisation
     start_from: ByContent[str] = ""  # the older way to name the folder of an earlier student; init does the same
+
+    @property
+    def full_rule(self) -> str:
+        """The rule, with the blocks that `keep` names: `depth-4` or `depth-[0,2,5,7]`."""
+        return self.rule if self.keep is None else f"depth-[{','.join(map(str, self.keep))}]"
 
     @property
     def earlier(self) -> str:
@@ -113,6 +123,9 @@ class Conditioning:
 
     p: OfRun[str] = "exponential"  # p(t) of Table C: a name in data/stream/conditioning.py
     p_args: OfRun[dict[str, float]] = dataclasses.field(default_factory=dict)  # arguments of p(t), e.g. {lam: 5}
+    # What p is a function of. time: t/T; sigma: the share of noise in x_t; noise: t/T of SD 1.4's timestep with the
+    # same signal-to-noise ratio.
+    of: OfRun[Literal["time", "sigma", "noise"]] = "time"
     null: OfRun[float] = 0.1  # share of null captions, chosen after the replacement
     # The condition of a null caption. teacher: the unconditional input of its own pipeline (SDXL: zeros);
     # empty: the encoding of "".
@@ -147,9 +160,15 @@ class Train:
     betas: OfRun[list[float]] = _list(0.9, 0.999)  # of AdamW
     weight_decay: OfRun[float] = 1e-2  # of AdamW
     eps: OfRun[float] = 1e-8  # of AdamW
+    # How timesteps are drawn. logit_normal: only of a flow-matching teacher, whose middle ones it draws more often.
+    timesteps: OfRun[Literal["uniform", "logit_normal"]] = "uniform"
+    shift: OfRun[float | None] = None  # of a flow's timesteps: above 1, noisier ones are drawn more often; null: 1
     grad_clip: OfRun[float] = 1.0  # largest gradient norm; 0: no clipping
     ema_decay: OfRun[float] = 0.9999  # the upper limit of min(ema_decay, (1 + n) / (10 + n)) at step n
     losses: Losses = dataclasses.field(default_factory=Losses)
+    # The distance of Eq. 2. plain: the paper's; normalised: over the variance of each feature of the teacher; masked:
+    # without the teacher's values beyond two standard deviations. Transformers have features of very different sizes.
+    feature_loss: OfRun[Literal["plain", "normalised", "masked"]] = "plain"
     seed: OfRun[int] = 0  # of noise, timesteps, replaced captions and the order of samples
     workers: Free[int] = 2  # loader processes per rank
     log_every: Free[int] = 50  # steps

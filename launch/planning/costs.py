@@ -5,14 +5,13 @@ from functools import cache, cached_property
 from typing import Literal
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.model_zoo.checkpoints.layouts import layout_of
-from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost, text_parameters
+from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost
 from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
 from randcond.model_zoo.cost.memory import (
     COMPARED_BYTES,
@@ -93,7 +92,7 @@ class Sizes:
     @cached_property
     def text(self) -> int:
         """Number of parameters of the text encoders."""
-        return sum(map(text_parameters, self.networks.text_encoders))
+        return sum(p.numel() for text in self.networks.text_encoders for p in text.blank().parameters())
 
     @cached_property
     def _decoder(self) -> tuple[int, int]:
@@ -132,8 +131,7 @@ class Sizes:
         """The bytes of the denoiser and of the text encoders, if their weights are stored in 8 bits."""
         with torch.device("meta"):
             denoiser = int8_bytes(self.networks.denoiser.build())
-            configs = [CLIPTextConfig(**config) for config in self.networks.text_encoders]
-            return denoiser, sum(int8_bytes(CLIPTextModel(config)) for config in configs)
+            return denoiser, sum(int8_bytes(text.blank()) for text in self.networks.text_encoders)
 
     def activations(self, precision: str, checkpointing: bool, compared: float) -> int:
         """Returns the bytes that a micro-batch keeps per sample for the backward pass.
@@ -151,7 +149,7 @@ def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
     """
     trained_on = config.cache.resolution if config.cache.images else None
     return _counted(
-        config.teacher.path, config.student.rule, trained_on if stage == "train" else config.eval.resolution
+        config.teacher.path, config.student.full_rule, trained_on if stage == "train" else config.eval.resolution
     )
 
 

@@ -44,19 +44,58 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
 }
 
+LAYOUTS |= {
+    "pixart-sigma": {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 28,
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "cross_attention_dim": 1152,
+        "caption_channels": 4096,
+        "use_additional_conditions": False,
+    },
+    "sd35-medium": {
+        "sample_size": 128,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "attention_head_dim": 64,
+        "caption_projection_dim": 1536,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+        "qk_norm": "rms_norm",
+    },
+}
+UNET = "UNet2DConditionModel"
+CLASSES = {"pixart-sigma": "PixArtTransformer2DModel", "sd35-medium": "SD3Transformer2DModel"}  # others: UNET
+
 _CLIP_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
-# Arguments of CLIPTextConfig. SDXL's second encoder has a projection.
+_CLIP_G = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"}
+_T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+# Arguments of CLIPTextConfig, or of T5Config. SDXL's and SD 3's second encoder has a projection.
 TEXT_ENCODERS: dict[str, list[dict[str, Any]]] = {
     "sd-v1-4": [_CLIP_L],
     "sd-v2-1": [{"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}],
-    "sdxl": [
-        _CLIP_L,
-        {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
-    ],
+    "sdxl": [_CLIP_L, _CLIP_G],
+    "pixart-sigma": [_T5_XXL],
+    "sd35-medium": [_CLIP_L, _CLIP_G, _T5_XXL],
 }
 VOCABULARY = 49408  # number of CLIP's tokens
 
-# Arguments of AutoencoderKL. The VAEs of the three teachers differ only in weights and scaling factor.
+# Arguments of AutoencoderKL. The VAEs differ in weights, scaling factor and number of channels.
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -65,11 +104,16 @@ VAE: dict[str, Any] = {
     "latent_channels": 4,
     "norm_num_groups": 32,
 }
+VAES: dict[str, dict[str, Any]] = {
+    "sd35-medium": {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+}  # others: VAE
 
 HUB = {  # hub id -> layout
     "CompVis/stable-diffusion-v1-4": "sd-v1-4",
     "stabilityai/stable-diffusion-2-1": "sd-v2-1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart-sigma",
+    "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
 }
 
 

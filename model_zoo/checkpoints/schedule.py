@@ -6,12 +6,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
 from randcond.model_zoo.process.discrete_betas import DiscreteBetas
 from randcond.model_zoo.process.process import Process
+from randcond.model_zoo.process.rectified_flow import RectifiedFlow
 
 
 def stored_scheduler(folder: Path) -> Any:
@@ -29,13 +30,29 @@ def stored_scheduler(folder: Path) -> Any:
         return kind.from_config(settings)
 
 
-def process_of(scheduler: Any, folder: Path) -> Process:
-    """Returns the process of a folder's scheduler.
+def process_of(scheduler: Any, folder: Path, flow: bool = False) -> Process:
+    """Returns the process of a folder's scheduler. flow: the denoiser was trained by flow matching.
 
-    Raises UserError for schedulers without discrete betas (EDM, flow matching), for those that show the U-Net other
-    times than 0 .. T - 1, and for unknown prediction types.
+    Raises UserError if the scheduler is of another process, if it shows the denoiser other times than those of its
+    training, and for unknown prediction types.
     """
-    config, file = dict(scheduler.config), f"{folder}/scheduler/scheduler_config.json"
+    file = f"{folder}/scheduler/scheduler_config.json"
+    return _flow(scheduler, file) if flow else _discrete_betas(scheduler, file)
+
+
+def _flow(scheduler: Any, file: str) -> Process:
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise UserError(
+            f"{file}: {type(scheduler).__name__} is not for flow matching, by which this teacher was trained; expected "
+            f"FlowMatchEulerDiscreteScheduler"
+        )
+    if scheduler.config.invert_sigmas:
+        raise UserError(f"{file}: invert_sigmas is true: the denoiser is shown 1 - sigma; expected false")
+    return RectifiedFlow(scheduler.config.num_train_timesteps)
+
+
+def _discrete_betas(scheduler: Any, file: str) -> Process:
+    config = dict(scheduler.config)
     taken = inspect.signature(type(scheduler).__init__).parameters  # a file may hold more than its class takes
     missing = {"num_train_timesteps", "beta_schedule"} - taken.keys()
     if missing:

@@ -1,5 +1,6 @@
 """Tokenizes captions for each of a teacher's text encoders, as the teacher's own pipeline does."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,44 +9,60 @@ from torch import Tensor
 
 from randcond.launch.errors import UserError
 
+Prepare = Callable[[str], str]
+_NAMES = ("tokenizer", "tokenizer_2", "tokenizer_3")
+_KEYS = ("token_ids", "token_ids_2", "token_ids_3")
 _LONGEST = 1 << 20  # tokens; transformers says 10^30 if a tokenizer has no limit
 
 
 class Tokenizers:
-    """Converts B captions to token ids for one or two text encoders.
+    """Converts B captions to token ids for each text encoder.
 
-    Out: {"token_ids": int64 [B, L], "token_ids_2": int64 [B, L]}. Only SDXL has the second key.
+    Out: {"token_ids": int64 [B, L], "token_ids_2": int64 [B, L], ...}, one key per text encoder.
     """
 
-    def __init__(self, tokenizers: list[Any], where: str = "the teacher") -> None:
+    def __init__(
+        self,
+        tokenizers: list[Any],
+        where: str = "the teacher",
+        lengths: Sequence[int | None] = (None,) * 3,
+        prepare: Sequence[Prepare | None] = (None,) * 3,
+    ) -> None:
         """`tokenizers`: transformers tokenizers, one per text encoder. `where`: their folder, for messages.
 
+        `lengths`: L of each; None: the tokenizer's model_max_length. `prepare`: what is done to captions before.
         Raises UserError naming file and key if a tokenizer can't be repeated exactly.
         """
         self._parts = [
-            Tokenizer(tokenizer, f"{where}/{name}")
-            for tokenizer, name in zip(tokenizers, ("tokenizer", "tokenizer_2"), strict=False)
+            Tokenizer(tokenizer, f"{where}/{name}", length, before)
+            for tokenizer, name, length, before in zip(tokenizers, _NAMES, lengths, prepare, strict=False)
         ]
 
     def __call__(self, captions: list[str]) -> dict[str, Tensor]:
-        """Returns token ids [B, L] per text encoder, padded and truncated to L, the tokenizer's model_max_length."""
-        return {key: part(captions) for key, part in zip(("token_ids", "token_ids_2"), self._parts, strict=False)}
+        """Returns token ids [B, L] per text encoder, padded and truncated to its L."""
+        return {key: part(captions) for key, part in zip(_KEYS, self._parts, strict=False)}
 
 
 class Tokenizer:
     """Calls a copy of a tokenizer's Rust backend, which takes half the time of calling the tokenizer."""
 
-    def __init__(self, tokenizer: Any, where: str) -> None:
-        """`tokenizer`: of transformers. `where`: its folder, for messages. Raises UserError as `Tokenizers` does."""
-        _check(tokenizer, where)
+    def __init__(self, tokenizer: Any, where: str, length: int | None = None, prepare: Prepare | None = None) -> None:
+        """`tokenizer`: of transformers. `where`: its folder, for messages. `length`: L; None: its model_max_length.
+
+        `prepare`: what is done to captions before. Raises UserError as `Tokenizers` does.
+        """
+        _check(tokenizer, where, length)
+        self._prepare = prepare
+        self._length, self._padding = length or tokenizer.model_max_length, tokenizer.pad_token_id
         self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.enable_truncation(tokenizer.model_max_length)
+        self._backend.enable_truncation(self._length)
         self._backend.no_padding()
-        self._length, self._padding = tokenizer.model_max_length, tokenizer.pad_token_id
         self._vectors = _concepts_of_several_vectors(list(tokenizer.added_tokens_encoder))
 
     def __call__(self, captions: list[str]) -> Tensor:
         """Returns token ids [B, L]."""
+        if self._prepare:
+            captions = [self._prepare(caption) for caption in captions]
         if self._vectors:
             captions = [self._with_all_vectors(caption) for caption in captions]
         ids = np.full((len(captions), self._length), self._padding, dtype=np.int64)
@@ -80,11 +97,13 @@ def _concepts_of_several_vectors(added: list[str]) -> dict[str, str]:
     return found
 
 
-def _check(tokenizer: Any, where: str) -> None:
+def _check(tokenizer: Any, where: str, length: int | None) -> None:
     """Raises UserError naming file and key if a tokenizer can't be repeated exactly."""
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise UserError(f"{where}: {type(tokenizer).__name__} has no tokenizer.json; expected CLIPTokenizer")
-    if tokenizer.model_max_length > _LONGEST:
+        raise UserError(
+            f"{where}: {type(tokenizer).__name__} has no tokenizer.json; expected a tokenizer of the libraries"
+        )
+    if length is None and tokenizer.model_max_length > _LONGEST:
         raise UserError(
             f"{where}/tokenizer_config.json: model_max_length is missing; write the length that the text encoder was "
             f"trained with (77 for CLIP)"

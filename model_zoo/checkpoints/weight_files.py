@@ -53,8 +53,9 @@ def weight_faults(part: Path, network: nn.Module) -> Iterator[str]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 found[_plain_name(name)] = prod(file.get_slice(name).get_shape())
-    tied = {name for name, _ in network.named_buffers()}  # position ids, which older files hold and newer ones don't
-    wanted = {name: value.numel() for name, value in network.state_dict().items() if name not in tied}
+    # Position ids, which older files hold and newer ones don't, and tensors that are stored under another name.
+    derived = {name for name, _ in network.named_buffers()} | {*(getattr(network, "_tied_weights_keys", None) or ())}
+    wanted = {name: value.numel() for name, value in network.state_dict().items() if name not in derived}
     absent = [name for name in wanted if _plain_name(name) not in found]
     other = [name for name, size in wanted.items() if found.get(_plain_name(name), size) != size]
     if absent:

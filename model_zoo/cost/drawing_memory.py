@@ -22,7 +22,7 @@ def denoiser_peak(denoiser: Architecture, dtype: torch.dtype, tokens: int | None
 
     dtype: of weights and activations. tokens: length of the text; None: the family's.
     """
-    return _peak(denoiser.build, lambda network: blank_forward(network, 1, tokens, dtype), dtype)
+    return _peak(denoiser.build, lambda network: blank_forward(denoiser, network, 1, tokens, dtype), dtype)
 
 
 def decoder_peak(vae: Mapping[str, Any], side: int, dtype: torch.dtype) -> int:

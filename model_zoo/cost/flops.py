@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
@@ -64,12 +63,3 @@ def decoder_cost(vae: dict[str, Any], side: int) -> tuple[int, int]:
         with FlopCounterMode(display=False) as counter:
             network.decode(torch.zeros(1, network.config.latent_channels, side, side))
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
-
-
-def text_parameters(config: dict[str, Any]) -> int:
-    """Returns the number of parameters of a CLIP text encoder without its projection.
-
-    config: arguments of CLIPTextConfig.
-    """
-    with torch.device("meta"):
-        return sum(p.numel() for p in CLIPTextModel(CLIPTextConfig(**config)).parameters())

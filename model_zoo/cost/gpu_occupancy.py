@@ -74,7 +74,7 @@ def forward_work(denoiser: Architecture) -> Work:
     with torch.device("meta"), torch.no_grad():
         network = denoiser.build()
         with _ProductRecorder() as recorder:
-            blank_forward(network)
+            blank_forward(denoiser, network)
     return Work(tuple(recorder.products), len(recorder.products) + recorder.other_operations // 2)
 
 

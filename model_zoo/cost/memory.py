@@ -199,7 +199,7 @@ def _saved_bytes(
                 part.register_forward_pre_hook(begin)
                 part.register_forward_hook(end)
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = blank_forward(network, batch, tokens, dtype)
+            out = blank_forward(denoiser, network, batch, tokens, dtype)
         total = sum(storage.nbytes() for key, storage in saved.items() if key not in parameters)
     assert out.shape[0] == batch  # using `out` here keeps the graph and its saved tensors alive until now
     return total, max(part_bytes)

@@ -36,8 +36,11 @@ def student_row(
 
 
 def shape_columns(denoiser: Architecture) -> dict[str, Any]:
-    """Returns the columns that describe an architecture in Table A."""
+    """Returns the columns that describe an architecture: those of Table A for a U-Net."""
     config = denoiser.config
+    if stack := denoiser.family.stack(config):
+        heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+        return {"blocks": len(stack.names), "width": heads * head_dim, "heads": heads, "head_dim": head_dim}
     return {
         "block_out_channels": list(config["block_out_channels"]),
         "layers_per_block": config["layers_per_block"],

@@ -25,6 +25,7 @@ class Architecture:
 
     model: type[ModelMixin]  # its class
     config: DenoiserConfig  # complete, without diffusers' private keys
+    side: int | None = None  # of its square latents; None: those that it was made for
 
     @classmethod
     def of(cls, network: Any) -> "Architecture":
@@ -39,7 +40,9 @@ class Architecture:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """The shape [C, h, w] of its latents."""
-        return self.family.latent_shape(self.config)
+        channels, *sides = self.family.latent_shape(self.config)
+        height, width = [self.side] * 2 if self.side else sides
+        return channels, height, width
 
     def build(self) -> Any:
         """Builds the network with random weights, on the current default device."""
@@ -52,7 +55,7 @@ class Architecture:
 
     def at(self, side: int) -> "Architecture":
         """Returns the same architecture for square latents of another side."""
-        return replace(self, config={**self.config, **self.family.sized(self.config, side)})
+        return replace(self, side=side)
 
 
 P = ParamSpec("P")
@@ -73,7 +76,7 @@ def once_per_architecture(measure: Measure[P, T]) -> Measure[P, T]:
         given = signature.bind(denoiser, *args, **kwargs)
         given.apply_defaults()  # an argument at its default is the same measurement
         config = json.dumps(denoiser.config, sort_keys=True)
-        key = (denoiser.model, config, repr(list(given.arguments.items())[1:]))
+        key = (denoiser.model, config, denoiser.side, repr(list(given.arguments.items())[1:]))
         if key not in cache:
             cache[key] = measure(denoiser, *args, **kwargs)
         return cache[key]

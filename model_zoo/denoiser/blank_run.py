@@ -17,7 +17,7 @@ class BlankRun:
 
     parameters: int
     flop: dict[str, int]  # operation (aten.mm, ...) -> floating-point operations
-    shapes: dict[str, tuple[int, ...]]  # module -> shape of its output; of a tuple: of its first tensor
+    shapes: dict[str, tuple[int, ...]]  # module -> shape of its first output; module[i] -> of output i of several
 
 
 @once_per_architecture
@@ -33,15 +33,18 @@ def blank_run(denoiser: Architecture, tokens: int | None = None) -> BlankRun:
         for name, module in network.named_modules():
             module.register_forward_hook(_noting(name, shapes))
         with FlopCounterMode(display=False, depth=0) as counter:
-            blank_forward(network, tokens=tokens)
+            blank_forward(denoiser, network, tokens=tokens)
     flop = {str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()}
     return BlankRun(sum(p.numel() for p in network.parameters()), flop, shapes)
 
 
 def _noting(name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
     def note(module: nn.Module, inputs: object, output: object) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        if isinstance(first, Tensor):
-            shapes[name] = tuple(first.shape)
+        outputs = output if isinstance(output, tuple) else (output,)
+        for number, each in enumerate(outputs):
+            if isinstance(each, Tensor):
+                shapes[f"{name}[{number}]"] = tuple(each.shape)
+                if number == 0:
+                    shapes[name] = tuple(each.shape)
 
     return note

@@ -23,13 +23,14 @@ def cast(family: Family, condition: Condition, dtype: torch.dtype) -> Condition:
     return {name: value if name in family.exact else value.to(dtype) for name, value in condition.items()}
 
 
-def blank_forward(network: Any, batch: int = 1, tokens: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+def blank_forward(
+    denoiser: Architecture, network: Any, batch: int = 1, tokens: int | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Runs a forward pass on zeros and returns the prediction [B, C, h, w].
 
     Used with meta or fake tensors to find out the shapes, operations or saved tensors of a forward pass.
-    batch: B. tokens: length of the text; None: the family's.
+    network: of the architecture. batch: B. tokens: length of the text; None: the family's.
     """
-    denoiser = Architecture.of(network)
     family = denoiser.family
     noised = torch.zeros(batch, *denoiser.latent_shape, dtype=dtype)
     condition = family.blank_condition(denoiser.config, batch, tokens or family.tokens, dtype)

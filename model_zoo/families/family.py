@@ -1,7 +1,8 @@
 """The interface of a teacher family. To add a family, derive a class and add it to `families/registry.py`."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,18 @@ class TextPart:
     encoder: str  # its name in the pipeline, and its folder
     tokenizer: str  # the tokenizer's
     ids: str  # key of its token ids in a batch
+    # False: its text has the tokenizer's model_max_length; True: that of the pipeline's max_sequence_length.
+    is_open: bool = False
+    prepare: Callable[[str], str] | None = None  # what the pipeline does to a prompt before it tokenizes it
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The blocks of a transformer, which run one after the other."""
+
+    names: tuple[str, ...]  # of the modules
+    taps: tuple[tuple[str, ...], ...]  # of each block: what Eq. 2 compares, names as FeatureTaps takes them
+    last_stays: bool  # the last block has other layers than the others, so a student always keeps it
 
 
 class Family(ABC):
@@ -36,19 +49,27 @@ class Family(ABC):
     classes: ClassVar[dict[str, tuple[str, ...]]]  # part -> the classes that it may have
     text: ClassVar[tuple[TextPart, ...]]  # all text encoders that a pipeline of the family may have
     tokens: ClassVar[int]  # length of the text that costs are counted for
+    flow: ClassVar[bool] = False  # trained by flow matching, not with discrete betas
     exact: ClassVar[frozenset[str]] = frozenset()  # the inputs that stay in fp32
+    chooses_attention: ClassVar[bool] = False  # True: kernels/attention.py can replace the processors of its attention
     checkpointed: ClassVar[tuple[type[nn.Module], ...]]  # the modules that activation checkpointing runs again
+
+    # Arguments of the pipeline's call that make its result depend on nothing but what we give it.
+    call_options: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def parts(self, index: Mapping[str, Any]) -> list[str]:
         """Returns the parts of `classes` that a pipeline has. index: its model_index.json."""
 
     @abstractmethod
-    def encode(self, pipe: Any, ids: list[Tensor], null: Tensor | None, pixels: tuple[int, int]) -> Condition:
+    def encode(
+        self, pipe: Any, ids: list[Tensor], null: Tensor | None, pixels: tuple[int, int], text_tokens: int | None
+    ) -> Condition:
         """Encodes token ids to the denoiser's condition.
 
         ids: int64 [B, L] per text encoder that the pipeline has. null: bool [B], True where the pipeline's own input
         for null captions takes the place of the encoding; None: nowhere. pixels: height and width of the images.
+        text_tokens: the setting `teacher.text_tokens`.
         """
 
     @abstractmethod
@@ -71,6 +92,18 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, network: Any) -> list[nn.Module]:
         """Returns the denoiser's blocks in the order in which they run."""
+
+    def stack(self, config: Mapping[str, Any]) -> Stack | None:
+        """Returns the stack of equal blocks that a student may have fewer of, None if there is none."""
+        return None
+
+    def with_blocks(self, config: Mapping[str, Any], kept: Sequence[int]) -> DenoiserConfig:
+        """Returns the configuration of a denoiser that has only the blocks `kept` of its stack, by their numbers."""
+        raise NotImplementedError
+
+    def with_heads(self, config: Mapping[str, Any], heads: int) -> DenoiserConfig:
+        """Returns the configuration of a denoiser with another number of attention heads, each as wide as before."""
+        raise NotImplementedError
 
     @abstractmethod
     def first_layer(self, network: Any) -> nn.Module:
@@ -96,13 +129,23 @@ class Family(ABC):
         with torch.device("meta"):
             return plain_config(self.model.from_config(dict(stored)).config)
 
-    def sized(self, config: Mapping[str, Any], side: int) -> DenoiserConfig:
-        """Returns the changes of a configuration for square latents of another side."""
-        return {"sample_size": side}
+    def lengths(self, pipe: Any, text_tokens: int | None) -> list[int | None]:
+        """Returns the length of the text of each text encoder in tokens; None: its tokenizer's.
+
+        text_tokens: the setting `teacher.text_tokens`; None: the pipeline's default.
+        """
+        length = text_tokens if text_tokens is not None else default_length(type(pipe))
+        return [length if part.is_open else None for part in self.text_parts(pipe)]
 
     def text_parts(self, pipe: Any) -> list[TextPart]:
         """Returns the text encoders that a pipeline has."""
         return [part for part in self.text if getattr(pipe, part.encoder, None) is not None]
+
+
+def default_length(pipeline: type[DiffusionPipeline]) -> int | None:
+    """Returns the default of a pipeline's max_sequence_length, in tokens; None: it has no such argument."""
+    found = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    return found.default if found else None
 
 
 def plain_config(config: Any) -> DenoiserConfig:

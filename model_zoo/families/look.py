@@ -19,7 +19,8 @@ from randcond.model_zoo.checkpoints.hub import is_hub_id
 from randcond.model_zoo.checkpoints.schedule import process_of, stored_scheduler
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizer
 from randcond.model_zoo.checkpoints.weight_files import weight_faults
-from randcond.model_zoo.families.registry import family_of_folder
+from randcond.model_zoo.families.family import default_length
+from randcond.model_zoo.families.registry import family_of_folder, pipeline_of
 
 _PROBES = ["", "a red cat", "Naïve façade №5 — 猫, 🐈!", "one two three " * 100]  # tokenizers may differ on these
 
@@ -67,7 +68,7 @@ def _parts(folder: Path) -> list[str]:
     """
     family = family_of_folder(folder)
     check_files(folder)
-    process_of(stored_scheduler(folder), folder)
+    process_of(stored_scheduler(folder), folder, family.flow)
     index = read_object(folder / "model_index.json")
     parts = family.parts(index)
     for part in parts:
@@ -83,29 +84,32 @@ def _parts(folder: Path) -> list[str]:
 def _tokenizer_faults(folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields where token ids differ from those of the pipeline, or don't fit the text encoder."""
     index = read_object(folder / "model_index.json")
-    for text_part in family_of_folder(folder).text:
+    pipeline, family = pipeline_of(folder)
+    for text_part in family.text:
         if text_part.tokenizer not in parts:
             continue
-        where = folder / text_part.tokenizer
+        where, default = folder / text_part.tokenizer, default_length(pipeline) if text_part.is_open else None
         try:
             with loading(where):
                 kind = getattr(transformers, index[text_part.tokenizer][1])
                 tokenizer = kind.from_pretrained(where, local_files_only=True)
                 encoder = getattr(transformers, index[text_part.encoder][1])
                 text = encoder.config_class(**read_object(folder / text_part.encoder / "config.json"))
-            ours = Tokenizer(tokenizer, str(where))
+            ours = Tokenizer(tokenizer, str(where), default, text_part.prepare)
         except UserError as error:
             yield str(error)
             continue
-        length = tokenizer.model_max_length
-        if length > text.max_position_embeddings:
+        length = default or tokenizer.model_max_length
+        positions = getattr(text, "max_position_embeddings", length)  # T5 has relative positions
+        if length > positions:
             yield (
                 f"{where}/tokenizer_config.json: model_max_length is {length}, but the text encoder has "
-                f"{text.max_position_embeddings} positions"
+                f"{positions} positions"
             )
         if len(tokenizer) > text.vocab_size:
             yield f"{where}: has {len(tokenizer)} tokens, but the text encoder knows {text.vocab_size}"
-        theirs = tokenizer(_PROBES, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        probes = [text_part.prepare(probe) for probe in _PROBES] if text_part.prepare else _PROBES
+        theirs = tokenizer(probes, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         if not torch.equal(ours(_PROBES), theirs.input_ids):
             yield f"{where}: encodes captions differently from its tokenizer.json; save it again with transformers"
 

@@ -7,17 +7,24 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import class_name
+from randcond.model_zoo.checkpoints.diffusers_folder import class_name, read_object
 from randcond.model_zoo.families.family import Family
+from randcond.model_zoo.families.pixart import PixArt
 from randcond.model_zoo.families.stable_diffusion import StableDiffusion
+from randcond.model_zoo.families.stable_diffusion_3 import StableDiffusion3
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), PixArt(), StableDiffusion3())
 PIPELINES = {pipeline.__name__: (pipeline, family) for family in FAMILIES for pipeline in family.pipelines}
 
 
 def family_of(model: type[nn.Module]) -> Family:
     """Returns the family of a denoiser's class, or of a class derived from it."""
     return next(family for family in FAMILIES if issubclass(model, family.model))
+
+
+def family_named(model: str) -> Family:
+    """Returns the family of a denoiser's class, given the class's name."""
+    return next(family for family in FAMILIES if family.model.__name__ == model)
 
 
 def pipeline_of(folder: Path) -> tuple[type[DiffusionPipeline], Family]:
@@ -34,6 +41,23 @@ def pipeline_of(folder: Path) -> tuple[type[DiffusionPipeline], Family]:
 def family_of_folder(folder: Path) -> Family:
     """Returns the family of a diffusers folder. Raises UserError as pipeline_of() does."""
     return pipeline_of(folder)[1]
+
+
+def load_options(folder: Path) -> dict[str, Any]:
+    """Returns the constructor options of a folder's pipeline that are not part of the model.
+
+    diffusers loads a pipeline without one of its networks only if None is passed for it.
+    """
+    pipeline, family = pipeline_of(folder)
+    index = read_object(folder / "model_index.json")
+    absent = {part: None for part in family.classes if index.get(part) == [None, None]}
+    return {**absent, **family.pipelines[pipeline]}
+
+
+def call_options(pipe: Any) -> dict[str, Any]:
+    """Returns the arguments that a pipeline's call always gets; {} for a pipeline of no family."""
+    found = PIPELINES.get(type(pipe).__name__)
+    return dict(found[1].call_options) if found else {}
 
 
 def with_parts(pipe: Any, **parts: Any) -> Any:

@@ -52,13 +52,16 @@ class StableDiffusion(Family):
     )
     tokens = 77
     exact = frozenset({"time_ids"})
+    chooses_attention = True
     checkpointed = (ResnetBlock2D, BasicTransformerBlock)
 
     def parts(self, index: Mapping[str, Any]) -> list[str]:
         is_xl = index["_class_name"] == StableDiffusionXLPipeline.__name__
         return [part for part in self.classes if is_xl or not part.endswith("_2")]
 
-    def encode(self, pipe: Any, ids: list[Tensor], null: Tensor | None, pixels: tuple[int, int]) -> Condition:
+    def encode(
+        self, pipe: Any, ids: list[Tensor], null: Tensor | None, pixels: tuple[int, int], text_tokens: int | None
+    ) -> Condition:
         """Returns the hidden states of CLIP's last layer; for SDXL, the penultimate ones of both, concatenated.
 
         The pooled embedding is the second encoder's. SDXL's null captions are zeros (`force_zeros_for_empty_prompt`),

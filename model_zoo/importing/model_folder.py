@@ -15,7 +15,7 @@ from randcond.model_zoo.checkpoints.weight_files import SAFE_NAME
 from randcond.model_zoo.importing.unpickle import tensors_of_pickle
 
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that a teacher does not have
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 _VARIANTS = ("", "fp32", "bf16", "fp16")  # in this order: the most exact first
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?P<shard>-\d{5}-of-\d{5})?"

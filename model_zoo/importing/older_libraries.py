@@ -29,7 +29,9 @@ def for_older_libraries(folder: Path) -> None:
 
 
 def _name_tensors(part: Path) -> None:
-    """Gives the tensors of a text encoder the names that both versions know."""
+    """Gives the tensors of a CLIP text encoder the names that both versions know."""
+    if read_object(part / "config.json").get("model_type") != "clip_text_model":
+        return
     for path in weight_files(part):
         tensors, metadata = read_tensors(path)
         if any(name.startswith(_WITHOUT) for name in tensors):

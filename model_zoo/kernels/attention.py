@@ -110,7 +110,7 @@ def _measure_shapes(denoiser: Architecture, tokens: int | None) -> dict[str, Att
         for name, module in network.named_modules():
             if isinstance(module, Attention):
                 module.register_forward_pre_hook(record(name), with_kwargs=True)
-        blank_forward(network, tokens=tokens)
+        blank_forward(denoiser, network, tokens=tokens)
     return shapes
 
 
@@ -121,7 +121,10 @@ def choose_attention(network: ModelMixin, requested: str, use: Use, tokens: int 
         "auto" takes the fastest backend, or "sdpa" on a CPU. It leaves out xformers if the network is compiled as one
         graph, because torch.compile cannot trace how xformers chooses an operator.
     tokens: length of the text; None: the family's.
+    Returns no choice for a family whose attention keeps its own processors: joint attention, or attention with a mask.
     """
+    if not Architecture.of(network).family.chooses_attention:
+        return []
     by_shape: dict[AttentionShape, int] = defaultdict(int)
     for shape in attention_shapes(network, tokens).values():
         by_shape[shape] += 1
@@ -130,6 +133,8 @@ def choose_attention(network: ModelMixin, requested: str, use: Use, tokens: int 
 
 def set_attention(network: ModelMixin, choices: list[Choice], tokens: int | None = None) -> None:
     """Sets the processor of every attention module to the backend chosen for its shape."""
+    if not choices:
+        return
     modules = dict(network.named_modules())
     backends = {choice.shape: choice.backend for choice in choices}
     for name, shape in attention_shapes(network, tokens).items():
@@ -240,6 +245,8 @@ def _seconds_per_call(layer: nn.Module, hidden: Tensor, text: Tensor, trains: bo
 
 def summary(choices: list[Choice]) -> str:
     """Returns a log line such as "sdpa 20, xformers 12 modules", with reasons for backends that were not requested."""
+    if not choices:
+        return "its own processors (SDPA, with torch's choice of kernel)"
     counts: dict[str, int] = defaultdict(int)
     reasons: dict[str, None] = {}
     for choice in choices:

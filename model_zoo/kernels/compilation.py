@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from randcond.model_zoo.families.registry import family_of
 from randcond.model_zoo.kernels.library_path import quote_library_path
 from randcond.model_zoo.kernels.truncated_libraries import remove_truncated_libraries
 
@@ -28,9 +29,18 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
         _clean_inductor_cache()
         quote_library_path()
     if how == "blocks":
-        network.compile_repeated_blocks()
+        _compile_blocks(network)
     elif how == "whole":
         network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def _compile_blocks(network: Any) -> None:
+    """Compiles the transformer blocks in place. Some classes don't name theirs to diffusers."""
+    if getattr(network, "_repeated_blocks", None):
+        network.compile_repeated_blocks()
+        return
+    for block in family_of(type(network)).blocks(network):
+        block.compile()
 
 
 @cache

@@ -28,20 +28,33 @@ class Tap:
     runs again also traces as it did the first time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, element: int) -> None:
+        """`element`: which output of a module that returns several."""
+        self.element = element
         self.feature: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         """Stores the output of the module's forward pass.
 
-        Blocks that return (hidden state [B, C, h, w], skips) give only the hidden state.
+        The first output of a U-Net's block is the hidden state [B, C, h, w]; skips follow.
         """
-        self.feature = output[0] if isinstance(output, tuple) else output
+        self.feature = output[self.element] if isinstance(output, tuple) else output
+
+
+def tapped(name: str) -> tuple[str, int]:
+    """Returns the module of a tap's name, and which of its outputs is meant.
+
+    >>> tapped("transformer_blocks.3[1]"), tapped("down_blocks.0")
+    (('transformer_blocks.3', 1), ('down_blocks.0', 0))
+    """
+    module, bracket, element = name.partition("[")
+    return module, int(element.rstrip("]")) if bracket else 0
 
 
 class FeatureTaps:
     """Captures the outputs of named submodules. Usage: `forget()`, run the forward pass, `collect()`.
 
+    A name such as "block[1]" means the second output of a module that returns several.
     Create the taps before calling `torch.compile`, which ignores hooks that are added later.
     """
 
@@ -51,10 +64,11 @@ class FeatureTaps:
         self.handles: list[RemovableHandle] = []
         modules = dict(network.named_modules())
         for name in names:
-            if name not in modules:
-                raise UserError(f"feature tap: the network has no module {name}")
-            self.taps[name] = Tap()
-            self.handles.append(modules[name].register_forward_hook(self.taps[name]))
+            module, element = tapped(name)
+            if module not in modules:
+                raise UserError(f"feature tap: the network has no module {module}")
+            self.taps[name] = Tap(element)
+            self.handles.append(modules[module].register_forward_hook(self.taps[name]))
 
     def forget(self) -> None:
         """Discards all captured features, so that the next `collect` returns those of the next forward pass only."""

@@ -11,10 +11,12 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.students.block import BLOCK_RULES
 from randcond.model_zoo.students.channel import channel_rule
+from randcond.model_zoo.students.depth import DepthRule
 from randcond.model_zoo.students.koala import koala_rule
 from randcond.model_zoo.students.rule import Student, StudentRule
 from randcond.model_zoo.students.slim import slim_rule
 from randcond.model_zoo.students.weight_copy import copy_teacher_weights
+from randcond.model_zoo.students.width import WidthRule
 
 STUDENTS: dict[str, StudentRule] = {
     **{f"block-{size}": rule for size, rule in BLOCK_RULES.items()},
@@ -29,7 +31,8 @@ STUDENTS: dict[str, StudentRule] = {
 
 
 def find_rule(name: str) -> StudentRule:
-    """Returns the named rule. `channel-M` works for any multiplier M.
+    """Returns the named rule. `channel-M` works for any multiplier M, `depth-N` for any number of blocks N,
+    and `width-M` for any M below 1.
 
     Raises UserError listing the known names if there is no such rule.
 
@@ -40,8 +43,26 @@ def find_rule(name: str) -> StudentRule:
         return STUDENTS[name]
     if (match := re.fullmatch(r"channel-(\d*\.?\d+)", name)) and (multiplier := float(match[1])) > 0:
         return channel_rule(multiplier, f"all layers, {multiplier:g} of the width")
-    known = f"{', '.join(STUDENTS)}, or channel-M for any multiplier M, such as channel-0.65"
+    if match := re.fullmatch(r"depth-(\d+)", name):
+        return DepthRule(int(match[1]))
+    if match := re.fullmatch(r"depth-\[([\d, ]+)\]", name):  # a depth rule with student.keep
+        kept = tuple(map(int, match[1].split(",")))
+        return DepthRule(len(kept), kept)
+    if (match := re.fullmatch(r"width-(\d*\.?\d+)", name)) and 0 < (multiplier := float(match[1])) < 1:
+        return WidthRule(multiplier)
+    known = (
+        f"{', '.join(STUDENTS)}, or channel-M for any multiplier M, such as channel-0.65; for transformers depth-N for "
+        f"N blocks, or width-M"
+    )
     raise UserError(f"student.rule: unknown student {name!r}; known: {known}")
+
+
+def listed_rules(teacher: Architecture) -> list[str]:
+    """Returns the rules that are worth a look for a teacher: for a transformer two thirds, half and a third of it."""
+    if stack := teacher.family.stack(teacher.config):
+        depths = [f"depth-{max(2, round(len(stack.names) * share))}" for share in (2 / 3, 1 / 2, 1 / 3)]
+        return [*depths, "width-0.5"]
+    return list(STUDENTS)
 
 
 def student_of(name: str, teacher: Architecture) -> Student:

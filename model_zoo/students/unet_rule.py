@@ -25,7 +25,7 @@ class UNetRule(StudentRule):
     def derive(self, teacher: Architecture) -> Student:
         if not issubclass(teacher.model, UNet2DConditionModel):
             raise UserError(f"needs a teacher with a U-Net, but this one has a {teacher.model.__name__}")
-        denoiser = Architecture(self.model, self.config(teacher.config))
+        denoiser = Architecture(self.model, self.config(teacher.config), teacher.side)
         return Student(denoiser, self.pairs(teacher.config), self.teacher_name, self.projected)
 
     @property

@@ -96,7 +96,8 @@ class _Bytes(TorchDispatchMode):
 def elementwise_bytes(unet: Any, low: int) -> int:
     """Returns the bytes that one sample's forward moves outside of its products, op by op. `low`: bytes per number."""
     with torch.device("meta"), torch.no_grad():
-        shadow = Architecture.of(unet).build()
+        denoiser = Architecture.of(unet)
+        shadow = denoiser.build()
         with _NoAttention(), _Bytes() as counted:
-            blank_forward(shadow)
+            blank_forward(denoiser, shadow)
     return counted.total * low // 4

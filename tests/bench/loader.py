@@ -22,10 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from randcond.data.cache.shards import write_shard
 from randcond.data.captions.caption_file import write_captions
-from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
-from tests.support.latents import opened
+from tests.support.latents import ddpm_times, opened
 from tests.support.shaped import clip_tokenizer
 
 SHARD, BATCH, WORDS = 1024, 64, 9
@@ -83,7 +82,7 @@ def ours(folder: Path, captions: list[str], tokenizers: Tokenizers, workers: int
     stream = Stream(
         cache,
         CaptionPool(cache.captions, cache.captions),
-        probability_table("exponential", {}, 1000),
+        ddpm_times(),
         0.1,
         tokenizers,
         0,

@@ -47,9 +47,10 @@ def fp8_flop(unet: Any) -> int:
         found += 2 * inputs[0].numel() * output.shape[-1]
 
     with torch.device("meta"), torch.no_grad():
-        shadow = Architecture.of(unet).build()
+        denoiser = Architecture.of(unet)
+        shadow = denoiser.build()
         for name, module in shadow.named_modules():
             if takes_fp8(name, module):
                 module.register_forward_hook(count)
-        blank_forward(shadow)
+        blank_forward(denoiser, shadow)
     return found

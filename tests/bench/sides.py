@@ -15,7 +15,6 @@ from torch import Tensor
 
 from randcond.data.cache.shards import write_shard
 from randcond.data.captions.caption_file import write_captions
-from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.paths import resolve_path
@@ -33,7 +32,7 @@ from randcond.train.step import draw_noise
 from randcond.train.watch.monitor import Monitor
 from tests.bench.recipe import published_step
 from tests.bench.results import bf16_in_hardware
-from tests.support.latents import opened
+from tests.support.latents import ddpm_times, opened
 
 LOGGED = 4  # steps between the monitor's lines
 
@@ -198,5 +197,4 @@ def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
     write_shard(folder / "latents-00000.tar", samples)
     cache = opened(folder)
     pool = CaptionPool(cache.captions, cache.captions)
-    table = probability_table(p, {}, teacher.timesteps)
-    return Stream(cache, pool, table, 0.1, teacher.tokenizers, seed=0)
+    return Stream(cache, pool, ddpm_times(p, teacher.timesteps), 0.1, teacher.tokenizers, seed=0)

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from randcond.data.captions.caption_file import Captions
 from randcond.data.stream.batch import Batch
-from randcond.data.stream.conditioning import probability_table
+from randcond.data.stream.conditioning import Times
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
@@ -20,7 +20,7 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step
 from randcond.train.state.checkpoint import StoredCheckpoint
 from tests.support.demo import TINY, randcond
-from tests.support.latents import opened
+from tests.support.latents import ddpm_times, opened
 from tests.support.runs import metrics, samples
 
 STEPS = 5
@@ -57,11 +57,11 @@ def config_of(world: Path, *words: str) -> Config:
     return load_config("demo-with", [*TINY, *words, *paths])
 
 
-def stream_of(config: Config, probability: list[float], null: float) -> Stream:
+def stream_of(config: Config, times: Times, null: float) -> Stream:
     cache = opened(Path(config.paths.cache))
     pool = CaptionPool(cache.captions, Captions(Path(config.paths.pool) / "captions.arrow"))
     tokenizers = Teacher.load(resolve_path(config.teacher.path), "fp32").tokenizers
-    return Stream(cache, pool, probability, null, tokenizers, config.train.seed)
+    return Stream(cache, pool, times, null, tokenizers, config.train.seed)
 
 
 def token_ids(teacher: Teacher, captions: list[str]) -> torch.Tensor:
@@ -73,7 +73,7 @@ def token_ids(teacher: Teacher, captions: list[str]) -> torch.Tensor:
 
 def test_a_run_sees_what_its_conditioning_says(world: Path, recipe: Path) -> None:
     config = config_of(world, *RECIPE)
-    stream = stream_of(config, [0.6] * 1000, 0.3)
+    stream = stream_of(config, ddpm_times("constant", value=0.6), 0.3)
     size = config.train.global_batch
     seen = samples(recipe)
     assert sorted(seen) == list(range(1, STEPS + 1))
@@ -88,7 +88,7 @@ def test_a_run_sees_what_its_conditioning_says(world: Path, recipe: Path) -> Non
 
 def test_the_demo_replaces_as_its_exponential_says(world: Path) -> None:
     config = config_of(world)
-    stream = stream_of(config, probability_table("exponential", {}, 1000), 0.1)
+    stream = stream_of(config, ddpm_times(), 0.1)
     lines, size = metrics(world / "runs/demo/with"), config.train.global_batch
     assert lines[-1]["step"] == config.train.steps
     for line in lines:
@@ -101,7 +101,7 @@ def test_the_demo_replaces_as_its_exponential_says(world: Path) -> None:
 @pytest.mark.parametrize("p", ["none", "constant"])
 def test_a_replaced_sample_is_shown_with_the_words_of_its_caption(world: Path, p: str) -> None:
     config = config_of(world)
-    stream = stream_of(config, probability_table(p, {"value": 1.0} if p == "constant" else {}, 1000), 0.1)
+    stream = stream_of(config, ddpm_times(p, **({"value": 1.0} if p == "constant" else {})), 0.1)
     cached, extra = list(stream.pool.cached), list(stream.pool.extra)
     drawn = [stream[position] for position in range(200)]
     batch = stream.collate(drawn)
@@ -115,7 +115,7 @@ def test_a_replaced_sample_is_shown_with_the_words_of_its_caption(world: Path, p
 
 
 def test_null_captions_and_replacement_know_nothing_of_each_other(world: Path) -> None:
-    stream = stream_of(config_of(world), [0.3] * 1000, 0.2)
+    stream = stream_of(config_of(world), ddpm_times("constant", value=0.3), 0.2)
     draws = [stream.draw(position) for position in range(20_000)]
     for null in (True, False):
         among = [draw.replaced for draw in draws if draw.null == null]

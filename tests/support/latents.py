@@ -1,4 +1,4 @@
-"""Opens a latent cache that a test wrote, without an experiment or a teacher."""
+"""Opens a latent cache that a test wrote, and draws timesteps as DDPM does, without an experiment or a teacher."""
 
 from pathlib import Path
 
@@ -7,6 +7,9 @@ from randcond.data.cache.manifest import describe
 from randcond.data.cache.shard_store import LocalShards
 from randcond.data.cache.shards import Shard
 from randcond.data.captions.caption_file import Captions
+from randcond.data.stream.conditioning import Times
+from randcond.model_zoo.process.levels import TableLevel
+from randcond.model_zoo.process.timesteps import UniformIntegers
 
 
 def opened(folder: Path) -> LatentCache:
@@ -15,3 +18,9 @@ def opened(folder: Path) -> LatentCache:
     entries = [describe(shard) for shard in shards]
     manifest = {"latent_shape": list(Shard(shards[0]).latent(0).shape)}
     return LatentCache(manifest, Captions(folder / "captions.arrow"), LocalShards(folder, entries))
+
+
+def ddpm_times(p: str = "exponential", timesteps: int = 1000, **p_args: float) -> Times:
+    """Returns draws of t = 0 .. timesteps - 1, with p of t/T."""
+    level = TableLevel(tuple(t / timesteps for t in range(timesteps)))
+    return Times(UniformIntegers(timesteps), p, p_args, level)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 def weights(run: Path, name: str = "student") -> dict[str, torch.Tensor]:
     """Returns the tensors of an exported student. `name`: "student" (raw weights) or "student_ema"."""
-    return load_file(run / name / "unet" / "diffusion_pytorch_model.safetensors")
+    part = "unet" if (run / name / "unet").is_dir() else "transformer"
+    return load_file(run / name / part / "diffusion_pytorch_model.safetensors")
 
 
 def difference(one: Path, other: Path, name: str = "student") -> float:

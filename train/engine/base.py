@@ -46,6 +46,10 @@ class Engine:
         """Needs an initialised process group and a module that is not sharded yet."""
         self.module = module
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        # Such as position embeddings. Nothing trains them, and the engine may round its own.
+        self.buffers = {
+            name: tensor.clone().cpu() for name, tensor in module.state_dict().items() if name not in self.shapes
+        }
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = device()
         self.dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
@@ -181,6 +185,7 @@ class Engine:
         """Returns one of `kinds` by parameter name on rank 0, {} on the other ranks. Every rank must call it.
 
         The tensors are fp32, on the CPU, in the shapes of `self.shapes`. Only the host of rank 0 holds the full state.
+        The module's buffers stand beside the parameters.
         """
         assert kind in self.kinds, kind
         held: dict[str, list[tuple[int, Tensor]]] = {}
@@ -195,7 +200,7 @@ class Engine:
             dist.reduce(flat, dst=0)
             if self.rank == 0:
                 full[name] = flat.reshape(shape).cpu()
-        return full
+        return {**full, **self.buffers} if self.rank == 0 else full
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Sums a tensor of any shape over all ranks, in place. Returns it, on all ranks."""

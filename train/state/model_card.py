@@ -53,7 +53,7 @@ def model_card(
     cache, train = config.cache, config.train
     teacher = _public(config.teacher.path)
     origin = (of_student(student) if student else None) or of_teacher(config.teacher.path, source)
-    has_own_class = not find_rule(config.student.rule).is_of_diffusers
+    has_own_class = not find_rule(config.student.full_rule).is_of_diffusers
     pipeline, family = pipeline_of(source)
     tags = ["text-to-image", family.tag(pipeline), "distillation"]
     front = {
@@ -70,7 +70,7 @@ def model_card(
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# {config.name}: {config.student.rule}
+# {config.name}: {config.student.full_rule}
 
 Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{teacher}`.
 Contains the {weights} weights in {dtype} after {steps} steps with a global batch of {train.global_batch}.

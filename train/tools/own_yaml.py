@@ -20,6 +20,7 @@ class Own:
     captions: Sequence[str]  # caption sources
     rule: str
     dtype: str  # bf16; fp32 is faster on a CPU
+    flow: bool = False  # the teacher was trained by flow matching
 
 
 def draft(own: Own, file: Path) -> str:
@@ -88,7 +89,8 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  shard_size: {sizes.shard_size} # latents per file; work that is lost if the machine stops",
         "  batch: null # samples at once; null: the largest that fits",
         "  steps: 25 # sampling steps per latent",
-        "  guidance: 7.5 # scale of classifier-free guidance",
+        f"  guidance: {4.5 if own.flow else 7.5} # scale of classifier-free guidance",
+        *_sampler(own),
         "",
         "pool: # captions that replace the drawn ones; give as many as you have, also of what the cache does not show",
         f"  sources: {sources} # caption files",
@@ -118,6 +120,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  captions: {sources} # better: captions of your own choice that are not in the files above",
         f"  size: {sizes.drawn} # pictures",
         "  protocol: native # pictures as they are drawn; paper: as the paper scores them, resized to 256 pixels",
+        *_sampler(own),
         "  batch: null # samples at once; null: the largest that fits",
         "  weights: ema # raw: the weights of the last step; ema: their moving average, usually better",
         "  metrics: [] # [clip]: scores too; downloads open_clip's ViT-g-14, 5.5 GB",
@@ -129,6 +132,11 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  run: {_quoted(f'{runs}/run')} # checkpoints, logs, and the student as a diffusers folder: student_ema",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sampler(own: Own) -> list[str]:
+    """Returns the line of the sampler if the default one does not suit the teacher."""
+    return ["  sampler: teacher # the one that the teacher ships with"] if own.flow else []
 
 
 def _quoted(value: Any) -> str:

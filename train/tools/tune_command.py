@@ -161,12 +161,17 @@ def _timed(run: Callable[[int], int], batch: int) -> Measured:
     return Measured(batch, samples / seconds, memory / 1e9)
 
 
+def _load(config: Config) -> Teacher:
+    of = config.teacher
+    return Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
+
+
 def _prepare_training(config: Config) -> Callable[[int], int]:
     """Returns a function that runs the training step (teacher, student, losses, engine) on a batch of a given size."""
     shard_group = 1 if config.engine.spec.in_groups else None  # there is only one rank
     single_rank = replace(config.engine, processes=1, micro_batch=None, shard_group=shard_group)
     config = replace(config, engine=single_rank, train=replace(config.train, global_batch=1))
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    teacher = _load(config)
     if config.cache.images and config.cache.resolution:
         teacher.latent_side = config.cache.resolution // teacher.pipe.vae_scale_factor
     module, distil = build_step(config, teacher)
@@ -188,10 +193,10 @@ def _prepare_training(config: Config) -> Callable[[int], int]:
 
 def _prepare_caching(config: Config) -> Callable[[int], int]:
     """Returns a function that draws a batch of latents with the teacher."""
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    teacher = _load(config)
     pipe = teacher.pipeline(config.cache.sampler)
     compile_drawing(pipe, config.cache.compile)
-    return _prepare_drawing(pipe, config.cache.steps, config.cache.guidance)
+    return _prepare_drawing(pipe, config.cache.steps, config.cache.guidance, text_tokens=config.teacher.text_tokens)
 
 
 def _prepare_evaluation(config: Config) -> Callable[[int], int]:
@@ -199,23 +204,30 @@ def _prepare_evaluation(config: Config) -> Callable[[int], int]:
 
     It does not run the feature extractors, so that their memory is not included.
     """
-    teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+    teacher = _load(config)
     protocol = protocol_of(config.eval)
     network = None
     if "teacher" not in config.eval.of:
-        network = build_student(config.student.rule, teacher.architecture, 0)
+        network = build_student(config.student.full_rule, teacher.architecture, 0)
         network.to(teacher.device, teacher.dtype).eval().requires_grad_(False)
     pipe = teacher.pipeline(protocol.sampler, network)
     compile_drawing(pipe, config.eval.compile)
-    return _prepare_drawing(pipe, protocol.steps, protocol.guidance, config.eval.resolution, decode_images=True)
+    return _prepare_drawing(
+        pipe, protocol.steps, protocol.guidance, config.eval.resolution, True, config.teacher.text_tokens
+    )
 
 
 def _prepare_drawing(
-    pipe: Any, steps: int | None, guidance: float | None, resolution: int | None = None, decode_images: bool = False
+    pipe: Any,
+    steps: int | None,
+    guidance: float | None,
+    resolution: int | None = None,
+    decode_images: bool = False,
+    text_tokens: int | None = None,
 ) -> Callable[[int], int]:
     def run(batch: int) -> int:
         seeds = list(range(batch))
-        latents = draw_latents(pipe, [CAPTION] * batch, seeds, steps, guidance, batch, resolution)
+        latents = draw_latents(pipe, [CAPTION] * batch, seeds, steps, guidance, batch, resolution, text_tokens)
         if decode_images:
             to_bytes(decode(pipe, latents)).cpu()
         return batch

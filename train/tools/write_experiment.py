@@ -38,8 +38,9 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
     here = (
         Here(gpu, find_gpu(gpu)) if gpu else device_here(1, torch.float32 if device().type == "cpu" else torch.bfloat16)
     )
-    rule = student or _default_rule(resolve_path(teacher))
-    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16")
+    denoiser = denoiser_of(resolve_path(teacher))
+    rule = student or denoiser.family.default_rule(denoiser.config)
+    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16", denoiser.family.flow)
     with TemporaryDirectory() as folder:
         sketch = Path(folder) / file.name
         sketch.write_text(draft(own, file), encoding="utf-8")
@@ -55,12 +56,6 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
         f"next: {shlex.join(['randcond', 'run', 'all', str(file)])}",
     ]
     return "\n".join(lines)
-
-
-def _default_rule(teacher: Path | str) -> str:
-    """Returns the student rule for a teacher if a person names none."""
-    denoiser = denoiser_of(teacher)
-    return denoiser.family.default_rule(denoiser.config)
 
 
 def _few(latents: int) -> str:

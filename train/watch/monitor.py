@@ -67,7 +67,7 @@ class Monitor:
         self._names = [f"loss/{name}" for name in losses.terms]
         self._terms.add(torch.stack([term.double() for term in losses.terms.values()]), self._current_step)
         device = self.engine.device
-        bin_index = batch.timesteps.to(device, non_blocking=True) * BINS // self.timesteps
+        bin_index = (batch.timesteps.to(device, non_blocking=True) * BINS // self.timesteps).long().clamp(max=BINS - 1)
         finite = losses.per_sample.isfinite()
         error = torch.where(finite, losses.per_sample, 0.0)
         rows = torch.stack([finite, batch.replaced.to(device, non_blocking=True) & finite, error])

@@ -42,11 +42,13 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, student: ModelMi
         return torch.empty(0)
     captions = grid_captions(config)
     seeds = [caption_seed(config.eval.seed, number) for number in range(len(captions))]
-    protocol, rows = protocol_of(config.eval), []
+    protocol, tokens, rows = protocol_of(config.eval), config.teacher.text_tokens, []
     # Eager, because compiled blocks would be compiled again for the batch size of the grid while other ranks wait.
     with torch.compiler.set_stance("force_eager"):
         for network in networks:
             pipe = teacher.pipeline(protocol.sampler, network)
-            latents = draw_latents(pipe, captions, seeds, protocol.steps, protocol.guidance, len(captions))
+            latents = draw_latents(
+                pipe, captions, seeds, protocol.steps, protocol.guidance, len(captions), None, tokens
+            )
             rows.append(decode(pipe, latents))
     return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=GRID)

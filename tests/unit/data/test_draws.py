@@ -11,11 +11,10 @@ from transformers import CLIPTokenizer
 
 from randcond.data.cache.shards import write_shard
 from randcond.data.captions.caption_file import Captions, write_captions
-from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
-from tests.support.latents import opened
+from tests.support.latents import ddpm_times, opened
 
 DRAWS = 1_000_000
 N, EXTRA, SHARD = 960, 9040, 64
@@ -50,7 +49,7 @@ def stream(folder: Path, variant: str = "exponential", window: int | None = None
     cache.window = window
     pool = CaptionPool(cache.captions, Captions(folder / "extra.arrow"))
     tokenizer = CLIPTokenizer.from_pretrained(PACKAGE / "data" / "digits" / "models" / "teacher" / "tokenizer")
-    return Stream(cache, pool, probability_table(name, p_args, 1000), 0.1, Tokenizers([tokenizer]), seed=7)
+    return Stream(cache, pool, ddpm_times(name, **p_args), 0.1, Tokenizers([tokenizer]), seed=7)
 
 
 @pytest.mark.slow
@@ -69,7 +68,7 @@ def test_a_million_draws_are_what_the_paper_says(
         counts[1, draw.timestep] += draw.replaced
         others[draw.other] += 1
         nulls += draw.null
-    p = np.array(source.probability)
+    p = np.array([source.times.probability(t) for t in range(1000)])
     sigma = np.sqrt(counts[0] * p * (1 - p))
     away = np.abs(counts[1] - counts[0] * p)
     never = sigma == 0

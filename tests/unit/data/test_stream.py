@@ -13,7 +13,6 @@ from transformers import CLIPTokenizer
 from randcond.data.cache.shards import Shard, write_shard
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.stream.batch import Batch
-from randcond.data.stream.conditioning import probability_table
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
@@ -21,7 +20,7 @@ from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 from randcond.train.prefetch import Prefetcher
 from randcond.train.step import draw_noise, to_device
 from randcond.train.watch.timing import DataStalls
-from tests.support.latents import opened
+from tests.support.latents import ddpm_times, opened
 
 N, EXTRA = 50, 30
 
@@ -43,7 +42,7 @@ def stream(folder: Path, p: str = "exponential", seed: int = 3, count_batch: int
     cache = opened(folder)
     pool = CaptionPool(cache.captions, Captions(folder / "extra.arrow"))
     tokenizer = CLIPTokenizer.from_pretrained(PACKAGE / "data" / "digits" / "models" / "teacher" / "tokenizer")
-    return Stream(cache, pool, probability_table(p, p_args, 1000), 0.1, Tokenizers([tokenizer]), seed, count_batch)
+    return Stream(cache, pool, ddpm_times(p, **p_args), 0.1, Tokenizers([tokenizer]), seed, count_batch)
 
 
 def flat(batch_list: list[Batch]) -> list[tuple[int, ...]]:
@@ -123,7 +122,7 @@ def test_shares_are_the_papers(folder: Path, name: str) -> None:
     replaced = np.array([s["replaced"] for s in samples])
     for low in range(0, 1000, 100):
         inside = (timesteps >= low) & (timesteps < low + 100)
-        p = np.array(source.probability)[timesteps[inside]]
+        p = np.array([source.times.probability(t) for t in range(1000)])[timesteps[inside]]
         sigma = max(np.sqrt((p * (1 - p)).sum()), 1e-9)
         assert abs(replaced[inside].sum() - p.sum()) <= 4 * sigma
         assert abs(inside.sum() - draws / 10) <= 4 * np.sqrt(draws * 0.09)

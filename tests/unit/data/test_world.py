@@ -5,19 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from randcond.data.digits import world
 from randcond.data.digits.judge import Judge
+from randcond.data.digits.t5 import LENGTH
 from randcond.data.digits.tokenizer import build_tokenizer
 from randcond.data.digits.train_parts import accuracy, held_out
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
+from randcond.model_zoo.families.look import teacher_faults
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
 
 TEACHER = PACKAGE / "data" / "digits" / "models" / "teacher"
+FLOW_TEACHER = PACKAGE / "data" / "digits" / "models" / "flow-teacher"
 
 
 def test_the_shipped_caption_list_is_the_world() -> None:
@@ -78,6 +81,33 @@ def test_the_teacher_draws_what_it_is_told() -> None:
     images = decode(pipe, draw_latents(pipe, [c.text for c in captions], seeds, 25, 3.0, len(captions)))
     wanted = torch.tensor([[c.digit, c.colour, c.background] for c in captions])
     shares = accuracy(judge.classify(images)[0], wanted)
+    assert min(shares.values()) >= 0.94
+
+
+def test_the_flow_teacher_is_an_ordinary_diffusers_folder() -> None:
+    assert sum(path.stat().st_size for path in FLOW_TEACHER.rglob("*") if path.is_file()) <= 12e6
+    assert {path.suffix for path in FLOW_TEACHER.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".safetensors",
+        ".md",
+        ".txt",
+    }
+    assert list(teacher_faults(FLOW_TEACHER)) == []
+    pipe = StableDiffusion3Pipeline.from_pretrained(FLOW_TEACHER)
+    assert pipe.transformer.config.num_layers == 8
+    image = pipe("a red three on a navy background", num_inference_steps=4, max_sequence_length=LENGTH).images[0]
+    assert image.size == (32, 32)
+
+
+@pytest.mark.heavy
+def test_the_flow_teacher_draws_what_it_is_told() -> None:
+    teacher, judge = Teacher.load(FLOW_TEACHER, "fp32", text_tokens=LENGTH), Judge.load()
+    captions = world.all_captions()[::64]
+    pipe = teacher.pipeline("teacher")
+    seeds = [caption_seed(7, number) for number in range(len(captions))]
+    drawn = draw_latents(pipe, [c.text for c in captions], seeds, 25, 3.0, len(captions), None, LENGTH)
+    wanted = torch.tensor([[c.digit, c.colour, c.background] for c in captions])
+    shares = accuracy(judge.classify(decode(pipe, drawn))[0], wanted)
     assert min(shares.values()) >= 0.94
 
 

@@ -36,6 +36,24 @@ def test_output_loss() -> None:
     assert output_loss(ours.bfloat16(), theirs.bfloat16())["output"].dtype == torch.float32
 
 
+def test_feature_distances_of_each_sample() -> None:
+    (a, b) = tensors(2, (3, 5, 6))
+    b[1, 0, 0] = 100.0  # far beyond two standard deviations of its sample
+    ours, theirs = a.double().numpy().reshape(3, -1), b.double().numpy().reshape(3, -1)
+    squares = (ours - theirs) ** 2
+    normalised = (squares.mean(1) / theirs.var(1, ddof=1)).mean()
+    assert near(feature_loss(["x"], [a], [b], "normalised")["feature/x"], normalised)
+    within = abs(theirs - theirs.mean(1, keepdims=True)) <= 2 * theirs.std(1, ddof=1, keepdims=True)
+    masked = np.mean([squares[i][within[i]].mean() for i in range(3)])
+    assert near(feature_loss(["x"], [a], [b], "masked")["feature/x"], masked)
+    assert masked < squares.mean() / 10
+    # A sample's share does not depend on which other samples are in its micro-batch.
+    for variant in ("plain", "normalised", "masked"):
+        whole = feature_loss(["x"], [a], [b], variant)["feature/x"]
+        parts = [feature_loss(["x"], [a[i : i + 1]], [b[i : i + 1]], variant)["feature/x"] for i in range(3)]
+        assert torch.allclose(whole, torch.stack(parts).mean())
+
+
 def test_feature_and_spatial_losses() -> None:
     (a, b), (c, d) = tensors(2), tensors(2, (3, 6, 4, 4), seed=1)
     for loss, kind in ((feature_loss, "feature"), (spatial_loss, "spatial")):

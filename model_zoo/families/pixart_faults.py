@@ -1,0 +1,52 @@
+"""Why the configurations of a PixArt folder don't suit a teacher."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import T5Config
+
+from randcond.launch.errors import UserError
+from randcond.model_zoo.checkpoints.diffusers_folder import class_name, loading, read_object
+from randcond.model_zoo.families.family import Family
+
+
+def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
+    """Yields the faults of the configurations of a folder's networks."""
+    where = f"{folder}/transformer/config.json"
+    try:
+        with loading(folder / "transformer"):
+            transformer = family.complete(read_object(folder / "transformer" / "config.json"))
+        vae = read_object(folder / "vae" / "config.json")
+        with loading(folder / "text_encoder"):
+            t5 = T5Config(**read_object(folder / "text_encoder" / "config.json"))
+    except UserError as error:
+        yield str(error)
+        return
+    channels = transformer["in_channels"]
+    if channels != vae.get("latent_channels", 4):
+        yield f"{where}: in_channels is {channels}, but the VAE's latents have {vae.get('latent_channels', 4)}"
+    if transformer["out_channels"] not in (None, channels, 2 * channels):
+        yield f"{where}: out_channels is {transformer['out_channels']}, expected {channels}, or twice that many"
+    if transformer["caption_channels"] != t5.d_model:
+        yield f"{where}: caption_channels is {transformer['caption_channels']}, but T5 gives {t5.d_model}"
+    if type(transformer["sample_size"]) is not int:
+        yield f"{where}: sample_size is {transformer['sample_size']!r}, expected the side of a square latent"
+        return
+    yield from _size_faults(transformer, folder, where)
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if vae.get(key) is not None:
+            yield f"{folder}/vae/config.json: {key} is {vae[key]}, which the pipeline does not use; expected null"
+
+
+def _size_faults(transformer: Mapping[str, Any], folder: Path, where: str) -> Iterator[str]:
+    """Yields where the pipeline gives the transformer other sizes than it was made for."""
+    given = transformer["use_additional_conditions"]
+    takes = transformer["sample_size"] == 128 if given is None else given
+    is_alpha = class_name(folder / "model_index.json") == "PixArtAlphaPipeline"
+    gives = is_alpha and transformer["sample_size"] == 128
+    if bool(takes) != gives:
+        yield (
+            f"{where}: use_additional_conditions is {given}, but the pipeline "
+            f"{'gives' if gives else 'does not give'} the transformer the image's resolution; expected {gives}"
+        )

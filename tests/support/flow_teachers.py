@@ -1,0 +1,95 @@
+"""Makes tiny transformer teachers with random weights as diffusers folders, in the forms of the published ones."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
+
+from randcond.model_zoo.checkpoints.layouts import VAE
+from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
+from tests.support.shaped import FEW_MERGES
+
+WORDS = ["a", "red", "blue", "cat", "dog", "on", "the", "table", "photo", "of", "one", "two", "with", "and", "in"]
+T5_WIDTH, T5_LENGTH = 32, 512
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Returns a T5 tokenizer of a few words, and of single letters for all others."""
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
+    pieces += [(f"\u2581{word}", -2.0) for word in WORDS] + [(letter, -5.0) for letter in letters]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
+
+
+def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """Returns a T5 encoder of width 32 with random weights."""
+    sizes: dict[str, Any] = {"d_model": T5_WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes, feed_forward_proj="gated-gelu")).eval()
+
+
+def clip(width: int, projection: int, tokenizer: Any) -> CLIPTextModelWithProjection:
+    """Returns a CLIP text encoder with random weights."""
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 3, "num_attention_heads": 2}
+    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "projection_dim": projection}
+    return CLIPTextModelWithProjection(CLIPTextConfig(**sizes, **words)).eval()
+
+
+def vae(channels: int, **more: Any) -> AutoencoderKL:
+    """Returns an autoencoder with random weights that makes an image eight times smaller."""
+    small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8}
+    return AutoencoderKL(**{**VAE, **small, "latent_channels": channels, **more})
+
+
+def sd3(folder: Path, seed: int = 0, with_t5: bool = True, **changes: Any) -> Path:
+    """Saves a teacher in the layout of SD 3.5 Medium, with 6 blocks of which 3 have two attentions."""
+    torch.manual_seed(seed)
+    tokenizers = [clip_tokenizer(pad, FEW_MERGES) for pad in (None, "!")]
+    third = t5_tokenizer() if with_t5 else None
+    sizes = {
+        "sample_size": 16, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 6,
+        "attention_head_dim": 8, "num_attention_heads": 4, "caption_projection_dim": 32,
+        "joint_attention_dim": T5_WIDTH, "pooled_projection_dim": 8 + 12, "pos_embed_max_size": 24,
+        "dual_attention_layers": (0, 1, 2), "qk_norm": "rms_norm",
+    }  # fmt: skip
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**{**sizes, **changes}).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(8, 8, tokenizers[0]),
+        tokenizer=tokenizers[0],
+        text_encoder_2=clip(12, 12, tokenizers[1]),
+        tokenizer_2=tokenizers[1],
+        text_encoder_3=t5_encoder(third) if third else None,
+        tokenizer_3=third,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def pixart(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Saves a teacher in the layout of PixArt-Sigma, with 6 blocks and latents of 16 x 16."""
+    torch.manual_seed(seed)
+    tokenizer = t5_tokenizer()
+    sizes = {
+        "sample_size": 16, "num_attention_heads": 4, "attention_head_dim": 8, "cross_attention_dim": 32,
+        "caption_channels": T5_WIDTH, "num_layers": 6, "use_additional_conditions": False,
+    }  # fmt: skip
+    pipe = PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=t5_encoder(tokenizer),
+        vae=vae(4, scaling_factor=0.13025),
+        transformer=PixArtTransformer2DModel(**{**sizes, **changes}).eval(),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    )
+    pipe.save_pretrained(folder)
+    return folder

@@ -1,0 +1,200 @@
+"""Each family shows its denoiser in training what the stock pipeline shows it in drawing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from randcond.data.stream.conditioning import PROBABILITIES
+from randcond.launch.errors import UserError
+from randcond.model_zoo.denoiser.forward import denoise
+from randcond.model_zoo.families.look import teacher_faults
+from randcond.model_zoo.importing.model_folder import import_folder
+from randcond.model_zoo.process.levels import sd14_sigmas, sd14_time
+from randcond.model_zoo.process.rectified_flow import RectifiedFlow
+from randcond.model_zoo.sampler import draw_latents
+from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
+from randcond.model_zoo.students.registry import build_student, student_of
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.losses import feature_loss, output_loss
+from tests.support import flow_teachers
+
+CAPTIONS = ["A red cat on the table", "", "one two dog " * 60]
+MAKERS: dict[str, Callable[..., Path]] = {
+    "sd3": flow_teachers.sd3,
+    "sd3 without T5": lambda folder: flow_teachers.sd3(folder, with_t5=False),
+    "pixart": flow_teachers.pixart,
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {name: make(root / name.replace(" ", "-")) for name, make in MAKERS.items()}
+
+
+def stock_condition(pipe: Any) -> dict[str, torch.Tensor]:
+    """Returns what the stock pipeline encodes the captions to."""
+    if hasattr(pipe, "text_encoder_2"):
+        text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, None, None)
+        return {"encoder_hidden_states": text, "pooled_projections": pooled}
+    text, mask, _, _ = pipe.encode_prompt(CAPTIONS)
+    return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_teacher_is_shown_what_its_pipeline_shows_it(name: str, folders: dict[str, Path]) -> None:
+    assert list(teacher_faults(folders[name])) == []
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if "without" in name else {}
+    stock = DiffusionPipeline.from_pretrained(folders[name], **absent)
+    stock.set_progress_bar_config(disable=True)
+    teacher = Teacher.load(folders[name], "fp32")
+    null = torch.tensor([not caption for caption in CAPTIONS])
+    condition = teacher.encode(teacher.tokenizers(CAPTIONS), null)
+    expected = stock_condition(stock)
+    assert condition.keys() == expected.keys()
+    assert all(torch.equal(condition[key], value) for key, value in expected.items())
+
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    def note(module: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
+        given = {**dict(zip(("hidden_states",), inputs, strict=False)), **options}
+        calls.append((given, output[0]))
+
+    steps: list[torch.Tensor] = []
+    step = stock.scheduler.step
+    stock.scheduler.step = lambda output, *args, **kwargs: steps.append(output) or step(output, *args, **kwargs)
+    with stock.transformer.register_forward_hook(note, with_kwargs=True):
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        options = {"use_resolution_binning": False} if name == "pixart" else {}
+        settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent", **options}
+        theirs = stock(CAPTIONS[:2], generator=generators, **settings).images
+    own = {key: value[:2] for key, value in condition.items()}
+    for (given, _), predicted in zip(calls, steps, strict=True):
+        ours = denoise(teacher.denoiser, given["hidden_states"], given["timestep"], own)
+        assert torch.allclose(ours, predicted, atol=1e-6)
+    pipe = teacher.pipeline("teacher")
+    assert torch.allclose(draw_latents(pipe, CAPTIONS[:2], [1, 2], 2, 1.0, 2), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_noise_and_target_are_the_schedulers(name: str, folders: dict[str, Path]) -> None:
+    teacher = Teacher.load(folders[name], "fp32")
+    latents, noise = torch.randn(2, 3, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    if isinstance(teacher.process, RectifiedFlow):
+        timesteps = teacher.pipe.scheduler.timesteps[[0, 500, 999]]
+        expected = teacher.pipe.scheduler.scale_noise(latents, timesteps, noise)
+        target = noise - latents
+    else:
+        timesteps = torch.tensor([0, 500, 999])
+        signal = teacher.pipe.scheduler.alphas_cumprod[timesteps].view(3, 1, 1, 1)
+        expected, target = signal.sqrt() * latents + (1 - signal).sqrt() * noise, noise
+    assert torch.allclose(teacher.add_noise(latents, noise, timesteps), expected, atol=1e-6)
+    assert torch.equal(teacher.target(latents, noise, timesteps), target)
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_a_depth_student_has_its_teachers_blocks(name: str, folders: dict[str, Path]) -> None:
+    teacher = Teacher.load(folders[name], "fp32")
+    theirs = teacher.denoiser.state_dict()
+    student = student_of("depth-[0,3,5]", teacher.architecture)
+    network = build_student("depth-[0,3,5]", teacher.architecture, 0, teacher.stored_denoiser())
+    source = {"0": "0", "1": "3", "2": "5"}
+    for key, tensor in network.state_dict().items():
+        parts = key.split(".")
+        if parts[0] == "transformer_blocks":
+            parts[1] = source[parts[1]]
+        assert torch.equal(tensor, theirs[".".join(parts)]), key
+    blocks = {(theirs.split("[")[0], ours.split("[")[0]) for theirs, ours in student.pairs}
+    assert blocks == {
+        ("transformer_blocks.2", "transformer_blocks.0"),  # block 0 stands for 0, 1 and 2
+        ("transformer_blocks.4", "transformer_blocks.1"),
+        ("transformer_blocks.5", "transformer_blocks.2"),
+    }
+    assert student_of("depth-3", teacher.architecture).denoiser.config["num_layers"] == 3
+    if name == "sd3":
+        assert student.denoiser.config["dual_attention_layers"] == (0,)
+        assert len(student.pairs) == 5  # image and text of two blocks, the image of the last
+
+
+@pytest.mark.parametrize("rule", ["depth-3", "width-0.5"])
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_a_student_trains_and_its_features_meet(name: str, rule: str, folders: dict[str, Path]) -> None:
+    teacher = Teacher.load(folders[name], "fp32")
+    student = student_of(rule, teacher.architecture)
+    network = build_student(rule, teacher.architecture, 1)
+    module = TappedStudent(network, student, teacher.architecture)
+    taps = FeatureTaps(teacher.denoiser, module.teacher_names)
+    condition = teacher.encode(teacher.tokenizers(CAPTIONS[:2]))
+    noised, timesteps = torch.randn(2, *teacher.latent_shape), torch.tensor([100, 900])
+    with torch.no_grad():
+        expected = denoise(teacher.denoiser, noised, timesteps, condition)
+    prediction, features = module(noised, timesteps, condition)
+    terms = feature_loss(module.teacher_names, features, taps.collect())
+    (output_loss(prediction, expected)["output"] + sum(terms.values())).backward()
+    without = [key for key, p in module.named_parameters() if p.grad is None]
+    assert not without, f"no gradient reaches {without[:3]}"
+    assert module.network is network and next(iter(module.state_dict())).startswith("transformer.")
+
+
+def test_what_a_depth_rule_cannot_do_is_said(folders: dict[str, Path]) -> None:
+    sd3 = Teacher.load(folders["sd3"], "fp32").architecture
+    for rule, said in (
+        ("depth-7", "the teacher has 6 blocks; a student has 2 to 6 of them, got 7"),
+        ("depth-1", "a student has 2 to 6 of them, got 1"),
+        ("depth-[0,6]", r"student.keep: \[0, 6\]: the teacher's blocks are 0 to 5"),
+        ("depth-[0,2,4]", r"the last block \(5\) must be kept"),
+        ("depth-[2,0,5]", "expected rising numbers of blocks, each once"),
+        ("block-base", "needs a teacher with a U-Net, but this one has a SD3Transformer2DModel"),
+    ):
+        with pytest.raises(UserError, match=said):
+            student_of(rule, sd3)
+    pixart = Teacher.load(folders["pixart"], "fp32").architecture
+    assert student_of("depth-[0,2,4]", pixart).denoiser.config["num_layers"] == 3
+
+
+def test_levels_of_noise_are_the_published_ones() -> None:
+    """t = 500, 900 and 999 of SD 1.4 have the sigmas 0.618, 0.893 and 0.936."""
+    assert [round(float(sd14_sigmas()[t]), 3) for t in (500, 900, 999)] == [0.618, 0.893, 0.936]
+    assert sd14_time(float(sd14_sigmas()[321])) == pytest.approx(0.321)
+
+
+@pytest.mark.parametrize(
+    ("of", "distribution", "shift", "share"),
+    [
+        ("sigma", "uniform", 1.0, 0.198),
+        ("sigma", "logit_normal", 1.0, 0.136),
+        ("sigma", "uniform", 3.0, 0.361),
+        ("sigma", "logit_normal", 3.0, 0.326),
+        ("time", "uniform", 3.0, 0.198),
+        ("noise", "uniform", 1.0, 0.178),
+        ("noise", "logit_normal", 1.0, 0.095),
+        ("noise", "uniform", 3.0, 0.358),
+        ("noise", "logit_normal", 3.0, 0.296),
+    ],
+)
+def test_the_share_of_replaced_captions(of: str, distribution: str, shift: float, share: float) -> None:
+    """The mean of exp(-5 (1 - u)) over the drawn timesteps."""
+    import numpy as np
+
+    flow, random = RectifiedFlow(), np.random.default_rng(0)
+    draw, level = flow.draw(distribution, shift), flow.level(of, shift)
+    found = [PROBABILITIES["exponential"](level(draw(random))) for _ in range(20_000)]
+    assert np.mean(found) == pytest.approx(share, abs=0.006)
+
+
+def test_a_folder_of_fp16_variants_is_imported(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(folders["sd3"], dtype=torch.float16)
+    pipe.save_pretrained(tmp_path / "variants", variant="fp16")
+    assert any("only in the variant fp16" in fault for fault in teacher_faults(tmp_path / "variants"))
+    import_folder(tmp_path / "variants", tmp_path / "plain")
+    assert list(teacher_faults(tmp_path / "plain")) == []
+    ours, theirs = (Teacher.load(folder, "fp32") for folder in (tmp_path / "plain", folders["sd3"]))
+    for name, value in theirs.denoiser.state_dict().items():
+        assert torch.equal(ours.denoiser.state_dict()[name], value.half().float())
+    with torch.no_grad():
+        assert torch.allclose(ours.probe(), theirs.probe(), atol=0.05)
