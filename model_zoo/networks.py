@@ -102,7 +102,7 @@ def _stored_text(name: Path | str, part: str, kind: str) -> TextNetwork:
 
 def _check_classes(name: Path | str, index: dict[str, Any]) -> None:
     """Raises OtherNetworks if a part of a pipeline is of a class that is not counted. `index`: model_index.json."""
-    if index.get("_class_name") not in PIPELINES:
+    if str(index.get("_class_name")) not in PIPELINES:
         raise OtherNetworks(f"{name}: its pipeline is {index.get('_class_name')}, so its costs are unknown")
     _, family = PIPELINES[index["_class_name"]]
     for part, entry in index.items():

@@ -43,8 +43,8 @@ def load_frozen_pipeline(
     check_files(folder)
     options = {"dtype": part_dtypes(folder, dtype), "use_safetensors": True}
     with loading(folder):
-        if name in PIPELINES:  # the denoiser is loaded separately: diffusers does not know the class of a SLIM U-Net
-            pipeline, family = PIPELINES[name]
+        if known := PIPELINES.get(str(name)):
+            pipeline, family = known  # the denoiser is loaded separately: diffusers does not know SLIM's class
             pipe = pipeline.from_pretrained(folder, **options, **{**load_options(folder), family.part: None})
             pipe = with_parts(pipe, **{family.part: load_denoiser(folder / family.part, compute_dtype(dtype))})
         else:

@@ -103,9 +103,11 @@ def write_teacher(folder: Path, out: Path) -> None:
         tokenizer_3=t5_tokenizer,
     ).save_pretrained(out)
     for_older_libraries(out)
-    for path in out.glob("*/config.json"):  # no local paths, and no dtype that the parts would differ in
+    for path in out.glob("*/config.json"):
         settings = json.loads(path.read_text())
         settings.pop("_name_or_path", None)
+        if path.parent.name.startswith("text_encoder"):
+            settings["dtype"] = "float32"  # transformers would load it in fp16, but diffusers loads the rest in fp32
         path.write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -94,7 +94,7 @@ def stored_architecture(path: Path | str) -> Architecture:
     folder = hub_file(path, "model_index.json").parent if of_hub else local_folder(path)
     with loading(path):
         name = DiffusionPipeline.load_config(folder).get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         raise UserError(f"{path}/model_index.json: _class_name is {name}, expected {' or '.join(PIPELINES)}")
     _, family = PIPELINES[name]
     part = hub_file(path, f"{family.part}/config.json").parent if of_hub else folder / family.part

@@ -6,6 +6,7 @@ for the tokens of the caption. PixArt-alpha at 1,024 pixels adds `resolution` [B
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from diffusers import DiffusionPipeline, PixArtAlphaPipeline, PixArtSigmaPipelin
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from randcond.model_zoo.families.family import Condition, DenoiserConfig, Family, Stack, TextPart
-from randcond.model_zoo.families.pixart_faults import configuration_faults
+from randcond.model_zoo.families.family import Condition, DenoiserConfig, Stack, TextPart
+from randcond.model_zoo.families.pixart_faults import configuration_faults, has_sizes
+from randcond.model_zoo.families.transformer import Transformer, block_names
 
 _TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 
@@ -29,11 +31,16 @@ def lowered(caption: str) -> str:
     return caption.lower().strip()
 
 
-class PixArt(Family):
+@cache
+def _sizes(pixels: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns height, width and aspect ratio [1, 3]. Cached, because a copy to a GPU waits for all queued work."""
+    return torch.tensor([[*pixels, pixels[0] / pixels[1]]], dtype=dtype, device=device)
+
+
+class PixArt(Transformer):
     """The family of PixArt-alpha and PixArt-Sigma."""
 
     name = "pixart"
-    part = "transformer"
     model = PixArtTransformer2DModel
     pipelines: ClassVar = {PixArtSigmaPipeline: {}, PixArtAlphaPipeline: {}}
     # Cleaned captions depend on which packages are installed. Bins of resolutions replace the one that is asked for.
@@ -60,9 +67,8 @@ class PixArt(Family):
         hidden = pipe.text_encoder(ids[0], attention_mask=mask)[0]  # [B, L, width]
         condition = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
         if pipe.transformer.use_additional_conditions:
-            height, width = pixels
-            size = hidden.new_tensor([pixels]).expand(len(hidden), 2)
-            condition |= {"resolution": size, "aspect_ratio": hidden.new_full((len(hidden), 1), height / width)}
+            sizes = _sizes(pixels, hidden.device, hidden.dtype).expand(len(hidden), 3)
+            condition |= {"resolution": sizes[:, :2], "aspect_ratio": sizes[:, 2:]}
         return condition
 
     def denoise(self, network: nn.Module, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -71,9 +77,6 @@ class PixArt(Family):
         text = {key: condition[key] for key in _TEXT}
         out = network(noised, timestep=timesteps, **text, added_cond_kwargs=added, return_dict=False)[0]
         return out[:, : noised.shape[1]]
-
-    def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        return config["in_channels"], config["sample_size"], config["sample_size"]
 
     def blank_condition(
         self, config: Mapping[str, Any], batch: int, tokens: int, dtype: torch.dtype | None
@@ -87,11 +90,8 @@ class PixArt(Family):
             blank["aspect_ratio"] = torch.zeros(batch, 1, dtype=dtype)
         return blank
 
-    def blocks(self, network: Any) -> list[nn.Module]:
-        return list(network.transformer_blocks)
-
     def stack(self, config: Mapping[str, Any]) -> Stack:
-        names = tuple(f"transformer_blocks.{number}" for number in range(config["num_layers"]))
+        names = block_names(config)
         return Stack(names, tuple((name,) for name in names), last_stays=False)
 
     def with_blocks(self, config: Mapping[str, Any], kept: Sequence[int]) -> DenoiserConfig:
@@ -101,20 +101,8 @@ class PixArt(Family):
         width = heads * config["attention_head_dim"]
         return {**config, "num_attention_heads": heads, "cross_attention_dim": width}
 
-    def first_layer(self, network: Any) -> nn.Module:
-        return network.pos_embed
-
     def faults(self, folder: Path, parts: list[str]) -> Iterator[str]:
         return configuration_faults(self, folder, parts)
 
-    def default_rule(self, config: Mapping[str, Any]) -> str:
-        return f"depth-{config['num_layers'] // 2}"
-
     def tag(self, pipeline: type[DiffusionPipeline]) -> str:
         return "pixart-alpha" if pipeline is PixArtAlphaPipeline else "pixart-sigma"
-
-
-def has_sizes(config: Mapping[str, Any]) -> bool:
-    """Returns True if the transformer is given the image's resolution and aspect ratio."""
-    given = config["use_additional_conditions"]
-    return config["sample_size"] == 128 if given is None else bool(given)

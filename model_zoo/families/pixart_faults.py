@@ -39,13 +39,18 @@ def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iter
             yield f"{folder}/vae/config.json: {key} is {vae[key]}, which the pipeline does not use; expected null"
 
 
+def has_sizes(config: Mapping[str, Any]) -> bool:
+    """Returns True if the transformer is given the image's resolution and aspect ratio."""
+    given = config["use_additional_conditions"]
+    return config["sample_size"] == 128 if given is None else bool(given)
+
+
 def _size_faults(transformer: Mapping[str, Any], folder: Path, where: str) -> Iterator[str]:
     """Yields where the pipeline gives the transformer other sizes than it was made for."""
-    given = transformer["use_additional_conditions"]
-    takes = transformer["sample_size"] == 128 if given is None else given
+    takes, given = has_sizes(transformer), transformer["use_additional_conditions"]
     is_alpha = class_name(folder / "model_index.json") == "PixArtAlphaPipeline"
     gives = is_alpha and transformer["sample_size"] == 128
-    if bool(takes) != gives:
+    if takes != gives:
         yield (
             f"{where}: use_additional_conditions is {given}, but the pipeline "
             f"{'gives' if gives else 'does not give'} the transformer the image's resolution; expected {gives}"

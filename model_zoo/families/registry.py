@@ -33,7 +33,7 @@ def pipeline_of(folder: Path) -> tuple[type[DiffusionPipeline], Family]:
     Raises UserError listing the supported classes if the folder declares another one.
     """
     name = class_name(folder / "model_index.json")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         raise UserError(f"{folder}/model_index.json: _class_name is {name}, expected {' or '.join(PIPELINES)}")
     return PIPELINES[name]
 

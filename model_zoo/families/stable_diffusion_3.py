@@ -14,15 +14,15 @@ from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from randcond.model_zoo.families.family import Condition, DenoiserConfig, Family, Stack, TextPart, default_length
+from randcond.model_zoo.families.family import Condition, DenoiserConfig, Stack, TextPart, default_length
 from randcond.model_zoo.families.stable_diffusion_3_faults import configuration_faults
+from randcond.model_zoo.families.transformer import Transformer, block_names
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(Transformer):
     """The family of SD 3 and SD 3.5."""
 
     name = "stable-diffusion-3"
-    part = "transformer"
     model = SD3Transformer2DModel
     pipelines: ClassVar = {StableDiffusion3Pipeline: {}}
     classes: ClassVar = {
@@ -73,9 +73,6 @@ class StableDiffusion3(Family):
     def denoise(self, network: nn.Module, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         return network(hidden_states=noised, timestep=timesteps, **condition, return_dict=False)[0]
 
-    def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        return config["in_channels"], config["sample_size"], config["sample_size"]
-
     def blank_condition(
         self, config: Mapping[str, Any], batch: int, tokens: int, dtype: torch.dtype | None
     ) -> Condition:
@@ -84,12 +81,9 @@ class StableDiffusion3(Family):
             "pooled_projections": torch.zeros(batch, config["pooled_projection_dim"], dtype=dtype),
         }
 
-    def blocks(self, network: Any) -> list[nn.Module]:
-        return list(network.transformer_blocks)
-
     def stack(self, config: Mapping[str, Any]) -> Stack:
         """A block returns (text, image). The last one returns no text."""
-        names = tuple(f"transformer_blocks.{number}" for number in range(config["num_layers"]))
+        names = block_names(config)
         both = tuple((f"{name}[1]", f"{name}[0]") for name in names[:-1])
         return Stack(names, (*both, (f"{names[-1]}[1]",)), last_stays=True)
 
@@ -102,14 +96,8 @@ class StableDiffusion3(Family):
         width = heads * config["attention_head_dim"]
         return {**config, "num_attention_heads": heads, "caption_projection_dim": width}
 
-    def first_layer(self, network: Any) -> nn.Module:
-        return network.pos_embed
-
     def faults(self, folder: Path, parts: list[str]) -> Iterator[str]:
         return configuration_faults(self, folder, parts)
-
-    def default_rule(self, config: Mapping[str, Any]) -> str:
-        return f"depth-{config['num_layers'] // 2}"
 
     def tag(self, pipeline: type[DiffusionPipeline]) -> str:
         return "stable-diffusion-3"

@@ -235,7 +235,8 @@ ODD = {
     ),
     "code of its own": Odd(SD, extra_code, "unet is .*expected UNet2DConditionModel"),
     "a pipeline for images": Odd(XL, keys(INDEX, _class_name="StableDiffusionXLImg2ImgPipeline"), "_class_name is"),
-    "PixArt": Odd(SD, keys(INDEX, _class_name="PixArtAlphaPipeline"), "_class_name is PixArtAlphaPipeline"),
+    "Sana": Odd(SD, keys(INDEX, _class_name="SanaPipeline"), "_class_name is SanaPipeline"),
+    "called PixArt": Odd(SD, keys(INDEX, _class_name="PixArtAlphaPipeline"), "transformer is None, expected PixArt"),
 }
 
 

@@ -8,6 +8,7 @@ from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -76,7 +77,13 @@ def sd3(folder: Path, seed: int = 0, with_t5: bool = True, **changes: Any) -> Pa
     return folder
 
 
-def pixart(folder: Path, seed: int = 0, **changes: Any) -> Path:
+def pixart_alpha(folder: Path) -> Path:
+    """Saves a teacher in the layout of PixArt-alpha at 1,024 pixels, which is given the image's sizes."""
+    sizes = {"sample_size": 128, "num_layers": 2, "num_attention_heads": 3, "cross_attention_dim": 24}
+    return pixart(folder, pipeline=PixArtAlphaPipeline, **sizes, use_additional_conditions=True)
+
+
+def pixart(folder: Path, seed: int = 0, pipeline: Any = PixArtSigmaPipeline, **changes: Any) -> Path:
     """Saves a teacher in the layout of PixArt-Sigma, with 6 blocks and latents of 16 x 16."""
     torch.manual_seed(seed)
     tokenizer = t5_tokenizer()
@@ -84,7 +91,7 @@ def pixart(folder: Path, seed: int = 0, **changes: Any) -> Path:
         "sample_size": 16, "num_attention_heads": 4, "attention_head_dim": 8, "cross_attention_dim": 32,
         "caption_channels": T5_WIDTH, "num_layers": 6, "use_additional_conditions": False,
     }  # fmt: skip
-    pipe = PixArtSigmaPipeline(
+    pipe = pipeline(
         tokenizer=tokenizer,
         text_encoder=t5_encoder(tokenizer),
         vae=vae(4, scaling_factor=0.13025),

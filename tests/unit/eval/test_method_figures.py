@@ -85,7 +85,7 @@ def test_figures_are_drawn_as_the_experiment_says(monkeypatch: pytest.MonkeyPatc
     words = [*WORDS, "eval.guidance=0", "eval.steps=2", "eval.resolution=64"]
     config = load_config("demo-with", words)
     draw_picture(Picture("overlap", ["demo-with"], "t", [0], captions=2), [config], tmp_path / "a.png")
-    assert set(seen) == {(2, 0.0, config.eval.batch, 64)}
+    assert set(seen) == {(2, 0.0, config.eval.batch, 64, None)}  # teacher.text_tokens is last
 
 
 @pytest.mark.heavy

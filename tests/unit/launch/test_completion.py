@@ -27,6 +27,9 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
+FLOW = {"demo-flow", "demo-flow-with", "demo-flow-without"}
+
+
 @cache
 def script() -> str:
     command = [sys.executable, "-m", "randcond.launch.cli", "completion", "bash"]
@@ -50,7 +53,7 @@ def proposed(folder: Path, line: str) -> set[str]:
         ("randcond cache pre", {"preview"}),
         ("randcond cache preview --te", {"--teacher"}),
         ("randcond run ", {"check", "pool", "cache", "train", "eval", "report", "all"}),
-        ("randcond run all demo-", {"demo-with", "demo-without"}),
+        ("randcond run all demo-", {"demo-with", "demo-without", *FLOW}),
         ("randcond run all my", {"my own.yaml"}),
         ("randcond run train demo-with train.st", {"train.steps="}),
         ("randcond run train demo-with a=1 --gpus 2 train.st", {"train.steps="}),

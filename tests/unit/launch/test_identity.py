@@ -39,9 +39,11 @@ def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
             "betas",
             "weight_decay",
             "eps",
+            "timesteps",
+            "shift",
             "grad_clip",
         ),
-        *("ema_decay", "losses", "seed"),
+        *("ema_decay", "losses", "feature_loss", "seed"),
     ]
     assert train["losses"] == {"output": 1.0, "feature": 1.0}  # losses with weight 0 are left out
 

@@ -27,6 +27,7 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "sd3": flow_teachers.sd3,
     "sd3 without T5": lambda folder: flow_teachers.sd3(folder, with_t5=False),
     "pixart": flow_teachers.pixart,
+    "pixart alpha": flow_teachers.pixart_alpha,
 }
 
 
@@ -42,7 +43,10 @@ def stock_condition(pipe: Any) -> dict[str, torch.Tensor]:
         text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, None, None)
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
     text, mask, _, _ = pipe.encode_prompt(CAPTIONS)
-    return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+    condition = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+    if pipe.transformer.use_additional_conditions:
+        condition |= {"resolution": torch.full((3, 2), 1024.0), "aspect_ratio": torch.ones(3, 1)}
+    return condition
 
 
 @torch.no_grad()
@@ -70,7 +74,7 @@ def test_a_teacher_is_shown_what_its_pipeline_shows_it(name: str, folders: dict[
     stock.scheduler.step = lambda output, *args, **kwargs: steps.append(output) or step(output, *args, **kwargs)
     with stock.transformer.register_forward_hook(note, with_kwargs=True):
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-        options = {"use_resolution_binning": False} if name == "pixart" else {}
+        options = {"use_resolution_binning": False} if "pixart" in name else {}
         settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent", **options}
         theirs = stock(CAPTIONS[:2], generator=generators, **settings).images
     own = {key: value[:2] for key, value in condition.items()}

@@ -155,7 +155,7 @@ def change(folder: Path, out: Path, file: str, **settings: object) -> Path:
 @pytest.mark.parametrize(
     ("file", "settings", "said"),
     [
-        ("model_index.json", {"_class_name": "PixArtAlphaPipeline"}, "_class_name is PixArtAlphaPipeline, expected"),
+        ("model_index.json", {"_class_name": "SanaPipeline"}, "_class_name is SanaPipeline, expected"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type is 'flow_pred"),
     ],
 )
