@@ -59,6 +59,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(INTERRUPTED)  # libraries make other errors of an import that is cut; nothing is to be saved yet
+        if frame.f_code.co_name == "__del__":  # Python would print the exception and go on
+            signal.signal(signal.SIGINT, _interrupt)
+            later = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+            later.daemon = True
+            later.start()
+            return
         frame = frame.f_back
     raise KeyboardInterrupt
 
