@@ -48,6 +48,7 @@ def main(out: str) -> None:
     }
     facts: dict[str, Any] = {
         "steps": STEPS,
+        "seconds": sum(parts.seconds.values()),
         "seconds_by_part": parts.seconds,
         "scores": scores,
         "seed": SEED,

@@ -35,7 +35,7 @@ def experiment(folder: Path, flow: bool) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=["sd3", pytest.param("pixart", marks=pytest.mark.slow)])
 def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder where a tiny teacher's latents are drawn and a student is trained on two ranks (ZeRO-1)."""
     folder = tmp_path_factory.mktemp(request.param)
