@@ -76,7 +76,7 @@ SPREAD := -n $(WORKERS) --dist worksteal # an idle process takes tests from the 
 quick: $(READY) ## the most informative tests, two minutes on two cores
 	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
 
-test: $(READY) ## the tests for every change, a quarter of an hour on two cores
+test: $(READY) ## the tests for every change, some 16 minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m "$(NOT_HERE)" $(ARGS)
 
 coverage: $(READY) ## share of the code that `make quick` runs, by file

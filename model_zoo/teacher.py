@@ -80,7 +80,7 @@ class Teacher:
         """The teacher's denoiser."""
         return getattr(self.pipe, self.family.part)
 
-    @property
+    @cached_property  # every step's encode() needs it
     def architecture(self) -> Architecture:
         """The class and configuration of the denoiser, as it was made."""
         return Architecture.of(self.denoiser)

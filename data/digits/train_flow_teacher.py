@@ -19,7 +19,7 @@ from randcond.data.digits.flow_parts import STEPS, encode_all, train_t5, train_t
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.t5 import LENGTH
 from randcond.data.digits.train_parts import BATCH, SEED, THREADS, score_teacher
-from randcond.data.digits.train_teacher import Parts
+from randcond.data.digits.train_teacher import Parts, card_facts
 from randcond.launch.runtime.files import atomic_write, write_json, write_text
 from randcond.launch.runtime.logs import start_console
 from randcond.model_zoo.importing.older_libraries import for_older_libraries
@@ -114,16 +114,8 @@ def write_teacher(folder: Path, out: Path) -> None:
 
 def model_card(facts: dict[str, Any], pipe: StableDiffusion3Pipeline) -> str:
     """Returns the text of README.md in the teacher's folder."""
-    rows = "\n".join(
-        f"| {name} | {shares['digit']:.1%} | {shares['colour']:.1%} | {shares['background']:.1%} |"
-        for name, shares in facts["scores"].items()
-    )
-    sizes = ", ".join(
-        f"{name} {sum(p.numel() for p in network.parameters()) / 1e6:.2f}M"
-        for name, network in (("transformer", pipe.transformer), ("VAE", pipe.vae), ("T5", pipe.text_encoder_3))
-    )
-    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in facts["seconds_by_part"].items())
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    networks = {"transformer": pipe.transformer, "VAE": pipe.vae, "T5": pipe.text_encoder_3}
+    rows, sizes, minutes, versions = card_facts(facts, networks)
     return f"""---
 license: apache-2.0
 library_name: diffusers

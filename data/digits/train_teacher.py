@@ -114,17 +114,22 @@ def train_teacher(vae_folder: Path, folder: Path) -> None:
     for_older_libraries(folder)
 
 
-def model_card(facts: dict[str, Any], pipe: StableDiffusionPipeline) -> str:
-    """Returns the text of README.md in the teacher's folder."""
+def card_facts(facts: dict[str, Any], networks: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Returns what a teacher's card says: rows of scores, sizes of networks, minutes of training, versions."""
     rows = "\n".join(
         f"| {name} | {shares['digit']:.1%} | {shares['colour']:.1%} | {shares['background']:.1%} |"
         for name, shares in facts["scores"].items()
     )
-    sizes = ", ".join(
-        f"{name} {sum(p.numel() for p in network.parameters()) / 1e6:.2f}M"
-        for name, network in (("U-Net", pipe.unet), ("VAE", pipe.vae), ("text encoder", pipe.text_encoder))
-    )
-    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in facts["seconds_by_part"].items())
+    sizes = (f"{name} {sum(p.numel() for p in each.parameters()) / 1e6:.2f}M" for name, each in networks.items())
+    minutes = (f"{name} {seconds / 60:.1f}" for name, seconds in facts["seconds_by_part"].items())
+    versions = (f"{name} {number}" for name, number in facts["versions"].items())
+    return rows, ", ".join(sizes), ", ".join(minutes), ", ".join(versions)
+
+
+def model_card(facts: dict[str, Any], pipe: StableDiffusionPipeline) -> str:
+    """Returns the text of README.md in the teacher's folder."""
+    networks = {"U-Net": pipe.unet, "VAE": pipe.vae, "text encoder": pipe.text_encoder}
+    rows, sizes, minutes, versions = card_facts(facts, networks)
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -142,7 +147,7 @@ colours on one of 8 backgrounds. It is the embedded teacher of randcond, for tes
   encoder and U-Net {UNET_STEPS} steps with batches of {BATCH}, AdamW, learning rate 1e-3 with cosine decay, EMA 0.997.
   Minutes: {minutes}.
 - **Schedule**: scaled_linear betas 0.00085 to 0.012, 1,000 steps, epsilon prediction.
-- **Made with** `make digits-teacher`, {", ".join(f"{name} {number}" for name, number in facts["versions"].items())}.
+- **Made with** `make digits-teacher`, {versions}.
 
 Shares that the judge classifies correctly (2,000 held-out images; 500 captions, generated with 25 DDIM steps):
 

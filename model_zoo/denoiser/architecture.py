@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
-from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.checkpoints.hub import is_hub_id, local_folder
 from randcond.model_zoo.checkpoints.hub_files import hub_file
 from randcond.model_zoo.families.family import DenoiserConfig, Family, plain_config
-from randcond.model_zoo.families.registry import PIPELINES, family_of
+from randcond.model_zoo.families.registry import family_of, pipeline_named
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,7 @@ def stored_architecture(path: Path | str) -> Architecture:
     folder = hub_file(path, "model_index.json").parent if of_hub else local_folder(path)
     with loading(path):
         name = DiffusionPipeline.load_config(folder).get("_class_name")
-    if not isinstance(name, str) or name not in PIPELINES:
-        raise UserError(f"{path}/model_index.json: _class_name is {name}, expected {' or '.join(PIPELINES)}")
-    _, family = PIPELINES[name]
+    _, family = pipeline_named(name, path)
     part = hub_file(path, f"{family.part}/config.json").parent if of_hub else folder / family.part
     with loading(path):
         return Architecture(family.model, family.complete(family.model.load_config(part)))
-
-
-def complete_architecture(family: Family, stored: Mapping[str, Any]) -> Architecture:
-    """Returns the architecture of a config.json, with missing keys set to diffusers' defaults."""
-    return Architecture(family.model, family.complete(stored))

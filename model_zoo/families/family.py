@@ -50,7 +50,7 @@ class Family(ABC):
     text: ClassVar[tuple[TextPart, ...]]  # all text encoders that a pipeline of the family may have
     tokens: ClassVar[int]  # length of the text that costs are counted for
     flow: ClassVar[bool] = False  # trained by flow matching, not with discrete betas
-    exact: ClassVar[frozenset[str]] = frozenset()  # the inputs that stay in fp32
+    exact: ClassVar[frozenset[str]] = frozenset()  # the inputs that keep their dtype
     chooses_attention: ClassVar[bool] = False  # True: kernels/attention.py can replace the processors of its attention
     checkpointed: ClassVar[tuple[type[nn.Module], ...]]  # the modules that activation checkpointing runs again
 

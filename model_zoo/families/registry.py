@@ -32,7 +32,11 @@ def pipeline_of(folder: Path) -> tuple[type[DiffusionPipeline], Family]:
 
     Raises UserError listing the supported classes if the folder declares another one.
     """
-    name = class_name(folder / "model_index.json")
+    return pipeline_named(class_name(folder / "model_index.json"), folder)
+
+
+def pipeline_named(name: object, folder: Path | str) -> tuple[type[DiffusionPipeline], Family]:
+    """Returns what pipeline_of() does, given the class name that a folder's model_index.json declares."""
     if not isinstance(name, str) or name not in PIPELINES:
         raise UserError(f"{folder}/model_index.json: _class_name is {name}, expected {' or '.join(PIPELINES)}")
     return PIPELINES[name]
