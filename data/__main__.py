@@ -17,7 +17,7 @@ def check_pool(config: Config) -> None:
 
 def check_cache(config: Config) -> None:
     """Checks the teacher and the sources of the cached captions. Raises UserError if one can't be used."""
-    from randcond.model_zoo.families.look import check_teacher
+    from randcond.model_zoo.families.faults.look import check_teacher
 
     check_teacher(resolve_path(config.teacher.path))
     _check_sources(config, {"cache.captions": config.cache.captions})

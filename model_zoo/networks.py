@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.checkpoints.layouts import (
     CLASSES,
+    LANGUAGE_MODELS,
     LAYOUTS,
     TEXT_ENCODERS,
     UNET,
@@ -26,6 +27,7 @@ from randcond.model_zoo.checkpoints.layouts import (
     text_config,
 )
 from randcond.model_zoo.denoiser.architecture import Architecture, stored_architecture
+from randcond.model_zoo.families.base.family import plain_config
 from randcond.model_zoo.families.registry import PIPELINES, family_named
 
 
@@ -53,7 +55,7 @@ class Networks:
 
     denoiser: Architecture
     text_encoders: list[TextNetwork]
-    vae: dict[str, Any]  # arguments of AutoencoderKL
+    vae: Architecture
 
 
 def denoiser_of(name: Path | str) -> Architecture:
@@ -77,7 +79,9 @@ def networks_of(name: Path | str) -> Networks:
     another kind.
     """
     if layout := layout_of(name):
-        return Networks(denoiser_of(name), list(map(_text_network, TEXT_ENCODERS[layout])), VAES.get(layout, VAE))
+        denoiser = denoiser_of(name)
+        vae = Architecture(denoiser.family.autoencoder, VAES.get(layout, VAE))
+        return Networks(denoiser, _text_networks(layout), vae)
     with loading(name):
         index = DiffusionPipeline.load_config(str(name))
     _check_classes(name, index)
@@ -85,14 +89,15 @@ def networks_of(name: Path | str) -> Networks:
     with loading(name):
         kinds = {part.encoder: index.get(part.encoder, [None, None])[1] for part in denoiser.family.text}
         text = [_stored_text(name, part, kind) for part, kind in kinds.items() if kind]
-        return Networks(denoiser, text, dict(AutoencoderKL.load_config(str(name), subfolder="vae")))
+        autoencoder = denoiser.family.autoencoder
+        config = plain_config(autoencoder.load_config(str(name), subfolder="vae"))
+        return Networks(denoiser, text, Architecture(autoencoder, config))
 
 
-def _text_network(sizes: dict[str, Any]) -> TextNetwork:
-    """Returns the text encoder of a published teacher."""
-    return (
-        TextNetwork("T5EncoderModel", sizes) if "d_model" in sizes else TextNetwork("CLIPTextModel", text_config(sizes))
-    )
+def _text_networks(layout: str) -> list[TextNetwork]:
+    """Returns the text encoders of a published teacher."""
+    clips = [TextNetwork("CLIPTextModel", text_config(sizes)) for sizes in TEXT_ENCODERS.get(layout, [])]
+    return [*clips, TextNetwork(*LANGUAGE_MODELS[layout])] if layout in LANGUAGE_MODELS else clips
 
 
 def _stored_text(name: Path | str, part: str, kind: str) -> TextNetwork:

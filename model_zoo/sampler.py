@@ -24,7 +24,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.families.registry import call_options
+from randcond.model_zoo.families.base import vae_latents
+from randcond.model_zoo.families.registry import family_of_pipeline, pixels_per_latent
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> scheduler class, fixed options
     "ddim": (DDIMScheduler, {}),
@@ -74,7 +75,9 @@ def caption_seed(seed: int, caption_id: int) -> int:
 def own_resolution(pipe: Any) -> int:
     """Returns the side length, in pixels, of the images that a pipeline generates by default."""
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    return denoiser.config.sample_size * pipe.vae_scale_factor
+    family = family_of_pipeline(pipe)
+    side = family.latent_shape(denoiser.config)[1] if family else denoiser.config.sample_size
+    return int(side * pixels_per_latent(pipe))
 
 
 def sampler_dtype(pipe: Any) -> str:
@@ -140,19 +143,21 @@ def draw_latents(
         "width": resolution,
         "max_sequence_length": text_tokens,
     }
-    options |= call_options(pipe)
+    family = family_of_pipeline(pipe)
+    options |= family.call_options if family else {}
     in_fp32 = sampler_dtype(pipe) == "fp32"
     if in_fp32:
         side = (resolution or own_resolution(pipe)) // pipe.vae_scale_factor
         options["latents"] = randn_tensor((batch, pipe.unet.config.in_channels, side, side), generators)
     with _in_float32(pipe.scheduler, pipe.unet.dtype) if in_fp32 else nullcontext():
         drawn = pipe(
-            [*captions, *([captions[-1]] * padding)],
+            prompt=[*captions, *([captions[-1]] * padding)],
             generator=generators,
             output_type="latent",
             **{name: value for name, value in options.items() if value is not None},
         )
-    return drawn.images[: len(captions)]
+    latents = drawn.images[: len(captions)]
+    return family.from_output(pipe, latents) if family else latents
 
 
 @torch.no_grad()
@@ -168,9 +173,7 @@ def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int
     noise = [torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     mean, std = posterior.mean[: len(images)].float(), posterior.std[: len(images)].float()
     latents = mean + std * torch.stack(noise).to(mean.device)
-    latent_mean, latent_std = _latent_mean_and_std(pipe, latents)
-    shift = getattr(pipe.vae.config, "shift_factor", None) or 0
-    return ((latents - latent_mean) / latent_std - shift) * pipe.vae.config.scaling_factor
+    return (family_of_pipeline(pipe) or vae_latents).from_vae(pipe, latents)
 
 
 @torch.no_grad()
@@ -179,16 +182,16 @@ def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
 
     The VAE computes in its own dtype. Raises UserError if the latents are not 4-D with the VAE's channels.
     """
-    config = pipe.vae.config
-    if latents.ndim != 4 or latents.shape[1] != config.latent_channels:
+    family = family_of_pipeline(pipe)
+    channels = pipe.vae.config.latent_channels * (family.packing**2 if family else 1)
+    if latents.ndim != 4 or latents.shape[1] != channels:
         raise UserError(
             f"{type(pipe).__name__}: cannot decode latents of shape {list(latents.shape)}, "
-            f"expected [n, {config.latent_channels}, h, w]"
+            f"expected [n, {channels}, h, w]"
         )
-    scaled = latents.to(pipe.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
-    latent_mean, latent_std = _latent_mean_and_std(pipe, scaled)
-    pixels = latents[0, 0].numel() * pipe.vae_scale_factor**2
-    parts = (scaled * latent_std + latent_mean).split(max(1, DECODED_AT_ONCE // pixels))
+    scaled = (family or vae_latents).to_vae(pipe, latents.to(pipe.vae.dtype))
+    pixels = scaled[0, 0].numel() * pipe.vae_scale_factor**2
+    parts = scaled.split(max(1, DECODED_AT_ONCE // pixels))
     return torch.cat([pipe.vae.decode(part, return_dict=False)[0].clamp(-1, 1).float() for part in parts])
 
 
@@ -199,15 +202,3 @@ def to_bytes(images: Tensor) -> Tensor:
     [0, 128, 255]
     """
     return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
-
-
-def _latent_mean_and_std(pipe: DiffusionPipeline, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean and standard deviation [1, C, 1, 1] that normalise a VAE's latents.
-
-    Returns 0 and 1 if the VAE's configuration has none. Both have the dtype and device of `like`.
-    """
-    config = pipe.vae.config
-    if getattr(config, "latents_mean", None) is None or getattr(config, "latents_std", None) is None:
-        return like.new_zeros(()), like.new_ones(())
-    mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
-    return mean, std

@@ -20,9 +20,9 @@ from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.forward import denoise
-from randcond.model_zoo.families.family import Condition, Family
-from randcond.model_zoo.families.look import check_configurations
-from randcond.model_zoo.families.registry import load_options, pipeline_of, with_parts
+from randcond.model_zoo.families.base.family import Condition, Family
+from randcond.model_zoo.families.faults.look import check_configurations
+from randcond.model_zoo.families.registry import load_options, pipeline_of, pixels_per_latent, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
@@ -58,6 +58,7 @@ class Teacher:
             pipe = pipeline.from_pretrained(
                 folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **load_options(folder)
             )
+        family.loaded(pipe)
         process = process_of(pipe.scheduler, folder, family.flow)
         freeze(pipe, device)
         teacher = cls(pipe, folder, compute_dtype(dtype), family, process, text_tokens)
@@ -98,9 +99,14 @@ class Teacher:
         return channels, height, width
 
     @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along a side of an image per position of a latent."""
+        return pixels_per_latent(self.pipe)
+
+    @property
     def resolution(self) -> int:
         """Side length of an image in pixels."""
-        return self.latent_shape[1] * self.pipe.vae_scale_factor
+        return self.latent_shape[1] * self.pixels_per_latent
 
     @property
     def timesteps(self) -> int:
@@ -136,7 +142,7 @@ class Teacher:
         # A blocking copy would wait for all queued GPU work.
         ids = [token_ids[part.ids].to(self.device, non_blocking=True) for part in self.family.text_parts(self.pipe)]
         own_null = null.to(self.device, non_blocking=True) if null is not None and zeros else None
-        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
+        height, width = (side * self.pixels_per_latent for side in self.latent_shape[1:])
         return self.family.encode(self.pipe, ids, own_null, (height, width), self.text_tokens)
 
     @torch.no_grad()

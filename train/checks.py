@@ -21,7 +21,7 @@ from randcond.launch.install.extras import need
 from randcond.launch.runtime.files import read_record
 from randcond.model_zoo.checkpoints.hub import is_hub_id
 from randcond.model_zoo.checkpoints.schedule import process_of, stored_scheduler
-from randcond.model_zoo.families.look import check_teacher
+from randcond.model_zoo.families.faults.look import check_teacher
 from randcond.model_zoo.families.registry import family_of_folder
 from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.sampler import check_sampler

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from randcond.data.stream.batch import Batch
 from randcond.model_zoo.denoiser.forward import cast, denoise
-from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.base.family import Condition
 from randcond.model_zoo.students.features import FeatureTaps
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.losses import Outputs, per_sample_error, weigh

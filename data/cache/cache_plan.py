@@ -182,9 +182,10 @@ def new_plan(config: Config, teacher: Teacher, captions_hash: str, source: Laten
 
 def _latent_shape(config: Config, teacher: Teacher) -> list[int]:
     channels, height, width = teacher.latent_shape
-    if config.cache.images and config.cache.resolution:
-        factor = teacher.resolution // height
-        height = width = config.cache.resolution // factor
-        if config.cache.resolution % factor:
-            raise UserError(f"cache.resolution: is {config.cache.resolution}, expected a multiple of {factor}")
+    if config.cache.resolution:
+        height = width = config.cache.resolution // teacher.pixels_per_latent
+        if config.cache.resolution % teacher.pixels_per_latent:
+            raise UserError(
+                f"cache.resolution: is {config.cache.resolution}, expected a multiple of {teacher.pixels_per_latent}"
+            )
     return [channels, height, width]

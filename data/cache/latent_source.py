@@ -62,6 +62,8 @@ def cache_identity(config: Config) -> dict[str, Any]:
     cache = config.cache
     settings = identity_of(cache, "cache", source_kind(config))
     settings.pop("size")  # stored as `captions`
+    if not cache.images and cache.resolution is None:
+        settings.pop("resolution")  # older plans of drawn caches have no such key
     # The shards contain a hash of the plan, which depends on the order of its keys: new keys go last.
     ordered = {key: settings.pop(key) for key in _FIRST_KEYS if key in settings}
     sources = [source_name(source) for source in cache.captions]  # their contents are hashed when drawing
@@ -102,7 +104,14 @@ class TeacherLatents:
         seeds = [caption_seed(cache.seed, number) for number in ids]
         captions = [self.captions[number] for number in ids]
         latents = draw_latents(
-            self.pipe, captions, seeds, cache.steps, cache.guidance, compute_batch(cache), None, self.text_tokens
+            self.pipe,
+            captions,
+            seeds,
+            cache.steps,
+            cache.guidance,
+            compute_batch(cache),
+            cache.resolution,
+            self.text_tokens,
         )
         metas = [{"caption_id": n, "seed": seed, "source": "teacher"} for n, seed in zip(ids, seeds, strict=True)]
         return latents, metas, {}

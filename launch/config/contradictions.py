@@ -98,7 +98,8 @@ def _check_keep(config: "Config") -> None:
     rule, keep = config.student.rule, config.student.keep
     if keep is None:
         return
-    if rule != f"depth-{len(keep)}":
+    counts = rule.removeprefix("depth-").split("+")  # of one kind of block, or of several
+    if rule == counts[0] or not all(map(str.isdigit, counts)) or sum(map(int, counts)) != len(keep):
         raise ValueError(
             f"student.keep: names {len(keep)} blocks, but student.rule is {rule}; use student.rule=depth-{len(keep)}"
         )

@@ -22,7 +22,6 @@ class Decides(NamedTuple):
 OfRun = Annotated[T, Decides(("run",))]
 OfCache = Annotated[T, Decides(("cache",))]
 OfDrawnCache = Annotated[T, Decides(("drawn cache",))]  # latents that the teacher draws
-OfImageCache = Annotated[T, Decides(("image cache",))]  # latents of real images
 OfShards = Annotated[T, Decides(("shards",))]  # how a cache is split and computed; training accepts any
 OfPool = Annotated[T, Decides(("pool",))]
 OfEvaluation = Annotated[T, Decides(("evaluation",))]

@@ -19,7 +19,6 @@ from randcond.launch.config.identity import (
     OfCache,
     OfDrawnCache,
     OfEvaluation,
-    OfImageCache,
     OfLoss,
     OfPool,
     OfRun,
@@ -43,7 +42,7 @@ class Teacher:
     # of the teacher's weights and activations; int8: weights in 8 bits, activations in bf16
     dtype: Annotated[Literal["fp32", "bf16", "int8"], Decides(("run", "shards", "evaluation"))] = "bf16"
     # Length of the text in tokens, where the pipeline leaves it open (max_sequence_length: T5's text in SD 3 and
-    # PixArt); null: the pipeline's default.
+    # PixArt, Qwen3's in FLUX.2); null: the pipeline's default.
     text_tokens: ByContent[int | None] = None
 
 
@@ -79,8 +78,8 @@ class Cache:
     used: ByContent[int | None] = None  # number of latents to train on, the first ones (Figure 7); null: all
     captions: ByContent[list[str]] = _list()  # caption sources: txt, csv, tsv, jsonl or parquet files
     images: ByContent[str | None] = None  # instead of captions: a folder of captioned images, or WebDataset tars
-    # Real images: pixels of the shorter side before the centre crop is encoded; null: the teacher's resolution.
-    resolution: OfImageCache[int | None] = None
+    # Pixels of an image's side: drawn so, or scaled and cropped to it (real images). null: the teacher's resolution.
+    resolution: OfCache[int | None] = None
     exclude: OfCache[list[str]] = _list()  # captions that contain one of these words get no latent (Table 2)
     seed: OfCache[int] = 0  # of the noise that the latents are drawn from
     sampler: OfDrawnCache[Literal["ddim", "teacher"]] = "ddim"  # teacher: the one that the checkpoint ships with

@@ -32,9 +32,8 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
     `sizes`: of the images of this stage, see counted().
     """
     low = torch.float32 if config.teacher.dtype == "fp32" else torch.bfloat16
-    vae = torch.float32 if sizes.networks.vae.get("force_upcast", True) else low
-    side = sizes.latent_shape[-1]
-    pixels = side * sizes.vae_factor  # of an image's side
+    vae = torch.float32 if sizes.upcasts_vae else low
+    pixels = sizes.latent_shape[-1] * sizes.pixels_per_latent  # of an image's side
     memory = {
         "denoiser": sizes.teacher_bytes(config.teacher.dtype),
         "text encoders and VAE": sizes.text_bytes(config.teacher.dtype) + vae.itemsize * sizes.vae,
@@ -45,7 +44,7 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
         memory["drawing"] = 2 * batch * denoiser_peak(sizes.networks.denoiser, low)
     if stage == "eval":
         at_once = min(batch, max(1, DECODED_AT_ONCE // pixels**2))
-        memory["drawing"] = max(memory["drawing"], at_once * decoder_peak(sizes.networks.vae, side, vae))
+        memory["drawing"] = max(memory["drawing"], at_once * decoder_peak(sizes.networks.vae, sizes.vae_side, vae))
         memory["scoring"] = _scoring(config, batch)
     return memory | {"CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb)}
 

@@ -55,9 +55,11 @@ class Sizes:
         Raises UserError if there is no such teacher, or if the student rule does not apply to it.
         """
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
-        self.vae_factor = 2 ** (len(self.networks.vae["block_out_channels"]) - 1)  # pixels per latent position
+        self.packing = self.networks.denoiser.family.packing
+        stages = len(self.networks.vae.config["block_out_channels"])
+        self.pixels_per_latent = self.packing * 2 ** (stages - 1)  # along a side of an image
         if pixels:
-            at_side = self.networks.denoiser.at(pixels // self.vae_factor)
+            at_side = self.networks.denoiser.at(pixels // self.pixels_per_latent)
             self.networks = replace(self.networks, denoiser=at_side)
         self.derived = student_of(rule, self.networks.denoiser)
         self.shapes, self.blocks = trained_shapes(self.derived, self.networks.denoiser)
@@ -94,9 +96,19 @@ class Sizes:
         """Number of parameters of the text encoders."""
         return sum(p.numel() for text in self.networks.text_encoders for p in text.blank().parameters())
 
+    @property
+    def vae_side(self) -> int:
+        """The side of a latent as the VAE decodes it."""
+        return self.packing * self.latent_shape[-1]
+
+    @property
+    def upcasts_vae(self) -> bool:
+        """True if the VAE is loaded in fp32 whatever the teacher's dtype."""
+        return bool(self.networks.vae.config.get("force_upcast", True))
+
     @cached_property
     def _decoder(self) -> tuple[int, int]:
-        return decoder_cost(self.networks.vae, self.latent_shape[-1])
+        return decoder_cost(self.networks.vae, self.vae_side)
 
     @property
     def vae(self) -> int:
@@ -147,10 +159,8 @@ def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
 
     Counting takes seconds. Results are cached, because most rows of a table share them.
     """
-    trained_on = config.cache.resolution if config.cache.images else None
-    return _counted(
-        config.teacher.path, config.student.full_rule, trained_on if stage == "train" else config.eval.resolution
-    )
+    pixels = config.cache.resolution if stage == "train" else config.eval.resolution
+    return _counted(config.teacher.path, config.student.full_rule, pixels)
 
 
 def weight_bytes(dtype: str) -> int:

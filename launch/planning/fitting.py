@@ -30,10 +30,9 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
     if engine.teacher == "sharded":
         gathered = sorted(sizes.teacher_blocks)[-2:]  # one block in use, the next one prefetched
         denoiser = denoiser // cluster.ranks + low * sum(gathered)
-    upcast = sizes.networks.vae.get("force_upcast", True)
     return {
         "teacher denoiser": denoiser,
-        "text encoders and VAE": sizes.text_bytes(dtype) + (4 if upcast else low) * sizes.vae,
+        "text encoders and VAE": sizes.text_bytes(dtype) + (4 if sizes.upcasts_vae else low) * sizes.vae,
         "student weights": state.weights,
         "gradients": state.gradients,
         "optimizer, fp32 weights, EMA": state.optimizer,

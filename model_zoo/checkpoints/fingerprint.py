@@ -17,7 +17,7 @@ def folder_fingerprint(folder: Path) -> str:
     they do not change the images that the model generates. So is the form of the embedded teacher.
     """
     digest = hashlib.sha256()
-    parts = [path for path in folder.glob("*/*") if path.suffix in {".json", ".txt", ".safetensors"}]
+    parts = [path for path in folder.glob("*/*") if path.suffix in {".json", ".txt", ".jinja", ".safetensors"}]
     for path in sorted([*parts, folder / "model_index.json", *folder.glob("*.safetensors")]):
         unused = path.parent.name in {"safety_checker", "feature_extractor"} or re.search(
             r"\.(fp16|bf16|non_ema)[.-]", path.name

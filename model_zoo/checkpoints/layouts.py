@@ -71,8 +71,21 @@ LAYOUTS |= {
         "qk_norm": "rms_norm",
     },
 }
+LAYOUTS["flux2-klein-4b"] = {
+    "in_channels": 128,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 UNET = "UNet2DConditionModel"
-CLASSES = {"pixart-sigma": "PixArtTransformer2DModel", "sd35-medium": "SD3Transformer2DModel"}  # others: UNET
+CLASSES = {  # others: UNET
+    "pixart-sigma": "PixArtTransformer2DModel",
+    "sd35-medium": "SD3Transformer2DModel",
+    "flux2-klein-4b": "Flux2Transformer2DModel",
+}
 
 _CLIP_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
 _CLIP_G = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"}
@@ -85,17 +98,32 @@ _T5_XXL = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
-# Arguments of CLIPTextConfig, or of T5Config. SDXL's and SD 3's second encoder has a projection.
+_CLIP_H = {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}
+_QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+# The CLIP text encoders: arguments of CLIPTextConfig. SDXL's and SD 3's second one has a projection.
 TEXT_ENCODERS: dict[str, list[dict[str, Any]]] = {
     "sd-v1-4": [_CLIP_L],
-    "sd-v2-1": [{"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}],
+    "sd-v2-1": [_CLIP_H],
     "sdxl": [_CLIP_L, _CLIP_G],
-    "pixart-sigma": [_T5_XXL],
-    "sd35-medium": [_CLIP_L, _CLIP_G, _T5_XXL],
+    "sd35-medium": [_CLIP_L, _CLIP_G],
+}
+LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the text encoder after them: class, its configuration
+    "pixart-sigma": ("T5EncoderModel", _T5_XXL),
+    "sd35-medium": ("T5EncoderModel", _T5_XXL),
+    "flux2-klein-4b": ("Qwen3ForCausalLM", _QWEN3_4B),
 }
 VOCABULARY = 49408  # number of CLIP's tokens
 
-# Arguments of AutoencoderKL. The VAEs differ in weights, scaling factor and number of channels.
+# Arguments of the family's VAE. They differ in weights, scaling factor and number of channels.
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -105,7 +133,8 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 32,
 }
 VAES: dict[str, dict[str, Any]] = {
-    "sd35-medium": {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    "sd35-medium": {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+    "flux2-klein-4b": {**VAE, "latent_channels": 32},
 }  # others: VAE
 
 HUB = {  # hub id -> layout
@@ -114,6 +143,7 @@ HUB = {  # hub id -> layout
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart-sigma",
     "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein-4b",
 }
 
 

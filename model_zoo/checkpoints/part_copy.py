@@ -13,7 +13,7 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import read_object
 from randcond.model_zoo.checkpoints.weight_files import weight_files
 
-_CONFIGURATIONS = (".json", ".txt", ".model")
+_CONFIGURATIONS = (".json", ".txt", ".model", ".jinja")
 
 
 def is_configuration(name: str) -> bool:

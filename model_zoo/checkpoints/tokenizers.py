@@ -1,6 +1,7 @@
 """Tokenizes captions for each of a teacher's text encoders, as the teacher's own pipeline does."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from randcond.launch.errors import UserError
 
-Prepare = Callable[[str], str]
+Prepare = Callable[[Any, str], str]  # (tokenizer, caption) -> text
 _NAMES = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _KEYS = ("token_ids", "token_ids_2", "token_ids_3")
 _LONGEST = 1 << 20  # tokens; transformers says 10^30 if a tokenizer has no limit
@@ -52,7 +53,7 @@ class Tokenizer:
         `prepare`: what is done to captions before. Raises UserError as `Tokenizers` does.
         """
         _check(tokenizer, where, length)
-        self._prepare = prepare
+        self._prepare = partial(prepare, tokenizer) if prepare else None
         self._length, self._padding = length or tokenizer.model_max_length, tokenizer.pad_token_id
         self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.enable_truncation(self._length)

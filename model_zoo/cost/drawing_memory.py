@@ -3,12 +3,10 @@
 A forward pass on fake tensors tells which tensors live at the same time. Attention is assumed to be fused.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randcond.model_zoo.cost.live_bytes import LiveBytes
@@ -25,33 +23,29 @@ def denoiser_peak(denoiser: Architecture, dtype: torch.dtype, tokens: int | None
     return _peak(denoiser.build, lambda network: blank_forward(denoiser, network, 1, tokens, dtype), dtype)
 
 
-def decoder_peak(vae: Mapping[str, Any], side: int, dtype: torch.dtype) -> int:
+def decoder_peak(vae: Architecture, side: int, dtype: torch.dtype) -> int:
     """Returns the bytes that a VAE holds at its peak to decode one latent [1, C, side, side], without the weights.
 
-    vae: arguments of AutoencoderKL. dtype: of weights and activations.
+    dtype: of weights and activations.
     """
-    return _vae_peak(_hashable(vae), side, dtype, "decode")
+    return _vae_peak(vae, side, dtype, "decode")
 
 
-def encoder_peak(vae: Mapping[str, Any], pixels: int, dtype: torch.dtype) -> int:
+def encoder_peak(vae: Architecture, pixels: int, dtype: torch.dtype) -> int:
     """Returns the bytes that a VAE holds at its peak to encode one image [1, 3, pixels, pixels], without the weights.
 
-    vae: arguments of AutoencoderKL. dtype: of weights and activations.
+    dtype: of weights and activations.
     """
-    return _vae_peak(_hashable(vae), pixels, dtype, "encode")
+    return _vae_peak(vae, pixels, dtype, "encode")
 
 
-def _hashable(vae: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in vae.items()))
-
-
-@cache
-def _vae_peak(vae: tuple[tuple[str, Any], ...], side: int, dtype: torch.dtype, method: str) -> int:
+@once_per_architecture
+def _vae_peak(vae: Architecture, side: int, dtype: torch.dtype, method: str) -> int:
     def run(network: Any) -> None:
         channels = network.config.latent_channels if method == "decode" else network.config.in_channels
         getattr(network, method)(torch.zeros(1, channels, side, side, dtype=dtype))
 
-    return _peak(lambda: AutoencoderKL.from_config(dict(vae)), run, dtype)
+    return _peak(vae.build, run, dtype)
 
 
 @torch.no_grad()

@@ -6,10 +6,8 @@ counts them on meta tensors.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from randcond.launch.errors import UserError
@@ -53,13 +51,10 @@ def training_flop(teacher: DenoiserCost, student: DenoiserCost) -> int:
     return teacher.flop + 3 * student.flop
 
 
-def decoder_cost(vae: dict[str, Any], side: int) -> tuple[int, int]:
-    """Returns the number of parameters of a VAE, and the FLOP of decoding one latent [1, C, side, side].
-
-    vae: arguments of AutoencoderKL.
-    """
+def decoder_cost(vae: Architecture, side: int) -> tuple[int, int]:
+    """Returns the number of parameters of a VAE, and the FLOP of decoding one latent [1, C, side, side]."""
     with torch.device("meta"), torch.no_grad():
-        network: Any = AutoencoderKL.from_config(vae)
+        network = vae.build()
         with FlopCounterMode(display=False) as counter:
             network.decode(torch.zeros(1, network.config.latent_channels, side, side))
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops()

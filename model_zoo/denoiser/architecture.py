@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.checkpoints.hub import is_hub_id, local_folder
 from randcond.model_zoo.checkpoints.hub_files import hub_file
-from randcond.model_zoo.families.family import DenoiserConfig, Family, plain_config
+from randcond.model_zoo.families.base.family import DenoiserConfig, Family, plain_config
 from randcond.model_zoo.families.registry import family_of, pipeline_named
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from randcond.model_zoo.denoiser.architecture import Architecture
-from randcond.model_zoo.families.family import Condition, Family
+from randcond.model_zoo.families.base.family import Condition, Family
 from randcond.model_zoo.families.registry import family_of
 
 

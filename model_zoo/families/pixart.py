@@ -15,17 +15,17 @@ from diffusers import DiffusionPipeline, PixArtAlphaPipeline, PixArtSigmaPipelin
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from randcond.model_zoo.families.family import Condition, DenoiserConfig, Stack, TextPart
-from randcond.model_zoo.families.pixart_faults import configuration_faults, has_sizes
-from randcond.model_zoo.families.transformer import Transformer, block_names
+from randcond.model_zoo.families.base.family import Condition, DenoiserConfig, Stack, TextPart
+from randcond.model_zoo.families.base.transformer import Transformer, block_names
+from randcond.model_zoo.families.faults.pixart import configuration_faults, has_sizes
 
 _TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 
 
-def lowered(caption: str) -> str:
+def lowered(tokenizer: Any, caption: str) -> str:
     """Returns a caption as the pipelines tokenize it.
 
-    >>> lowered(" A Red Cat ")
+    >>> lowered(None, " A Red Cat ")
     'a red cat'
     """
     return caption.lower().strip()
@@ -91,8 +91,8 @@ class PixArt(Transformer):
         return blank
 
     def stack(self, config: Mapping[str, Any]) -> Stack:
-        names = block_names(config)
-        return Stack(names, tuple((name,) for name in names), last_stays=False)
+        names = block_names(config["num_layers"])
+        return Stack(names, tuple((name,) for name in names), (len(names),))
 
     def with_blocks(self, config: Mapping[str, Any], kept: Sequence[int]) -> DenoiserConfig:
         return {**config, "num_layers": len(kept)}

@@ -8,12 +8,13 @@ from torch import nn
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import class_name, read_object
-from randcond.model_zoo.families.family import Family
+from randcond.model_zoo.families.base.family import Family
+from randcond.model_zoo.families.flux2 import Flux2
 from randcond.model_zoo.families.pixart import PixArt
 from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.families.stable_diffusion_3 import StableDiffusion3
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), PixArt(), StableDiffusion3())
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), PixArt(), StableDiffusion3(), Flux2())
 PIPELINES = {pipeline.__name__: (pipeline, family) for family in FAMILIES for pipeline in family.pipelines}
 
 
@@ -58,10 +59,16 @@ def load_options(folder: Path) -> dict[str, Any]:
     return {**absent, **family.pipelines[pipeline]}
 
 
-def call_options(pipe: Any) -> dict[str, Any]:
-    """Returns the arguments that a pipeline's call always gets; {} for a pipeline of no family."""
+def family_of_pipeline(pipe: Any) -> Family | None:
+    """Returns the family of a loaded pipeline, None if it is of none."""
     found = PIPELINES.get(type(pipe).__name__)
-    return dict(found[1].call_options) if found else {}
+    return found[1] if found else None
+
+
+def pixels_per_latent(pipe: Any) -> int:
+    """Returns how many pixels along a side one position of the denoiser's latents stands for. pipe: a pipeline."""
+    family = family_of_pipeline(pipe)
+    return int(pipe.vae_scale_factor * (family.packing if family else 1))
 
 
 def with_parts(pipe: Any, **parts: Any) -> Any:

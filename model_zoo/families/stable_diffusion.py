@@ -15,8 +15,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from randcond.model_zoo.families.family import Condition, Family, TextPart
-from randcond.model_zoo.families.stable_diffusion_faults import configuration_faults
+from randcond.model_zoo.families.base.family import Condition, Family, TextPart
+from randcond.model_zoo.families.faults.stable_diffusion import configuration_faults
 
 TIME_IDS = 6  # length of SDXL's micro-conditions: original (height, width), crop (top, left), target (height, width)
 

@@ -14,9 +14,9 @@ from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from randcond.model_zoo.families.family import Condition, DenoiserConfig, Stack, TextPart, default_length
-from randcond.model_zoo.families.stable_diffusion_3_faults import configuration_faults
-from randcond.model_zoo.families.transformer import Transformer, block_names
+from randcond.model_zoo.families.base.family import Condition, DenoiserConfig, Stack, TextPart, default_length
+from randcond.model_zoo.families.base.transformer import Transformer, block_names
+from randcond.model_zoo.families.faults.stable_diffusion_3 import configuration_faults
 
 
 class StableDiffusion3(Transformer):
@@ -83,9 +83,9 @@ class StableDiffusion3(Transformer):
 
     def stack(self, config: Mapping[str, Any]) -> Stack:
         """A block returns (text, image). The last one returns no text."""
-        names = block_names(config)
+        names = block_names(config["num_layers"])
         both = tuple((f"{name}[1]", f"{name}[0]") for name in names[:-1])
-        return Stack(names, (*both, (f"{names[-1]}[1]",)), last_stays=True)
+        return Stack(names, (*both, (f"{names[-1]}[1]",)), (len(names),), last_stays=True)
 
     def with_blocks(self, config: Mapping[str, Any], kept: Sequence[int]) -> DenoiserConfig:
         """The list of the blocks with two attentions is renumbered."""

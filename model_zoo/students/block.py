@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.families.family import DenoiserConfig
+from randcond.model_zoo.families.base.family import DenoiserConfig
 from randcond.model_zoo.students.rule import FeaturePair
 from randcond.model_zoo.students.unet_rule import UNetRule
 

@@ -2,40 +2,58 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
+from randcond.model_zoo.families.base.family import Stack
 from randcond.model_zoo.students.rule import FeaturePair, Student, StudentRule, TensorMap
 
 
 @dataclass(frozen=True)
 class DepthRule(StudentRule):
-    """Keeps `count` blocks of a stack, evenly spaced with the first and the last, or those that `kept` names."""
+    """Keeps some of a teacher's blocks: some of each run of equal blocks, evenly spaced, or those that `kept` names."""
 
-    count: int
+    counts: tuple[int, ...]
     kept: tuple[int, ...] | None = None
 
     @property
     def summary(self) -> str:  # type: ignore[override]
         """One line for tables and model cards."""
-        which = f"blocks {', '.join(map(str, self.kept))}" if self.kept else f"{self.count} blocks, evenly spaced"
-        return f"{which}, of the teacher's width"
+        if self.kept:
+            return f"blocks {', '.join(map(str, self.kept))}, of the teacher's width"
+        return f"{' + '.join(map(str, self.counts))} blocks, evenly spaced, of the teacher's width"
 
     def derive(self, teacher: Architecture) -> Student:
         stack = teacher.family.stack(teacher.config)
         if stack is None:
             raise UserError(f"needs a transformer, but the teacher has a {teacher.model.__name__}; use a block rule")
-        depth = len(stack.names)
-        kept = self.kept or evenly_spaced(self.count, depth)
-        _check(kept, depth, stack.last_stays)
+        kept = self.kept or _spread(self.counts, stack.groups)
+        _check(kept, stack)
         denoiser = Architecture(teacher.model, teacher.family.with_blocks(teacher.config, kept), teacher.side)
         ours = teacher.family.stack(denoiser.config)
         assert ours is not None
-        return Student(denoiser, _pairs(stack.taps, ours.taps, kept), _names(stack.names, ours.names, kept), False)
+        return Student(denoiser, _pairs(stack, ours.taps, kept), _names(stack.names, ours.names, kept), False)
 
     @property
     def copies(self) -> bool:
         return True
+
+
+def _spread(counts: Sequence[int], groups: Sequence[int]) -> tuple[int, ...]:
+    """Returns the numbers of the kept blocks, evenly spaced in each run of equal blocks. groups: the runs' lengths.
+
+    Raises UserError if the teacher has other runs.
+    """
+    if len(counts) != len(groups):
+        have, example = " + ".join(map(str, groups)), "+".join(str(max(1, length // 2)) for length in groups)
+        raise UserError(f"the teacher has {have} blocks; say how many of each a student keeps, such as depth-{example}")
+    starts = accumulate(groups, initial=0)
+    return tuple(
+        start + number
+        for start, count, length in zip(starts, counts, groups, strict=False)
+        for number in evenly_spaced(count, length)
+    )
 
 
 def evenly_spaced(count: int, depth: int) -> tuple[int, ...]:
@@ -51,27 +69,39 @@ def evenly_spaced(count: int, depth: int) -> tuple[int, ...]:
     return (*(number * depth // count for number in range(count - 1)), depth - 1)
 
 
-def _check(kept: Sequence[int], depth: int, last_stays: bool) -> None:
-    """Raises UserError if a teacher has not these blocks, or can't do without its last one."""
+def _check(kept: Sequence[int], stack: Stack) -> None:
+    """Raises UserError if a teacher has not these blocks, or can't do without one that is not among them."""
+    depth = len(stack.names)
     if list(kept) != sorted(set(kept)) or not kept:
         raise UserError(f"student.keep: expected rising numbers of blocks, each once, got {list(kept)}")
     if kept[0] < 0 or kept[-1] >= depth:
         raise UserError(f"student.keep: {list(kept)}: the teacher's blocks are 0 to {depth - 1}")
-    if last_stays and kept[-1] != depth - 1:
+    if stack.last_stays and kept[-1] != depth - 1:
         raise UserError(
             f"student.keep: {list(kept)}: the last block ({depth - 1}) must be kept, because only it leaves out the "
             f"text at its end"
         )
+    for start, end in pairwise(accumulate(stack.groups, initial=0)):
+        if not any(start <= number < end for number in kept):
+            raise UserError(
+                f"student.keep: {list(kept)}: keep at least one of the blocks {start} to {end - 1}, which are of a kind"
+            )
 
 
-def _pairs(theirs: Sequence[Sequence[str]], ours: Sequence[Sequence[str]], kept: Sequence[int]) -> list[FeaturePair]:
+def _pairs(stack: Stack, ours: Sequence[Sequence[str]], kept: Sequence[int]) -> list[FeaturePair]:
     """Returns the feature pairs: each kept block and the last teacher block that it stands for.
 
-    A kept block stands for itself and the dropped blocks that follow it.
+    A kept block stands for itself and the dropped blocks of its run that follow it. ours: the taps of the student.
     """
-    last = [*(following - 1 for following in kept[1:]), len(theirs) - 1]
+    ends = {end - 1 for end in accumulate(stack.groups)}
+    last = [
+        next(number for number in range(block, len(stack.names)) if number + 1 in kept or number in ends)
+        for block in kept
+    ]
     return [
-        pair for stands_for, taps in zip(last, ours, strict=True) for pair in zip(theirs[stands_for], taps, strict=True)
+        pair
+        for stands_for, taps in zip(last, ours, strict=True)
+        for pair in zip(stack.taps[stands_for], taps, strict=True)
     ]
 
 

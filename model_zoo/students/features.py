@@ -15,7 +15,7 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.blank_run import blank_run
 from randcond.model_zoo.denoiser.forward import denoise
-from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.base.family import Condition
 from randcond.model_zoo.families.registry import family_of
 from randcond.model_zoo.students.rule import Student
 

@@ -31,8 +31,8 @@ STUDENTS: dict[str, StudentRule] = {
 
 
 def find_rule(name: str) -> StudentRule:
-    """Returns the named rule. `channel-M` works for any multiplier M, `depth-N` for any number of blocks N,
-    and `width-M` for any M below 1.
+    """Returns the named rule. `channel-M` works for any multiplier M, `depth-N` for any number of blocks N
+    (`depth-N+K` for a teacher with two kinds of blocks), and `width-M` for any M below 1.
 
     Raises UserError listing the known names if there is no such rule.
 
@@ -43,16 +43,16 @@ def find_rule(name: str) -> StudentRule:
         return STUDENTS[name]
     if (match := re.fullmatch(r"channel-(\d*\.?\d+)", name)) and (multiplier := float(match[1])) > 0:
         return channel_rule(multiplier, f"all layers, {multiplier:g} of the width")
-    if match := re.fullmatch(r"depth-(\d+)", name):
-        return DepthRule(int(match[1]))
+    if match := re.fullmatch(r"depth-(\d+(?:\+\d+)*)", name):
+        return DepthRule(tuple(map(int, match[1].split("+"))))
     if match := re.fullmatch(r"depth-\[([\d, ]+)\]", name):  # a depth rule with student.keep
         kept = tuple(map(int, match[1].split(",")))
-        return DepthRule(len(kept), kept)
+        return DepthRule((len(kept),), kept)
     if (match := re.fullmatch(r"width-(\d*\.?\d+)", name)) and 0 < (multiplier := float(match[1])) < 1:
         return WidthRule(multiplier)
     known = (
         f"{', '.join(STUDENTS)}, or channel-M for any multiplier M, such as channel-0.65; for transformers depth-N for "
-        f"N blocks, or width-M"
+        f"N blocks (depth-N+K of two kinds), or width-M"
     )
     raise UserError(f"student.rule: unknown student {name!r}; known: {known}")
 
@@ -60,8 +60,9 @@ def find_rule(name: str) -> StudentRule:
 def listed_rules(teacher: Architecture) -> list[str]:
     """Returns the rules that are worth a look for a teacher: for a transformer two thirds, half and a third of it."""
     if stack := teacher.family.stack(teacher.config):
-        depths = [f"depth-{max(2, round(len(stack.names) * share))}" for share in (2 / 3, 1 / 2, 1 / 3)]
-        return [*depths, "width-0.5"]
+        counts = [[max(2, round(length * share)) for length in stack.groups] for share in (2 / 3, 1 / 2, 1 / 3)]
+        depths = [f"depth-{'+'.join(map(str, count))}" for count in counts]
+        return [*dict.fromkeys([*depths, teacher.family.default_rule(teacher.config)]), "width-0.5"]
     return list(STUDENTS)
 
 

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
-from randcond.model_zoo.families.family import DenoiserConfig
+from randcond.model_zoo.families.base.family import DenoiserConfig
 from randcond.model_zoo.students.rule import FeaturePair, Student, StudentRule, TensorMap
 
 

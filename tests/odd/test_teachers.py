@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
-from randcond.model_zoo.families.look import check_teacher, teacher_faults
+from randcond.model_zoo.families.faults.look import check_teacher, teacher_faults
 from randcond.model_zoo.sampler import draw_latents
 from randcond.model_zoo.students.registry import student_of
 from randcond.model_zoo.teacher import Teacher

@@ -103,7 +103,8 @@ def test_randcond_lines_run(line: str, tmp_path: Path) -> None:
     if words[0] == "run" and not {"--help", "--dry-run"} & set(words):
         words.append("--dry-run")
     if words[0] == "students" and "--rule" not in words:  # test_students.py tests the whole list
-        words += ["--rule", "depth-12" if "sd35-medium" in words else "block-base"]
+        rules = {"sd35-medium": "depth-12", "flux2-klein-4b": "depth-5+10"}
+        words += ["--rule", next((rule for teacher, rule in rules.items() if teacher in words), "block-base")]
     (tmp_path / "data").symlink_to(ROOT / "data")
     if {"my-model", "mine.yaml"} & set(words):
         words += own_model(words, tmp_path)

@@ -6,15 +6,28 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from randcond.model_zoo.checkpoints.layouts import VAE
 from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
@@ -97,6 +110,51 @@ def pixart(folder: Path, seed: int = 0, pipeline: Any = PixArtSigmaPipeline, **c
         vae=vae(4, scaling_factor=0.13025),
         transformer=PixArtTransformer2DModel(**{**sizes, **changes}).eval(),
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+QWEN_LAYERS = 29  # more than the 27 that the pipeline reads
+CHAT = (  # what Qwen3's template makes of one message without thinking
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Returns a tokenizer of single bytes with Qwen's special tokens and chat template."""
+    vocabulary = {character: number for number, character in enumerate(bytes_to_unicode().values())}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], chat_template=CHAT, model_max_length=131072)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return tokenizer
+
+
+def klein(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Saves a teacher in the layout of FLUX.2 klein, with 3 blocks of two streams and 4 of one."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    text = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=QWEN_LAYERS, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    sizes = {
+        "in_channels": 32, "num_layers": 3, "num_single_layers": 4, "attention_head_dim": 8, "num_attention_heads": 4,
+        "joint_attention_dim": 3 * 16, "axes_dims_rope": (2, 2, 2, 2), "guidance_embeds": False,
+        "timestep_guidance_channels": 32,
+    }  # fmt: skip
+    small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8}
+    autoencoder = AutoencoderKLFlux2(**{**VAE, **small, "latent_channels": 8}).eval()
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2.0)
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=autoencoder,
+        text_encoder=Qwen3ForCausalLM(text).eval(),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(**{**sizes, **changes}).eval(),
     )
     pipe.save_pretrained(folder)
     return folder

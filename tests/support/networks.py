@@ -5,6 +5,7 @@ above 1.5. The other networks are smaller than the published ones.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,7 +39,22 @@ def save_pictures(folder: Path, images: Tensor, kind: str = "png") -> Path:
 
 
 def inception_weights(path: Path, images: Tensor) -> Path:
-    """Saves TF Inception v3 (1008 classes) with random weights, in the format of the suffix; returns `path`."""
+    """Saves TF Inception v3 (1008 classes) with random weights, in the format of the suffix; returns `path`.
+
+    images: the images whose statistics its batch norms have, uint8 [n, 3, H, W].
+    """
+    state = _inception(images.shape, images.numpy().tobytes())
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@cache  # takes seconds
+def _inception(shape: torch.Size, images: bytes) -> dict[str, Tensor]:
+    """Returns the tensors of TF Inception v3. `shape` and `images`: uint8 [n, 3, H, W]."""
+    pixels = torch.frombuffer(bytearray(images), dtype=torch.uint8).view(shape)
     torch.manual_seed(0)
     with patch.object(nn.Module, "load_state_dict"), patch("torch.load"):  # its constructor loads weights
         network = FeatureExtractorInceptionV3(
@@ -51,18 +67,13 @@ def inception_weights(path: Path, images: Tensor) -> Path:
             module.momentum = None  # average over all batches
             module.train()
     with torch.no_grad():
-        for part in images.split(16):
+        for part in pixels.split(16):
             network(part)
         network.eval()
-        logits = torch.cat([network(part)[0] for part in images.split(16)])
+        logits = torch.cat([network(part)[0] for part in pixels.split(16)])
         centred = logits - logits.mean(dim=0)
         network.fc.weight *= 2.0 / centred.std()  # so that the predicted classes differ between images
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
-    return path
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 
 def clip_folder(folder: Path) -> Path:

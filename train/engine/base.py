@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.base.family import Condition
 from randcond.train.engine.adamw_8bit import MOMENTS, AdamW8bit, local
 from randcond.train.engine.ema import Ema, build_ema
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import local_ranks
-from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.base.family import Condition
 from randcond.model_zoo.families.registry import family_of
 from randcond.train.engine.base import (
     Engine,

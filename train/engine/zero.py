@@ -21,7 +21,7 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.logs import FILE_ONLY, log
 from randcond.model_zoo.cost.memory import BUCKET
-from randcond.model_zoo.families.family import Condition
+from randcond.model_zoo.families.base.family import Condition
 from randcond.train.engine.base import (
     Engine,
     Piece,

@@ -5,7 +5,7 @@ from pathlib import Path
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write
 from randcond.model_zoo.checkpoints.diffusers_folder import remove_local_paths
-from randcond.model_zoo.families.look import teacher_faults
+from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
 from randcond.model_zoo.importing.older_libraries import for_older_libraries
 from randcond.model_zoo.importing.single_file import SUFFIXES, import_file

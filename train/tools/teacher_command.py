@@ -43,7 +43,7 @@ def check(folder: str) -> None:
     if len(Path(folder).parts) != 2:  # owner/name is a hub id
         _check_exists(folder)
     from randcond.model_zoo.checkpoints.diffusers_folder import class_name
-    from randcond.model_zoo.families.look import teacher_faults
+    from randcond.model_zoo.families.faults.look import teacher_faults
 
     if faults := list(teacher_faults(Path(folder))):
         lines = "\n".join(f"  {fault}" for fault in faults)

@@ -172,8 +172,8 @@ def _prepare_training(config: Config) -> Callable[[int], int]:
     single_rank = replace(config.engine, processes=1, micro_batch=None, shard_group=shard_group)
     config = replace(config, engine=single_rank, train=replace(config.train, global_batch=1))
     teacher = _load(config)
-    if config.cache.images and config.cache.resolution:
-        teacher.latent_side = config.cache.resolution // teacher.pipe.vae_scale_factor
+    if config.cache.resolution:
+        teacher.latent_side = config.cache.resolution // teacher.pixels_per_latent
     module, distil = build_step(config, teacher)
     engine = build_engine(config, module)
     if config.engine.teacher_fp8:

@@ -15,7 +15,7 @@ from randcond.launch.errors import UserError
 from randcond.launch.keys import json_schema
 from randcond.launch.runtime.files import write_text
 from randcond.launch.runtime.ranks import device
-from randcond.model_zoo.families.look import check_teacher
+from randcond.model_zoo.families.faults.look import check_teacher
 from randcond.model_zoo.networks import denoiser_of
 from randcond.train.tools.own_experiment import PASSES, choose
 from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final

@@ -47,8 +47,7 @@ def draw_grid(config: Config, teacher: Teacher, engine: Engine, student: ModelMi
     with torch.compiler.set_stance("force_eager"):
         for network in networks:
             pipe = teacher.pipeline(protocol.sampler, network)
-            latents = draw_latents(
-                pipe, captions, seeds, protocol.steps, protocol.guidance, len(captions), None, tokens
-            )
+            settings = protocol.steps, protocol.guidance, len(captions), teacher.resolution, tokens
+            latents = draw_latents(pipe, captions, seeds, *settings)
             rows.append(decode(pipe, latents))
     return make_grid(torch.cat(rows).cpu() / 2 + 0.5, nrow=GRID)

@@ -15,7 +15,7 @@ from randcond.data.digits.tokenizer import build_tokenizer
 from randcond.data.digits.train_parts import accuracy, held_out
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
-from randcond.model_zoo.families.look import teacher_faults
+from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, Flux2KleinPipeline
 
 from randcond.data.stream.conditioning import PROBABILITIES
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.forward import denoise
-from randcond.model_zoo.families.look import teacher_faults
+from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
 from randcond.model_zoo.process.levels import sd14_sigmas, sd14_time
 from randcond.model_zoo.process.rectified_flow import RectifiedFlow
-from randcond.model_zoo.sampler import draw_latents
+from randcond.model_zoo.sampler import decode, draw_latents
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
 from randcond.model_zoo.students.registry import build_student, student_of
 from randcond.model_zoo.teacher import Teacher
@@ -28,7 +28,9 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "sd3 without T5": lambda folder: flow_teachers.sd3(folder, with_t5=False),
     "pixart": flow_teachers.pixart,
     "pixart alpha": flow_teachers.pixart_alpha,
+    "klein": flow_teachers.klein,
 }
+PIXELS = 128  # of klein's images; its default is 1,024
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def stock_condition(pipe: Any) -> dict[str, torch.Tensor]:
     """Returns what the stock pipeline encodes the captions to."""
+    if isinstance(pipe, Flux2KleinPipeline):
+        return {"encoder_hidden_states": pipe.encode_prompt(CAPTIONS)[0]}
     if hasattr(pipe, "text_encoder_2"):
         text, _, pooled, _ = pipe.encode_prompt(CAPTIONS, None, None)
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
@@ -74,15 +78,25 @@ def test_a_teacher_is_shown_what_its_pipeline_shows_it(name: str, folders: dict[
     stock.scheduler.step = lambda output, *args, **kwargs: steps.append(output) or step(output, *args, **kwargs)
     with stock.transformer.register_forward_hook(note, with_kwargs=True):
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-        options = {"use_resolution_binning": False} if "pixart" in name else {}
+        options: dict[str, Any] = {"use_resolution_binning": False} if "pixart" in name else {}
+        options |= {"height": PIXELS, "width": PIXELS} if name == "klein" else {}
         settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent", **options}
-        theirs = stock(CAPTIONS[:2], generator=generators, **settings).images
+        theirs = stock(prompt=CAPTIONS[:2], generator=generators, **settings).images
     own = {key: value[:2] for key, value in condition.items()}
     for (given, _), predicted in zip(calls, steps, strict=True):
-        ours = denoise(teacher.denoiser, given["hidden_states"], given["timestep"], own)
-        assert torch.allclose(ours, predicted, atol=1e-6)
+        noised, timestep = given["hidden_states"], given["timestep"]
+        if name == "klein":  # its pipeline works with tokens [B, h * w, C], and tells the transformer sigma
+            side = PIXELS // 16
+            noised, predicted = (each.mT.unflatten(2, (side, side)) for each in (noised, predicted))
+            timestep = 1000 * timestep
+        assert torch.allclose(denoise(teacher.denoiser, noised, timestep, own), predicted, atol=1e-6)
     pipe = teacher.pipeline("teacher")
-    assert torch.allclose(draw_latents(pipe, CAPTIONS[:2], [1, 2], 2, 1.0, 2), theirs, atol=1e-5)
+    latents = draw_latents(pipe, CAPTIONS[:2], [1, 2], 2, 1.0, 2, options.get("height"))
+    assert latents.shape[1:] == noised.shape[1:]
+    if name == "klein":  # its pipeline returns the VAE's latents
+        assert torch.allclose(decode(pipe, latents), pipe.vae.decode(theirs).sample.clamp(-1, 1), atol=1e-5)
+        latents = teacher.family.to_vae(pipe, latents)
+    assert torch.allclose(latents, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -125,10 +139,39 @@ def test_a_depth_student_has_its_teachers_blocks(name: str, folders: dict[str, P
         assert len(student.pairs) == 5  # image and text of two blocks, the image of the last
 
 
-@pytest.mark.parametrize("rule", ["depth-3", "width-0.5"])
-@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_a_depth_student_has_blocks_of_both_kinds(folders: dict[str, Path]) -> None:
+    teacher = Teacher.load(folders["klein"], "fp32")
+    theirs = teacher.denoiser.state_dict()
+    student = student_of("depth-2+2", teacher.architecture)
+    network = build_student("depth-2+2", teacher.architecture, 0, teacher.stored_denoiser())
+    assert [len(network.transformer_blocks), len(network.single_transformer_blocks)] == [2, 2]
+    source = {"transformer_blocks": ("0", "2"), "single_transformer_blocks": ("0", "3")}
+    for key, tensor in network.state_dict().items():
+        parts = key.split(".")
+        if parts[0] in source:
+            parts[1] = source[parts[0]][int(parts[1])]
+        assert torch.equal(tensor, theirs[".".join(parts)]), key
+    assert student.pairs == [  # block 0 of each kind stands for those up to the next one that was kept
+        ("transformer_blocks.1[1]", "transformer_blocks.0[1]"),
+        ("transformer_blocks.1[0]", "transformer_blocks.0[0]"),
+        ("transformer_blocks.2[1]", "transformer_blocks.1[1]"),
+        ("transformer_blocks.2[0]", "transformer_blocks.1[0]"),
+        ("single_transformer_blocks.2", "single_transformer_blocks.0"),
+        ("single_transformer_blocks.3", "single_transformer_blocks.1"),
+    ]
+    assert student_of("depth-[0,2,3,6]", teacher.architecture).pairs == student.pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *((name, rule) for name in ("sd3", "pixart") for rule in ("depth-3", "width-0.5")),
+        *(("klein", rule) for rule in ("depth-2+2", "width-0.5")),
+    ],
+)
 def test_a_student_trains_and_its_features_meet(name: str, rule: str, folders: dict[str, Path]) -> None:
     teacher = Teacher.load(folders[name], "fp32")
+    teacher.latent_side = 16  # klein's own latents are larger
     student = student_of(rule, teacher.architecture)
     network = build_student(rule, teacher.architecture, 1)
     module = TappedStudent(network, student, teacher.architecture)
@@ -157,6 +200,14 @@ def test_what_a_depth_rule_cannot_do_is_said(folders: dict[str, Path]) -> None:
     ):
         with pytest.raises(UserError, match=said):
             student_of(rule, sd3)
+    klein = Teacher.load(folders["klein"], "fp32").architecture
+    for rule, said in (
+        ("depth-3", r"the teacher has 3 \+ 4 blocks; say how many of each a student keeps, such as depth-1\+2"),
+        ("depth-4+2", "the teacher has 3 blocks; a student has 2 to 3 of them, got 4"),
+        ("depth-[0,1]", "keep at least one of the blocks 3 to 6, which are of a kind"),
+    ):
+        with pytest.raises(UserError, match=said):
+            student_of(rule, klein)
     pixart = Teacher.load(folders["pixart"], "fp32").architecture
     assert student_of("depth-[0,2,4]", pixart).denoiser.config["num_layers"] == 3
 

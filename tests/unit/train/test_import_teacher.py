@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.families.look import teacher_faults
+from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.importing.single_file import _Kind, _write_configuration
 from randcond.model_zoo.teacher import Teacher

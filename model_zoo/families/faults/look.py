@@ -19,7 +19,7 @@ from randcond.model_zoo.checkpoints.hub import is_hub_id
 from randcond.model_zoo.checkpoints.schedule import process_of, stored_scheduler
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizer
 from randcond.model_zoo.checkpoints.weight_files import weight_faults
-from randcond.model_zoo.families.family import default_length
+from randcond.model_zoo.families.base.family import default_length
 from randcond.model_zoo.families.registry import family_of_folder, pipeline_of
 
 _PROBES = ["", "a red cat", "Naïve façade №5 — 猫, 🐈!", "one two three " * 100]  # tokenizers may differ on these
@@ -108,7 +108,8 @@ def _tokenizer_faults(folder: Path, parts: list[str]) -> Iterator[str]:
             )
         if len(tokenizer) > text.vocab_size:
             yield f"{where}: has {len(tokenizer)} tokens, but the text encoder knows {text.vocab_size}"
-        probes = [text_part.prepare(probe) for probe in _PROBES] if text_part.prepare else _PROBES
+        prepare = text_part.prepare
+        probes = [prepare(tokenizer, probe) for probe in _PROBES] if prepare else _PROBES
         theirs = tokenizer(probes, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         if not torch.equal(ours(_PROBES), theirs.input_ids):
             yield f"{where}: encodes captions differently from its tokenizer.json; save it again with transformers"

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
+
+from randcond.model_zoo.families.base import vae_latents
 
 # The inputs of a denoiser beside x_t and t. The keys are those of its family.
 Condition = dict[str, Tensor]
@@ -25,7 +27,8 @@ class TextPart:
     ids: str  # key of its token ids in a batch
     # False: its text has the tokenizer's model_max_length; True: that of the pipeline's max_sequence_length.
     is_open: bool = False
-    prepare: Callable[[str], str] | None = None  # what the pipeline does to a prompt before it tokenizes it
+    # (tokenizer, prompt) -> text: what the pipeline does to a prompt before it tokenizes it.
+    prepare: Callable[[Any, str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Stack:
 
     names: tuple[str, ...]  # of the modules
     taps: tuple[tuple[str, ...], ...]  # of each block: what Eq. 2 compares, names as FeatureTaps takes them
-    last_stays: bool  # the last block has other layers than the others, so a student always keeps it
+    groups: tuple[int, ...]  # lengths of its runs of equal blocks
+    last_stays: bool = False  # the last block has other layers than the others, so a student always keeps it
 
 
 class Family(ABC):
@@ -49,6 +53,8 @@ class Family(ABC):
     classes: ClassVar[dict[str, tuple[str, ...]]]  # part -> the classes that it may have
     text: ClassVar[tuple[TextPart, ...]]  # all text encoders that a pipeline of the family may have
     tokens: ClassVar[int]  # length of the text that costs are counted for
+    autoencoder: ClassVar[type[ModelMixin]] = AutoencoderKL  # the VAE's class
+    packing: ClassVar[int] = 1  # latent positions of the VAE along a side of one position of the denoiser
     flow: ClassVar[bool] = False  # trained by flow matching, not with discrete betas
     exact: ClassVar[frozenset[str]] = frozenset()  # the inputs that keep their dtype
     chooses_attention: ClassVar[bool] = False  # True: kernels/attention.py can replace the processors of its attention
@@ -75,6 +81,21 @@ class Family(ABC):
     @abstractmethod
     def denoise(self, network: nn.Module, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Returns the denoiser's prediction [B, C, h, w]. noised: x_t [B, C, h, w]. timesteps: t [B]."""
+
+    def loaded(self, pipe: Any) -> None:  # noqa: B027
+        """Takes out of a pipeline that was just loaded what the teacher never computes."""
+
+    def to_vae(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Converts latents [n, C, h, w] as the denoiser sees them to those that the VAE decodes."""
+        return vae_latents.to_vae(pipe, latents)
+
+    def from_vae(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Converts latents as the VAE encodes them to latents [n, C, h, w] as the denoiser sees them."""
+        return vae_latents.from_vae(pipe, latents)
+
+    def from_output(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Converts what a pipeline returns as latents to latents [n, C, h, w] as the denoiser sees them."""
+        return latents
 
     @abstractmethod
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:

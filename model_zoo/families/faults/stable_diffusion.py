@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
-from randcond.model_zoo.families.family import Family
+from randcond.model_zoo.families.base.family import Family
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from randcond.model_zoo.families.family import Family
+from randcond.model_zoo.families.base.family import Family
 
 
 class Transformer(Family):
@@ -27,6 +27,6 @@ class Transformer(Family):
         return f"depth-{config['num_layers'] // 2}"
 
 
-def block_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the blocks of a denoiser with this configuration."""
-    return tuple(f"transformer_blocks.{number}" for number in range(config["num_layers"]))
+def block_names(count: int, stack: str = "transformer_blocks") -> tuple[str, ...]:
+    """Returns the names of the `count` blocks of a stack."""
+    return tuple(f"{stack}.{number}" for number in range(count))

@@ -7,15 +7,19 @@ from transformers import CLIPTextConfig, T5Config
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
-from randcond.model_zoo.families.family import Family
+from randcond.model_zoo.families.base.family import Family
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
+        stored = read_object(folder / "transformer" / "config.json")
+        if (side := stored.get("sample_size", 0)) is None or isinstance(side, list):
+            yield f"{where}: sample_size is {side}, expected the side of a square latent"
+            return
         with loading(folder / "transformer"):
-            transformer = family.complete(read_object(folder / "transformer" / "config.json"))
+            transformer = family.complete(stored)
         vae = read_object(folder / "vae" / "config.json")
         encoders = [part for part in parts if part.startswith("text_encoder")]
         texts = [read_object(folder / part / "config.json") for part in encoders]
@@ -34,8 +38,6 @@ def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iter
     for key, value in expected.items():
         if transformer[key] != value:
             yield f"{where}: {key} is {transformer[key]}, expected {value} as in the other parts"
-    if type(transformer["sample_size"]) is not int:
-        yield f"{where}: sample_size is {transformer['sample_size']!r}, expected the side of a square latent"
     width = transformer["joint_attention_dim"]
     if t5 and t5[0].d_model != width:
         yield f"{where}: joint_attention_dim is {width}, but T5 gives {t5[0].d_model}"

@@ -8,15 +8,19 @@ from transformers import T5Config
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import class_name, loading, read_object
-from randcond.model_zoo.families.family import Family
+from randcond.model_zoo.families.base.family import Family
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
+        stored = read_object(folder / "transformer" / "config.json")
+        if (side := stored.get("sample_size", 0)) is None or isinstance(side, list):
+            yield f"{where}: sample_size is {side}, expected the side of a square latent"
+            return
         with loading(folder / "transformer"):
-            transformer = family.complete(read_object(folder / "transformer" / "config.json"))
+            transformer = family.complete(stored)
         vae = read_object(folder / "vae" / "config.json")
         with loading(folder / "text_encoder"):
             t5 = T5Config(**read_object(folder / "text_encoder" / "config.json"))
@@ -30,9 +34,6 @@ def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iter
         yield f"{where}: out_channels is {transformer['out_channels']}, expected {channels}, or twice that many"
     if transformer["caption_channels"] != t5.d_model:
         yield f"{where}: caption_channels is {transformer['caption_channels']}, but T5 gives {t5.d_model}"
-    if type(transformer["sample_size"]) is not int:
-        yield f"{where}: sample_size is {transformer['sample_size']!r}, expected the side of a square latent"
-        return
     yield from _size_faults(transformer, folder, where)
     for key in ("shift_factor", "latents_mean", "latents_std"):
         if vae.get(key) is not None:

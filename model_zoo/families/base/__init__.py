@@ -1,0 +1,1 @@
+"""What all teacher families share: their interface, and defaults."""
