@@ -5,7 +5,7 @@
 # and torchvision come from) and UV (the uv that installs; empty: pip), which launch/install/packages.py reads.
 VENV ?= .venv
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 ifneq ($(words $(VENV)),1)
 $(error VENV=$(VENV): a folder without spaces is needed; relative to this one, so that this one may have spaces in its path)
 endif
@@ -71,12 +71,12 @@ plan: $(READY) ## predict GPU-hours and disk space of every table of the paper
 
 NOT_HERE := not slow and not gpu and not hosts and not slurm
 QUICK := tests/unit tests/stages/test_older_artefacts.py # of these, the tests without the marker heavy
-SPREAD := -n $(WORKERS) --dist worksteal # an idle process takes tests from the other one
+SPREAD := -n $(WORKERS) --dist worksteal # one process more than cores: some tests wait. An idle one takes tests over
 
 quick: $(READY) ## the most informative tests, two minutes on two cores
 	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
 
-test: $(READY) ## the tests for every change, some 16 minutes on two cores
+test: $(READY) ## the tests for every change, less than 15 minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m "$(NOT_HERE)" $(ARGS)
 
 coverage: $(READY) ## share of the code that `make quick` runs, by file

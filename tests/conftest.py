@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(made.with_suffix(".lock")):
         if not made.is_dir():
             unfinished = tmp_path_factory.mktemp("tiny-demo")
-            randcond(unfinished, "run", "all", "demo", *TINY)
+            randcond(unfinished, "run", "all", "demo", *TINY, "train.sample_every=12")
             unfinished.rename(made)
     folder = tmp_path_factory.mktemp("world")
     return Path(shutil.copytree(made, folder, dirs_exist_ok=True))
