@@ -42,6 +42,7 @@ TOOLS = {  # tool -> module with the function of the same name, imported on use
     "list": "randcond.launch.list_command",
     "completion": "randcond.launch.completion_command",
     "students": "randcond.model_zoo.students_command",
+    "rank": "randcond.train.tools.rank_command",  # called as `randcond students rank`
     "export": "randcond.train.tools.export_command",
     "plan": "randcond.launch.planning.plan_command",
     "tune": "randcond.train.tools.tune_command",
@@ -168,6 +169,8 @@ def _dispatch(words: list[str]) -> None:
     if name in ("run", "launch"):
         call("randcond", run, words)
         return
+    if name == "students" and words[:1] == ["rank"]:
+        name = words.pop(0)
     if name in TOOLS:
         function = commands_of(TOOLS[name])[name]
         call("randcond", function, words, lambda: _loaded(TOOLS[name], function.__name__))
@@ -226,6 +229,7 @@ usage: randcond run STAGE EXPERIMENT [section.key=value ...] [--dry-run]     see
        randcond plan [EXPERIMENT] [--gpu NAME] [--nodes N] [--sweep]        predicts memory, time and GPU-hours
        randcond tune EXPERIMENT [--what LIST] [--largest N]                 finds the batch sizes that fill this GPU
        randcond students [--teacher NAME] [--json]                          sizes and costs of every student rule
+       randcond students rank EXPERIMENT                                    which blocks of a transformer matter most
        randcond list [WORD]                                                 experiments and tables, one a line
        randcond config [KEY] [--schema]                                     keys: type, default, meaning; JSON schema
        randcond export EXPERIMENT [--out FOLDER] [--push OWNER/NAME]        exports a trained student with its scores

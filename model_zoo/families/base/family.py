@@ -36,7 +36,8 @@ class Stack:
     """The blocks of a transformer, which run one after the other."""
 
     names: tuple[str, ...]  # of the modules
-    taps: tuple[tuple[str, ...], ...]  # of each block: what Eq. 2 compares, names as FeatureTaps takes them
+    # Of each block: what Eq. 2 compares, names as FeatureTaps takes them. The image tokens come first.
+    taps: tuple[tuple[str, ...], ...]
     groups: tuple[int, ...]  # lengths of its runs of equal blocks
     last_stays: bool = False  # the last block has other layers than the others, so a student always keeps it
 
