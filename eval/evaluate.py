@@ -45,7 +45,8 @@ def prepare(config: Config) -> Task:
     """Returns the experiment's captions, protocol and extractors; raises UserError naming what is missing."""
     names = sorted({extractor for m in find_metrics(config.eval.metrics).values() for extractor in m.needs.values()})
     extractors = load_extractors(names, config.eval, device())
-    return Task(choose_prompts(config), protocol_of(config.eval), config.eval, extractors, config.teacher.text_tokens)
+    facts = config.teacher.text_facts
+    return Task(choose_prompts(config), protocol_of(config.eval), config.eval, extractors, facts)
 
 
 def references(config: Config, task: Task) -> References:
@@ -156,7 +157,7 @@ def protocol_facts(model: EvaluatedModel, task: Task) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "pillow")},
         "extractors": {name: extractor.identity for name, extractor in task.extractors.items()},
         **further_settings(ev),
-        **({} if task.text_tokens is None else {"text_tokens": task.text_tokens}),
+        **task.text_facts,
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from randcond.data.teacher_of import text_options
 from randcond.eval.compbench.run import evaluate_compbench, load_scorer
 from randcond.eval.evaluate import EvaluatedModel, draw, evaluate, prepare, references
 from randcond.eval.images.prompts import grid_prompts
@@ -40,9 +41,8 @@ def run(config: Config) -> None:
     scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
     for name in config.eval.of:
         folder, out, weights = models[name]
-        pipe = load_frozen_pipeline(
-            folder, config.teacher.dtype, device(), task.protocol.sampler, student=name == "student"
-        )
+        sampler, is_student = task.protocol.sampler, name == "student"
+        pipe = load_frozen_pipeline(folder, config.teacher.dtype, device(), sampler, is_student, text_options(config))
         size = pipeline_size(pipe)
         compile_drawing(pipe, config.eval.compile)
         compiled = None if config.eval.compile == "none" else config.eval.compile

@@ -4,7 +4,7 @@ In: the name of a published teacher, a hub id, or a diffusers folder. Out: the c
 encoders and VAE. The published teachers' configurations are stored here, so that planning needs no download.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from randcond.model_zoo.checkpoints.layouts import (
     text_config,
 )
 from randcond.model_zoo.denoiser.architecture import Architecture, stored_architecture
-from randcond.model_zoo.families.base.family import plain_config
+from randcond.model_zoo.families.base.family import Family, plain_config
 from randcond.model_zoo.families.registry import PIPELINES, family_named
 
 
@@ -46,7 +46,13 @@ class TextNetwork:
         """Builds the network on the meta device."""
         model = getattr(transformers, self.kind)
         with torch.device("meta"):
-            return model(model.config_class(**self.config))
+            network: nn.Module = model(model.config_class(**self.config))
+        return network
+
+    @property
+    def is_language_model(self) -> bool:
+        """True for T5 or Qwen3, which take a large share of a step. A CLIP takes about 1 %."""
+        return not self.kind.startswith("CLIP")
 
 
 @dataclass(frozen=True)
@@ -81,23 +87,27 @@ def networks_of(name: Path | str) -> Networks:
     if layout := layout_of(name):
         denoiser = denoiser_of(name)
         vae = Architecture(denoiser.family.autoencoder, VAES.get(layout, VAE))
-        return Networks(denoiser, _text_networks(layout), vae)
+        return Networks(denoiser, _text_networks(layout, denoiser.family), vae)
     with loading(name):
         index = DiffusionPipeline.load_config(str(name))
     _check_classes(name, index)
     denoiser = denoiser_of(name)
     with loading(name):
         kinds = {part.encoder: index.get(part.encoder, [None, None])[1] for part in denoiser.family.text}
-        text = [_stored_text(name, part, kind) for part, kind in kinds.items() if kind]
+        stored = [_stored_text(name, part, kind) for part, kind in kinds.items() if kind]
+        text = [replace(each, config=denoiser.family.text_config(each.config)) for each in stored]
         autoencoder = denoiser.family.autoencoder
         config = plain_config(autoencoder.load_config(str(name), subfolder="vae"))
         return Networks(denoiser, text, Architecture(autoencoder, config))
 
 
-def _text_networks(layout: str) -> list[TextNetwork]:
+def _text_networks(layout: str, family: Family) -> list[TextNetwork]:
     """Returns the text encoders of a published teacher."""
     clips = [TextNetwork("CLIPTextModel", text_config(sizes)) for sizes in TEXT_ENCODERS.get(layout, [])]
-    return [*clips, TextNetwork(*LANGUAGE_MODELS[layout])] if layout in LANGUAGE_MODELS else clips
+    if layout not in LANGUAGE_MODELS:
+        return clips
+    kind, config = LANGUAGE_MODELS[layout]
+    return [*clips, TextNetwork(kind, family.text_config(config))]
 
 
 def _stored_text(name: Path | str, part: str, kind: str) -> TextNetwork:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoPipelineForText2Image
 
 from randcond.launch.errors import UserError
@@ -26,14 +27,21 @@ from randcond.model_zoo.export import load_denoiser
 from randcond.model_zoo.families.registry import FAMILIES, PIPELINES, load_options, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.sampler import build_sampler
+from randcond.model_zoo.text_encoding.options import TextOptions
 
 
 def load_frozen_pipeline(
-    path: Path | str, dtype: str, device: torch.device | str, sampler: str = "teacher", student: bool = False
+    path: Path | str,
+    dtype: str,
+    device: torch.device | str,
+    sampler: str = "teacher",
+    student: bool = False,
+    text: TextOptions | None = None,
 ) -> Any:
     """Loads the pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
 
     dtype: the setting `teacher.dtype`. student: True for a student, whose denoiser is never stored in 8 bits.
+    text: settings of the text encoders; only `int8` and `offload` count here.
     Raises UserError naming the folder if it is missing or is not a text-to-image pipeline with an autoencoder.
     """
     folder = local_folder(path)
@@ -53,9 +61,15 @@ def load_frozen_pipeline(
             except ValueError as error:
                 raise UserError(f"{folder}: diffusers has no text-to-image pipeline for {name} ({error})") from None
     freeze(pipe, device)
-    if dtype == "int8":
-        for network in [*text_encoders(pipe), *([] if student else [denoiser(pipe)])]:
-            store_in_int8(network)
+    in_int8 = [denoiser(pipe)] if dtype == "int8" and not student else []
+    text = text or TextOptions()
+    if dtype == "int8" or text.int8:
+        in_int8 += text_encoders(pipe)
+    for network in in_int8:
+        store_in_int8(network)
+    if text.offload:
+        for network in text_encoders(pipe):
+            cpu_offload(network.to("cpu"), torch.device(device))
     pipe.scheduler = build_sampler(sampler, pipe.scheduler)
     return pipe
 

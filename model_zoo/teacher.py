@@ -4,12 +4,13 @@ In: a local folder or hub id. Out: token ids, conditions, noised latents, predic
 Text encoders, tokenizers, noise schedule, prediction type and latent scaling come from the folder's own files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from randcond.model_zoo.checkpoints.diffusers_folder import compute_dtype, freeze, loading, part_dtypes
@@ -26,6 +27,9 @@ from randcond.model_zoo.families.registry import load_options, pipeline_of, pixe
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
+from randcond.model_zoo.text_encoding.buckets import in_buckets
+from randcond.model_zoo.text_encoding.condition_cache import ConditionCache
+from randcond.model_zoo.text_encoding.options import TextOptions, check_buckets
 
 
 @dataclass
@@ -37,23 +41,28 @@ class Teacher:
     dtype: torch.dtype  # that it computes in
     family: Family
     process: Process
-    text_tokens: int | None = None  # length of the text, where the pipeline leaves it open; None: its default
+    text: TextOptions = field(default_factory=TextOptions)
     remark: str = ""  # a line for the log
     latent_side: int | None = None  # set if the training latents differ in size from those of the denoiser
 
     @classmethod
     def load(
-        cls, path: Path, dtype: str = "bf16", device: str | torch.device = "cpu", text_tokens: int | None = None
+        cls,
+        path: Path,
+        dtype: str = "bf16",
+        device: str | torch.device = "cpu",
+        text: TextOptions | None = None,
     ) -> "Teacher":
         """Loads a diffusers folder or hub id, safetensors only.
 
         With the dtype int8, the denoiser and the text encoders store their weights in 8 bits, and compute in bf16.
-        text_tokens: the setting `teacher.text_tokens`.
         Raises UserError naming the folder if it is missing, or file and key if it does not suit a teacher.
         """
         folder = local_folder(path)
         check_configurations(folder)
         pipeline, family = pipeline_of(folder)
+        text = text or TextOptions()
+        check_buckets(text.buckets, family, path)
         with loading(folder):
             pipe = pipeline.from_pretrained(
                 folder, dtype=part_dtypes(folder, dtype), use_safetensors=True, **load_options(folder)
@@ -61,19 +70,24 @@ class Teacher:
         family.loaded(pipe)
         process = process_of(pipe.scheduler, folder, family.flow)
         freeze(pipe, device)
-        teacher = cls(pipe, folder, compute_dtype(dtype), family, process, text_tokens)
+        teacher = cls(pipe, folder, compute_dtype(dtype), family, process, text)
         if dtype == "int8":
-            teacher.remark = teacher._store_in_int8()
+            teacher.remark = teacher._store_in_int8("teacher", [teacher.denoiser, *teacher.text_encoders])
+        elif text.int8:
+            teacher.remark = teacher._store_in_int8("text encoders", teacher.text_encoders)
+        if text.offload:
+            for encoder in teacher.text_encoders:
+                cpu_offload(encoder.to("cpu"), torch.device(device))
         return teacher
 
-    def _store_in_int8(self) -> str:
+    def _store_in_int8(self, what: str, networks: list[nn.Module]) -> str:
         """Stores the weights in 8 bits. Returns a line for the log with the error of the predictions."""
         before = self.probe()
-        counts = [store_in_int8(network) for network in (self.denoiser, *self.text_encoders)]
+        counts = [store_in_int8(network) for network in networks]
         taken, layers = (sum(each) for each in zip(*counts, strict=True))
         return (
-            f"teacher in int8: {taken} of {layers} linear layers and convolutions, which changes its predictions by "
-            f"{(self.probe() - before).norm() / before.norm():.2%}"
+            f"{what} in int8: {taken} of {layers} linear layers and convolutions, which changes the teacher's "
+            f"predictions by {(self.probe() - before).norm() / before.norm():.2%}"
         )
 
     @property
@@ -128,22 +142,49 @@ class Teacher:
         """The tokenizers, in the order of the text encoders."""
         parts = self.family.text_parts(self.pipe)
         found = [getattr(self.pipe, part.tokenizer) for part in parts]
-        lengths = self.family.lengths(self.pipe, self.text_tokens)
+        lengths = self.family.lengths(self.pipe, self.text.tokens)
         return Tokenizers(found, str(self.folder), lengths, [part.prepare for part in parts])
 
     @torch.no_grad()
     def encode(self, token_ids: dict[str, Tensor], null: Tensor | None = None, zeros: bool = True) -> Condition:
         """Encodes token ids to the denoiser's condition, in the teacher's dtype.
 
-        token_ids: the output of `tokenizers`, [B, L] per text encoder. Other keys are ignored.
+        token_ids: the output of `tokenizers`, [B, L] per text encoder, on the CPU. Other keys are ignored.
         null: bool [B], True for null captions. If the teacher's own pipeline uses another input than the encoding of
             "" for them (SDXL: zeros) and `zeros` is True, they get that.
         """
+        ids = [token_ids[part.ids] for part in self.family.text_parts(self.pipe)]
+        own_null = null if zeros else None
+        if self._conditions is not None:
+            return self._conditions(self._encode, ids, own_null, self.device)
+        return self._encode(ids, own_null)
+
+    def _encode(self, ids: list[Tensor], null: Tensor | None) -> Condition:
+        """Encodes token ids [B, L] per text encoder, on the CPU, in length buckets if the text has those."""
+        if not self.has_buckets:
+            return self._encode_at_once(ids, null)
+
+        def encode(ids: Tensor, null: Tensor | None) -> Condition:
+            return self._encode_at_once([ids], null)
+
+        padding = self.pipe.tokenizer.pad_token_id
+        return in_buckets(encode, ids[0], null, padding, self.family.masked, self.device)
+
+    def _encode_at_once(self, ids: list[Tensor], null: Tensor | None) -> Condition:
         # A blocking copy would wait for all queued GPU work.
-        ids = [token_ids[part.ids].to(self.device, non_blocking=True) for part in self.family.text_parts(self.pipe)]
-        own_null = null.to(self.device, non_blocking=True) if null is not None and zeros else None
+        there = [each.to(self.device, non_blocking=True) for each in ids]
+        own_null = null if null is None else null.to(self.device, non_blocking=True)
         height, width = (side * self.pixels_per_latent for side in self.latent_shape[1:])
-        return self.family.encode(self.pipe, ids, own_null, (height, width), self.text_tokens)
+        return self.family.encode(self.pipe, there, own_null, (height, width), self.text.tokens)
+
+    @property
+    def has_buckets(self) -> bool:
+        """True if captions are encoded in length buckets."""
+        return bool(self.family.masked) and self.text.buckets is not False
+
+    @cached_property
+    def _conditions(self) -> ConditionCache | None:
+        return ConditionCache(1e9 * self.text.cache_gb) if self.text.cache_gb else None
 
     @torch.no_grad()
     def probe(self) -> Tensor:

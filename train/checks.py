@@ -27,6 +27,7 @@ from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.sampler import check_sampler
 from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_of
+from randcond.model_zoo.text_encoding.options import check_buckets
 from randcond.train.build import check_start
 from randcond.train.schedule import check_schedule
 
@@ -45,7 +46,7 @@ def check_training(config: Config, ranks: int) -> None:
             f"student.init: the layer widths of {config.student.rule} differ from the teacher's; use init: random"
         )
     check_teacher(resolve_path(config.teacher.path))
-    _check_times(config)
+    _check_against_teacher(config)
     _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.full_rule)
     if config.student.earlier:
         _check_earlier(config)
@@ -53,13 +54,15 @@ def check_training(config: Config, ranks: int) -> None:
     check_steps(config)
 
 
-def _check_times(config: Config) -> None:
-    """Raises UserError naming a key of the timesteps or of p(t) that does not suit the teacher."""
+def _check_against_teacher(config: Config) -> None:
+    """Raises UserError naming a key of the timesteps, p(t), sampler or text that does not suit the teacher."""
     folder = resolve_path(config.teacher.path)
     if is_hub_id(folder):  # its scheduler may not be here yet
         probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
         return
-    flow = family_of_folder(folder).flow
+    family = family_of_folder(folder)
+    check_buckets(config.teacher.text_buckets, family, config.teacher.path)
+    flow = family.flow
     times_of(config, process_of(stored_scheduler(folder), folder, flow))
     if not config.cache.images:
         check_sampler("cache.sampler", config.cache.sampler, flow)

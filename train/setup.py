@@ -12,16 +12,17 @@ from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.pool import check_pool_identity, open_pool
 from randcond.data.stream.conditioning import times_of
 from randcond.data.stream.stream import CaptionPool, Stream
+from randcond.data.teacher_of import load_teacher
 from randcond.launch.config.experiments import to_yaml
 from randcond.launch.config.identity import differences
-from randcond.launch.config.paths import eval_folder, exported_weights, resolve_path, student_folder, watched_folder
+from randcond.launch.config.paths import eval_folder, exported_weights, student_folder, watched_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import read_record, remove, write_text
 from randcond.launch.runtime.locks import hold_lock
 from randcond.launch.runtime.logs import log
-from randcond.launch.runtime.ranks import device, rank
+from randcond.launch.runtime.ranks import rank
 from randcond.launch.urls import hide_secrets
 from randcond.model_zoo.export import check_shapes
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
@@ -62,8 +63,7 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     Raises UserError if cache, pool or teacher do not match the experiment.
     """
     train = config.train
-    of = config.teacher
-    teacher = Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
+    teacher = load_teacher(config)
     mark("teacher")
     cache = LatentCache.open(config, teacher.fingerprint)
     teacher.latent_side = cache.latent_shape[-1]

@@ -169,7 +169,7 @@ def new_plan(config: Config, teacher: Teacher, captions_hash: str, source: Laten
         DAMAGED: [],
         **source.facts,
         **shards,
-        **({} if config.teacher.text_tokens is None else {"text_tokens": config.teacher.text_tokens}),
+        **config.teacher.text_facts,
         "compute_dtype": config.teacher.dtype,
         "sampler_dtype": sampler_dtype(teacher.pipe),
         "latent_shape": _latent_shape(config, teacher),

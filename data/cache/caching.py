@@ -20,7 +20,7 @@ from randcond.data.cache.shard_work import ShardWork, listed_shards
 from randcond.data.cache.shards import read_index, write_shard
 from randcond.data.captions.caption_file import Captions
 from randcond.data.images.left_out import left_out
-from randcond.launch.config.paths import resolve_path
+from randcond.data.teacher_of import load_teacher
 from randcond.launch.config.sections import Config
 from randcond.launch.device.out_of_memory import naming_memory, smaller_batch
 from randcond.launch.errors import UserError
@@ -28,7 +28,7 @@ from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.locks import claim_each
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.progress import Progress
-from randcond.launch.runtime.ranks import device, rank
+from randcond.launch.runtime.ranks import rank
 from randcond.model_zoo.teacher import Teacher
 
 
@@ -46,8 +46,7 @@ def run(config: Config) -> None:
     """
     folder = Path(config.paths.cache)
     source = latent_source(config)
-    of = config.teacher
-    teacher = Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
+    teacher = load_teacher(config)
     if teacher.remark and rank() == 0:
         log.info(teacher.remark)
     shards = shard_paths(folder, config.cache.size, config.cache.shard_size)

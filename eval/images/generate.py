@@ -8,7 +8,7 @@ so the chunks are the same for any number of ranks and after a restart. Each ima
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Task:
     protocol: Protocol
     ev: Eval
     extractors: dict[str, Extractor]
-    text_tokens: int | None = None  # the setting `teacher.text_tokens`
+    text_facts: dict[str, Any] = field(default_factory=dict)  # as Teacher.text_facts in launch/config/sections.py
 
     @property
     def batch(self) -> int:
@@ -174,7 +174,7 @@ def _draw(task: Task, pipe: DiffusionPipeline, ids: list[int]) -> Tensor:
     ev, protocol = task.ev, task.protocol
     captions = [task.prompts.captions[number] for number in ids]
     seeds = [caption_seed(ev.seed, number) for number in ids]
-    settings = protocol.steps, protocol.guidance, task.batch, ev.resolution, task.text_tokens
+    settings = protocol.steps, protocol.guidance, task.batch, ev.resolution, task.text_facts.get("text_tokens")
     latents = draw_latents(pipe, captions, seeds, *settings)
     decoded = decode(pipe, latents)
     finite = decoded.isfinite().flatten(1).all(dim=1)

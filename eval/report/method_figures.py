@@ -18,6 +18,7 @@ from randcond.data.contact_sheet import draw_comparison
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.world import read_label
 from randcond.data.stream.conditioning import probability_table
+from randcond.data.teacher_of import text_options
 from randcond.eval.images.prompts import choose_prompts
 from randcond.eval.report.result_plots import DPI, save
 from randcond.launch.config.paths import resolve_path
@@ -61,7 +62,7 @@ def regenerated(picture: Picture, configs: list[Config], path: Path) -> None:
     `picture.read` pairs of captions.
     """
     config = configs[0]
-    pipe = load_frozen_pipeline(resolve_path(config.teacher.path), config.teacher.dtype, device(), "ddim")
+    pipe = _teachers_pipeline(config)
     captions = choose_prompts(config).captions
     digits = "digits" in config.eval.metrics
     count = max(picture.captions, picture.read if digits else 0)
@@ -144,6 +145,12 @@ def _caption_pairs(captions: Sequence[str], count: int, digits: bool) -> list[tu
     return pairs[:count]
 
 
+def _teachers_pipeline(config: Config) -> Any:
+    """Loads the teacher's pipeline with DDIM, which the figures need."""
+    path = resolve_path(config.teacher.path)
+    return load_frozen_pipeline(path, config.teacher.dtype, device(), "ddim", text=text_options(config))
+
+
 def _batch(config: Config) -> int:
     """Returns the compute batch: the experiment's, or the one that its evaluation recorded."""
     return config.eval.batch or recorded_eval_batch(config) or 1
@@ -218,7 +225,7 @@ def overlap(picture: Picture, configs: list[Config], path: Path) -> None:
     two projected clouds.
     """
     config = configs[0]
-    pipe = load_frozen_pipeline(resolve_path(config.teacher.path), config.teacher.dtype, device(), "ddim")
+    pipe = _teachers_pipeline(config)
     captions = choose_prompts(config).captions
     first, second = _caption_pairs(captions, 1, "digits" in config.eval.metrics)[0]
     clouds = []

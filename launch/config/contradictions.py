@@ -139,5 +139,7 @@ def _check_ranges(config: "Config") -> None:
         raise ValueError(f"train.shift: must be above 0, got {train.shift}")
     if config.teacher.text_tokens is not None and config.teacher.text_tokens < 1:
         raise ValueError(f"teacher.text_tokens: must be at least 1, got {config.teacher.text_tokens}")
+    if config.teacher.text_cache_gb < 0:
+        raise ValueError(f"teacher.text_cache_gb: must be at least 0, got {config.teacher.text_cache_gb}")
     if config.engine.peak_tflops is not None and config.engine.peak_tflops <= 0:
         raise ValueError(f"engine.peak_tflops: must be above 0, got {config.engine.peak_tflops}")

@@ -44,6 +44,22 @@ class Teacher:
     # Length of the text in tokens, where the pipeline leaves it open (max_sequence_length: T5's text in SD 3 and
     # PixArt, Qwen3's in FLUX.2); null: the pipeline's default.
     text_tokens: ByContent[int | None] = None
+    # of the text encoders' weights; int8: in 8 bits, about half the memory; null: as dtype says
+    text_dtype: ByContent[Literal["int8"] | None] = None
+    # Where the text encoders' weights stay. cpu: in the host's memory; each layer is copied when it is
+    # needed, which saves GPU memory and costs time.
+    text_device: Free[Literal["device", "cpu"]] = "device"
+    # Encode captions of similar length together, without most of their padding. null: where the teacher masks its text
+    # (PixArt), as it changes nothing there.
+    text_buckets: Free[bool | None] = None
+    # GB of host memory per rank for the encodings of captions that were seen before. It pays where the pool is small.
+    text_cache_gb: Free[float] = 0.0
+
+    @property
+    def text_facts(self) -> dict[str, Any]:
+        """The settings of the text encoders that artefacts depend on, without those at their defaults."""
+        facts = {"text_tokens": self.text_tokens, "text_dtype": self.text_dtype}
+        return {key: value for key, value in facts.items() if value is not None}
 
 
 @dataclass(frozen=True, config=STRICT)

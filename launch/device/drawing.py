@@ -36,7 +36,7 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
     pixels = sizes.latent_shape[-1] * sizes.pixels_per_latent  # of an image's side
     memory = {
         "denoiser": sizes.teacher_bytes(config.teacher.dtype),
-        "text encoders and VAE": sizes.text_bytes(config.teacher.dtype) + vae.itemsize * sizes.vae,
+        "text encoders and VAE": sizes.text_bytes(config.teacher) + vae.itemsize * sizes.vae,
     }
     if stage == "cache" and config.cache.images:
         memory["encoding"] = batch * encoder_peak(sizes.networks.vae, pixels, vae)

@@ -9,6 +9,7 @@ from randcond.launch.device.drawing import DrawingStage, largest_batch
 from randcond.launch.planning.costs import Cluster, Sizes
 from randcond.launch.planning.fitting import Change, overrides, ways_to_fit
 
+_ROUNDED = {"teacher.dtype", "teacher.text_dtype"}  # change the numbers of every stage
 _LOWER = {"fp32": "bf16", "bf16": "int8"}  # teacher.dtype -> one that takes less
 
 
@@ -41,11 +42,10 @@ def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
 
 def _with_folders(change: Change, config: Config) -> str:
     """Returns a change as overrides. Work that was begun with other numbers stays where it is, so it adds folders."""
-    paths = config.paths
+    paths, rounded = config.paths, not change.keys().isdisjoint(_ROUNDED)
     begun = {
-        "cache": (Path(paths.cache) / "plan.json").is_file() and "teacher.dtype" in change,
-        "reference": (Path(paths.reference) / "plan.json").is_file() and "teacher.dtype" in change,
-        "run": any(Path(paths.run, "checkpoints").glob("step-*"))
-        and not change.keys().isdisjoint({"teacher.dtype", "train.optimizer"}),
+        "cache": (Path(paths.cache) / "plan.json").is_file() and rounded,
+        "reference": (Path(paths.reference) / "plan.json").is_file() and rounded,
+        "run": any(Path(paths.run, "checkpoints").glob("step-*")) and (rounded or "train.optimizer" in change),
     }
     return " ".join([overrides(change), *(f"paths.{name}=NEW" for name, is_begun in begun.items() if is_begun)])

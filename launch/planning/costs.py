@@ -9,9 +9,9 @@ import torch
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
-from randcond.launch.config.sections import Config
+from randcond.launch.config.sections import Config, Teacher
 from randcond.model_zoo.checkpoints.layouts import layout_of
-from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost
+from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost, encoder_flop
 from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
 from randcond.model_zoo.cost.memory import (
     COMPARED_BYTES,
@@ -23,9 +23,12 @@ from randcond.model_zoo.cost.memory import (
     block_sizes,
     trained_shapes,
 )
+from randcond.model_zoo.families.base.family import default_length
 from randcond.model_zoo.int8_weights import int8_bytes
 from randcond.model_zoo.networks import networks_of
 from randcond.model_zoo.students.registry import student_of
+
+CAPTION_TOKENS = 48  # that a language model computes per caption in length buckets: most have some 30 tokens
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,24 @@ class Sizes:
         """Number of parameters of the text encoders."""
         return sum(p.numel() for text in self.networks.text_encoders for p in text.blank().parameters())
 
+    @cached_property
+    def text_layer(self) -> int:
+        """Number of parameters of the text encoders' largest layer."""
+        layers = (module for text in self.networks.text_encoders for module in text.blank().modules())
+        return max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
+
+    def text_flop(self, of: Teacher) -> int:
+        """Returns the FLOP of encoding one caption by language models. CLIPs are left out: they take about 1 %.
+
+        of: the settings of the teacher.
+        """
+        family = self.networks.denoiser.family
+        tokens = of.text_tokens or default_length(next(iter(family.pipelines))) or family.tokens
+        if family.masked and of.text_buckets is not False:
+            tokens = min(tokens, CAPTION_TOKENS)
+        models = [text.blank() for text in self.networks.text_encoders if text.is_language_model]
+        return sum(encoder_flop(each, tokens) for each in models)
+
     @property
     def vae_side(self) -> int:
         """The side of a latent as the VAE decodes it."""
@@ -134,9 +155,16 @@ class Sizes:
         """Returns the bytes of the teacher's denoiser, given the setting `teacher.dtype`."""
         return self._int8_bytes[0] if dtype == "int8" else weight_bytes(dtype) * self.teacher.parameters
 
-    def text_bytes(self, dtype: str) -> int:
-        """Returns the bytes of the text encoders, given the setting `teacher.dtype`."""
-        return self._int8_bytes[1] if dtype == "int8" else weight_bytes(dtype) * self.text
+    def text_bytes(self, of: Teacher) -> int:
+        """Returns the bytes of the text encoders on a device, given the settings of the teacher."""
+        if of.text_device == "cpu":
+            return weight_bytes(of.dtype) * self.text_layer
+        return self.loaded_text_bytes(of)
+
+    def loaded_text_bytes(self, of: Teacher) -> int:
+        """Returns the bytes of the text encoders, wherever they are."""
+        in_int8 = "int8" in (of.dtype, of.text_dtype)
+        return self._int8_bytes[1] if in_int8 else weight_bytes(of.dtype) * self.text
 
     @cached_property
     def _int8_bytes(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
         denoiser = denoiser // cluster.ranks + low * sum(gathered)
     return {
         "teacher denoiser": denoiser,
-        "text encoders and VAE": sizes.text_bytes(dtype) + (4 if sizes.upcasts_vae else low) * sizes.vae,
+        "text encoders and VAE": sizes.text_bytes(config.teacher) + (4 if sizes.upcasts_vae else low) * sizes.vae,
         "student weights": state.weights,
         "gradients": state.gradients,
         "optimizer, fp32 weights, EMA": state.optimizer,
@@ -61,7 +61,9 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
     """
     micro, _ = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     micros: list[Change] = [{"engine.micro_batch": size} for size in range(micro - 1, 0, -1) if micro % size == 0]
-    same, engines, sharded, other = _same_numbers(config, cluster), *_sharding(config, cluster), _other_numbers(config)
+    language = any(text.is_language_model for text in sizes.networks.text_encoders)
+    same, other = _same_numbers(config, cluster, language), _other_numbers(config, language)
+    engines, sharded = _sharding(config, cluster)
 
     def needed(change: Change) -> float | None:
         memory = training_memory(changed(config, change), sizes, cluster)
@@ -82,21 +84,25 @@ def ways_to_fit(config: Config, sizes: Sizes, cluster: Cluster) -> list[tuple[Ch
     return [(change, gb) for change, gb in found if change not in smaller_micros]
 
 
-def _same_numbers(config: Config, cluster: Cluster) -> list[Change]:
-    """Returns what saves memory, changes no result and is not set yet."""
+def _same_numbers(config: Config, cluster: Cluster, language: bool) -> list[Change]:
+    """Returns what saves memory, changes no result and is not set yet. language: a language model encodes text."""
+    text: list[Change] = [{"teacher.text_device": "cpu"}]
     checkpointing: list[Change] = [{"engine.activation_checkpointing": True}]
     ema: list[Change] = [{"engine.ema": "cpu"}]
     return [
         *(checkpointing if not config.engine.activation_checkpointing else []),
         *(ema if config.engine.ema == "device" and not cluster.gpu.host else []),
+        *(text if language and config.teacher.text_device == "device" and not cluster.gpu.host else []),
     ]
 
 
-def _other_numbers(config: Config) -> list[Change]:
-    """Returns what saves memory by rounding, and is not set yet."""
+def _other_numbers(config: Config, language: bool) -> list[Change]:
+    """Returns what saves memory by rounding, and is not set yet. language: a language model encodes text."""
+    text: list[Change] = [{"teacher.text_dtype": "int8"}]
     moments: list[Change] = [{"train.optimizer": "adamw_8bit"}]
     teacher: list[Change] = [{"teacher.dtype": "int8", **_switched_off(config, "teacher_fp8")}]
     return [
+        *(text if language and "int8" not in (config.teacher.dtype, config.teacher.text_dtype) else []),
         *(moments if config.train.optimizer == "adamw" else []),
         *(teacher if config.teacher.dtype != "int8" and config.engine.teacher == "replicated" else []),
     ]

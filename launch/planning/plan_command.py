@@ -56,7 +56,7 @@ def plan(
 
     If a training does not fit, the plan says which changes make it fit. The memory is the sum of all parts. It is an
     upper bound, because gradients grow while activations are freed. Not included:
-    - the arithmetic of the text encoders (about 1 %)
+    - the arithmetic of CLIP text encoders (about 1 %); T5 and Qwen3 are counted
     - the memory of an evaluation during training (train.eval_every): a copy of the student's denoiser, scoring networks
     - the memory that engine.teacher_graph reserves for the teacher's forward pass
 

@@ -12,6 +12,7 @@ from randcond.launch.planning.costs import Cluster, Sizes, sharding, weight_byte
 from randcond.model_zoo.cost.gpu_occupancy import Work, occupancy
 from randcond.model_zoo.cost.memory import LIVE, persistent
 
+HOST_LINK = 25e9  # bytes/s from the host's memory to a GPU, over PCIe 4
 FULL = 64  # micro-batch that fills a GPU; efficiencies refer to a micro-batch of this size
 
 
@@ -87,13 +88,15 @@ class StepTime:
 def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> StepTime:
     """Returns the time of a training step. `efficiency`: share of the peak that a micro-batch of 64 reaches."""
     passes = student_passes(config)
-    flop = sizes.teacher.flop + passes * sizes.student.flop
+    flop = sizes.text_flop(config.teacher) + sizes.teacher.flop + passes * sizes.student.flop
     kernels = sizes.teacher_work.kernels + passes * sizes.student_work.kernels
     arithmetic = flop * config.train.global_batch / cluster.ranks / (1e12 * cluster.gpu.tflops * efficiency)
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
     idle = idle_seconds(
         arithmetic, filled(sizes, cluster.gpu, micro), kernels * accumulation, micro, cluster.gpu.shortest_kernel
     )
+    if config.teacher.text_device == "cpu":  # each micro-batch copies all weights
+        idle += accumulation * sizes.loaded_text_bytes(config.teacher) / HOST_LINK
     traffic = step_traffic(config, sizes, cluster).seconds
     return StepTime(arithmetic, idle, traffic, hiding_share(config, sizes))
 

@@ -8,6 +8,7 @@ counts them on meta tensors.
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from randcond.launch.errors import UserError
@@ -49,6 +50,19 @@ def denoiser_cost(denoiser: Architecture, tokens: int | None = None) -> Denoiser
 def training_flop(teacher: DenoiserCost, student: DenoiserCost) -> int:
     """Returns the FLOP of distilling one sample: teacher forward pass, student forward and backward passes."""
     return teacher.flop + 3 * student.flop
+
+
+@torch.no_grad()
+def encoder_flop(encoder: nn.Module, tokens: int) -> int:
+    """Returns the FLOP of encoding one caption of `tokens` tokens. encoder: of transformers, on the meta device.
+
+    The head of a language model is not counted, because no teacher needs it.
+    """
+    trunk = getattr(encoder, "model", encoder)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        trunk(input_ids=ids)
+    return counter.get_total_flops()
 
 
 def decoder_cost(vae: Architecture, side: int) -> tuple[int, int]:

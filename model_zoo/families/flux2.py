@@ -19,6 +19,7 @@ from randcond.model_zoo.families.base.family import Condition, DenoiserConfig, S
 from randcond.model_zoo.families.base.transformer import Transformer, block_names
 from randcond.model_zoo.families.faults.flux2 import TEXT_LAYERS, configuration_faults
 
+_TEXT_DEPTH = TEXT_LAYERS[-1] + 1  # layers of Qwen3; one more, because the output of the last one is normalised
 _SIDE = 64  # of the latents at 1,024 pixels, the pipeline's default
 
 
@@ -75,7 +76,11 @@ class Flux2(Transformer):
     def loaded(self, pipe: Any) -> None:
         """Takes out the last layers of Qwen3 and its head, which no layer of TEXT_LAYERS needs."""
         text = pipe.text_encoder.model
-        text.layers = text.layers[: TEXT_LAYERS[-1] + 1]  # one more, because the output of the last one is normalised
+        text.layers = text.layers[:_TEXT_DEPTH]
+
+    def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        kinds = {"layer_types": config["layer_types"][:_TEXT_DEPTH]} if config.get("layer_types") else {}
+        return {**config, "num_hidden_layers": min(config["num_hidden_layers"], _TEXT_DEPTH), **kinds}
 
     def encode(
         self, pipe: Any, ids: list[Tensor], null: Tensor | None, pixels: tuple[int, int], text_tokens: int | None

@@ -53,6 +53,7 @@ class PixArt(Transformer):
     }
     text = (TextPart("text_encoder", "tokenizer", "token_ids", is_open=True, prepare=lowered),)
     tokens = 300
+    masked = _TEXT
     exact = frozenset({"encoder_attention_mask"})
     checkpointed = (BasicTransformerBlock,)
 

@@ -10,6 +10,7 @@ import yaml
 from diffusers import DiffusionPipeline
 
 from randcond.model_zoo.teacher import Teacher
+from randcond.model_zoo.text_encoding.options import TextOptions
 from tests.support import flow_teachers, warm
 from tests.support.demo import on_ranks, randcond
 from tests.support.interruptions import wait_for
@@ -94,7 +95,7 @@ def test_stock_diffusers_draws_what_we_draw(road: Path) -> None:
     settings |= {"prompt": "a red cat", "height": pixels, "width": pixels}
     if "PixArt" in type(stock).__name__:
         settings |= {"use_resolution_binning": False, "clean_caption": False}
-    teacher = Teacher.load(road / "teacher", "fp32", text_tokens=16)
+    teacher = Teacher.load(road / "teacher", "fp32", text=TextOptions(16))
     own = teacher.pipeline("teacher", stock.transformer)
     images = []
     for pipe in (stock, own):

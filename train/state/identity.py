@@ -36,7 +36,7 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
         "conditioning": identity_of(config.conditioning, "run"),
         "train": train,
         "teacher": cache.manifest["teacher"],
-        **({} if config.teacher.text_tokens is None else {"text_tokens": config.teacher.text_tokens}),
+        **config.teacher.text_facts,
         "cache": [entry.sha256 for entry in cache.entries],
         "cached": len(cache),  # fewer than the shards hold if some are left out
         "window": cache.window,

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from randcond.data.cache.latent_cache import LatentCache
+from randcond.data.teacher_of import load_teacher
 from randcond.launch.config.experiments import load_config
-from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from randcond.launch.runtime.progress import Progress
-from randcond.launch.runtime.ranks import device
 from randcond.launch.runtime.this_command import remember_experiment
 from randcond.model_zoo.denoiser.block_change import BlockChanges, most_changing
 from randcond.model_zoo.denoiser.forward import denoise
@@ -50,8 +49,7 @@ def rank(
         if value < 1:
             raise UserError(f"{flag}: must be at least 1, got {value}")
     config = load_config(experiment, overrides)
-    of = config.teacher
-    teacher = Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
+    teacher = load_teacher(config)
     stack = teacher.family.stack(teacher.architecture.config)
     if stack is None:
         raise UserError(f"{experiment}: the teacher has a U-Net; its blocks differ, so block rules name them instead")

@@ -17,14 +17,13 @@ import psutil
 import torch
 
 from randcond.data.stream.batch import Batch
+from randcond.data.teacher_of import load_teacher
 from randcond.launch.config.experiments import load_config
-from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.device.out_of_memory import is_memory
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
-from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.kernels.compilation import compile_drawing
 from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.sampler import decode, draw_latents, to_bytes
@@ -161,17 +160,12 @@ def _timed(run: Callable[[int], int], batch: int) -> Measured:
     return Measured(batch, samples / seconds, memory / 1e9)
 
 
-def _load(config: Config) -> Teacher:
-    of = config.teacher
-    return Teacher.load(resolve_path(of.path), of.dtype, device(), of.text_tokens)
-
-
 def _prepare_training(config: Config) -> Callable[[int], int]:
     """Returns a function that runs the training step (teacher, student, losses, engine) on a batch of a given size."""
     shard_group = 1 if config.engine.spec.in_groups else None  # there is only one rank
     single_rank = replace(config.engine, processes=1, micro_batch=None, shard_group=shard_group)
     config = replace(config, engine=single_rank, train=replace(config.train, global_batch=1))
-    teacher = _load(config)
+    teacher = load_teacher(config)
     if config.cache.resolution:
         teacher.latent_side = config.cache.resolution // teacher.pixels_per_latent
     module, distil = build_step(config, teacher)
@@ -193,7 +187,7 @@ def _prepare_training(config: Config) -> Callable[[int], int]:
 
 def _prepare_caching(config: Config) -> Callable[[int], int]:
     """Returns a function that draws a batch of latents with the teacher."""
-    teacher = _load(config)
+    teacher = load_teacher(config)
     pipe = teacher.pipeline(config.cache.sampler)
     compile_drawing(pipe, config.cache.compile)
     return _prepare_drawing(pipe, config.cache.steps, config.cache.guidance, text_tokens=config.teacher.text_tokens)
@@ -204,7 +198,7 @@ def _prepare_evaluation(config: Config) -> Callable[[int], int]:
 
     It does not run the feature extractors, so that their memory is not included.
     """
-    teacher = _load(config)
+    teacher = load_teacher(config)
     protocol = protocol_of(config.eval)
     network = None
     if "teacher" not in config.eval.of:

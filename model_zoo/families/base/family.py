@@ -57,6 +57,8 @@ class Family(ABC):
     autoencoder: ClassVar[type[ModelMixin]] = AutoencoderKL  # the VAE's class
     packing: ClassVar[int] = 1  # latent positions of the VAE along a side of one position of the denoiser
     flow: ClassVar[bool] = False  # trained by flow matching, not with discrete betas
+    # The inputs with an entry per token whose padding the denoiser's mask hides; (): it sees the padding.
+    masked: ClassVar[tuple[str, ...]] = ()
     exact: ClassVar[frozenset[str]] = frozenset()  # the inputs that keep their dtype
     chooses_attention: ClassVar[bool] = False  # True: kernels/attention.py can replace the processors of its attention
     checkpointed: ClassVar[tuple[type[nn.Module], ...]]  # the modules that activation checkpointing runs again
@@ -85,6 +87,10 @@ class Family(ABC):
 
     def loaded(self, pipe: Any) -> None:  # noqa: B027
         """Takes out of a pipeline that was just loaded what the teacher never computes."""
+
+    def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Returns the configuration of a text encoder without what loaded() takes out."""
+        return config
 
     def to_vae(self, pipe: Any, latents: Tensor) -> Tensor:
         """Converts latents [n, C, h, w] as the denoiser sees them to those that the VAE decodes."""

@@ -18,6 +18,7 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents
 from randcond.model_zoo.teacher import Teacher
+from randcond.model_zoo.text_encoding.options import TextOptions
 
 TEACHER = PACKAGE / "data" / "digits" / "models" / "teacher"
 FLOW_TEACHER = PACKAGE / "data" / "digits" / "models" / "flow-teacher"
@@ -101,7 +102,7 @@ def test_the_flow_teacher_is_an_ordinary_diffusers_folder() -> None:
 
 @pytest.mark.heavy
 def test_the_flow_teacher_draws_what_it_is_told() -> None:
-    teacher, judge = Teacher.load(FLOW_TEACHER, "fp32", text_tokens=LENGTH), Judge.load()
+    teacher, judge = Teacher.load(FLOW_TEACHER, "fp32", text=TextOptions(LENGTH)), Judge.load()
     captions = world.all_captions()[::64]
     pipe = teacher.pipeline("teacher")
     seeds = [caption_seed(7, number) for number in range(len(captions))]
