@@ -21,7 +21,7 @@ WHERE := $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(NODES),--nodes $(NODE
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini beyond mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
@@ -62,6 +62,11 @@ MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini
 
 mini: $(READY) ## all miniature tables of the paper, one after another: most of a day on two cores
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
+
+BEYOND := beyond-unet beyond-students beyond-p beyond-features beyond-pool
+
+beyond: $(READY) ## all miniature tables beyond the paper, one after another: most of a day on two cores
+	@for table in $(BEYOND); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
 
 mini-results: $(READY) ## copy the finished reports of the demo and the miniature tables to launch/tables/results
 	@$(BIN)/python -m randcond.eval.report.miniature_results runs runs/mini launch/tables/results

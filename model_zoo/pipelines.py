@@ -55,6 +55,7 @@ def load_frozen_pipeline(
             pipeline, family = known  # the denoiser is loaded separately: diffusers does not know SLIM's class
             pipe = pipeline.from_pretrained(folder, **options, **{**load_options(folder), family.part: None})
             pipe = with_parts(pipe, **{family.part: load_denoiser(folder / family.part, compute_dtype(dtype))})
+            family.loaded(pipe)
         else:
             try:
                 pipe = AutoPipelineForText2Image.from_pretrained(folder, **options)

@@ -169,7 +169,7 @@ def encode(pipe: DiffusionPipeline, images: Tensor, seeds: list[int], batch: int
     """
     assert 0 < len(images) == len(seeds) <= batch
     padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-    posterior = pipe.vae.encode(padded.to(pipe.device, pipe.vae.dtype)).latent_dist
+    posterior = pipe.vae.encode(padded.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
     noise = [torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     mean, std = posterior.mean[: len(images)].float(), posterior.std[: len(images)].float()
     latents = mean + std * torch.stack(noise).to(mean.device)

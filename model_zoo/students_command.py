@@ -27,7 +27,8 @@ def students(
 ) -> None:
     """Prints the students of a teacher: parameters, MACs, training TFLOP and memory. No weights are needed.
 
-    --teacher NAME     sd-v1-4, sd-v2-1, sdxl, pixart-sigma, sd35-medium, a diffusers folder or a hub id
+    --teacher NAME     sd-v1-4, sd-v2-1, sdxl, pixart-sigma, pixart-sigma-512, sd35-medium, flux2-klein-4b, a diffusers
+                       folder or a hub id
                        (default: sd-v1-4 and sdxl)
     --rule NAME        print this rule only, for example block-base or channel-0.65
     --micro-batch N    samples per GPU in one forward pass, for the activation memory (default: 64, 8 for sdxl)

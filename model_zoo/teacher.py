@@ -28,8 +28,9 @@ from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.text_encoding.buckets import in_buckets
-from randcond.model_zoo.text_encoding.condition_cache import ConditionCache
+from randcond.model_zoo.text_encoding.condition_cache import ConditionCache, in_chunks
 from randcond.model_zoo.text_encoding.options import TextOptions, check_buckets
+from randcond.model_zoo.text_encoding.transfer import to_device
 
 
 @dataclass
@@ -171,9 +172,11 @@ class Teacher:
         return in_buckets(encode, ids[0], null, padding, self.family.masked, self.device)
 
     def _encode_at_once(self, ids: list[Tensor], null: Tensor | None) -> Condition:
-        # A blocking copy would wait for all queued GPU work.
-        there = [each.to(self.device, non_blocking=True) for each in ids]
-        own_null = null if null is None else null.to(self.device, non_blocking=True)
+        return in_chunks(self._run, ids, null) if self._conditions is not None else self._run(ids, null)
+
+    def _run(self, ids: list[Tensor], null: Tensor | None) -> Condition:
+        there = [to_device(each, self.device) for each in ids]
+        own_null = null if null is None else to_device(null, self.device)
         height, width = (side * self.pixels_per_latent for side in self.latent_shape[1:])
         return self.family.encode(self.pipe, there, own_null, (height, width), self.text.tokens)
 

@@ -95,6 +95,9 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     if engine.rank == 0:
         for message in filter(None, (teacher.remark, fp8_message)):
             log.info(message)
+        if config.conditioning.p != "none":
+            p, share = config.conditioning, times.expected_share()
+            log.info(f"training: p(t) {p.p} of {p.of} replaces {share:.1%} of the captions on average")
         for line in skipped:
             log.info(f"training: left out: {line}")
     return Training(config, teacher, module.network, distil, engine, stream, identity, skipped)

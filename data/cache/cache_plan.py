@@ -177,6 +177,8 @@ def new_plan(config: Config, teacher: Teacher, captions_hash: str, source: Laten
         "compile": None if cache.compile == "none" else cache.compile,
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
+    if not cache.images and cache.resolution is None:
+        del plan["resolution"]  # the shards hold a hash of the plan, and older plans of drawn latents lack this key
     return {**plan, DAMAGED: source.damaged, HASH: plan_hash(plan)} if source.damaged else plan
 
 

@@ -62,8 +62,6 @@ def cache_identity(config: Config) -> dict[str, Any]:
     cache = config.cache
     settings = identity_of(cache, "cache", source_kind(config))
     settings.pop("size")  # stored as `captions`
-    if not cache.images and cache.resolution is None:
-        settings.pop("resolution")  # older plans of drawn caches have no such key
     # The shards contain a hash of the plan, which depends on the order of its keys: new keys go last.
     ordered = {key: settings.pop(key) for key in _FIRST_KEYS if key in settings}
     sources = [source_name(source) for source in cache.captions]  # their contents are hashed when drawing

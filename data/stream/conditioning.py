@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.model_zoo.process.levels import Level
@@ -65,6 +67,11 @@ class Times:
     def probability(self, timestep: float) -> float:
         """Returns p(t)."""
         return PROBABILITIES[self.name](self.level(timestep), **self.p_args)
+
+    def expected_share(self, draws: int = 20_000) -> float:
+        """Returns the share of captions that training replaces: the mean of p(t) over timesteps as it draws them."""
+        random = np.random.default_rng(0)
+        return sum(self.probability(self.draw(random)) for _ in range(draws)) / draws
 
 
 def times_of(config: Config, process: Process) -> Times:

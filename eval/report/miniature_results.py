@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from randcond.eval.report.repetitions import CONFIDENCE, Verdict, claim_lines
+from randcond.eval.report.repetitions import CONFIDENCE, Verdict, claim_lines, outcome_in_words
 from randcond.eval.report.result_plots import COLOURS, plot_claims, plot_effects
 from randcond.eval.report.table import as_markdown
 from randcond.launch.config.experiments import table_names
@@ -24,9 +24,19 @@ KEPT = ("*.md", "*.json", "*.png")
 READING = "reading.md"  # written by hand, next to README.md
 
 
-def keep(reports: Path, out: Path) -> list[str]:
-    """Copies the report of every table that has one from `reports` to `out`; returns the names of the tables."""
-    names = [name for name in table_names() if (reports / name / "report.json").is_file()]
+BEYOND = "beyond"  # tables beyond the paper begin with it; their results have a folder of this name
+
+
+def keep(reports: Path, out: Path, beyond: bool = False) -> list[str]:
+    """Copies the report of every table that has one from `reports` to `out`; returns the names of the tables.
+
+    beyond: those of the tables beyond the paper, instead of all others.
+    """
+    names = [
+        name
+        for name in table_names()
+        if name.startswith(BEYOND) == beyond and (reports / name / "report.json").is_file()
+    ]
     for name in names:
         shutil.rmtree(out / name, ignore_errors=True)  # an older report may have pictures that the new one lacks
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -45,7 +55,7 @@ def shrink(path: Path) -> None:
         small.save(temporary, format="PNG", optimize=True)
 
 
-def summarize(out: Path) -> None:
+def summarize(out: Path, title: str = "The paper in miniature") -> None:
     """Writes README.md and its plots from the reports in `out`."""
     reports = {path.parent.name: read_record(path) for path in sorted(out.glob("*/report.json"))}
     found = {
@@ -55,7 +65,7 @@ def summarize(out: Path) -> None:
     }
     verdicts, repeated = _mark_repeated(found, {name: report.get("replicates", {}) for name, report in reports.items()})
     lines = [
-        "# The paper in miniature: results",
+        f"# {title}: results",
         _tally(verdicts),
         *([repeated] if repeated else []),
         f"Differences are means over the repetitions with their {CONFIDENCE:.0%} interval (Student's t, paired by "
@@ -103,8 +113,10 @@ def _tally(verdicts: dict[str, list[Verdict]]) -> str:
         for verdict in of_table:
             if not verdict.same_as:
                 outcomes[verdict.claim.afterwards].append(verdict.outcome)
+    ours = all(verdict.claim.ours for of_table in verdicts.values() for verdict in of_table)
+    words = {outcome: outcome_in_words(outcome, ours) for outcome in COLOURS}
     before, after = (
-        f"{', '.join(f'{group.count(outcome)} {outcome}' for outcome in COLOURS)}, of {len(group)} claims"
+        f"{', '.join(f'{group.count(each)} {word}' for each, word in words.items())}, of {len(group)} claims"
         for group in outcomes.values()
     )
     more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if outcomes[True] else ""
@@ -161,6 +173,11 @@ def main() -> None:
     *folders, out = (Path(word) for word in sys.argv[1:])
     print("\n".join(f"{out / name}" for reports in folders for name in keep(reports, out)))
     summarize(out)
+    beyond = out / BEYOND
+    if kept := [name for reports in folders for name in keep(reports, beyond, beyond=True)]:
+        print("\n".join(f"{beyond / name}" for name in kept))
+    if any(beyond.glob("*/report.json")):
+        summarize(beyond, "Beyond the paper, in miniature")
 
 
 if __name__ == "__main__":

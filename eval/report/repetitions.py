@@ -95,12 +95,23 @@ class Verdict:
 
     def facts(self) -> dict[str, Any]:
         """Returns plain data for report.json: the keys of the claim, values, interval, and the outcome as `here`."""
-        return {**vars(self.claim), "values": self.values, "interval": self.interval, "here": self.outcome}
+        claim = {key: value for key, value in vars(self.claim).items() if key != "ours" or value}
+        return {**claim, "values": self.values, "interval": self.interval, "here": self.outcome}
+
+    @property
+    def word(self) -> str:
+        """The outcome in words."""
+        return outcome_in_words(self.outcome, self.claim.ours)
 
     @property
     def text(self) -> str:
         """The text of the claim, marked if it was added after the results of the runs were known."""
         return self.claim.text + (" (asked afterwards)" if self.claim.afterwards else "")
+
+
+def outcome_in_words(outcome: str, ours: bool) -> str:
+    """Returns an outcome as a reader sees it. ours: of a claim that is not the paper's."""
+    return {"reproduced": "holds", "not reproduced": "the opposite holds"}.get(outcome, outcome) if ours else outcome
 
 
 def _interval(values: list[float], errors: list[float]) -> float:
@@ -123,8 +134,9 @@ def claim_lines(found: Sequence[Verdict]) -> list[list[str]]:
         difference = f"{column.difference(mean(verdict.values), '+')} ± {column.difference(verdict.interval)}"
         same = f", as in {verdict.same_as}" if verdict.same_as else ""
         score = f"{column.label}, {claim.split}{', points' if column.share else ''}"
-        lines.append([verdict.text, _contrast(claim.contrast), score, difference, verdict.outcome + same])
-    header = ["the paper's claim", "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
+        lines.append([verdict.text, _contrast(claim.contrast), score, difference, verdict.word + same])
+    whose = "claim" if all(verdict.claim.ours for verdict in found) else "the paper's claim"
+    header = [whose, "rows", "score", f"difference, {CONFIDENCE:.0%} interval", "here"]
     return [header, *lines] if lines else []
 
 

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from randcond.eval.report.collect import Row
-from randcond.eval.report.repetitions import Verdict, aligned
+from randcond.eval.report.repetitions import Verdict, aligned, outcome_in_words
 from randcond.eval.report.table import COLUMNS
 from randcond.launch.runtime.files import atomic_write
 
@@ -83,7 +83,7 @@ def plot_claims(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> None:
     panels[0].set(yticks=range(len(lines)), yticklabels=[f"{verdict.text}  [{table}]" for table, verdict in lines])
     panels[0].tick_params(axis="y", labelsize=8)
     panels[0].set_ylim(len(lines) - 0.5, -0.5)
-    _explain_colours(figure, panels[0])
+    _explain_colours(figure, panels[0], lines)
     save(figure, path)
 
 
@@ -119,7 +119,7 @@ def plot_effects(path: Path, verdicts: Mapping[str, Sequence[Verdict]], repetiti
     axes.set(xlim=(-0.03, 1.03), ylim=(len(lines) - 0.5, -0.5), xlabel="unseen digits drawn right")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="x", alpha=0.3)
-    _explain_colours(figure, axes)
+    _explain_colours(figure, axes, lines)
     save(figure, path)
 
 
@@ -129,8 +129,10 @@ def _is_effect(verdict: Verdict) -> bool:
     return about_digits and sorted(claim.contrast.values()) == [-1, 1] and not verdict.same_as
 
 
-def _explain_colours(figure: Figure, axes: Axes) -> None:
-    handles = [axes.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in COLOURS.items()]
+def _explain_colours(figure: Figure, axes: Axes, lines: Sequence[tuple[str, Verdict]]) -> None:
+    ours = all(verdict.claim.ours for _, verdict in lines)
+    words = {outcome_in_words(outcome, ours): colour for outcome, colour in COLOURS.items()}
+    handles = [axes.plot([], [], "o", color=colour, label=word)[0] for word, colour in words.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
 
 

@@ -34,7 +34,7 @@ class Arm:
 
 @dataclass(frozen=True, config=STRICT)
 class Claim:
-    """A statement of the paper that a table's repetitions can confirm or not.
+    """A statement of the paper, or one of ours, that a table's repetitions can confirm or not.
 
     It holds if the weighted sum of the rows' scores is above -margin.
     """
@@ -45,6 +45,7 @@ class Claim:
     split: str = "all"
     margin: float = 0.0  # how far below 0 the sum may be, for "no worse than"
     afterwards: bool = False  # written after the results were known; its interval does not account for that
+    ours: bool = False  # no statement of the paper; a table's file says so once, for all its claims
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,6 +101,8 @@ def load_table(name: str) -> Table:
     path = find_table(name)
     data = {"name": name, **compose(path, configuration.TABLES / "base")}
     data["report"] = str(data.get("report", "")).replace("{name}", name)
+    if data.pop("ours", False):
+        data["claims"] = [{**claim, "ours": True} for claim in data.get("claims", [])]
     rows = data.get("arms") or {}
     data["arms"] = {row: {"experiment": arm} if isinstance(arm, str) else arm for row, arm in rows.items()}
     return parse(Table, data, str(path))

@@ -37,7 +37,8 @@ def plan(
     """Predicts memory per GPU by part, and time and GPU-hours of caching, training and evaluation. Runs nothing.
 
     experiment   a name, a YAML file, or a table (all its rows); without one: all tables of the paper together
-    overrides    any key of the YAML; teacher.path also takes sd-v1-4, sd-v2-1 and sdxl, which need no download
+    overrides    any key of the YAML; teacher.path also takes the names of `randcond students --help` (sd-v1-4, ...),
+                 which need no download
 
     --gpu NAME       a100-40, a100-80, h100, h100-pcie, h100-nvl, h200 (default), h200-nvl, b200, gb200, l40s, l4, a10,
                      a30, a6000, rtx6000-ada, rtx5090, rtx4090, rtx4080, rtx4070, rtx4060, rtx3090, rtx3080, rtx3060;

@@ -71,6 +71,7 @@ LAYOUTS |= {
         "qk_norm": "rms_norm",
     },
 }
+LAYOUTS["pixart-sigma-512"] = {**LAYOUTS["pixart-sigma"], "sample_size": 64}
 LAYOUTS["flux2-klein-4b"] = {
     "in_channels": 128,
     "num_layers": 5,
@@ -83,6 +84,7 @@ LAYOUTS["flux2-klein-4b"] = {
 UNET = "UNet2DConditionModel"
 CLASSES = {  # others: UNET
     "pixart-sigma": "PixArtTransformer2DModel",
+    "pixart-sigma-512": "PixArtTransformer2DModel",
     "sd35-medium": "SD3Transformer2DModel",
     "flux2-klein-4b": "Flux2Transformer2DModel",
 }
@@ -118,6 +120,7 @@ TEXT_ENCODERS: dict[str, list[dict[str, Any]]] = {
 }
 LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the text encoder after them: class, its configuration
     "pixart-sigma": ("T5EncoderModel", _T5_XXL),
+    "pixart-sigma-512": ("T5EncoderModel", _T5_XXL),
     "sd35-medium": ("T5EncoderModel", _T5_XXL),
     "flux2-klein-4b": ("Qwen3ForCausalLM", _QWEN3_4B),
 }
@@ -142,6 +145,7 @@ HUB = {  # hub id -> layout
     "stabilityai/stable-diffusion-2-1": "sd-v2-1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart-sigma",
+    "PixArt-alpha/PixArt-Sigma-XL-2-512-MS": "pixart-sigma-512",
     "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein-4b",
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from randcond.model_zoo.families.base.family import Condition
+from randcond.model_zoo.text_encoding.transfer import to_device
 
 EDGES = (32, 64, 128)  # tokens; longer captions have the full length
 Encode = Callable[[Tensor, Tensor | None], Condition]  # (token ids [B, L], null [B]) -> condition
@@ -48,7 +49,7 @@ def in_buckets(
         order.append(rows)
     if len(parts) == 1:
         return parts[0]
-    places = torch.cat(order).argsort().to(device, non_blocking=True)
+    places = to_device(torch.cat(order).argsort(), device)
     return {key: torch.cat([part[key] for part in parts]).index_select(0, places) for key in parts[0]}
 
 

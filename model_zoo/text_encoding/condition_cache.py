@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from randcond.model_zoo.families.base.family import Condition
+from randcond.model_zoo.text_encoding.transfer import to_device
 
 # (token ids [B, L] of each text encoder, null [B]) -> condition
 Encode = Callable[[list[Tensor], Tensor | None], Condition]
@@ -16,8 +17,8 @@ CHUNK = 8  # captions that are encoded at once
 class ConditionCache:
     """A bounded cache: caption -> its condition. The caption that was not used for longest makes room.
 
-    Captions are encoded in chunks of one size, so that a condition has the same bits whatever was in the cache. A run
-    that is resumed with an empty cache therefore trains the same student.
+    Its `encode` must work in chunks (in_chunks()), so that a condition has the same bits whatever was in the cache. A
+    run that is resumed with an empty cache then trains the same student.
     """
 
     def __init__(self, limit: float) -> None:
@@ -32,12 +33,11 @@ class ConditionCache:
         """
         keys = list(_keys(ids, null))
         new = {key: row for row, key in enumerate(keys) if key not in self._rows}
-        for start in range(0, len(new), CHUNK):
-            chunk = list(new.items())[start : start + CHUNK]
-            rows = torch.tensor([row for _, row in chunk] + [chunk[-1][1]] * (CHUNK - len(chunk)))
+        if new:
+            rows = torch.tensor(list(new.values()))
             encoded = encode([each[rows] for each in ids], None if null is None else null[rows])
             on_host = {name: value.cpu() for name, value in encoded.items()}
-            for place, (key, _) in enumerate(chunk):
+            for place, key in enumerate(new):
                 self._rows[key] = {name: value[place].clone() for name, value in on_host.items()}
                 self.bytes += _bytes(self._rows[key])
         found = [self._rows[key] for key in keys]
@@ -46,7 +46,17 @@ class ConditionCache:
         while self.bytes > self.limit and self._rows:
             _, oldest = self._rows.popitem(last=False)
             self.bytes -= _bytes(oldest)
-        return {name: _to_device(torch.stack([row[name] for row in found]), device) for name in found[0]}
+        return {name: to_device(torch.stack([row[name] for row in found]), device) for name in found[0]}
+
+
+def in_chunks(encode: Encode, ids: list[Tensor], null: Tensor | None) -> Condition:
+    """Returns what `encode` does, but calls it with CHUNK captions at a time; the last ones are padded."""
+    count = len(ids[0])
+    parts = []
+    for start in range(0, count, CHUNK):
+        rows = torch.arange(start, start + CHUNK).clamp(max=count - 1)
+        parts.append(encode([each[rows] for each in ids], None if null is None else null[rows]))
+    return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
 
 
 def _keys(ids: list[Tensor], null: Tensor | None) -> Iterator[bytes]:
@@ -57,8 +67,3 @@ def _keys(ids: list[Tensor], null: Tensor | None) -> Iterator[bytes]:
 
 def _bytes(condition: Condition) -> int:
     return sum(value.nbytes for value in condition.values())
-
-
-def _to_device(value: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor without waiting for queued GPU work."""
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

@@ -129,7 +129,9 @@ BY_SRUN = {RANKS_FROM: "slurm", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLUR
     ("steps", "code", "more"),
     [
         (1, 0, {}),
-        (1, 75, {**BY_SRUN, "SLURM_STEP_TASKS_PER_NODE": "1"}),  # so that the job's script does not start its next step
+        pytest.param(  # so that the job's script does not start its next step
+            1, 75, {**BY_SRUN, "SLURM_STEP_TASKS_PER_NODE": "1"}, marks=pytest.mark.slow
+        ),
         (2, 75, {}),
     ],
 )

@@ -1,12 +1,11 @@
 """Runs test commands in processes forked from a server that has already imported torch and the stages.
 
 Importing torch, diffusers and DeepSpeed takes most of a small stage's time. A forked process runs the same entry point
-(`python -m MODULE`) with its own arguments, environment, folder and output. Each pytest process has its own server.
+(`python -m MODULE`) with its own arguments, environment, folder and output. The processes of a test run share a server.
 
-`python -m tests.support.warm SOCKET` starts a server.
+`python -m tests.support.warm SOCKET OWNER` starts a server, which ends with the process OWNER.
 """
 
-import atexit
 import json
 import os
 import runpy
@@ -25,6 +24,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock
 
 from tests.support.patience import HANG
 
@@ -163,24 +164,28 @@ def run_code(code: str, *words: str, folder: Path | None = None) -> subprocess.C
 
 @cache
 def _socket_of_server() -> Path:
-    """Returns the socket of this process's server. The first call starts the server."""
-    path = Path(tempfile.mkdtemp(prefix="randcond-warm-")) / "socket"
-    atexit.register(shutil.rmtree, path.parent)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.warm", str(path)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **ENVIRONMENT},
-        stdin=subprocess.PIPE,  # closed whenever this process ends, which also ends the server
-    )
-    atexit.register(process.kill)
-    while not path.exists():
-        assert process.poll() is None, "the warm server ended while it started"
-        time.sleep(0.05)
+    """Returns the socket of the test run's server. The first call of all processes starts the server."""
+    test_run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if test_run else os.getpid()
+    path = Path(tempfile.gettempdir()) / f"randcond-warm-{test_run or owner}" / "socket"
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_name("lock")):
+        if not path.exists():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.warm", str(path), str(owner)],
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, **ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            while not path.exists():
+                assert process.poll() is None, "the warm server ended while it started"
+                time.sleep(0.05)
     return path
 
 
-def serve(path: Path) -> None:
-    """Imports what stages need, then forks a process for each connection until standard input is closed."""
+def serve(path: Path, owner: int) -> None:
+    """Imports what stages need, then forks a process for each connection until the process `owner` ends."""
     for module in MODULES:
         __import__(module)
     _measure_networks()
@@ -190,10 +195,11 @@ def serve(path: Path) -> None:
     listener.listen(64)
     path.with_suffix(".new").rename(path)
     waiting.register(listener, selectors.EVENT_READ, "new")
-    waiting.register(sys.stdin.fileno(), selectors.EVENT_READ, "parent")
+    waiting.register(os.pidfd_open(owner), selectors.EVENT_READ, "owner")
     while True:
         for key, _ in waiting.select():
-            if key.data == "parent":
+            if key.data == "owner":
+                shutil.rmtree(path.parent, ignore_errors=True)
                 return
             if key.data == "new":
                 line, _ = listener.accept()
@@ -278,4 +284,4 @@ def _fork(line: socket.socket, listener: socket.socket) -> int:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

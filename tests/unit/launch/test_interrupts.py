@@ -5,6 +5,7 @@ import sys
 
 IN_A_FINALIZER = """
 import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent may have been started in the background of a shell
 from randcond.launch.runtime.processes import take_interrupts
 take_interrupts()
 class Held:

@@ -234,9 +234,16 @@ def test_figures_of_the_paper_that_stand_twice_agree() -> None:
                     assert found.setdefault(key, values) == alike, (name, key)
 
 
-def test_make_mini_runs_every_table_in_miniature() -> None:
-    (line,) = [line for line in (PACKAGE / "Makefile").read_text().splitlines() if line.startswith("MINI := ")]
-    assert sorted(line.removeprefix("MINI := ").split()) == [name for name in table_names() if name.startswith("mini-")]
+@pytest.mark.parametrize(("variable", "prefix"), [("MINI", "mini-"), ("BEYOND", "beyond-")])
+def test_make_mini_and_beyond_run_every_table_of_theirs(variable: str, prefix: str) -> None:
+    lines = (PACKAGE / "Makefile").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{variable} := ")]
+    assert sorted(line.split(" := ")[1].split()) == [name for name in table_names() if name.startswith(prefix)]
+
+
+def test_claims_beyond_the_paper_are_ours() -> None:
+    for name in table_names():
+        assert {claim.ours for claim in load_table(name).claims} <= {name.startswith("beyond-")}
 
 
 def test_a_row_by_its_table() -> None:
@@ -303,7 +310,7 @@ def test_a_row_by_its_number_is_run_in_every_repetition() -> None:
         load_config("mini-table1-row4")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # `make dryrun`, which .ci/run calls beside `make test`, fails at the same mistakes
 def test_what_every_table_needs_is_said_and_nothing_is_wrong(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +332,12 @@ def test_what_every_table_needs_is_said_and_nothing_is_wrong(
     lines = {line.split(":")[0]: line for line in said.splitlines()}
     assert "inputs are missing" in lines["b-base"] and "missing" not in lines["demo-with"]
     assert "missing" not in lines["mini-real"]
+
+
+def test_a_dry_run_of_one_experiment_names_what_it_lacks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder without inputs
     with pytest.raises(SystemExit) as ended:
         dryrun.main(["b-base"])
     assert ended.value.code == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline
 
-from randcond.data.stream.conditioning import PROBABILITIES
+from randcond.data.stream.conditioning import Times
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.families.faults.look import teacher_faults
@@ -235,12 +235,9 @@ def test_levels_of_noise_are_the_published_ones() -> None:
 )
 def test_the_share_of_replaced_captions(of: str, distribution: str, shift: float, share: float) -> None:
     """The mean of exp(-5 (1 - u)) over the drawn timesteps."""
-    import numpy as np
-
-    flow, random = RectifiedFlow(), np.random.default_rng(0)
-    draw, level = flow.draw(distribution, shift), flow.level(of, shift)
-    found = [PROBABILITIES["exponential"](level(draw(random))) for _ in range(20_000)]
-    assert np.mean(found) == pytest.approx(share, abs=0.006)
+    flow = RectifiedFlow()
+    times = Times(flow.draw(distribution, shift), "exponential", {}, flow.level(of, shift))
+    assert times.expected_share() == pytest.approx(share, abs=0.006)
 
 
 def test_a_folder_of_fp16_variants_is_imported(folders: dict[str, Path], tmp_path: Path) -> None:

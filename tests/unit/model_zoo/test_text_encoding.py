@@ -9,7 +9,7 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.families.base.family import Condition
 from randcond.model_zoo.teacher import Teacher
-from randcond.model_zoo.text_encoding.condition_cache import CHUNK, ConditionCache
+from randcond.model_zoo.text_encoding.condition_cache import CHUNK, ConditionCache, in_chunks
 from randcond.model_zoo.text_encoding.options import TextOptions
 from tests.support import flow_teachers
 
@@ -84,7 +84,6 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last() -> None:
 
     def encode(ids: list[torch.Tensor], null: torch.Tensor | None) -> Condition:
         encodings.extend(ids[0][:, 0].tolist())
-        assert len(ids[0]) == CHUNK
         return {"hidden": ids[0].float()}
 
     def ask(*numbers: int) -> list[int]:
@@ -101,6 +100,21 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last() -> None:
     assert ask(4) == [4]  # 2 leaves
     assert ask(1, 3, 4) == [] and ask(2) == [2] and cache.bytes == 300
     assert ask(1, 2, 3, 4, 5) == [1, 5] and cache.bytes == 300  # more than it holds, all at once
+
+
+def test_chunks_have_one_size() -> None:
+    sizes: list[int] = []
+
+    def encode(ids: list[torch.Tensor], null: torch.Tensor | None) -> Condition:
+        assert null is not None and torch.equal(null, ids[0][:, 0] % 2 == 0)
+        sizes.append(len(ids[0]))
+        return {"hidden": ids[0].float()}
+
+    for count in (1, CHUNK, CHUNK + 3):
+        ids = torch.arange(count)[:, None].expand(-1, 4)
+        sizes.clear()
+        assert torch.equal(in_chunks(encode, [ids], ids[:, 0] % 2 == 0)["hidden"], ids.float())
+        assert set(sizes) == {CHUNK} and len(sizes) == -(-count // CHUNK)
 
 
 @torch.no_grad()
