@@ -11,6 +11,7 @@ from filelock import FileLock
 from randcond.launch.runtime import this_command
 from randcond.launch.runtime.logs import start_console
 from tests.support.demo import TINY, randcond
+from tests.support.order import spread
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a process; torch reads it when it is imported
@@ -68,16 +69,18 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders the tests, marks the quick ones, and skips tests marked gpu on a machine without a GPU.
+@pytest.hookimpl(trylast=True)  # after -m and -k have left tests out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Orders the tests for the processes of pytest-xdist."""
+    if workers := getattr(config, "workerinput", {}).get("workercount"):
+        items[:] = spread(items, workers)
 
-    Tests marked long come first, so that none of them is the last one. Then come files that don't use `world`, so that
-    the other processes have work while one process makes it.
-    """
+
+@pytest.hookimpl(specname="pytest_collection_modifyitems", tryfirst=True)  # -m must see the marks
+def mark_items(items: list[pytest.Item]) -> None:
+    """Marks the quick tests, and skips tests marked gpu on a machine without a GPU."""
     import torch
 
-    of_world = {item.path for item in items if "world" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.get_closest_marker("long") is None, item.path in of_world))
     for item in items:
         of_a_unit = UNIT in item.path.parents or item.path.name in QUICK
         if of_a_unit and not item.get_closest_marker("heavy") and "world" not in item.fixturenames:

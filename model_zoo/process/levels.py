@@ -46,7 +46,7 @@ class FlowLevel:
         sigma = timestep / self.timesteps
         if self.of == "noise":
             return sd14_time(sigma)
-        return shifted(sigma, 1 / self.shift) if self.of == "time" else sigma
+        return min(1.0, shifted(sigma, 1 / self.shift)) if self.of == "time" else sigma  # it may be rounded up
 
 
 def sd14_time(sigma: float) -> float:

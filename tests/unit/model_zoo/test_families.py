@@ -219,6 +219,12 @@ def test_levels_of_noise_are_the_published_ones() -> None:
     assert sd14_time(float(sd14_sigmas()[321])) == pytest.approx(0.321)
 
 
+def test_a_level_is_never_above_1() -> None:
+    for of, shift in ((of, shift) for of in ("time", "sigma", "noise") for shift in (0.5, 1.0, 3.0, 7.0)):
+        level = RectifiedFlow().level(of, shift)
+        assert all(0 <= level(t) <= 1 for t in RectifiedFlow().grid), (of, shift)
+
+
 @pytest.mark.parametrize(
     ("of", "distribution", "shift", "share"),
     [
