@@ -169,11 +169,12 @@ def _dispatch(words: list[str]) -> None:
     if name in ("run", "launch"):
         call("randcond", run, words)
         return
+    program = "randcond"
     if name == "students" and words[:1] == ["rank"]:
-        name = words.pop(0)
+        program, name = "randcond students", words.pop(0)
     if name in TOOLS:
         function = commands_of(TOOLS[name])[name]
-        call("randcond", function, words, lambda: _loaded(TOOLS[name], function.__name__))
+        call(program, function, words, lambda: _loaded(TOOLS[name], function.__name__))
         return
     if name in CHOICES and name not in GROUPS:
         raise UserError(f"{name} is a stage: `randcond run {shlex.join([name, *words])}`")

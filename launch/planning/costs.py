@@ -114,6 +114,10 @@ class Sizes:
         tokens = of.text_tokens or default_length(next(iter(family.pipelines))) or family.tokens
         if family.masked and of.text_buckets is not False:
             tokens = min(tokens, CAPTION_TOKENS)
+        return self._language_flop(tokens)
+
+    @cache  # a sweep asks hundreds of times  # noqa: B019 (Sizes are cached, too)
+    def _language_flop(self, tokens: int) -> int:
         models = [text.blank() for text in self.networks.text_encoders if text.is_language_model]
         return sum(encoder_flop(each, tokens) for each in models)
 

@@ -78,6 +78,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         "teacher:",
         f"  path: {_quoted(own.teacher)} # diffusers folder or hub id of the model that is distilled",
         f"  dtype: {sizes.savers.get('teacher.dtype', own.dtype)} # of its weights and activations",
+        *(line for line in _saved(sizes, "teacher") if not line.startswith("  dtype:")),
         "",
         "student:",
         f"  rule: {own.rule} # which layers the student keeps; `randcond students` lists all rules with their sizes",

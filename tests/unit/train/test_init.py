@@ -20,6 +20,8 @@ from randcond.launch.errors import UserError
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.launch.planning.fitting import USABLE, changed, training_memory
 from randcond.train.tools.init_command import init
+from randcond.train.tools.own_experiment import Choice
+from randcond.train.tools.own_yaml import Own, draft, final
 
 TEACHER = Path(__file__).parents[3] / "data/digits/models/teacher"
 CAPTIONS = Path(__file__).parents[3] / "data/digits/captions.txt"
@@ -188,3 +190,22 @@ def test_on_a_terminal_it_asks(folder: Path) -> None:
         assert process.wait(300) == 0, text
     os.close(ours)
     assert (folder / "mine.yaml").is_file()
+
+
+def test_whatever_saves_memory_stands_in_the_file(folder: Path) -> None:
+    """The planner may propose any of these for a teacher whose text encoders are large."""
+    savers = {
+        "teacher.dtype": "int8",
+        "teacher.text_dtype": "int8",
+        "teacher.text_device": "cpu",
+        "train.optimizer": "adamw_8bit",
+        "engine.activation_checkpointing": True,
+    }
+    own, file = Own(str(TEACHER), [str(CAPTIONS)], "block-base", "bf16"), folder / "mine.yaml"
+    file.write_text(draft(own, file))
+    choice = Choice(load_config("mine.yaml"), savers, False, [], 1.0)
+    file.write_text(final(own, file, choice, "card"))
+    config = load_config("mine.yaml")
+    for key, value in savers.items():
+        section, name = key.split(".")
+        assert getattr(getattr(config, section), name) == value, key
