@@ -8,6 +8,7 @@ from transformers import Qwen3Config
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
 from randcond.model_zoo.families.base.family import Family
+from randcond.model_zoo.families.faults.transformer import stored_transformer
 
 TEXT_LAYERS = (9, 18, 27)  # the layers of Qwen3 that the transformer is given, the pipeline's default
 
@@ -16,8 +17,7 @@ def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iter
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
-        with loading(folder / "transformer"):
-            transformer = family.complete(read_object(folder / "transformer" / "config.json"))
+        transformer = stored_transformer(family, folder)
         vae = read_object(folder / "vae" / "config.json")
         with loading(folder / "text_encoder"):
             text = Qwen3Config(**read_object(folder / "text_encoder" / "config.json"))

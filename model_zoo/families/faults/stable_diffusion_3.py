@@ -8,18 +8,14 @@ from transformers import CLIPTextConfig, T5Config
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
 from randcond.model_zoo.families.base.family import Family
+from randcond.model_zoo.families.faults.transformer import stored_transformer
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
-        stored = read_object(folder / "transformer" / "config.json")
-        if (side := stored.get("sample_size", 0)) is None or isinstance(side, list):
-            yield f"{where}: sample_size is {side}, expected the side of a square latent"
-            return
-        with loading(folder / "transformer"):
-            transformer = family.complete(stored)
+        transformer = stored_transformer(family, folder)
         vae = read_object(folder / "vae" / "config.json")
         encoders = [part for part in parts if part.startswith("text_encoder")]
         texts = [read_object(folder / part / "config.json") for part in encoders]
