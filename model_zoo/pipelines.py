@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import cpu_offload
 from diffusers import AutoPipelineForText2Image
 
 from randcond.launch.errors import UserError
@@ -28,6 +27,7 @@ from randcond.model_zoo.families.registry import FAMILIES, PIPELINES, load_optio
 from randcond.model_zoo.int8_weights import store_in_int8
 from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.text_encoding.options import TextOptions
+from randcond.model_zoo.text_encoding.transfer import keep_on_host
 
 
 def load_frozen_pipeline(
@@ -69,8 +69,7 @@ def load_frozen_pipeline(
     for network in in_int8:
         store_in_int8(network)
     if text.offload:
-        for network in text_encoders(pipe):
-            cpu_offload(network.to("cpu"), torch.device(device))
+        keep_on_host(text_encoders(pipe), device)
     pipe.scheduler = build_sampler(sampler, pipe.scheduler)
     return pipe
 

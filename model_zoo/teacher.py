@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from randcond.model_zoo.checkpoints.diffusers_folder import compute_dtype, freeze, loading, part_dtypes
@@ -30,7 +29,7 @@ from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.text_encoding.buckets import in_buckets
 from randcond.model_zoo.text_encoding.condition_cache import ConditionCache, in_chunks
 from randcond.model_zoo.text_encoding.options import TextOptions, check_buckets
-from randcond.model_zoo.text_encoding.transfer import to_device
+from randcond.model_zoo.text_encoding.transfer import keep_on_host, to_device
 
 
 @dataclass
@@ -77,8 +76,7 @@ class Teacher:
         elif text.int8:
             teacher.remark = teacher._store_in_int8("text encoders", teacher.text_encoders)
         if text.offload:
-            for encoder in teacher.text_encoders:
-                cpu_offload(encoder.to("cpu"), torch.device(device))
+            keep_on_host(teacher.text_encoders, device)
         return teacher
 
     def _store_in_int8(self, what: str, networks: list[nn.Module]) -> str:

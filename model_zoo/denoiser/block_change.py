@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randcond.model_zoo.families.base.family import Stack
+from randcond.model_zoo.families.base.family import Stack, tapped
 
 
 class BlockChanges:
@@ -18,8 +18,8 @@ class BlockChanges:
         """Adds hooks to the blocks of the network's stack."""
         self._sums: list[Tensor | float] = [0.0] * len(stack.names)
         self._samples = 0
-        for number, (name, taps) in enumerate(zip(stack.names, stack.taps, strict=True)):
-            element = int(taps[0].partition("[")[2].rstrip("]") or 0)  # the image's, where a block returns several
+        for number, taps in enumerate(stack.taps):
+            name, element = tapped(taps[0])  # the image tokens
             network.get_submodule(name).register_forward_hook(self._adding(number, element), with_kwargs=True)
 
     def _adding(self, number: int, element: int) -> Any:
@@ -40,7 +40,7 @@ class BlockChanges:
 
 
 def most_changing(changes: list[float], stack: Stack, counts: tuple[int, ...]) -> list[int]:
-    """Returns the numbers of the blocks that a student keeps: of each run of equal blocks those that change most.
+    """Returns the numbers of the blocks to keep: of each run of equal blocks, those that change their input most.
 
     counts: how many of each run. The first and the last block of each run stay in any case.
 

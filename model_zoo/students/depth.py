@@ -12,7 +12,7 @@ from randcond.model_zoo.students.rule import FeaturePair, Student, StudentRule, 
 
 @dataclass(frozen=True)
 class DepthRule(StudentRule):
-    """Keeps some of a teacher's blocks: some of each run of equal blocks, evenly spaced, or those that `kept` names."""
+    """Keeps `counts` blocks of each run of equal blocks, evenly spaced, or exactly those in `kept`."""
 
     counts: tuple[int, ...]
     kept: tuple[int, ...] | None = None

@@ -15,7 +15,7 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.blank_run import blank_run
 from randcond.model_zoo.denoiser.forward import denoise
-from randcond.model_zoo.families.base.family import Condition
+from randcond.model_zoo.families.base.family import Condition, tapped
 from randcond.model_zoo.families.registry import family_of
 from randcond.model_zoo.students.rule import Student
 
@@ -39,16 +39,6 @@ class Tap:
         The first output of a U-Net's block is the hidden state [B, C, h, w]; skips follow.
         """
         self.feature = output[self.element] if isinstance(output, tuple) else output
-
-
-def tapped(name: str) -> tuple[str, int]:
-    """Returns the module of a tap's name, and which of its outputs is meant.
-
-    >>> tapped("transformer_blocks.3[1]"), tapped("down_blocks.0")
-    (('transformer_blocks.3', 1), ('down_blocks.0', 0))
-    """
-    module, bracket, element = name.partition("[")
-    return module, int(element.rstrip("]")) if bracket else 0
 
 
 class FeatureTaps:

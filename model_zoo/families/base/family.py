@@ -42,6 +42,16 @@ class Stack:
     last_stays: bool = False  # the last block has other layers than the others, so a student always keeps it
 
 
+def tapped(name: str) -> tuple[str, int]:
+    """Returns the module of a tap's name, and which of its outputs is meant.
+
+    >>> tapped("transformer_blocks.3[1]"), tapped("down_blocks.0")
+    (('transformer_blocks.3', 1), ('down_blocks.0', 0))
+    """
+    module, bracket, element = name.partition("[")
+    return module, int(element.rstrip("]")) if bracket else 0
+
+
 class Family(ABC):
     """One kind of teacher: how its pipeline is loaded, and how its denoiser is conditioned and called."""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import Qwen3Config
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
+from randcond.model_zoo.checkpoints.diffusers_folder import read_object
 from randcond.model_zoo.families.base.family import Family
-from randcond.model_zoo.families.faults.transformer import stored_transformer
+from randcond.model_zoo.families.faults.transformer import stored_configurations
 
 TEXT_LAYERS = (9, 18, 27)  # the layers of Qwen3 that the transformer is given, the pipeline's default
 
@@ -17,10 +17,7 @@ def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iter
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
-        transformer = stored_transformer(family, folder)
-        vae = read_object(folder / "vae" / "config.json")
-        with loading(folder / "text_encoder"):
-            text = Qwen3Config(**read_object(folder / "text_encoder" / "config.json"))
+        transformer, vae, [text] = stored_configurations(family, folder, {"text_encoder": Qwen3Config})
         index = read_object(folder / "model_index.json")
         tokenizer = read_object(folder / "tokenizer" / "tokenizer_config.json")
     except UserError as error:

@@ -7,19 +7,16 @@ from typing import Any
 from transformers import T5Config
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import class_name, loading, read_object
+from randcond.model_zoo.checkpoints.diffusers_folder import class_name
 from randcond.model_zoo.families.base.family import Family
-from randcond.model_zoo.families.faults.transformer import stored_transformer
+from randcond.model_zoo.families.faults.transformer import stored_configurations
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
-        transformer = stored_transformer(family, folder)
-        vae = read_object(folder / "vae" / "config.json")
-        with loading(folder / "text_encoder"):
-            t5 = T5Config(**read_object(folder / "text_encoder" / "config.json"))
+        transformer, vae, [t5] = stored_configurations(family, folder, {"text_encoder": T5Config})
     except UserError as error:
         yield str(error)
         return

@@ -6,25 +6,21 @@ from pathlib import Path
 from transformers import CLIPTextConfig, T5Config
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
 from randcond.model_zoo.families.base.family import Family
-from randcond.model_zoo.families.faults.transformer import stored_transformer
+from randcond.model_zoo.families.faults.transformer import stored_configurations
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
+    kinds = {"text_encoder": CLIPTextConfig, "text_encoder_2": CLIPTextConfig, "text_encoder_3": T5Config}
     try:
-        transformer = stored_transformer(family, folder)
-        vae = read_object(folder / "vae" / "config.json")
-        encoders = [part for part in parts if part.startswith("text_encoder")]
-        texts = [read_object(folder / part / "config.json") for part in encoders]
-        with loading(folder):
-            clips = [CLIPTextConfig(**text) for text in texts[:2]]
-            t5 = [T5Config(**text) for text in texts[2:]]
+        texts = {part: kind for part, kind in kinds.items() if part in parts}
+        transformer, vae, found = stored_configurations(family, folder, texts)
     except UserError as error:
         yield str(error)
         return
+    clips, t5 = found[:2], found[2:]
     expected = {
         "pooled_projection_dim": sum(clip.projection_dim for clip in clips),
         "in_channels": vae.get("latent_channels", 4),
