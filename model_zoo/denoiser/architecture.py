@@ -54,7 +54,8 @@ class Architecture:
 
     def at(self, side: int) -> "Architecture":
         """Returns the same architecture for square latents of another side."""
-        return replace(self, side=side)
+        made_for = self.family.latent_shape(self.config)[1:]
+        return replace(self, side=None if made_for == (side, side) else side)
 
 
 P = ParamSpec("P")

@@ -80,21 +80,8 @@ def asks_all(process: Any) -> None:
         each.send_signal(signal.SIGTERM)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("strike", "more"),
-    [
-        (asks, []),
-        pytest.param(asks_a_rank, [], marks=pytest.mark.slow),
-        pytest.param(asks_all, ["train.workers=1"], marks=pytest.mark.slow),
-        pytest.param(asks, ["--launcher", "torchrun"], marks=pytest.mark.slow),
-    ],
-)
-def test_asked_to_end_it_saves_that_step_and_goes_on(
-    whole: Path, strike: Callable[[Any], None], more: list[str]
-) -> None:
-    run = f"runs/asked-{strike.__name__}-{len(more)}"
-    code, said = struck(whole, run, strike, *more)
+def assert_saved_and_continues(whole: Path, run: str, code: int, said: str, *more: str) -> None:
+    """Asserts that a run that was asked to end saved its current step, and that it continues to the same student."""
     assert code == 75, said
     step = int(said.split("preempted, saved at step ")[1].split(";")[0])
     assert 0 < step < STEPS
@@ -103,6 +90,19 @@ def test_asked_to_end_it_saves_that_step_and_goes_on(
     assert not list((whole / run).glob(".stop*"))
     assert f"resuming from step {step}" in train(whole, run, *more)
     assert_same(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strike", "more"),
+    [(asks, []), (asks_a_rank, []), (asks_all, ["train.workers=1"]), (asks, ["--launcher", "torchrun"])],
+)
+def test_asked_to_end_it_saves_that_step_and_goes_on(
+    whole: Path, strike: Callable[[Any], None], more: list[str]
+) -> None:
+    run = f"runs/asked-{strike.__name__}-{len(more)}"
+    code, said = struck(whole, run, strike, *more)
+    assert_saved_and_continues(whole, run, code, said, *more)
 
 
 def kills_a_rank(process: Any) -> None:
@@ -117,24 +117,40 @@ def stops_a_rank(process: Any) -> None:
     ranks(process)[1].suspend()
 
 
-@pytest.mark.long
+RESTART = ["--max-restarts", "1", "engine.heartbeat=6"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strike", "named"),
-    [
-        (kills_a_rank, "rank 1 on host"),
-        pytest.param(kills_the_first, "rank 0 on host", marks=pytest.mark.slow),
-        pytest.param(stops_a_rank, "rank 1 on host", marks=pytest.mark.slow),
-    ],
+    [(kills_a_rank, "rank 1 on host"), (kills_the_first, "rank 0 on host"), (stops_a_rank, "rank 1 on host")],
 )
 def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Callable[[Any], None], named: str) -> None:
     run = f"runs/{strike.__name__}"
-    code, said = struck(whole, run, strike, "--max-restarts", "1", "engine.heartbeat=6")
+    code, said = struck(whole, run, strike, *RESTART)
     assert code == 0, said
-    assert f"error: training ended: {named}" in said
-    assert "restart 1 of 1" in said
+    assert f"error: training ended: {named}" in said and "restart 1 of 1" in said
     assert_same(whole, run)
     ours, theirs = (metrics(whole / each) for each in (run, "runs/unhurt"))
     assert [(a["step"], a["loss/total"]) for a in ours] == [(a["step"], a["loss/total"]) for a in theirs]
+
+
+@pytest.mark.long
+def test_a_lost_rank_and_then_a_preemption(whole: Path) -> None:
+    """The run starts again after rank 1 is killed. Then it is asked to end, and continues by another command."""
+    run = "runs/lost-and-asked"
+
+    def strike(process: Any) -> None:
+        lost, log = set(ranks(process)), whole / run / "metrics.jsonl"
+        kills_a_rank(process)
+        wait_for(lambda: len(set(ranks(process)) - lost) == 2, process)
+        began = time.time()
+        wait_for(lambda: log.stat().st_mtime > began and len(log.read_text().splitlines()) > 1, process)
+        asks(process)
+
+    code, said = struck(whole, run, strike, *RESTART)
+    assert "error: training ended: rank 1 on host" in said and "restart 1 of 1" in said
+    assert_saved_and_continues(whole, run, code, said)
 
 
 def test_no_space_and_no_right_to_write_are_errors_before_the_first_step(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from randcond.launch.config.experiments import table_row
 from randcond.launch.config.gpus import GPUS
 from randcond.model_zoo.teacher import Teacher
 from tests.support import layout, shaped, warm
+from tests.support.demo import randcond
 from tests.support.ldm import one_file
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,7 @@ def test_randcond_lines_run(line: str, tmp_path: Path) -> None:
         words.append("--dry-run")
     if words[:2] == ["students", "rank"]:
         small = ["cache.size=8", "cache.batch=8", "cache.shard_size=8", "cache.steps=1"]
-        run(tmp_path, "run", "cache", words[2], *small)
+        randcond(tmp_path, "run", "cache", words[2], *small)
         words += [*small, "--samples", "4"]
     elif words[0] == "students" and "--rule" not in words:  # test_students.py tests the whole list
         rules = {"sd35-medium": "depth-12", "flux2-klein-4b": "depth-5+10"}

@@ -189,6 +189,7 @@ def serve(path: Path, owner: int) -> None:
     for module in MODULES:
         __import__(module)
     _measure_networks()
+    _read_handwriting()
     waiting = selectors.DefaultSelector()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path.with_suffix(".new")))
@@ -237,6 +238,23 @@ def _measure_networks() -> None:
     for denoiser in (teacher, student_of(config.student.rule, teacher).denoiser):
         denoiser_cost(denoiser)
         attention_shapes(denoiser.blank())
+
+
+def _read_handwriting() -> None:
+    """Scores images of the tiny demo's captions, so that forked processes have the features of the handwriting."""
+    import torch
+
+    from randcond.data.digits.judge import FEATURE_WIDTH
+    from randcond.eval.images.prompts import choose_prompts
+    from randcond.eval.scores.digits_scores import score_digits
+    from randcond.launch.config.experiments import load_config
+    from tests.support.demo import TINY
+
+    prompts = choose_prompts(load_config("demo-with", TINY))
+    for numbers in prompts.splits.values():
+        captions = [prompts.captions[number] for number in numbers]
+        count = len(captions)
+        score_digits(captions, torch.zeros(count, 3, dtype=torch.long), torch.rand(count, FEATURE_WIDTH))
 
 
 def _fork(line: socket.socket, listener: socket.socket) -> int:

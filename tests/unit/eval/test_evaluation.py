@@ -155,21 +155,21 @@ def test_compute_batches_differ_by_a_grey_level_at_most(tmp_path: Path) -> None:
 def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None:
     weights = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
     real = save_pictures(tmp_path / "real", digit_images(12, seed=3))
-    ev = Eval(inception=str(weights), metrics=["fid"])
+    ev = Eval(inception=str(weights), metrics=["kid"])
     for name, size in (("one", None), ("other", 32)):
         images = real if name == "one" else save_pictures(tmp_path / "reals", digit_images(12, seed=4))
         statistics_of_folder(images, tmp_path / name, ev, None, size, jpeg=False)
-    words = [f"eval.inception={weights}", "cache.exclude=[]"]  # one split, because each Fréchet distance takes seconds
+    words = [f"eval.inception={weights}", "cache.exclude=[]"]
     first = scores_of(system(tmp_path, *words, "eval.metrics=[is]"))
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
-    second = scores_of(system(tmp_path, *words, "eval.metrics=[is,fid]", f"eval.statistics={tmp_path / 'one'}"))
-    third = scores_of(system(tmp_path, *words, "eval.metrics=[is,fid]", f"eval.statistics={tmp_path / 'other'}"))
+    second = scores_of(system(tmp_path, *words, "eval.metrics=[is,kid]", f"eval.statistics={tmp_path / 'one'}"))
+    third = scores_of(system(tmp_path, *words, "eval.metrics=[is,kid]", f"eval.statistics={tmp_path / 'other'}"))
     assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("chunk-*")}
-    assert "fid" not in first["splits"]["all"]
+    assert "kid" not in first["splits"]["all"]
     assert second["splits"]["all"]["is"] == first["splits"]["all"]["is"]
-    assert second["splits"]["all"]["fid"] != third["splits"]["all"]["fid"]
+    assert second["splits"]["all"]["kid"] != third["splits"]["all"]["kid"]
     statistics_of_folder(real, tmp_path / "large", ev, None, 64, jpeg=False)
-    large = [*words, "eval.metrics=[fid]", f"eval.statistics={tmp_path / 'large'}", "eval.size=20"]
+    large = [*words, "eval.metrics=[kid]", f"eval.statistics={tmp_path / 'large'}", "eval.size=20"]
     with pytest.raises(UserError, match="was made from images of 64 pixels, but the scored images have 32"):
         run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
     with pytest.raises(UserError, match="does not match this experiment: steps is 3, expected 4"):

@@ -14,11 +14,13 @@ def test_a_measurement_runs_once_per_architecture_and_arguments() -> None:
         return tokens
 
     tuples, lists, narrow = (
-        Architecture(UNet2DConditionModel, {"widths": widths}) for widths in ((320, 640), [320, 640], (320,))
+        Architecture(UNet2DConditionModel, {"in_channels": 4, "sample_size": 8, "widths": widths})
+        for widths in ((320, 640), [320, 640], (320,))
     )
-    for same in (tuples, lists):
+    for same in (tuples, lists, tuples.at(8)):  # 8 is their own side
         assert measure(same) is measure(same, None) is measure(same, tokens=None) is None
     assert ran == [None]
     assert measure(tuples, 7) == measure(lists, tokens=7) == 7
     measure(narrow)
-    assert ran == [None, 7, None]
+    measure(tuples.at(16))
+    assert ran == [None, 7, None, None]
