@@ -81,7 +81,7 @@ SPREAD := -n $(WORKERS) --dist worksteal # one process more than cores: some tes
 quick: $(READY) ## the most informative tests, two minutes on two cores
 	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -m "quick and $(NOT_HERE)" $(ARGS)
 
-test: $(READY) ## the tests for every change, some 15 minutes on two cores
+test: $(READY) ## the tests for every change, less than 15 minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m "$(NOT_HERE)" $(ARGS)
 
 coverage: $(READY) ## share of the code that `make quick` runs, by file
