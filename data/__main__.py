@@ -16,10 +16,12 @@ def check_pool(config: Config) -> None:
 
 
 def check_cache(config: Config) -> None:
-    """Checks the teacher and the sources of the cached captions. Raises UserError if one can't be used."""
+    """Checks the teacher, what must suit it, and the sources of the cached captions. Raises UserError for a fault."""
+    from randcond.data.teacher_settings import check_settings
     from randcond.model_zoo.families.faults.look import check_teacher
 
     check_teacher(resolve_path(config.teacher.path))
+    check_settings(config, "cache")
     _check_sources(config, {"cache.captions": config.cache.captions})
 
 

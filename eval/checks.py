@@ -4,6 +4,7 @@ from pathlib import Path
 
 from randcond.data.digits.world import IMAGE_SIZE, read_label
 from randcond.data.inputs.catalogue import MissingInput, collecting_missing, missing_input
+from randcond.data.teacher_settings import check_settings
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
 from randcond.eval.scores.metrics import Metric, find_metrics
@@ -15,13 +16,14 @@ from randcond.launch.install.extras import need
 
 
 def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
-    """Checks packages, captions, metrics, protocol, statistics and weights; raises UserError naming what is wrong.
+    """Checks packages, captions, metrics, settings, statistics and weights; raises UserError naming what is wrong.
 
     `missing`: a list that collects the messages about missing files, instead of an error. Checks that need a missing
     file are skipped.
     """
     need("eval", "the evaluation")
     metrics = find_metrics(config.eval.metrics)
+    check_settings(config, "eval")
     size = protocol_of(config.eval).size or config.eval.resolution or IMAGE_SIZE
     if "digits" in metrics and size != IMAGE_SIZE:
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor
 
@@ -38,7 +39,8 @@ from randcond.model_zoo.students.slim import SlimUNet2DConditionModel
 
 _SAFETY_CHECKER = "safety_checker"
 Shapes = dict[str, tuple[int, ...]]
-_CLASSES = {model.__name__: model for model in (*(family.model for family in FAMILIES), SlimUNet2DConditionModel)}
+_CLASSES = {name: family.model for family in FAMILIES for name in family.classes[family.part]}
+_CLASSES[SlimUNet2DConditionModel.__name__] = SlimUNet2DConditionModel
 
 
 def denoiser_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -58,12 +60,16 @@ def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 def trained_student(like: ModelMixin, weights: dict[str, Tensor], dtype: torch.dtype) -> ModelMixin:
     """Returns a frozen denoiser in eval mode with the architecture of `like` and the given weights, in `dtype`.
 
-    weights: fp32 tensors by name, with the shapes of the state dict of `like`.
+    weights: fp32 tensors by name, with the shapes of the state dict of `like`. Buffers that are not among them, such as
+    tables of positions, are those that the architecture computes.
     Raises UserError naming the first tensor that does not match the architecture.
     """
-    network = Architecture.of(like).blank()
-    check_shapes(shapes(network.state_dict()), shapes(weights), "the student's weights")
-    network.load_state_dict(weights, assign=True, strict=True)
+    with init_empty_weights(include_buffers=False):
+        network = Architecture.of(like).build()
+    computed = {name for name, _ in network.named_buffers()} - weights.keys()
+    expected = {name: tensor for name, tensor in network.state_dict().items() if name not in computed}
+    check_shapes(shapes(expected), shapes(weights), "the student's weights")
+    network.load_state_dict(weights, assign=True, strict=False)
     return network.to(dtype).eval().requires_grad_(False)
 
 

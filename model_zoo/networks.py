@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import loading
+from randcond.model_zoo.checkpoints.diffusers_folder import loading, read_object
 from randcond.model_zoo.checkpoints.layouts import (
     CLASSES,
     LANGUAGE_MODELS,
@@ -27,8 +27,10 @@ from randcond.model_zoo.checkpoints.layouts import (
     text_config,
 )
 from randcond.model_zoo.denoiser.architecture import Architecture, stored_architecture
-from randcond.model_zoo.families.base.family import Family, plain_config
+from randcond.model_zoo.families.base.family import Family, default_length, plain_config
 from randcond.model_zoo.families.registry import PIPELINES, family_named
+
+CLIP_TOKENS = 77  # length of CLIP's text, where no tokenizer says another one
 
 
 class OtherNetworks(UserError):
@@ -62,6 +64,25 @@ class Networks:
     denoiser: Architecture
     text_encoders: list[TextNetwork]
     vae: Architecture
+    # Length in tokens of each text that a pipeline of the family may have; where the pipeline leaves it open, its
+    # default.
+    lengths: list[int]
+
+    def open_length(self, text_tokens: int | None) -> int:
+        """Returns the length of the text that the pipeline leaves open. text_tokens: the setting; None: the default."""
+        parts = zip(self.denoiser.family.text, self.lengths, strict=True)
+        return text_tokens or max((length for part, length in parts if part.is_open), default=0)
+
+    def text_length(self, text_tokens: int | None) -> int:
+        """Returns the length of the text that the denoiser is given. text_tokens: the setting `teacher.text_tokens`."""
+        parts = zip(self.denoiser.family.text, self.lengths, strict=True)
+        lengths = [self.open_length(text_tokens) if part.is_open else length for part, length in parts]
+        return self.denoiser.family.text_length(lengths)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along a side of an image per position of the denoiser's latents."""
+        return int(self.denoiser.family.packing * 2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
 
 def denoiser_of(name: Path | str) -> Architecture:
@@ -87,7 +108,8 @@ def networks_of(name: Path | str) -> Networks:
     if layout := layout_of(name):
         denoiser = denoiser_of(name)
         vae = Architecture(denoiser.family.autoencoder, VAES.get(layout, VAE))
-        return Networks(denoiser, _text_networks(layout, denoiser.family), vae)
+        lengths = _lengths(denoiser.family, next(iter(denoiser.family.pipelines)))
+        return Networks(denoiser, _text_networks(layout, denoiser.family), vae, lengths)
     with loading(name):
         index = DiffusionPipeline.load_config(str(name))
     _check_classes(name, index)
@@ -98,7 +120,18 @@ def networks_of(name: Path | str) -> Networks:
         text = [replace(each, config=denoiser.family.text_config(each.config)) for each in stored]
         autoencoder = denoiser.family.autoencoder
         config = plain_config(autoencoder.load_config(str(name), subfolder="vae"))
-        return Networks(denoiser, text, Architecture(autoencoder, config))
+        lengths = _lengths(denoiser.family, PIPELINES[index["_class_name"]][0], Path(name))
+        return Networks(denoiser, text, Architecture(autoencoder, config), lengths)
+
+
+def _lengths(family: Family, pipeline: type[DiffusionPipeline], folder: Path | None = None) -> list[int]:
+    """Returns the lengths of the texts of a pipeline. folder: of its tokenizers, if it is here."""
+    found = []
+    for part in family.text:
+        settings = folder / part.tokenizer / "tokenizer_config.json" if folder else None
+        own = read_object(settings).get("model_max_length") if settings and settings.is_file() else None
+        found.append((default_length(pipeline) if part.is_open else own) or CLIP_TOKENS)
+    return found
 
 
 def _text_networks(layout: str, family: Family) -> list[TextNetwork]:

@@ -33,6 +33,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> scheduler class, 
     "euler": (EulerDiscreteScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
 }
+ROUNDED = "pipeline, noise in fp32"  # what sampler_dtype() returns for a transformer that computes in bf16
 DECODED_AT_ONCE = 1 << 20  # pixels per call of the VAE; its activations for a batch of large images would not fit
 
 
@@ -47,18 +48,15 @@ def build_sampler(name: str, own: Any) -> Any:
     config["_use_default_values"] = [key for key in config.get("_use_default_values", []) if key != "clip_sample"]
     if name == "teacher":
         return type(own).from_config(config)
-    if type(own).__name__.startswith("FlowMatch"):
+    if is_of_flow(own):
         raise UserError(f"sampler {name}: does not support flow-matching models ({type(own).__name__}); use `teacher`")
     scheduler_class, options = SAMPLERS[name]
     return scheduler_class.from_config(config, **options)
 
 
-def check_sampler(key: str, name: str | None, flow: bool) -> None:
-    """Raises UserError naming the key if a sampler does not suit the teacher. flow: it was trained by flow matching."""
-    if flow and name not in (None, "teacher"):
-        raise UserError(
-            f"{key}: {name} is for discrete betas, but the teacher was trained by flow matching; use {key}=teacher"
-        )
+def is_of_flow(scheduler: Any) -> bool:
+    """Returns True if a model's own scheduler is for flow matching."""
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def default_setting(pipe: DiffusionPipeline, name: str) -> Any:
@@ -84,10 +82,12 @@ def sampler_dtype(pipe: Any) -> str:
     """Returns the dtype in which `draw_latents` keeps latents between steps.
 
     "fp32" if the denoiser is a U-Net that takes the VAE's latents and nothing else, "pipeline" (its own choice) if not.
+    For a transformer of a known family that computes in bf16, it also tells that the noise is drawn in fp32.
     """
     unet = getattr(pipe, "unet", None)
-    is_plain = isinstance(unet, UNet2DConditionModel) and unet.config.in_channels == pipe.vae.config.latent_channels
-    return "fp32" if is_plain else "pipeline"
+    if isinstance(unet, UNet2DConditionModel):
+        return "fp32" if unet.config.in_channels == pipe.vae.config.latent_channels else "pipeline"
+    return ROUNDED if family_of_pipeline(pipe) and pipe.transformer.dtype != torch.float32 else "pipeline"
 
 
 @contextmanager
@@ -130,8 +130,8 @@ def draw_latents(
     A short chunk is padded to `batch` with its last caption, so that every latent is computed in the same shapes.
     If `steps`, `guidance` (guidance scale), `resolution` (pixels) or `text_tokens` (`teacher.text_tokens`) is None, the
     pipeline's default applies.
-    If `sampler_dtype` is "fp32", the initial noise is drawn in fp32 and the sampler computes in fp32, whatever the
-    network's dtype. In bf16, torch's normal random numbers have only 256 levels and end at 3.33.
+    The initial noise of a known family is drawn in fp32: in bf16, torch's normal random numbers have only 256 levels
+    and end at 3.33. If `sampler_dtype` is "fp32", the sampler computes in fp32, too, whatever the network's dtype.
     """
     assert 0 < len(captions) == len(seeds) <= batch
     padding = batch - len(captions)
@@ -145,10 +145,13 @@ def draw_latents(
     }
     family = family_of_pipeline(pipe)
     options |= family.call_options if family else {}
-    in_fp32 = sampler_dtype(pipe) == "fp32"
-    if in_fp32:
-        side = (resolution or own_resolution(pipe)) // pipe.vae_scale_factor
-        options["latents"] = randn_tensor((batch, pipe.unet.config.in_channels, side, side), generators)
+    kept = sampler_dtype(pipe)
+    in_fp32 = kept == "fp32"
+    if in_fp32 or kept == ROUNDED:
+        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        side = (resolution or own_resolution(pipe)) // pixels_per_latent(pipe)
+        noise = randn_tensor((batch, denoiser.config.in_channels, side, side), generators)
+        options["latents"] = noise if in_fp32 else noise.to(denoiser.dtype)
     with _in_float32(pipe.scheduler, pipe.unet.dtype) if in_fp32 else nullcontext():
         drawn = pipe(
             prompt=[*captions, *([captions[-1]] * padding)],

@@ -20,7 +20,7 @@ from randcond.model_zoo.checkpoints.stored_tensors import StoredTensors
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.forward import denoise
-from randcond.model_zoo.families.base.family import Condition, Family
+from randcond.model_zoo.families.base.family import Condition, Family, TextPart, default_length
 from randcond.model_zoo.families.faults.look import check_configurations
 from randcond.model_zoo.families.registry import load_options, pipeline_of, pixels_per_latent, with_parts
 from randcond.model_zoo.int8_weights import store_in_int8
@@ -96,8 +96,14 @@ class Teacher:
 
     @cached_property  # every step's encode() needs it
     def architecture(self) -> Architecture:
-        """The class and configuration of the denoiser, as it was made."""
-        return Architecture.of(self.denoiser)
+        """The class and configuration of the denoiser, as it was made, and the length of its text."""
+        length = self.text.tokens or default_length(type(self.pipe)) or 0
+        lengths = [length if part.is_open else self._own_length(part) for part in self.family.text]
+        return Architecture.of(self.denoiser).reading(self.family.text_length(lengths))
+
+    def _own_length(self, part: TextPart) -> int:
+        tokenizer = getattr(self.pipe, part.tokenizer, None)  # SDXL has one more than SD
+        return tokenizer.model_max_length if tokenizer else 0
 
     @property
     def device(self) -> torch.device:
@@ -195,7 +201,8 @@ class Teacher:
         """
         steps = torch.tensor([self.timesteps * tenth // 10 for tenth in (1, 5, 9)], device=self.device)
         noised = torch.randn(len(steps), *self.latent_shape, generator=torch.Generator().manual_seed(0))
-        condition = self.encode(self.tokenizers([""] * len(steps)))
+        ids = self.tokenizers([""] * len(steps))
+        condition = self._encode([ids[part.ids] for part in self.family.text_parts(self.pipe)], None)  # not the cache's
         return denoise(self.denoiser, noised.to(self.device, self.dtype), steps, condition).float()
 
     def stored_denoiser(self) -> StoredTensors:

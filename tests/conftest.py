@@ -77,8 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems", tryfirst=True)  # -m must see the marks
-def mark_items(items: list[pytest.Item]) -> None:
-    """Marks the quick tests, and skips tests marked gpu on a machine without a GPU."""
+def pytest_mark_items(items: list[pytest.Item]) -> None:
+    """Marks the quick tests (see test_marks.py), and skips tests marked gpu on a machine without a GPU."""
     import torch
 
     for item in items:

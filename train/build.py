@@ -3,7 +3,7 @@
 Initialises the student and its projectors, adds the feature taps, and chooses the attention backends.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -83,7 +83,9 @@ def flop_per_sample(teacher: Teacher, student: ModelMixin) -> int:
     Counts the forward of the teacher, and the forward and backward of the student, from their configurations.
     """
     side = teacher.latent_shape[-1]
-    costs = (denoiser_cost(each.at(side)) for each in (teacher.architecture, Architecture.of(student)))
+    large = teacher.architecture
+    small = replace(Architecture.of(student), tokens=large.tokens)
+    costs = (denoiser_cost(each.at(side)) for each in (large, small))
     return training_flop(*costs)
 
 
@@ -147,6 +149,11 @@ def apply_speed_options(options: EngineSection, teacher: Teacher, student: Model
     how = {name: "blocks" if by_block else options.compile for name, by_block in gathered_by_block.items()}
     compile_network(teacher.denoiser, how["teacher"], options.teacher_graph)
     compile_network(student, how["student"])
-    if options.compile == "whole":
+    text = ""
+    if options.compile == "whole" and teacher.has_buckets:
+        text = ", text encoder not (its batches have many shapes)"  # each shape would be compiled
+    elif options.compile == "whole":
         compile_text(teacher.text_encoders)
-    return f"compiled: teacher {how['teacher']}, student {how['student']}; compilation takes place in the first step"
+    return (
+        f"compiled: teacher {how['teacher']}, student {how['student']}{text}; compilation takes place in the first step"
+    )

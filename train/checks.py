@@ -4,30 +4,33 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from diffusers import DDPMScheduler
 
 from randcond.data.cache.latent_source import latent_source
 from randcond.data.captions.sources import expand
 from randcond.data.inputs.catalogue import collecting_missing
 from randcond.data.inputs.fetch import check_packages
 from randcond.data.stream.conditioning import probability_table, times_of
+from randcond.data.teacher_settings import check_settings, known_networks
 from randcond.eval.checks import check_evaluation
 from randcond.eval.images.prompts import choose_prompts
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
-from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.install.extras import need
 from randcond.launch.runtime.files import read_record
+from randcond.launch.runtime.logs import log
 from randcond.model_zoo.checkpoints.hub import is_hub_id
 from randcond.model_zoo.checkpoints.schedule import process_of, stored_scheduler
 from randcond.model_zoo.families.faults.look import check_teacher
 from randcond.model_zoo.families.registry import family_of_folder
-from randcond.model_zoo.networks import denoiser_of
-from randcond.model_zoo.sampler import check_sampler
+from randcond.model_zoo.networks import Networks, denoiser_of
+from randcond.model_zoo.process.discrete_betas import DiscreteBetas
+from randcond.model_zoo.process.process import Process
+from randcond.model_zoo.process.rectified_flow import RectifiedFlow
 from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_of
-from randcond.model_zoo.text_encoding.options import check_buckets
 from randcond.train.build import check_start
 from randcond.train.schedule import check_schedule
 
@@ -55,18 +58,37 @@ def check_training(config: Config, ranks: int) -> None:
 
 
 def _check_against_teacher(config: Config) -> None:
-    """Raises UserError naming a key of the timesteps, p(t), sampler or text that does not suit the teacher."""
+    """Raises UserError naming a key of timesteps, p(t), samplers, sizes, text or losses that misfits the teacher."""
     folder = resolve_path(config.teacher.path)
-    if is_hub_id(folder):  # its scheduler may not be here yet
+    check_settings(config, "cache", "eval")
+    networks = known_networks(folder)
+    if not is_hub_id(folder):
+        process: Process = process_of(stored_scheduler(folder), folder, family_of_folder(folder).flow)
+    elif networks:  # a published teacher, whose scheduler may not be here yet
+        process = RectifiedFlow(1000) if networks.denoiser.family.flow else DiscreteBetas(DDPMScheduler())
+    else:
         probability_table(config.conditioning.p, config.conditioning.p_args, timesteps=1000)
         return
-    family = family_of_folder(folder)
-    check_buckets(config.teacher.text_buckets, family, config.teacher.path)
-    flow = family.flow
-    times_of(config, process_of(stored_scheduler(folder), folder, flow))
-    if not config.cache.images:
-        check_sampler("cache.sampler", config.cache.sampler, flow)
-    check_sampler("eval.sampler", protocol_of(config.eval).sampler, flow)
+    times_of(config, process)
+    if not networks:
+        return
+    _compare_sizes(config, networks)
+    if config.train.losses.frequency and networks.denoiser.family.stack(networks.denoiser.config):
+        raise UserError(
+            "train.losses.frequency: it compares images, but the features of a transformer are rows of tokens; set it "
+            "to 0"
+        )
+
+
+def _compare_sizes(config: Config, networks: Networks) -> None:
+    """Warns if the student's images are drawn in another size than that of its latents."""
+    own = networks.denoiser.latent_shape[1] * networks.pixels_per_latent
+    trained, drawn = (resolution or own for resolution in (config.cache.resolution, config.eval.resolution))
+    if trained != drawn:
+        log.warning(
+            f"eval.resolution: images are drawn with {drawn} pixels, but the student is trained on latents of "
+            f"{trained}; eval.resolution={trained} draws its own size"
+        )
 
 
 def check_grid(config: Config) -> None:

@@ -18,13 +18,13 @@ from randcond.data.cache.shards import FORMAT
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.images.decode import READING
 from randcond.launch.config.identity import absent_settings, identity_of
-from randcond.launch.config.sections import Cache, Config
+from randcond.launch.config.sections import NO_TEXT_FACTS, Cache, Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import RESTORE, naming_full_disk, read_record, sha256, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import cpu_threads, rank
-from randcond.model_zoo.sampler import sampler_dtype
+from randcond.model_zoo.sampler import ROUNDED, sampler_dtype
 from randcond.model_zoo.teacher import Teacher
 
 _RESTORE_MANIFEST = "restore it from a copy; the manifest of a part of another cache: `randcond cache subset` makes it"
@@ -73,13 +73,16 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
     plan = new_plan(config, teacher, digest, source)
     if stored is not None:
         absent = absent_settings(Cache, "cache", source_kind(config), "shards") | {"compile": None, "reading": READING}
-        expected = {key: value for key, value in plan.items() if key not in (DAMAGED, HASH)}
+        absent |= NO_TEXT_FACTS
+        expected = {key: value for key, value in plan.items() if key not in (DAMAGED, HASH)} | config.teacher.text_facts
         expected["captions_sha256"] = stored["captions_sha256"]  # compared below
         drawn_in = stored.get("compute_dtype")
         if drawn_in not in (None, config.teacher.dtype) and all(map(Path.is_file, shards)):  # a training takes any
             expected["compute_dtype"] = drawn_in
             if rank() == 0:
                 log.info(f"cache: its latents were drawn with teacher.dtype={drawn_in}, and are used as they are")
+        if expected["sampler_dtype"] == ROUNDED and all(map(Path.is_file, shards)):
+            expected["sampler_dtype"] = stored.get("sampler_dtype")  # older versions drew the noise in bf16
         check_matches(_as_settings(stored), _as_settings(expected), f"the cache at {folder}", _REMEDY, absent)
         if digest != stored["captions_sha256"]:
             raise UserError(
@@ -169,7 +172,7 @@ def new_plan(config: Config, teacher: Teacher, captions_hash: str, source: Laten
         DAMAGED: [],
         **source.facts,
         **shards,
-        **config.teacher.text_facts,
+        **{key: value for key, value in config.teacher.text_facts.items() if value is not None},  # as the resolution
         "compute_dtype": config.teacher.dtype,
         "sampler_dtype": sampler_dtype(teacher.pipe),
         "latent_shape": _latent_shape(config, teacher),

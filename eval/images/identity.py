@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from randcond.launch.config.identity import absent_settings, differences, identity_of
-from randcond.launch.config.sections import Eval
+from randcond.launch.config.sections import NO_TEXT_FACTS, Eval
 
 # Setting -> the value that counts if a stored evaluation lacks the setting.
-ABSENT = absent_settings(Eval, "evaluation") | {"compile": None}
+ABSENT = absent_settings(Eval, "evaluation") | {"compile": None} | NO_TEXT_FACTS
 # Settings that protocol_facts() stores itself, with their final values.
 _RESOLVED = {"protocol", "sampler", "steps", "guidance", "resolution", "batch", "compile", "seed", "weights"}
 

@@ -57,9 +57,11 @@ class Teacher:
 
     @property
     def text_facts(self) -> dict[str, Any]:
-        """The settings of the text encoders that artefacts depend on, without those at their defaults."""
-        facts = {"text_tokens": self.text_tokens, "text_dtype": self.text_dtype}
-        return {key: value for key, value in facts.items() if value is not None}
+        """The settings of the text encoders that artefacts depend on."""
+        return {"text_tokens": self.text_tokens, "text_dtype": self.text_dtype}
+
+
+NO_TEXT_FACTS = dict.fromkeys(("text_tokens", "text_dtype"))  # what artefacts without these settings were made with
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -23,7 +23,6 @@ from randcond.model_zoo.cost.memory import (
     block_sizes,
     trained_shapes,
 )
-from randcond.model_zoo.families.base.family import default_length
 from randcond.model_zoo.int8_weights import int8_bytes
 from randcond.model_zoo.networks import networks_of
 from randcond.model_zoo.students.registry import student_of
@@ -48,22 +47,23 @@ class Cluster:
 class Sizes:
     """The costs of a teacher and its student. They don't depend on the engine or the batch."""
 
-    def __init__(self, path: str, rule: str, pixels: int | None = None) -> None:
+    def __init__(self, path: str, rule: str, pixels: int | None = None, text_tokens: int | None = None) -> None:
         """Counts the costs.
 
         path: the teacher
         rule: the student rule
         pixels: side of the images, if it is not the teacher's own
+        text_tokens: the setting `teacher.text_tokens`
 
         Raises UserError if there is no such teacher, or if the student rule does not apply to it.
         """
         self.networks = networks_of(path if layout_of(path) else resolve_path(path))
         self.packing = self.networks.denoiser.family.packing
-        stages = len(self.networks.vae.config["block_out_channels"])
-        self.pixels_per_latent = self.packing * 2 ** (stages - 1)  # along a side of an image
+        self.pixels_per_latent = self.networks.pixels_per_latent
+        denoiser = self.networks.denoiser.reading(self.networks.text_length(text_tokens))
         if pixels:
-            at_side = self.networks.denoiser.at(pixels // self.pixels_per_latent)
-            self.networks = replace(self.networks, denoiser=at_side)
+            denoiser = denoiser.at(pixels // self.pixels_per_latent)
+        self.networks = replace(self.networks, denoiser=denoiser)
         self.derived = student_of(rule, self.networks.denoiser)
         self.shapes, self.blocks = trained_shapes(self.derived, self.networks.denoiser)
 
@@ -111,7 +111,7 @@ class Sizes:
         of: the settings of the teacher.
         """
         family = self.networks.denoiser.family
-        tokens = of.text_tokens or default_length(next(iter(family.pipelines))) or family.tokens
+        tokens = self.networks.open_length(of.text_tokens)
         if family.masked and of.text_buckets is not False:
             tokens = min(tokens, CAPTION_TOKENS)
         return self._language_flop(tokens)
@@ -192,7 +192,7 @@ def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
     Counting takes seconds. Results are cached, because most rows of a table share them.
     """
     pixels = config.cache.resolution if stage == "train" else config.eval.resolution
-    return _counted(config.teacher.path, config.student.full_rule, pixels)
+    return _counted(config.teacher.path, config.student.full_rule, pixels, config.teacher.text_tokens)
 
 
 def weight_bytes(dtype: str) -> int:

@@ -173,13 +173,13 @@ def _efficiency(text: str) -> tuple[float, str]:
 
 
 def _reached(run: Path) -> float:
-    """Returns a run's median MFU, plus the arithmetic that activation checkpointing repeats, which MFU leaves out."""
+    """Returns a run's median MFU, plus what MFU leaves out: the text, and what activation checkpointing repeats."""
     from randcond.launch.planning import costs, step_time
 
     config = load_config(str(run / "config.yaml"))
     sizes = costs.counted(config)
     passes = step_time.student_passes(config)
-    done = sizes.teacher.flop + passes * sizes.student.flop
+    done = sizes.text_flop(config.teacher) + sizes.teacher.flop + passes * sizes.student.flop
     return _median_mfu(run) * done / (sizes.teacher.flop + 3 * sizes.student.flop)
 
 

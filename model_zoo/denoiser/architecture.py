@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from randcond.model_zoo.checkpoints.diffusers_folder import loading
 from randcond.model_zoo.checkpoints.hub import is_hub_id, local_folder
 from randcond.model_zoo.checkpoints.hub_files import hub_file
-from randcond.model_zoo.families.base.family import DenoiserConfig, Family, plain_config
+from randcond.model_zoo.families.base.family import DenoiserConfig, Family
 from randcond.model_zoo.families.registry import family_of, pipeline_named
 
 
@@ -25,11 +25,12 @@ class Architecture:
     model: type[ModelMixin]  # its class
     config: DenoiserConfig  # complete, without diffusers' private keys
     side: int | None = None  # of its square latents; None: those that it was made for
+    tokens: int | None = None  # length of its text; None: the family's
 
     @classmethod
     def of(cls, network: Any) -> "Architecture":
         """Returns a network's architecture."""
-        return cls(type(network), plain_config(network.config))
+        return cls(type(network), family_of(type(network)).config_of(network))
 
     @property
     def family(self) -> Family:
@@ -51,6 +52,10 @@ class Architecture:
         """Builds the network on the meta device, without weights."""
         with torch.device("meta"):
             return self.build()
+
+    def reading(self, tokens: int) -> "Architecture":
+        """Returns the same architecture for a text of another length."""
+        return replace(self, tokens=None if tokens == self.family.tokens else tokens)
 
     def at(self, side: int) -> "Architecture":
         """Returns the same architecture for square latents of another side."""
@@ -76,7 +81,8 @@ def once_per_architecture(measure: Measure[P, T]) -> Measure[P, T]:
         given = signature.bind(denoiser, *args, **kwargs)
         given.apply_defaults()  # an argument at its default is the same measurement
         config = json.dumps(denoiser.config, sort_keys=True)
-        key = (denoiser.model, config, denoiser.side, repr(list(given.arguments.items())[1:]))
+        sizes = (denoiser.side, denoiser.tokens)
+        key = (denoiser.model, config, sizes, repr(list(given.arguments.items())[1:]))
         if key not in cache:
             cache[key] = measure(denoiser, *args, **kwargs)
         return cache[key]

@@ -29,9 +29,9 @@ def blank_forward(
     """Runs a forward pass on zeros and returns the prediction [B, C, h, w].
 
     Used with meta or fake tensors to find out the shapes, operations or saved tensors of a forward pass.
-    network: of the architecture. batch: B. tokens: length of the text; None: the family's.
+    network: of the architecture. batch: B. tokens: length of the text; None: the architecture's.
     """
     family = denoiser.family
     noised = torch.zeros(batch, *denoiser.latent_shape, dtype=dtype)
-    condition = family.blank_condition(denoiser.config, batch, tokens or family.tokens, dtype)
+    condition = family.blank_condition(denoiser.config, batch, tokens or denoiser.tokens or family.tokens, dtype)
     return denoise(network, noised, torch.zeros(batch), condition)

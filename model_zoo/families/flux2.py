@@ -5,7 +5,6 @@ sides. Its condition has one key: `encoder_hidden_states` [B, L, 3 D], the outpu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from randcond.model_zoo.families.base.family import Condition, DenoiserConfig, Stack, TextPart
-from randcond.model_zoo.families.base.transformer import Transformer, block_names
+from randcond.model_zoo.families.base.transformer import Transformer, block_names, text_mask
 from randcond.model_zoo.families.faults.flux2 import TEXT_LAYERS, configuration_faults
 
 _TEXT_DEPTH = TEXT_LAYERS[-1] + 1  # layers of Qwen3; one more, because the output of the last one is normalised
@@ -31,23 +30,18 @@ def chat(tokenizer: Any, caption: str) -> str:
     )
 
 
-def text_mask(ids: Tensor, padding: int) -> Tensor:
-    """Returns 1 for the tokens of a text and 0 for those of the padding behind it, int64 [B, L].
-
-    ids: token ids [B, L]. padding: the id of padding, which may also stand in the text.
-
-    >>> text_mask(torch.tensor([[5, 0, 7, 0, 0]]), 0)
-    tensor([[1, 1, 1, 0, 0]])
-    """
-    return (ids != padding).long().flip(1).cummax(1).values.flip(1)
-
-
-@cache
 def _places(height: int, width: int, text: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the places (time, row, column, number) of the image tokens [h * w, 4] and the text tokens [L, 4]."""
-    rows, columns, zero = torch.arange(height), torch.arange(width), torch.arange(1)
-    image = torch.cartesian_prod(zero, rows, columns, zero)
-    return image.to(device), torch.cartesian_prod(zero, zero, zero, torch.arange(text)).to(device)
+    zero, rows, columns, numbers = (torch.arange(n, device=device) for n in (1, height, width, text))
+    return torch.cartesian_prod(zero, rows, columns, zero), torch.cartesian_prod(zero, zero, zero, numbers)
+
+
+class _NoHead(nn.Module):
+    """Stands in for a language model's head, whose logits no teacher needs. They would take 156 MB a caption."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns no logits: [B, L, 0]."""
+        return hidden[..., :0]
 
 
 class Flux2(Transformer):
@@ -64,7 +58,8 @@ class Flux2(Transformer):
         "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
     }
     text = (TextPart("text_encoder", "tokenizer", "token_ids", is_open=True, prepare=chat),)
-    tokens = 512
+    tokens = most_tokens = 512
+    guidance = 4.0
     autoencoder = AutoencoderKLFlux2
     packing = 2
     flow = True
@@ -77,6 +72,7 @@ class Flux2(Transformer):
         """Takes out the last layers of Qwen3 and its head, which no layer of TEXT_LAYERS needs."""
         text = pipe.text_encoder.model
         text.layers = text.layers[:_TEXT_DEPTH]
+        pipe.text_encoder.lm_head = _NoHead()
 
     def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
         kinds = {"layer_types": config["layer_types"][:_TEXT_DEPTH]} if config.get("layer_types") else {}
@@ -153,7 +149,7 @@ class Flux2(Transformer):
 
     def default_rule(self, config: Mapping[str, Any]) -> str:
         """All blocks of two streams and half of those of one."""
-        return f"depth-{config['num_layers']}+{config['num_single_layers'] // 2}"
+        return f"depth-{config['num_layers']}+{max(2, config['num_single_layers'] // 2)}"
 
     def tag(self, pipeline: type[DiffusionPipeline]) -> str:
         return "flux-2"

@@ -5,8 +5,8 @@ for the tokens of the caption. PixArt-alpha at 1,024 pixels adds `resolution` [B
 `aspect_ratio` [B, 1].
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +16,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from randcond.model_zoo.families.base.family import Condition, DenoiserConfig, Stack, TextPart
-from randcond.model_zoo.families.base.transformer import Transformer, block_names
-from randcond.model_zoo.families.faults.pixart import configuration_faults, has_sizes
+from randcond.model_zoo.families.base.transformer import Transformer, block_names, text_mask
+from randcond.model_zoo.families.faults.pixart import FIRST_CLASS, configuration_faults, has_sizes
 
 _TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 
@@ -31,12 +31,6 @@ def lowered(tokenizer: Any, caption: str) -> str:
     return caption.lower().strip()
 
 
-@cache
-def _sizes(pixels: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Returns height, width and aspect ratio [1, 3]. Cached, because a copy to a GPU waits for all queued work."""
-    return torch.tensor([[*pixels, pixels[0] / pixels[1]]], dtype=dtype, device=device)
-
-
 class PixArt(Transformer):
     """The family of PixArt-alpha and PixArt-Sigma."""
 
@@ -46,16 +40,22 @@ class PixArt(Transformer):
     # Cleaned captions depend on which packages are installed. Bins of resolutions replace the one that is asked for.
     call_options: ClassVar = {"clean_caption": False, "use_resolution_binning": False}
     classes: ClassVar = {
-        "transformer": ("PixArtTransformer2DModel",),
+        "transformer": ("PixArtTransformer2DModel", FIRST_CLASS),
         "vae": ("AutoencoderKL",),
         "text_encoder": ("T5EncoderModel",),
         "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
     }
     text = (TextPart("text_encoder", "tokenizer", "token_ids", is_open=True, prepare=lowered),)
     tokens = 300
+    guidance = 4.5
     masked = _TEXT
     exact = frozenset({"encoder_attention_mask"})
     checkpointed = (BasicTransformerBlock,)
+
+    def config_of(self, network: Any) -> DenoiserConfig:
+        """Leaves out what only the class of the published folders takes."""
+        taken = inspect.signature(self.model.__init__).parameters
+        return {key: value for key, value in super().config_of(network).items() if key in taken}
 
     def parts(self, index: Mapping[str, Any]) -> list[str]:
         return list(self.classes)
@@ -64,12 +64,13 @@ class PixArt(Transformer):
         self, pipe: Any, ids: list[Tensor], null: Tensor | None, pixels: tuple[int, int], text_tokens: int | None
     ) -> Condition:
         """Null captions are the encoding of "", as in the pipeline."""
-        mask = (ids[0] != pipe.tokenizer.pad_token_id).long()  # [B, L]
+        mask = text_mask(ids[0], pipe.tokenizer.pad_token_id)  # [B, L]
         hidden = pipe.text_encoder(ids[0], attention_mask=mask)[0]  # [B, L, width]
         condition = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
         if pipe.transformer.use_additional_conditions:
-            sizes = _sizes(pixels, hidden.device, hidden.dtype).expand(len(hidden), 3)
-            condition |= {"resolution": sizes[:, :2], "aspect_ratio": sizes[:, 2:]}
+            height, width = pixels
+            one = hidden.new_ones(len(hidden), 1)  # scaled, because a copy to a GPU waits for all queued work
+            condition |= {"resolution": torch.cat([height * one, width * one], 1), "aspect_ratio": height / width * one}
         return condition
 
     def denoise(self, network: nn.Module, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

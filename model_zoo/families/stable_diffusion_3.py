@@ -41,6 +41,8 @@ class StableDiffusion3(Transformer):
         TextPart("text_encoder_3", "tokenizer_3", "token_ids_3", is_open=True),
     )
     tokens = 77 + 256  # CLIP's, and the pipeline's default for T5
+    guidance = 4.5
+    most_tokens = 512
     flow = True
     checkpointed = (JointTransformerBlock,)
 
@@ -69,6 +71,10 @@ class StableDiffusion3(Transformer):
             "encoder_hidden_states": torch.cat([text, t5], dim=1),
             "pooled_projections": torch.cat([clip.text_embeds for clip in clips], dim=-1),
         }
+
+    def text_length(self, lengths: Sequence[int]) -> int:
+        """The CLIPs' text, side by side, and T5's after it. Without T5 there are zeros in its place."""
+        return lengths[0] + lengths[2]
 
     def denoise(self, network: nn.Module, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         return network(hidden_states=noised, timestep=timesteps, **condition, return_dict=False)[0]

@@ -1,7 +1,7 @@
 """Depth rules for transformers: a student has some of its teacher's blocks, with the teacher's widths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from randcond.launch.errors import UserError
@@ -30,7 +30,7 @@ class DepthRule(StudentRule):
             raise UserError(f"needs a transformer, but the teacher has a {teacher.model.__name__}; use a block rule")
         kept = self.kept or _spread(self.counts, stack.groups)
         _check(kept, stack)
-        denoiser = Architecture(teacher.model, teacher.family.with_blocks(teacher.config, kept), teacher.side)
+        denoiser = replace(teacher, config=teacher.family.with_blocks(teacher.config, kept))
         ours = teacher.family.stack(denoiser.config)
         assert ours is not None
         return Student(denoiser, _pairs(stack, ours.taps, kept), _names(stack.names, ours.names, kept), False)
@@ -46,7 +46,7 @@ def _spread(counts: Sequence[int], groups: Sequence[int]) -> tuple[int, ...]:
     Raises UserError if the teacher has other runs.
     """
     if len(counts) != len(groups):
-        have, example = " + ".join(map(str, groups)), "+".join(str(max(1, length // 2)) for length in groups)
+        have, example = " + ".join(map(str, groups)), "+".join(str(max(2, length // 2)) for length in groups)
         raise UserError(f"the teacher has {have} blocks; say how many of each a student keeps, such as depth-{example}")
     starts = accumulate(groups, initial=0)
     return tuple(

@@ -45,7 +45,7 @@ def find_rule(name: str) -> StudentRule:
         return channel_rule(multiplier, f"all layers, {multiplier:g} of the width")
     if match := re.fullmatch(r"depth-(\d+(?:\+\d+)*)", name):
         return DepthRule(tuple(map(int, match[1].split("+"))))
-    if match := re.fullmatch(r"depth-\[([\d, ]+)\]", name):  # a depth rule with student.keep
+    if match := re.fullmatch(r"depth-\[(-?\d+(?:, ?-?\d+)*)\]", name):  # a depth rule with student.keep
         kept = tuple(map(int, match[1].split(",")))
         return DepthRule((len(kept),), kept)
     if (match := re.fullmatch(r"width-(\d*\.?\d+)", name)) and 0 < (multiplier := float(match[1])) < 1:

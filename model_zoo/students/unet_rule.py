@@ -1,7 +1,7 @@
 """Rules for U-Nets: a student is another configuration of the teacher's U-Net."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffusers import UNet2DConditionModel
 
@@ -25,7 +25,7 @@ class UNetRule(StudentRule):
     def derive(self, teacher: Architecture) -> Student:
         if not issubclass(teacher.model, UNet2DConditionModel):
             raise UserError(f"needs a teacher with a U-Net, but this one has a {teacher.model.__name__}")
-        denoiser = Architecture(self.model, self.config(teacher.config), teacher.side)
+        denoiser = replace(teacher, model=self.model, config=self.config(teacher.config))
         return Student(denoiser, self.pairs(teacher.config), self.teacher_name, self.projected)
 
     @property

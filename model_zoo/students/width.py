@@ -1,6 +1,6 @@
 """Width rules for transformers: all of the teacher's blocks, with fewer attention heads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from randcond.launch.errors import UserError
 from randcond.model_zoo.denoiser.architecture import Architecture
@@ -25,7 +25,7 @@ class WidthRule(StudentRule):
         heads = max(1, round(teacher.config["num_attention_heads"] * self.multiplier))
         config = teacher.family.with_heads(teacher.config, heads)
         pairs = [(tap, tap) for taps in stack.taps for tap in taps]
-        return Student(Architecture(teacher.model, config, teacher.side), pairs, None, projected=True)
+        return Student(replace(teacher, config=config), pairs, None, projected=True)
 
     @property
     def copies(self) -> bool:

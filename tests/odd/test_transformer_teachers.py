@@ -44,6 +44,7 @@ ODD: list[tuple[str, str, dict[str, Any], str]] = [  # teacher, file, its change
     ("pixart", NET, {"sample_size": None}, "sample_size is None, expected the side of a square latent"),
     ("pixart", NET, {"caption_channels": 16}, "caption_channels is 16, but T5 gives 32"),
     ("pixart", NET, {"out_channels": 6}, "out_channels is 6, expected 4, or twice that many"),
+    ("pixart", NET, {"norm_type": "ada_norm_zero"}, "norm_type is ada_norm_zero, expected ada_norm_single"),
     ("pixart", NET, {"use_additional_conditions": True}, "the pipeline does not give the transformer the image's reso"),
     ("pixart", VAE, {"latent_channels": 16}, "in_channels is 4, but the VAE's latents have 16"),
     ("pixart", VAE, {"shift_factor": 0.1}, "shift_factor is 0.1, which the pipeline does not use"),

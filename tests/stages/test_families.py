@@ -9,12 +9,16 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 
+from randcond.model_zoo.export import denoiser_weights, trained_student
+from randcond.model_zoo.students.registry import student_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.model_zoo.text_encoding.options import TextOptions
+from randcond.train.state.checkpoint import newest_valid
 from tests.support import flow_teachers, warm
 from tests.support.demo import on_ranks, randcond
 from tests.support.interruptions import wait_for
 from tests.support.runs import metrics, same_bits
+from tests.support.web import free_port
 
 MAKERS = {"sd3": flow_teachers.sd3, "pixart": flow_teachers.pixart, "klein": flow_teachers.klein}
 PIXELS = {"sd3": 64, "pixart": 128, "klein": 128}  # the first and the last are smaller than the teacher's own
@@ -30,11 +34,47 @@ def experiment(name: str) -> dict[str, Any]:
         "cache": {"captions": ["captions.txt"], "size": 32, "batch": 8, "shard_size": 16, "steps": 2, **drawn},
         "pool": {"sources": ["captions.txt"]},
         "conditioning": {"of": "sigma"},
-        "train": {"global_batch": 8, "workers": 0, "sample_every": 0, "lr": 1e-3},
+        "train": {"global_batch": 8, "workers": 0, "sample_every": 0 if name == "sd3" else 6, "lr": 1e-3},
         "engine": {"precision": "fp32", "processes": 2, "threads": 1},
         "eval": {"captions": ["captions.txt"], "size": 4, "metrics": [], "steps": 2, "protocol": "native", **drawn},
         "paths": {"run": "runs/run", "cache": "runs/cache", "pool": "runs/pool", "reference": "runs/teacher"},
     }
+
+
+def experiment_of(road: Path) -> dict[str, Any]:
+    """Returns the contents of a road's mine.yaml."""
+    return dict(yaml.safe_load((road / "mine.yaml").read_text()))
+
+
+TIMES = """
+import torch
+from pathlib import Path
+from randcond.launch.config.experiments import load_config
+from randcond.model_zoo.denoiser.forward import cast
+from randcond.model_zoo.teacher import Teacher
+from randcond.train.build import build_step
+from randcond.train.engine import build_engine
+words = ["engine.kind=fsdp", "engine.precision=bf16", "engine.processes=1", "train.global_batch=2"]
+config = load_config("mine.yaml", words)
+teacher = Teacher.load(Path("teacher"), "bf16")
+engine = build_engine(config, build_step(config, teacher)[0])
+seen = []
+engine.module.network.time_text_embed.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+condition = cast(teacher.family, teacher.encode(teacher.tokenizers(["a red cat"] * 2)), engine.dtype)
+times = torch.tensor([873.3, 0.7])
+engine.forward(torch.randn(2, *teacher.latent_shape).to(engine.dtype), times, condition)
+assert torch.equal(seen[0], times), seen[0]
+print("exact")
+"""
+
+
+def test_fsdp_rounds_no_timesteps(tmp_path: Path) -> None:
+    """In bf16, t = 873.3 would be 872. ZeRO gives the student the exact one, as the teacher gets."""
+    flow_teachers.sd3(tmp_path / "teacher")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(experiment("sd3")))
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = warm.run([warm.Command("-c", [TIMES], tmp_path, here)])[0]
+    assert done.stdout.endswith("exact\n"), done.stderr
 
 
 @pytest.fixture(scope="module", params=["sd3", *(pytest.param(x, marks=pytest.mark.slow) for x in ("pixart", "klein"))])
@@ -90,13 +130,18 @@ def test_stock_diffusers_draws_what_we_draw(road: Path) -> None:
     randcond(road, "run", "eval", "mine.yaml", *TRAIN)
     assert (road / "runs/run/eval-raw/scores.json").is_file()
     stock = DiffusionPipeline.from_pretrained(road / "runs/run/student")
-    pixels = yaml.safe_load((road / "mine.yaml").read_text())["eval"]["resolution"]
+    pixels = experiment_of(road)["eval"]["resolution"]
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np", "max_sequence_length": 16}
     settings |= {"prompt": "a red cat", "height": pixels, "width": pixels}
     if "PixArt" in type(stock).__name__:
         settings |= {"use_resolution_binning": False, "clean_caption": False}
     teacher = Teacher.load(road / "teacher", "fp32", text=TextOptions(16))
-    own = teacher.pipeline("teacher", stock.transformer)
+    checkpoint = newest_valid(road / "runs/run/checkpoints")
+    assert checkpoint
+    like = student_of(experiment_of(road)["student"]["rule"], teacher.architecture).denoiser.blank()
+    own = teacher.pipeline(
+        "teacher", trained_student(like, denoiser_weights(checkpoint.full("weights")), torch.float32)
+    )
     images = []
     for pipe in (stock, own):
         pipe.set_progress_bar_config(disable=True)

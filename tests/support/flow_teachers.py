@@ -1,5 +1,7 @@
 """Makes tiny transformer teachers with random weights as diffusers folders, in the forms of the published ones."""
 
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from sentencepiece import SentencePieceTrainer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -29,6 +32,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from randcond.launch.runtime.files import read_json, write_json
 from randcond.model_zoo.checkpoints.layouts import VAE
 from randcond.model_zoo.importing.clip_tokenizer import clip_tokenizer
 from tests.support.shaped import FEW_MERGES
@@ -43,6 +47,23 @@ def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
     pieces += [(f"\u2581{word}", -2.0) for word in WORDS] + [(letter, -5.0) for letter in letters]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
+
+
+def write_sentencepiece(folder: Path) -> T5Tokenizer:
+    """Writes T5's tokenizer as the published PixArt folders have it: a SentencePiece model. Returns it, loaded."""
+    model = io.BytesIO()
+    sentences = [" ".join(WORDS[first:] + WORDS[:first]) for first in range(len(WORDS))] * 10
+    numbers = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}  # T5's
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=64, hard_vocab_limit=False, num_threads=1,
+        pad_piece="<pad>", minloglevel=2, **numbers,
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0}
+    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": T5_LENGTH, **special}
+    write_json(folder / "tokenizer_config.json", settings)
+    return T5Tokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
@@ -97,9 +118,9 @@ def pixart_alpha(folder: Path) -> Path:
 
 
 def pixart(folder: Path, seed: int = 0, pipeline: Any = PixArtSigmaPipeline, **changes: Any) -> Path:
-    """Saves a teacher in the layout of PixArt-Sigma, with 6 blocks and latents of 16 x 16."""
+    """Saves a teacher in the layout of PixArt-Sigma, with 6 blocks and latents of 16 x 16, as the published one is."""
     torch.manual_seed(seed)
-    tokenizer = t5_tokenizer()
+    tokenizer = write_sentencepiece(folder / "tokenizer")
     sizes = {
         "sample_size": 16, "num_attention_heads": 4, "attention_head_dim": 8, "cross_attention_dim": 32,
         "caption_channels": T5_WIDTH, "num_layers": 6, "use_additional_conditions": False,
@@ -112,6 +133,13 @@ def pixart(folder: Path, seed: int = 0, pipeline: Any = PixArtSigmaPipeline, **c
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
     )
     pipe.save_pretrained(folder)
+    shutil.rmtree(folder / "tokenizer")
+    write_sentencepiece(folder / "tokenizer")
+    # The published folders are older than PixArtTransformer2DModel.
+    config, index = folder / "transformer" / "config.json", folder / "model_index.json"
+    unused = {"num_vector_embeds": None, "only_cross_attention": False, "use_linear_projection": False}
+    write_json(config, {**read_json(config), "_class_name": "Transformer2DModel", **unused})
+    write_json(index, {**read_json(index), "transformer": ["diffusers", "Transformer2DModel"]})
     return folder
 
 

@@ -50,7 +50,10 @@ class FsdpEngine(Engine):
         self.replica = mesh.get_local_rank("replicate")
         settings: dict[str, Any] = {
             "mesh": mesh["shard"] if group == self.ranks else mesh,
-            "mp_policy": MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
+            # The step casts the inputs itself. FSDP would also round a flow's timesteps, which are in fp32.
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            ),
             "reshard_after_forward": not options.spec.keeps_gathered,
         }
         for part in [*_blocks(module.network), module]:

@@ -7,7 +7,7 @@ from randcond.data.cache.latent_cache import LatentCache
 from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.identity import absent_settings, identity_of
 from randcond.launch.config.paths import exported_weights, student_folder
-from randcond.launch.config.sections import Conditioning, Config, Student, Train
+from randcond.launch.config.sections import NO_TEXT_FACTS, Conditioning, Config, Student, Train
 from randcond.launch.runtime.files import read_record
 from randcond.launch.runtime.ranks import world_size
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
@@ -19,6 +19,7 @@ ABSENT = {
     "student.start_from": "",
     **absent_settings(Conditioning, "run", above="conditioning."),
     **absent_settings(Train, "run", above="train."),
+    **NO_TEXT_FACTS,
 }
 
 

@@ -25,7 +25,7 @@ from diffusers import DiffusionPipeline
 device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
 # "." is this folder; its path, or its name on the hub, does as well
 pipe = DiffusionPipeline.from_pretrained(".", torch_dtype=dtype).to(device)
-image = pipe("a photo of a red bus", num_inference_steps=25, guidance_scale={guidance:g}).images[0]
+image = pipe("a photo of a red bus", num_inference_steps=25, {call}).images[0]
 image.save("image.png")
 ```"""
 _OWN_CLASS = """diffusers does not have its U-Net class, so randcond loads it:
@@ -36,7 +36,7 @@ from pathlib import Path
 from randcond.model_zoo.export import load_pipeline
 
 pipe = load_pipeline(Path("."))  # this folder
-image = pipe("a photo of a red bus", num_inference_steps=25, guidance_scale={guidance:g}).images[0]
+image = pipe("a photo of a red bus", num_inference_steps=25, {call}).images[0]
 image.save("image.png")
 ```"""
 
@@ -50,7 +50,7 @@ def model_card(
     the other parts are copied from, the teacher's; `dtype`: of the exported weights; `student`: the exported folder, if
     it may have been evaluated.
     """
-    cache, train = config.cache, config.train
+    train = config.train
     teacher = _public(config.teacher.path)
     origin = (of_student(student) if student else None) or of_teacher(config.teacher.path, source)
     has_own_class = not find_rule(config.student.full_rule).is_of_diffusers
@@ -65,7 +65,7 @@ def model_card(
     start = f"the student {_public(config.student.earlier, 2)}" if config.student.earlier else config.student.init
     licence = [origin.in_words(teacher, licence_files(source))]
     licence += [earlier_in_words(Path(config.student.earlier), origin)] if config.student.earlier else []
-    usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(guidance=cache.guidance)
+    usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(call=_call(config))
     schedule = train.schedule + (f", {train.warmup} steps of warm-up" if train.warmup else "")
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
@@ -92,6 +92,15 @@ Initialisation: {start}. Learning rate: {train.lr:g}, {schedule}.
 ```yaml
 {_settings(config)}```
 """
+
+
+def _call(config: Config) -> str:
+    """Returns the arguments with which a pipeline draws what the student was trained on."""
+    pixels, tokens = config.cache.resolution, config.teacher.text_tokens
+    words = [f"guidance_scale={config.cache.guidance:g}"]
+    words += [f"height={pixels}, width={pixels}"] if pixels else []
+    words += [f"max_sequence_length={tokens}"] if tokens else []
+    return ", ".join(words)
 
 
 def _facts(config: Config) -> str:

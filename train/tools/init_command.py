@@ -23,13 +23,15 @@ def init(
 
     file         the YAML file to write (default: mine.yaml)
 
-    --teacher T   the model to distil: a diffusers folder or a hub id of Stable Diffusion 1.x, 2.x or SDXL.
+    --teacher T   the model to distil: a diffusers folder or a hub id of Stable Diffusion 1.x, 2.x, SDXL, 3 or 3.5,
+                  PixArt-alpha or -Sigma, or FLUX.2 klein.
                   `randcond teacher import` makes such a folder out of a single file
     --captions F  caption files (txt, csv, tsv, jsonl, parquet), separated by commas: the latents are drawn for some of
                   them, and all of them replace captions during training
     --gpu NAME    the GPU to plan for, e.g. rtx4090, or 11GB,27TFLOPS for any other (default: this machine's)
     --hours H     the time for all stages together (default: 24)
-    --student R   a student rule, see `randcond students` (default: block-base, of SDXL koala-700m)
+    --student R   a student rule, see `randcond students` (default: block-base, of SDXL koala-700m, of a
+                  transformer half of its blocks)
     --force       overwrite FILE
 
     Chooses the number of latents, the batch and the steps for these hours, and settings that save memory if it would

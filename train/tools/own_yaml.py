@@ -21,6 +21,7 @@ class Own:
     rule: str
     dtype: str  # bf16; fp32 is faster on a CPU
     flow: bool = False  # the teacher was trained by flow matching
+    guidance: float = 7.5  # scale of classifier-free guidance
 
 
 def draft(own: Own, file: Path) -> str:
@@ -90,7 +91,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  shard_size: {sizes.shard_size} # latents per file; work that is lost if the machine stops",
         "  batch: null # samples at once; null: the largest that fits",
         "  steps: 25 # sampling steps per latent",
-        f"  guidance: {4.5 if own.flow else 7.5} # scale of classifier-free guidance",
+        f"  guidance: {own.guidance} # scale of classifier-free guidance",
         *_sampler(own),
         "",
         "pool: # captions that replace the drawn ones; give as many as you have, also of what the cache does not show",

@@ -54,7 +54,7 @@ def rank(
     if stack is None:
         raise UserError(f"{experiment}: the teacher has a U-Net; its blocks differ, so block rules name them instead")
     counts = _counts(config, teacher, stack)
-    changes = _measure(config, teacher, stack, samples, batch, seed)
+    changes, measured = _measure(config, teacher, stack, samples, batch, seed)
     kept = most_changing(changes, stack, counts)
     longest = max(changes)
     print("block    change of the image tokens, |output - input|^2 / |input|^2")
@@ -65,7 +65,7 @@ def rank(
     keep = f"student.keep=[{','.join(map(str, kept))}]"
     print(f"\nproposed: student.rule={rule} {shlex.quote(keep)}")
     if out:
-        write_json(Path(out), {"samples": samples, "seed": seed, "changes": changes, "rule": rule, "keep": kept})
+        write_json(Path(out), {"samples": measured, "seed": seed, "changes": changes, "rule": rule, "keep": kept})
 
 
 def _counts(config: Config, teacher: Teacher, stack: Stack) -> tuple[int, ...]:
@@ -80,9 +80,12 @@ def _counts(config: Config, teacher: Teacher, stack: Stack) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def _measure(config: Config, teacher: Teacher, stack: Stack, samples: int, batch: int, seed: int) -> list[float]:
-    """Returns the mean change of each block on `samples` cached latents."""
+def _measure(
+    config: Config, teacher: Teacher, stack: Stack, samples: int, batch: int, seed: int
+) -> tuple[list[float], int]:
+    """Returns the mean change of each block on `samples` cached latents, or on all if there are fewer, and how many."""
     cache = LatentCache.open(config, teacher.fingerprint)
+    teacher.latent_side = cache.latent_shape[-1]
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(cache))[:samples].tolist()
     draw = teacher.process.draw(config.train.timesteps, config.train.shift)
@@ -97,7 +100,7 @@ def _measure(config: Config, teacher: Teacher, stack: Stack, samples: int, batch
             noised = teacher.add_noise(latents, noise, timesteps)
             _run(teacher, noised, timesteps, [cache.captions[number] for _, number in part])
             bar.update(len(part))
-    return found.means()
+    return found.means(), len(chosen)
 
 
 def _run(teacher: Teacher, noised: Tensor, timesteps: Tensor, captions: list[str]) -> None:

@@ -40,7 +40,8 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
     )
     denoiser = denoiser_of(resolve_path(teacher))
     rule = student or denoiser.family.default_rule(denoiser.config)
-    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16", denoiser.family.flow)
+    family = denoiser.family
+    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16", family.flow, family.guidance)
     with TemporaryDirectory() as folder:
         sketch = Path(folder) / file.name
         sketch.write_text(draft(own, file), encoding="utf-8")

@@ -64,8 +64,10 @@ class Family(ABC):
     classes: ClassVar[dict[str, tuple[str, ...]]]  # part -> the classes that it may have
     text: ClassVar[tuple[TextPart, ...]]  # all text encoders that a pipeline of the family may have
     tokens: ClassVar[int]  # length of the text that costs are counted for
+    most_tokens: ClassVar[int | None] = None  # the longest text that the pipeline takes where it leaves that open
     autoencoder: ClassVar[type[ModelMixin]] = AutoencoderKL  # the VAE's class
     packing: ClassVar[int] = 1  # latent positions of the VAE along a side of one position of the denoiser
+    guidance: ClassVar[float] = 7.5  # scale of classifier-free guidance at which its models are drawn
     flow: ClassVar[bool] = False  # trained by flow matching, not with discrete betas
     # The inputs with an entry per token whose padding the denoiser's mask hides; (): it sees the padding.
     masked: ClassVar[tuple[str, ...]] = ()
@@ -118,6 +120,10 @@ class Family(ABC):
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """Returns the shape [C, h, w] of the latents that a denoiser of this configuration was made for."""
 
+    def sides(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
+        """Returns what a side of the latents must be a multiple of, and the longest side; None: there is none."""
+        return 1, None
+
     @abstractmethod
     def blank_condition(
         self, config: Mapping[str, Any], batch: int, tokens: int, dtype: torch.dtype | None
@@ -165,7 +171,11 @@ class Family(ABC):
     def complete(self, stored: Mapping[str, Any]) -> DenoiserConfig:
         """Returns the contents of the denoiser's config.json, with missing keys set to diffusers' defaults."""
         with torch.device("meta"):
-            return plain_config(self.model.from_config(dict(stored)).config)
+            return self.config_of(self.model.from_config(dict(stored)))
+
+    def config_of(self, network: Any) -> DenoiserConfig:
+        """Returns the configuration of a denoiser of the family, complete."""
+        return plain_config(network.config)
 
     def lengths(self, pipe: Any, text_tokens: int | None) -> list[int | None]:
         """Returns the length of the text of each text encoder in tokens; None: its tokenizer's.
@@ -174,6 +184,10 @@ class Family(ABC):
         """
         length = text_tokens if text_tokens is not None else default_length(type(pipe))
         return [length if part.is_open else None for part in self.text_parts(pipe)]
+
+    def text_length(self, lengths: Sequence[int]) -> int:
+        """Returns the length of the text that the denoiser is given. lengths: of `text`, in tokens."""
+        return self.tokens
 
     def text_parts(self, pipe: Any) -> list[TextPart]:
         """Returns the text encoders that a pipeline has."""

@@ -117,7 +117,7 @@ def _tokenizer_faults(folder: Path, parts: list[str]) -> Iterator[str]:
 
 def _networks(folder: Path, parts: list[str]) -> Iterator[tuple[str, nn.Module]]:
     """Yields each network of a folder on the meta device; leaves out one whose configuration is wrong."""
-    index = read_object(folder / "model_index.json")
+    index, family = read_object(folder / "model_index.json"), family_of_folder(folder)
     for part in parts:
         library, name = index[part]
         if part.startswith("tokenizer"):
@@ -125,7 +125,12 @@ def _networks(folder: Path, parts: list[str]) -> Iterator[tuple[str, nn.Module]]
         try:
             with torch.device("meta"), loading(folder / part):
                 stored = read_object(folder / part / "config.json")
-                network = _of_transformers(name, stored) if library == "transformers" else _of_diffusers(name, stored)
+                if part == family.part:
+                    network = family.model.from_config(stored)
+                elif library == "transformers":
+                    network = _of_transformers(name, stored)
+                else:
+                    network = getattr(diffusers, name).from_config(stored)
         except UserError:
             continue  # faults() has named it
         yield part, network
@@ -134,7 +139,3 @@ def _networks(folder: Path, parts: list[str]) -> Iterator[tuple[str, nn.Module]]
 def _of_transformers(name: str, stored: dict[str, Any]) -> nn.Module:
     kind = getattr(transformers, name)
     return kind(kind.config_class(**stored))
-
-
-def _of_diffusers(name: str, stored: dict[str, Any]) -> nn.Module:
-    return getattr(diffusers, name).from_config(stored)

@@ -7,15 +7,22 @@ from typing import Any
 from transformers import T5Config
 
 from randcond.launch.errors import UserError
-from randcond.model_zoo.checkpoints.diffusers_folder import class_name
+from randcond.model_zoo.checkpoints.diffusers_folder import class_name, read_object
 from randcond.model_zoo.families.base.family import Family
 from randcond.model_zoo.families.faults.transformer import stored_configurations
+
+FIRST_CLASS = "Transformer2DModel"  # the transformer's class in the published folders, which are older than its own
+_NORM = "ada_norm_single"  # PixArt's, among the networks of that class
 
 
 def configuration_faults(family: Family, folder: Path, parts: list[str]) -> Iterator[str]:
     """Yields the faults of the configurations of a folder's networks."""
     where = f"{folder}/transformer/config.json"
     try:
+        stored = read_object(folder / "transformer" / "config.json")
+        if class_name(folder / "transformer" / "config.json") == FIRST_CLASS and stored.get("norm_type") != _NORM:
+            yield f"{where}: norm_type is {stored.get('norm_type')}, expected {_NORM}, as PixArt has"
+            return
         transformer, vae, [t5] = stored_configurations(family, folder, {"text_encoder": T5Config})
     except UserError as error:
         yield str(error)

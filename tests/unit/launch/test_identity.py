@@ -58,6 +58,8 @@ def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
         ({"train": {"gone": 1}}, {"train": {}}, ["train.gone is 1, expected None"]),
         ({"student": {"rule": "a"}}, {"student": {"rule": "a", "start_from": ""}}, []),
         ({"conditioning": {"p_args": {}}}, {"conditioning": {"p_args": {"lam": 5.0}}}, ["conditioning.p_args is {}"]),
+        ({"text_tokens": 16}, {"text_tokens": None}, ["text_tokens is 16, expected None"]),
+        ({}, {"text_tokens": None, "text_dtype": None}, []),  # an older artefact
         ({"made_by": "anything"}, {"teacher": "a"}, ["teacher is None, expected 'a'"]),  # other top keys are ignored
     ],
 )

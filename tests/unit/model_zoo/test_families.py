@@ -8,22 +8,29 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline
 
+from randcond.data import __main__ as data
 from randcond.data.stream.conditioning import Times
+from randcond.eval import __main__ as evaluation
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
+from randcond.launch.planning.costs import Sizes
 from randcond.model_zoo.denoiser.forward import denoise
+from randcond.model_zoo.export import trained_student
 from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
 from randcond.model_zoo.process.levels import sd14_sigmas, sd14_time
 from randcond.model_zoo.process.rectified_flow import RectifiedFlow
-from randcond.model_zoo.sampler import decode, draw_latents
+from randcond.model_zoo.sampler import decode, draw_latents, sampler_dtype
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
 from randcond.model_zoo.students.registry import build_student, student_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.model_zoo.text_encoding.options import TextOptions
+from randcond.train import __main__ as train
 from randcond.train.losses import feature_loss, output_loss
 from tests.support import flow_teachers
 
-CAPTIONS = ["A red cat on the table", "", "one two dog " * 60]
+CAPTIONS = ["A red <pad> cat on the table", "", "one two dog " * 60]  # <pad>: T5's padding, as a word
 MAKERS: dict[str, Callable[..., Path]] = {
     "sd3": flow_teachers.sd3,
     "sd3 without T5": lambda folder: flow_teachers.sd3(folder, with_t5=False),
@@ -181,12 +188,36 @@ def test_a_student_trains_and_its_features_meet(name: str, rule: str, folders: d
     noised, timesteps = torch.randn(2, *teacher.latent_shape), torch.tensor([100, 900])
     with torch.no_grad():
         expected = denoise(teacher.denoiser, noised, timesteps, condition)
-    prediction, features = module(noised, timesteps, condition)
-    terms = feature_loss(module.teacher_names, features, taps.collect())
-    (output_loss(prediction, expected)["output"] + sum(terms.values())).backward()
-    without = [key for key, p in module.named_parameters() if p.grad is None]
+    theirs = taps.collect()
+
+    def gradients() -> dict[str, torch.Tensor | None]:
+        module.zero_grad()
+        prediction, features = module(noised, timesteps, condition)
+        terms = feature_loss(module.teacher_names, features, theirs)
+        (output_loss(prediction, expected)["output"] + sum(terms.values())).backward()
+        return {key: None if p.grad is None else p.grad.clone() for key, p in module.named_parameters()}
+
+    plain = gradients()
+    without = [key for key, gradient in plain.items() if gradient is None]
     assert not without, f"no gradient reaches {without[:3]}"
+    network.enable_gradient_checkpointing()
+    for key, gradient in gradients().items():
+        assert torch.allclose(plain[key], gradient, atol=1e-5, rtol=1e-3), key  # type: ignore[arg-type]
     assert module.network is network and next(iter(module.state_dict())).startswith("transformer.")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "rule"), [("sd3", "depth-3"), ("pixart", "depth-3"), ("klein", "depth-2+2")])
+def test_a_student_of_a_checkpoint_predicts_the_same(name: str, rule: str, folders: dict[str, Path]) -> None:
+    """A checkpoint holds parameters. SD 3 and PixArt also have a table of positions."""
+    teacher = Teacher.load(folders[name], "fp32")
+    teacher.latent_side = 16
+    network = build_student(rule, teacher.architecture, 1)
+    again = trained_student(network, dict(network.named_parameters()), torch.float32)
+    condition = teacher.encode(teacher.tokenizers(CAPTIONS[:2]))
+    noised, timesteps = torch.randn(2, *teacher.latent_shape), torch.tensor([100, 900])
+    ours, theirs = (denoise(each, noised, timesteps, condition) for each in (again, network))
+    assert torch.equal(ours, theirs)
 
 
 def test_what_a_depth_rule_cannot_do_is_said(folders: dict[str, Path]) -> None:
@@ -195,6 +226,7 @@ def test_what_a_depth_rule_cannot_do_is_said(folders: dict[str, Path]) -> None:
         ("depth-7", "the teacher has 6 blocks; a student has 2 to 6 of them, got 7"),
         ("depth-1", "a student has 2 to 6 of them, got 1"),
         ("depth-[0,6]", r"student.keep: \[0, 6\]: the teacher's blocks are 0 to 5"),
+        ("depth-[-1,5]", r"student.keep: \[-1, 5\]: the teacher's blocks are 0 to 5"),
         ("depth-[0,2,4]", r"the last block \(5\) must be kept"),
         ("depth-[2,0,5]", "expected rising numbers of blocks, each once"),
         ("block-base", "needs a teacher with a U-Net, but this one has a SD3Transformer2DModel"),
@@ -203,7 +235,7 @@ def test_what_a_depth_rule_cannot_do_is_said(folders: dict[str, Path]) -> None:
             student_of(rule, sd3)
     klein = Teacher.load(folders["klein"], "fp32").architecture
     for rule, said in (
-        ("depth-3", r"the teacher has 3 \+ 4 blocks; say how many of each a student keeps, such as depth-1\+2"),
+        ("depth-3", r"the teacher has 3 \+ 4 blocks; say how many of each a student keeps, such as depth-2\+2"),
         ("depth-4+2", "the teacher has 3 blocks; a student has 2 to 3 of them, got 4"),
         ("depth-[0,1]", "keep at least one of the blocks 3 to 6, which are of a kind"),
     ):
@@ -211,6 +243,115 @@ def test_what_a_depth_rule_cannot_do_is_said(folders: dict[str, Path]) -> None:
             student_of(rule, klein)
     pixart = Teacher.load(folders["pixart"], "fp32").architecture
     assert student_of("depth-[0,2,4]", pixart).denoiser.config["num_layers"] == 3
+
+
+FLOW = r"ddim is for discrete betas, .* trained by flow matching; use .*=teacher"
+HUB = "teacher.path=stabilityai/stable-diffusion-3.5-medium"
+PIXART = "teacher.path=PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
+
+
+@pytest.mark.parametrize(
+    ("check", "words", "said"),
+    [
+        (data.check_cache, ["cache.sampler=ddim"], f"cache.sampler: {FLOW}"),
+        (train.check, ["cache.sampler=ddim"], f"cache.sampler: {FLOW}"),
+        (train.check, ["eval.sampler=ddim"], f"eval.sampler: {FLOW}"),
+        (train.check, [HUB, "cache.sampler=ddim"], f"cache.sampler: {FLOW}"),
+        (train.check, [HUB, "teacher.text_buckets=true"], "stable-diffusion-3.5-medium has no mask for its text"),
+        (train.check, [PIXART, "teacher.text_tokens=null", "train.timesteps=logit_normal"], "train.timesteps"),
+        (evaluation.check, ["eval.sampler=ddim"], f"eval.sampler: {FLOW}"),
+        (evaluation.check, ["teacher.text_tokens=513"], "teacher.text_tokens: is 513, expected 1 to 512"),
+        (data.check_cache, ["cache.resolution=36"], "cache.resolution: is 36, expected a multiple of 8"),
+        (
+            evaluation.check,
+            ["eval.resolution=4096"],
+            "eval.resolution: is 4096, but the teacher takes images of .* at m",
+        ),
+        (
+            train.check,
+            ["train.losses.frequency=1"],
+            "train.losses.frequency: .* the features of a transformer are rows",
+        ),
+    ],
+)
+def test_what_does_not_suit_a_flow_teacher_is_named_in_the_check(
+    check: Callable[[Config], None], words: list[str], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        check(load_config("demo-flow-with", words))
+
+
+def test_other_sizes_in_the_evaluation_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    train.check(load_config("demo-flow-with", ["cache.resolution=16", "eval.metrics=[]"]))
+    said = caplog.text
+    assert "eval.resolution: images are drawn with 32 pixels, but the student is trained on latents of 16" in said
+    assert "eval.resolution=16 draws its own size" in said
+
+
+def test_a_unets_text_has_one_length() -> None:
+    with pytest.raises(
+        UserError, match=r"teacher\.text_tokens: is 16, but the text of stable-diffusion has the length"
+    ):
+        train.check(load_config("demo-with", ["teacher.text_tokens=16"]))
+
+
+@torch.no_grad()
+def test_noise_is_drawn_in_fp32(folders: dict[str, Path]) -> None:
+    """In bf16, torch's normal random numbers would have 256 levels."""
+    for name in ("sd3", "pixart", "klein"):
+        teacher = Teacher.load(folders[name], "bf16")
+        pipe, seen = teacher.pipeline("teacher"), []
+        handle = teacher.denoiser.register_forward_pre_hook(
+            lambda module, given, options, seen=seen: seen.append(options.get("hidden_states", *given[:1])),
+            with_kwargs=True,
+        )
+        draw_latents(pipe, ["a red cat"], [7], 1, 1.0, 1, PIXELS)
+        handle.remove()
+        side = PIXELS // teacher.pixels_per_latent
+        noise = torch.randn(1, teacher.latent_shape[0], side, side, generator=torch.Generator().manual_seed(7))
+        given = seen[0] if seen[0].dim() == 4 else seen[0].mT.unflatten(2, (side, side))
+        assert torch.equal(given[:1], noise.bfloat16()), name
+        assert sampler_dtype(pipe) == "pipeline, noise in fp32"
+
+
+def test_a_language_model_gives_no_logits(folders: dict[str, Path]) -> None:
+    text = Teacher.load(folders["klein"], "fp32").pipe.text_encoder
+    assert text(torch.zeros(2, 5, dtype=torch.long)).logits.shape == (2, 5, 0)
+
+
+def test_two_rules_are_counted_in_one_process(folders: dict[str, Path]) -> None:
+    """Without and with activation checkpointing, on fake tensors; then the network runs on real ones."""
+    for rule in ("depth-2+2", "depth-3+2"):
+        costs = Sizes(str(folders["klein"]), rule, PIXELS, 16)
+        whole, checkpointed = (costs.activations("fp32", each, 1.0) for each in (False, True))
+        assert 0 < checkpointed < whole
+    teacher = Teacher.load(folders["klein"], "fp32", text=TextOptions(16))
+    teacher.latent_side = PIXELS // teacher.pixels_per_latent
+    condition = teacher.encode(teacher.tokenizers(["a red cat"]))
+    noised = torch.randn(1, *teacher.latent_shape)
+    assert denoise(teacher.denoiser, noised, torch.tensor([500.0]), condition).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "tokens", "length"), [
+    ("sd3", None, 77 + 256), ("sd3", 16, 77 + 16), ("pixart", 16, 16), ("pixart alpha", None, 120), ("klein", 16, 16),
+])  # fmt: skip
+def test_costs_are_those_of_the_text_that_is_encoded(
+    name: str, tokens: int | None, length: int, folders: dict[str, Path]
+) -> None:
+    teacher = Teacher.load(folders[name], "fp32", text=TextOptions(tokens, buckets=False if "pixart" in name else None))
+    encoded = teacher.encode(teacher.tokenizers(["a cat"]))["encoder_hidden_states"]
+    planned = Sizes(str(folders[name]), teacher.family.default_rule(teacher.architecture.config), None, tokens)
+    assert encoded.shape[1] == length
+    for architecture in (teacher.architecture, planned.networks.denoiser, planned.derived.denoiser):
+        assert architecture.tokens in (length, None) and (architecture.tokens or teacher.family.tokens) == length
+
+
+def test_the_error_of_8_bits_is_not_the_caches(folders: dict[str, Path]) -> None:
+    plain, cached = (
+        Teacher.load(folders["sd3"], "fp32", text=TextOptions(16, int8=True, cache_gb=size)).remark for size in (0, 1)
+    )
+    assert plain == cached and "by 0.00%" not in plain
 
 
 def test_levels_of_noise_are_the_published_ones() -> None:

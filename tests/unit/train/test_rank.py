@@ -64,7 +64,7 @@ def test_blocks_are_ranked_on_the_cache(
         "eval: {captions: [captions.txt], sampler: teacher}\n"
         "paths: {cache: cache, run: run, pool: pool, reference: teacher-images}\n"
     )
-    words = ["students", "rank", "mine.yaml", "--samples", "6", "--batch", "4"]
+    words = ["students", "rank", "mine.yaml", "--samples", "9", "--batch", "4"]
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2 and "no complete cache at cache" in capsys.readouterr().err
@@ -73,6 +73,7 @@ def test_blocks_are_ranked_on_the_cache(
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "rank.json").read_text())
     assert len(found["changes"]) == 6 and len(found["keep"]) == 3
+    assert found["samples"] == 8  # all that the cache has
     assert {0, 5} < set(found["keep"])
     middle = max(range(1, 5), key=lambda number: found["changes"][number])
     assert found["keep"] == [0, middle, 5]
