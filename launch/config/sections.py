@@ -138,8 +138,11 @@ class Pool:
 class Conditioning:
     """Random conditioning (paper Sec. 3.3): which caption a noised latent is shown with."""
 
-    p: OfRun[str] = "exponential"  # p(t) of Table C: a name in data/stream/conditioning.py
-    p_args: OfRun[dict[str, float]] = dataclasses.field(default_factory=dict)  # arguments of p(t), e.g. {lam: 5}
+    # p(t) of Table C, with u = t/T: exponential exp(-lam (1 - u)), mirrored exp(-lam (1 - max(u, 1 - u))), linear u,
+    # sigmoid 1 / (1 + exp(-slope (u - centre))), constant value, none 0.
+    p: OfRun[str] = "exponential"
+    # Arguments of p(t). Their defaults: {lam: 5}, {slope: 20, centre: 0.7}, {value: 0.5}.
+    p_args: OfRun[dict[str, float]] = dataclasses.field(default_factory=dict)
     # What p is a function of. time: t/T; sigma: the share of noise in x_t; noise: t/T of SD 1.4's timestep with the
     # same signal-to-noise ratio.
     of: OfRun[Literal["time", "sigma", "noise"]] = "time"

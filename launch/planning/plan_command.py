@@ -211,10 +211,11 @@ def page(config: Config, found: "planner.Plan", gpu: str, source: str) -> str:
         lines += [f"  fits with  {words}  ({gb:.1f} GB)" for words, gb in found.knobs] or [
             "  no setting makes it fit; use a GPU with more memory, more hosts, or a smaller student or teacher"
         ]
+    text = f" ({found.text_share:.0%} of it for the text)" if found.text_share else ""
     lines += [
         "",
         f"time of a step at {found.efficiency:.0%} of the peak ({source}): {_time(found.step_seconds)}",
-        f"  arithmetic {_time(found.arithmetic_seconds)}; idle cores {_time(found.idle_seconds)} "
+        f"  arithmetic {_time(found.arithmetic_seconds)}{text}; idle cores {_time(found.idle_seconds)} "
         f"({found.micro_batch} samples at once keep {found.filled:.0%} as many cores busy as "
         f"{found.full_at} do)",
         f"  traffic {_time(found.traffic_seconds)} "

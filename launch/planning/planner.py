@@ -58,6 +58,7 @@ class Plan:
     efficiency: float  # share of the peak that a full GPU reaches
     step_seconds: float
     arithmetic_seconds: float
+    text_share: float  # of the arithmetic: encoding captions by language models (T5, Qwen3)
     idle_seconds: float
     full_at: int  # micro-batch that fills a GPU
     filled: float  # cores that the micro-batch keeps busy, as a share of a full GPU's
@@ -145,6 +146,7 @@ def plan(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> P
         efficiency=efficiency,
         step_seconds=step.whole,
         arithmetic_seconds=step.arithmetic,
+        text_share=step.text_share,
         idle_seconds=step.idle,
         full_at=FULL,
         filled=filled(sizes, cluster.gpu, micro),

@@ -77,6 +77,7 @@ class StepTime:
     idle: float  # extra time of a small micro-batch: idle cores, and kernels that can't get shorter
     traffic: float
     overlap: float  # share of the computing time in which traffic can run, too
+    text_share: float = 0.0  # of the arithmetic: encoding captions by language models
 
     @property
     def whole(self) -> float:
@@ -88,7 +89,8 @@ class StepTime:
 def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: float) -> StepTime:
     """Returns the time of a training step. `efficiency`: share of the peak that a micro-batch of 64 reaches."""
     passes = student_passes(config)
-    flop = sizes.text_flop(config.teacher) + sizes.teacher.flop + passes * sizes.student.flop
+    text = sizes.text_flop(config.teacher)
+    flop = text + sizes.teacher.flop + passes * sizes.student.flop
     kernels = sizes.teacher_work.kernels + passes * sizes.student_work.kernels
     arithmetic = flop * config.train.global_batch / cluster.ranks / (1e12 * cluster.gpu.tflops * efficiency)
     micro, accumulation = batch_shape(config.train.global_batch, cluster.ranks, config.engine.micro_batch)
@@ -98,7 +100,7 @@ def step_seconds(config: Config, sizes: Sizes, cluster: Cluster, efficiency: flo
     if config.teacher.text_device == "cpu":  # each micro-batch copies all weights
         idle += accumulation * sizes.loaded_text_bytes(config.teacher) / HOST_LINK
     traffic = step_traffic(config, sizes, cluster).seconds
-    return StepTime(arithmetic, idle, traffic, hiding_share(config, sizes))
+    return StepTime(arithmetic, idle, traffic, hiding_share(config, sizes), text / flop)
 
 
 def student_passes(config: Config) -> int:

@@ -35,6 +35,7 @@ class StableDiffusion3(Transformer):
         "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
         "tokenizer_3": ("T5Tokenizer", "T5TokenizerFast"),
     }
+    optional = ("text_encoder_3", "tokenizer_3")
     text = (
         TextPart("text_encoder", "tokenizer", "token_ids"),
         TextPart("text_encoder_2", "tokenizer_2", "token_ids_2"),

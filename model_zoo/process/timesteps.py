@@ -7,10 +7,23 @@ from typing import Protocol
 import numpy as np
 
 
+class Random(Protocol):
+    """What the draws take of numpy's random generator."""
+
+    def random(self) -> float:
+        """Returns a number in [0, 1)."""
+
+    def integers(self, end: int, /) -> int:
+        """Returns a number of 0 .. end - 1."""
+
+    def standard_normal(self) -> float:
+        """Returns a standard normal number."""
+
+
 class TimestepDraw(Protocol):
     """Draws the timestep of one sample."""
 
-    def __call__(self, random: np.random.Generator) -> float:
+    def __call__(self, random: Random | np.random.Generator) -> float:
         """Returns a timestep t: an integer in 0 .. T - 1, or of a flow a real number in (0, T]."""
 
 
@@ -20,7 +33,7 @@ class UniformIntegers:
 
     timesteps: int  # T
 
-    def __call__(self, random: np.random.Generator) -> int:
+    def __call__(self, random: Random | np.random.Generator) -> int:
         return int(random.integers(self.timesteps))
 
 
@@ -32,7 +45,7 @@ class FlowTimes:
     distribution: str  # uniform, or logit_normal: the logistic function of a standard normal number
     shift: float  # k: sigma' = k sigma / (1 + (k - 1) sigma)
 
-    def __call__(self, random: np.random.Generator) -> float:
+    def __call__(self, random: Random | np.random.Generator) -> float:
         if self.distribution == "logit_normal":
             sigma = 1 / (1 + math.exp(-random.standard_normal()))
         else:

@@ -72,6 +72,8 @@ def student_of(name: str, teacher: Architecture) -> Student:
     try:
         return rule.derive(teacher)
     except UserError as error:
+        if str(error).startswith("student.keep"):
+            raise
         raise UserError(f"student.rule: {name}: {error}") from None
 
 

@@ -22,6 +22,6 @@ def check_buckets(buckets: bool | None, family: Family, teacher: Path | str) -> 
     """Raises UserError if captions are to be encoded in length buckets, but the teacher sees their padding."""
     if buckets and not family.masked:
         raise UserError(
-            f"teacher.text_buckets: {teacher} has no mask for its text, so padding is a part of what it is shown; use "
-            f"teacher.text_buckets=null"
+            f"teacher.text_buckets: {teacher} does not mask its text: the padding changes its predictions, so captions "
+            f"can't be encoded without it; use teacher.text_buckets=null"
         )

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from randcond.model_zoo.families.faults.look import teacher_faults
+from randcond.launch.errors import UserError
+from randcond.model_zoo.families.faults.look import check_teacher, teacher_faults
 from tests.support import flow_teachers
 
 INDEX, NET, VAE, SCHEDULER = (
@@ -81,6 +82,18 @@ def test_it_is_refused_by_file_and_key(
     found = list(teacher_faults(folder))
     assert found and str(folder) in found[0]
     assert any(re.search(said, line) for line in found), found
+
+
+def test_a_part_that_is_not_there_is_named_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, part, way_out in (
+        ("sd3", "text_encoder_3", r"copy it again, or set text_encoder_3 and tokenizer_3 there to [null, null]"),
+        ("pixart", "text_encoder", "copy it again"),
+    ):
+        folder = shutil.copytree(folders[name], tmp_path / name)
+        shutil.rmtree(folder / part)
+        with pytest.raises(UserError) as raised:
+            check_teacher(folder)
+        assert str(raised.value) == f"{folder / part}: is missing, although model_index.json names it; {way_out}"
 
 
 def test_a_chat_template_is_needed(folders: dict[str, Path], tmp_path: Path) -> None:

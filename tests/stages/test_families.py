@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from randcond.model_zoo.export import denoiser_weights, trained_student
 from randcond.model_zoo.students.registry import student_of
@@ -123,6 +124,16 @@ def test_fsdp_trains_as_zero(road: Path) -> None:
     randcond(road, "run", "train", "mine.yaml", *TRAIN, "engine.kind=fsdp", "paths.run=runs/fsdp")
     for ours, theirs in zip(metrics(road / "runs/fsdp"), metrics(road / "runs/run"), strict=True):
         assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-4)
+
+
+def test_the_cards_usage_draws_what_was_trained(road: Path) -> None:
+    """The code of the model card, in the student's folder. The picture has the size of the cached latents."""
+    student = road / "runs/run/student"
+    code = (student / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    done = warm.run([warm.Command("-c", [code], student)])[0]
+    assert done.returncode == 0, done.stderr
+    with Image.open(student / "image.png") as image:
+        assert image.size == (experiment_of(road)["eval"]["resolution"],) * 2
 
 
 @torch.no_grad()

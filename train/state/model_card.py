@@ -13,6 +13,7 @@ from randcond.launch.urls import show_url
 from randcond.model_zoo.checkpoints.diffusers_folder import is_local_path
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.export import licence_files
+from randcond.model_zoo.families.base.family import Family
 from randcond.model_zoo.families.registry import pipeline_of
 from randcond.model_zoo.students.registry import find_rule
 from randcond.train.state.origin import earlier_in_words, of_student, of_teacher
@@ -22,10 +23,10 @@ _SNIPPET = """```python
 import torch
 from diffusers import DiffusionPipeline
 
-device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+device, dtype = ("cuda", torch.{half}) if torch.cuda.is_available() else ("cpu", torch.float32)
 # "." is this folder; its path, or its name on the hub, does as well
 pipe = DiffusionPipeline.from_pretrained(".", torch_dtype=dtype).to(device)
-image = pipe("a photo of a red bus", num_inference_steps=25, {call}).images[0]
+image = pipe(prompt="a photo of a red bus", num_inference_steps=25, {call}).images[0]
 image.save("image.png")
 ```"""
 _OWN_CLASS = """diffusers does not have its U-Net class, so randcond loads it:
@@ -36,7 +37,7 @@ from pathlib import Path
 from randcond.model_zoo.export import load_pipeline
 
 pipe = load_pipeline(Path("."))  # this folder
-image = pipe("a photo of a red bus", num_inference_steps=25, {call}).images[0]
+image = pipe(prompt="a photo of a red bus", num_inference_steps=25, {call}).images[0]
 image.save("image.png")
 ```"""
 
@@ -65,7 +66,9 @@ def model_card(
     start = f"the student {_public(config.student.earlier, 2)}" if config.student.earlier else config.student.init
     licence = [origin.in_words(teacher, licence_files(source))]
     licence += [earlier_in_words(Path(config.student.earlier), origin)] if config.student.earlier else []
-    usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(call=_call(config))
+    usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(
+        call=_call(config, family), half="float16" if family.part == "unet" else "bfloat16"
+    )
     schedule = train.schedule + (f", {train.warmup} steps of warm-up" if train.warmup else "")
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
@@ -94,10 +97,11 @@ Initialisation: {start}. Learning rate: {train.lr:g}, {schedule}.
 """
 
 
-def _call(config: Config) -> str:
+def _call(config: Config, family: Family) -> str:
     """Returns the arguments with which a pipeline draws what the student was trained on."""
     pixels, tokens = config.cache.resolution, config.teacher.text_tokens
     words = [f"guidance_scale={config.cache.guidance:g}"]
+    words += [f"{name}={value}" for name, value in family.call_options.items()]
     words += [f"height={pixels}, width={pixels}"] if pixels else []
     words += [f"max_sequence_length={tokens}"] if tokens else []
     return ", ".join(words)
@@ -111,7 +115,8 @@ def _facts(config: Config) -> str:
         extra = [f"{pool.size} captions of {extra[0]}"]
     extra += [f"all of {_public(show_url(source))}" for source in pool.also]
     options = ", ".join(f"{key} {value:g}" for key, value in conditioning.p_args.items())
-    latents = f"{cache.sampler} {cache.steps}, guidance {cache.guidance:g}"
+    sampler = "the teacher's own sampler" if cache.sampler == "teacher" else cache.sampler.upper()
+    latents = f"{sampler} with {cache.steps} steps, guidance {cache.guidance:g}"
     if cache.images:
         latents = f"real images of {_public(show_url(cache.images))}"
     return f"""| | |

@@ -31,7 +31,7 @@ def init(
     --gpu NAME    the GPU to plan for, e.g. rtx4090, or 11GB,27TFLOPS for any other (default: this machine's)
     --hours H     the time for all stages together (default: 24)
     --student R   a student rule, see `randcond students` (default: block-base, of SDXL koala-700m, of a
-                  transformer half of its blocks)
+                  transformer half of its blocks, of FLUX.2 all blocks of two streams and half of the others)
     --force       overwrite FILE
 
     Chooses the number of latents, the batch and the steps for these hours, and settings that save memory if it would

@@ -99,6 +99,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         "",
         "conditioning:",
         "  p: exponential # probability p(t) that a caption is replaced; none: plain distillation",
+        *_level(own),
         "",
         "train:",
         f"  steps: {steps} # optimizer steps; may be raised later, the run then continues",
@@ -122,6 +123,8 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  captions: {sources} # better: captions of your own choice that are not in the files above",
         f"  size: {sizes.drawn} # pictures",
         "  protocol: native # pictures as they are drawn; paper: as the paper scores them, resized to 256 pixels",
+        "  steps: 25 # sampling steps per picture",
+        f"  guidance: {own.guidance} # scale of classifier-free guidance",
         *_sampler(own),
         "  batch: null # samples at once; null: the largest that fits",
         "  weights: ema # raw: the weights of the last step; ema: their moving average, usually better",
@@ -139,6 +142,11 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
 def _sampler(own: Own) -> list[str]:
     """Returns the line of the sampler if the default one does not suit the teacher."""
     return ["  sampler: teacher # the one that the teacher ships with"] if own.flow else []
+
+
+def _level(own: Own) -> list[str]:
+    """Returns the line that says what p is a function of, if the teacher was trained by flow matching."""
+    return ["  of: sigma # p grows with sigma, the share of noise"] if own.flow else []
 
 
 def _quoted(value: Any) -> str:

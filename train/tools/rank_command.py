@@ -34,7 +34,7 @@ def rank(
     changes its input little is missed least. The proposal has as many blocks as student.rule.
 
     experiment   a name or a YAML file; its cache must be complete
-    overrides    any key of the YAML
+    overrides    any key of the YAML, such as those that the cache was made with
 
     --samples N  number of latents, chosen at random (default 256)
     --batch N    samples at once (default 8)

@@ -62,6 +62,7 @@ class Family(ABC):
     pipelines: ClassVar[dict[type[DiffusionPipeline], dict[str, Any]]]
     kept_options: ClassVar[tuple[str, ...]] = ()  # constructor options that are, beside the parts
     classes: ClassVar[dict[str, tuple[str, ...]]]  # part -> the classes that it may have
+    optional: ClassVar[tuple[str, ...]] = ()  # the parts that a pipeline may do without
     text: ClassVar[tuple[TextPart, ...]]  # all text encoders that a pipeline of the family may have
     tokens: ClassVar[int]  # length of the text that costs are counted for
     most_tokens: ClassVar[int | None] = None  # the longest text that the pipeline takes where it leaves that open

@@ -32,7 +32,7 @@ def check_teacher(path: Path | str) -> None:
     """
     if is_hub_id(path):
         return
-    if faults := list(teacher_faults(Path(path))):
+    if faults := list(dict.fromkeys(teacher_faults(Path(path)))):
         raise UserError("\n".join(faults))
 
 
@@ -78,6 +78,11 @@ def _parts(folder: Path) -> list[str]:
         if name not in family.classes[part] or library != expected_library:
             expected = " or ".join(family.classes[part])
             raise UserError(f"{folder}/model_index.json: {part} is {entry}, expected {expected} of {expected_library}")
+        if not (folder / part).is_dir():
+            without = (
+                f", or set {' and '.join(family.optional)} there to [null, null]" if part in family.optional else ""
+            )
+            raise UserError(f"{folder / part}: is missing, although model_index.json names it; copy it again{without}")
     return parts
 
 

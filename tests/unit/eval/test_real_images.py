@@ -285,6 +285,6 @@ def test_tars_as_people_make_them(tmp_path: Path) -> None:
 def test_a_card_says_that_the_images_were_real() -> None:
     teacher = resolve_path("package:data/digits/models/teacher")
     drawn, real = (model_card(load_config(name), "ema", 10, teacher) for name in ("b-base", "b-base-real"))
-    assert "| cached captions | 212000, ddim 25, guidance 7.5, seed 0 |" in drawn
+    assert "| cached captions | 212000, DDIM with 25 steps, guidance 7.5, seed 0 |" in drawn
     assert "| cached captions | 212000, real images of " in real
     assert "guidance 7.5" not in real.split("```yaml")[0]

@@ -90,6 +90,7 @@ def test_a_batch_that_is_given_needs_no_record(config: Config) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.heavy
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from randcond.launch.device.batches import _record\n"

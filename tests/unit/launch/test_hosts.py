@@ -107,6 +107,7 @@ def test_a_pool_that_another_run_builds_is_waited_for(tmp_path: Path, capsys: py
     assert made[0]["captions"] == 2
 
 
+@pytest.mark.heavy
 def test_a_cache_on_a_server_needs_its_captions_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def share(given: Config, sizes: Sizes) -> float:
     return text / (text + sizes.teacher.flop + 3 * sizes.student.flop)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("teacher", "rule", "whole", "bucketed"),
     [
@@ -48,6 +49,7 @@ def test_clips_are_not_counted() -> None:
     assert counted(given).text_flop(given.teacher) == 0
 
 
+@pytest.mark.heavy
 def test_what_makes_text_encoders_cheaper_is_priced_and_proposed() -> None:
     plain = config("sd35-medium", "depth-12")
     sizes = counted(plain)

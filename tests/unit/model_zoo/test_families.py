@@ -170,6 +170,7 @@ def test_a_depth_student_has_blocks_of_both_kinds(folders: dict[str, Path]) -> N
     assert student_of("depth-[0,2,3,6]", teacher.architecture).pairs == student.pairs
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
@@ -206,6 +207,7 @@ def test_a_student_trains_and_its_features_meet(name: str, rule: str, folders: d
     assert module.network is network and next(iter(module.state_dict())).startswith("transformer.")
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "rule"), [("sd3", "depth-3"), ("pixart", "depth-3"), ("klein", "depth-2+2")])
 def test_a_student_of_a_checkpoint_predicts_the_same(name: str, rule: str, folders: dict[str, Path]) -> None:
@@ -257,7 +259,7 @@ PIXART = "teacher.path=PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
         (train.check, ["cache.sampler=ddim"], f"cache.sampler: {FLOW}"),
         (train.check, ["eval.sampler=ddim"], f"eval.sampler: {FLOW}"),
         (train.check, [HUB, "cache.sampler=ddim"], f"cache.sampler: {FLOW}"),
-        (train.check, [HUB, "teacher.text_buckets=true"], "stable-diffusion-3.5-medium has no mask for its text"),
+        (train.check, [HUB, "teacher.text_buckets=true"], "stable-diffusion-3.5-medium does not mask its text"),
         (train.check, [PIXART, "teacher.text_tokens=null", "train.timesteps=logit_normal"], "train.timesteps"),
         (evaluation.check, ["eval.sampler=ddim"], f"eval.sampler: {FLOW}"),
         (evaluation.check, ["teacher.text_tokens=513"], "teacher.text_tokens: is 513, expected 1 to 512"),
@@ -295,6 +297,7 @@ def test_a_unets_text_has_one_length() -> None:
         train.check(load_config("demo-with", ["teacher.text_tokens=16"]))
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 def test_noise_is_drawn_in_fp32(folders: dict[str, Path]) -> None:
     """In bf16, torch's normal random numbers would have 256 levels."""
@@ -319,6 +322,7 @@ def test_a_language_model_gives_no_logits(folders: dict[str, Path]) -> None:
     assert text(torch.zeros(2, 5, dtype=torch.long)).logits.shape == (2, 5, 0)
 
 
+@pytest.mark.heavy
 def test_two_rules_are_counted_in_one_process(folders: dict[str, Path]) -> None:
     """Without and with activation checkpointing, on fake tensors; then the network runs on real ones."""
     for rule in ("depth-2+2", "depth-3+2"):
@@ -332,6 +336,7 @@ def test_two_rules_are_counted_in_one_process(folders: dict[str, Path]) -> None:
     assert denoise(teacher.denoiser, noised, torch.tensor([500.0]), condition).isfinite().all()
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "tokens", "length"), [
     ("sd3", None, 77 + 256), ("sd3", 16, 77 + 16), ("pixart", 16, 16), ("pixart alpha", None, 120), ("klein", 16, 16),
@@ -347,6 +352,7 @@ def test_costs_are_those_of_the_text_that_is_encoded(
         assert architecture.tokens in (length, None) and (architecture.tokens or teacher.family.tokens) == length
 
 
+@pytest.mark.heavy
 def test_the_error_of_8_bits_is_not_the_caches(folders: dict[str, Path]) -> None:
     plain, cached = (
         Teacher.load(folders["sd3"], "fp32", text=TextOptions(16, int8=True, cache_gb=size)).remark for size in (0, 1)

@@ -55,7 +55,7 @@ def test_captions_of_one_length_keep_their_order(folder: Path) -> None:
 
 def test_buckets_need_a_mask(folder: Path, tmp_path: Path) -> None:
     unmasked = flow_teachers.sd3(tmp_path / "teacher")
-    with pytest.raises(UserError, match=r"teacher\.text_buckets: .* has no mask for its text, so padding is a part of"):
+    with pytest.raises(UserError, match=r"teacher\.text_buckets: .* does not mask its text: the padding changes its"):
         Teacher.load(unmasked, "fp32", text=TextOptions(buckets=True))
     assert Teacher.load(folder, "fp32", text=TextOptions(buckets=True)).has_buckets
     assert not Teacher.load(unmasked, "fp32").has_buckets
