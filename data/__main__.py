@@ -16,7 +16,7 @@ def check_pool(config: Config) -> None:
 
 
 def check_cache(config: Config) -> None:
-    """Checks the teacher, what must suit it, and the sources of the cached captions. Raises UserError for a fault."""
+    """Checks the teacher, its settings, and the sources of the cached captions. Raises UserError for a fault."""
     from randcond.data.teacher_settings import check_settings
     from randcond.model_zoo.families.faults.look import check_teacher
 

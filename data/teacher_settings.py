@@ -19,15 +19,15 @@ from randcond.model_zoo.sampler import is_of_flow
 from randcond.model_zoo.text_encoding.options import check_buckets
 
 
-def check_settings(config: Config, *stages: str) -> None:
-    """Raises UserError naming the key that does not suit the teacher.
+def check_settings(config: Config, *stages: str) -> Networks | None:
+    """Raises UserError naming the key that does not suit the teacher. Returns what known_networks() does.
 
     stages: "cache", "eval" or both: those whose images are drawn. A teacher of an unknown kind is only scored, so only
     its sampler is checked.
     """
     path = resolve_path(config.teacher.path)
     if not layout_of(path) and not (Path(path) / "model_index.json").is_file():
-        return  # an unknown hub id, or nothing: loading says what is wrong
+        return None  # an unknown hub id, or nothing: loading says what is wrong
     networks = known_networks(path)
     family = networks.denoiser.family if networks else None
     if family:
@@ -46,6 +46,7 @@ def check_settings(config: Config, *stages: str) -> None:
             )
         if networks and pixels is not None:
             check_side(f"{stage}.resolution", pixels, networks)
+    return networks
 
 
 def known_networks(path: Path | str) -> Networks | None:

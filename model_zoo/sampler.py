@@ -33,7 +33,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> scheduler class, 
     "euler": (EulerDiscreteScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
 }
-ROUNDED = "pipeline, noise in fp32"  # what sampler_dtype() returns for a transformer that computes in bf16
+FP32_NOISE = "pipeline, noise in fp32"  # what sampler_dtype() returns for a transformer that computes in bf16
 DECODED_AT_ONCE = 1 << 20  # pixels per call of the VAE; its activations for a batch of large images would not fit
 
 
@@ -87,7 +87,7 @@ def sampler_dtype(pipe: Any) -> str:
     unet = getattr(pipe, "unet", None)
     if isinstance(unet, UNet2DConditionModel):
         return "fp32" if unet.config.in_channels == pipe.vae.config.latent_channels else "pipeline"
-    return ROUNDED if family_of_pipeline(pipe) and pipe.transformer.dtype != torch.float32 else "pipeline"
+    return FP32_NOISE if family_of_pipeline(pipe) and pipe.transformer.dtype != torch.float32 else "pipeline"
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def draw_latents(
     options |= family.call_options if family else {}
     kept = sampler_dtype(pipe)
     in_fp32 = kept == "fp32"
-    if in_fp32 or kept == ROUNDED:
+    if in_fp32 or kept == FP32_NOISE:
         denoiser = getattr(pipe, "unet", None) or pipe.transformer
         side = (resolution or own_resolution(pipe)) // pixels_per_latent(pipe)
         noise = randn_tensor((batch, denoiser.config.in_channels, side, side), generators)

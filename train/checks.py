@@ -11,7 +11,7 @@ from randcond.data.captions.sources import expand
 from randcond.data.inputs.catalogue import collecting_missing
 from randcond.data.inputs.fetch import check_packages
 from randcond.data.stream.conditioning import probability_table, times_of
-from randcond.data.teacher_settings import check_settings, known_networks
+from randcond.data.teacher_settings import check_settings
 from randcond.eval.checks import check_evaluation
 from randcond.eval.images.prompts import choose_prompts
 from randcond.launch.config.engines import batch_shape, shard_group
@@ -58,10 +58,9 @@ def check_training(config: Config, ranks: int) -> None:
 
 
 def _check_against_teacher(config: Config) -> None:
-    """Raises UserError naming a key of timesteps, p(t), samplers, sizes, text or losses that misfits the teacher."""
+    """Raises UserError naming a setting that does not suit the teacher."""
     folder = resolve_path(config.teacher.path)
-    check_settings(config, "cache", "eval")
-    networks = known_networks(folder)
+    networks = check_settings(config, "cache", "eval")
     if not is_hub_id(folder):
         process: Process = process_of(stored_scheduler(folder), folder, family_of_folder(folder).flow)
     elif networks:  # a published teacher, whose scheduler may not be here yet

@@ -24,7 +24,7 @@ from randcond.launch.runtime.artefacts import check_matches
 from randcond.launch.runtime.files import RESTORE, naming_full_disk, read_record, sha256, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.ranks import cpu_threads, rank
-from randcond.model_zoo.sampler import ROUNDED, sampler_dtype
+from randcond.model_zoo.sampler import FP32_NOISE, sampler_dtype
 from randcond.model_zoo.teacher import Teacher
 
 _RESTORE_MANIFEST = "restore it from a copy; the manifest of a part of another cache: `randcond cache subset` makes it"
@@ -81,7 +81,7 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
             expected["compute_dtype"] = drawn_in
             if rank() == 0:
                 log.info(f"cache: its latents were drawn with teacher.dtype={drawn_in}, and are used as they are")
-        if expected["sampler_dtype"] == ROUNDED and all(map(Path.is_file, shards)):
+        if expected["sampler_dtype"] == FP32_NOISE and all(map(Path.is_file, shards)):
             expected["sampler_dtype"] = stored.get("sampler_dtype")  # older versions drew the noise in bf16
         check_matches(_as_settings(stored), _as_settings(expected), f"the cache at {folder}", _REMEDY, absent)
         if digest != stored["captions_sha256"]:
@@ -172,7 +172,7 @@ def new_plan(config: Config, teacher: Teacher, captions_hash: str, source: Laten
         DAMAGED: [],
         **source.facts,
         **shards,
-        **{key: value for key, value in config.teacher.text_facts.items() if value is not None},  # as the resolution
+        **{key: value for key, value in config.teacher.text_facts.items() if value is not None},  # as below
         "compute_dtype": config.teacher.dtype,
         "sampler_dtype": sampler_dtype(teacher.pipe),
         "latent_shape": _latent_shape(config, teacher),

@@ -61,7 +61,7 @@ class Teacher:
         return {"text_tokens": self.text_tokens, "text_dtype": self.text_dtype}
 
 
-NO_TEXT_FACTS = dict.fromkeys(("text_tokens", "text_dtype"))  # what artefacts without these settings were made with
+NO_TEXT_FACTS = Teacher(path="").text_facts  # what artefacts without these settings were made with
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -18,7 +18,7 @@ def folder_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     parts = [path for path in folder.glob("*/*") if path.suffix in {".json", ".txt", ".jinja", ".safetensors"}]
-    # A vocabulary of SentencePiece counts where it is the one that is read.
+    # SentencePiece's vocabulary is read only where there is no tokenizer.json.
     parts += [path for path in folder.glob("*/*.model") if not path.with_name("tokenizer.json").is_file()]
     for path in sorted([*parts, folder / "model_index.json", *folder.glob("*.safetensors")]):
         unused = path.parent.name in {"safety_checker", "feature_extractor"} or re.search(
