@@ -26,7 +26,7 @@ def wait_for_text(process: warm.Process, text: str) -> str:
     """Waits until a process has said a text, on either output. Returns the line."""
     deadline = time.monotonic() + HANG
     while True:
-        said = "".join(path.read_text(errors="replace") for path in process._outputs)
+        said = "".join(process.output())
         if text in said:
             return next(line for line in said.splitlines() if text in line)
         assert process.poll() is None, f"ended with {process.returncode}: {said}"

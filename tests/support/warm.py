@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -78,7 +78,8 @@ class Process:
         flags = [] if command.module == "-c" else ["-m"]
         self.args = ["python", *flags, command.module, *command.words]
         self.returncode: int | None = None
-        self._outputs = [Path(tempfile.mkstemp(prefix="randcond-out-")[1]) for _ in range(2)]
+        # Files without a name: a test that never reads its output leaves nothing behind.
+        self._outputs = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (open as long as the process)
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(str(_socket_of_server()))
         request = {
@@ -88,10 +89,9 @@ class Process:
             "environment": {**os.environ, **ENVIRONMENT, **command.environment},
         }
         data = json.dumps(request).encode()
-        with ExitStack() as files:
-            numbers = [files.enter_context(path.open("wb")).fileno() for path in self._outputs]
-            socket.send_fds(self._server, [len(data).to_bytes(8, "big")], numbers)
-            self._server.sendall(data)
+        numbers = [file.fileno() for file in self._outputs]
+        socket.send_fds(self._server, [len(data).to_bytes(8, "big")], numbers)
+        self._server.sendall(data)
         self.pid = self._number(HANG)
 
     def _number(self, timeout: float) -> int:
@@ -133,10 +133,15 @@ class Process:
     def communicate(self, timeout: float = HANG) -> tuple[str, str]:
         """Waits for the end. Returns the standard output and the standard error."""
         self.wait(timeout)
-        texts = [path.read_text(errors="replace") for path in self._outputs]
-        for path in self._outputs:
-            path.unlink()
-        return texts[0], texts[1]
+        return self.output()
+
+    def output(self) -> tuple[str, str]:
+        """Returns the standard output and the standard error so far."""
+        first, second = (
+            os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
+            for file in self._outputs
+        )
+        return first, second
 
 
 def run(commands: Sequence[Command], timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
