@@ -23,7 +23,7 @@ INCEPTION = {"fid", "is", "kid", "precision-recall"}  # the metrics that read it
 # Bytes of the networks that read features, in fp32; and what Inception holds per image at its peak.
 INCEPTION_WEIGHTS, INCEPTION_PEAK = 95e6, 40e6
 SCORING = {"clip": 5.5e9, "fd-dinov2": 1.2e9}
-_STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
+STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
 
 
 def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, batch: int) -> dict[str, int]:
@@ -72,7 +72,7 @@ def _held(config: Config, sizes: Sizes, cluster: Cluster) -> int:
     memory, dtype = training_memory(config, sizes, cluster), config.teacher.dtype
     teacher = memory["teacher denoiser"] - sizes.teacher_bytes(dtype)  # less if it is sharded
     drawn = weight_bytes(dtype) * sizes.student.parameters  # the student whose images are drawn
-    return sum(memory[part] for part in _STATE) + teacher + drawn
+    return sum(memory[part] for part in STATE) + teacher + drawn
 
 
 def largest_batch(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, beside: int = 0) -> int | None:

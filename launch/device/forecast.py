@@ -17,7 +17,8 @@ from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
 from randcond.launch.device.drawing import DrawingStage, drawing_memory, grid_memory, held_by_training, largest_batch
 from randcond.launch.device.here import Here, device_here
-from randcond.launch.device.remedies import drawing_remedy, training_remedy
+from randcond.launch.device.remedies import drawing_remedy, host_remedy, training_remedy
+from randcond.launch.device.saving import host_bytes
 from randcond.launch.device.so_far import bytes_written, is_done, share_done
 from randcond.launch.planning.costs import Cluster, Sizes, counted
 from randcond.launch.planning.fitting import USABLE, with_planned_micro_batch
@@ -42,6 +43,8 @@ class StageForecast:
     hours: float  # still to go; of an evaluation that was begun: all of it
     done: bool
     remedy: str = ""  # if it does not fit: what would
+    host_gb: float = 0.0  # of the host's memory at a checkpoint
+    host_remedy: str = ""  # if that does not fit: what would
 
 
 def efficiency_of(here: Here) -> float:
@@ -103,6 +106,8 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
             0.0 if done else hours.get(stage, 0.0) * (1 - share_done(stage, config)),
             done,
             remedy,
+            host_bytes(config, sizes, cluster) / 1e9 if stage == "train" and not done else 0.0,
+            host_remedy(config),
         )
 
 
@@ -151,12 +156,20 @@ def table(rows: Sequence[StageForecast], here: Here, ranks: int = 1) -> str:
 
 
 def faults(rows: Sequence[StageForecast], here: Here) -> Iterator[str]:
-    """Yields one sentence for each stage that does not fit into memory, and each disk that is too small."""
+    """Yields one sentence for each stage that does not fit into memory, each training whose checkpoints do not, and
+    each disk that is too small.
+    """
     for row in rows:
         if row.remedy:
             yield (
                 f"{row.experiment}: {row.stage} needs {row.needed_gb:.1f} GB of memory, this device has "
                 f"{USABLE * here.gpu.memory_gb:.1f} GB usable: {row.remedy}"
+            )
+        elif row.host_gb > USABLE * here.host_gb:
+            yield (
+                f"{row.experiment}: a checkpoint is copied into the host's memory, so that training goes on while it "
+                f"is written. With it the training needs {row.host_gb:.1f} GB there, {here.host_gb:.1f} GB are "
+                f"available: {row.host_remedy}"
             )
     disks: dict[int, list[StageForecast]] = {}
     for row in rows:

@@ -1,5 +1,6 @@
 """The device of this machine, as plans take it: a known GPU by its data sheet, anything else as measured."""
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ class Here:
     name: str  # as the driver says it; "CPU, 2 cores"
     gpu: Gpu
     measured: bool = False  # True if `gpu.tflops` was measured, and is not from a data sheet
+    host_gb: float = math.inf  # memory of the host that is available to all ranks
 
     @property
     def cpu(self) -> bool:
@@ -41,19 +43,18 @@ def device_here(ranks: int, measured_in: torch.dtype | None = None) -> Here:
     Without a GPU, each rank gets its share of the memory that is available. `measured_in`: the dtype in which to
     measure the speed of a device without a known data sheet, which takes under a second; None: its speed is 1 TFLOP/s.
     """
-    where = device()
+    where, available = device(), _available() / 1e9
     if where.type == "cpu":
         cores = len(os.sched_getaffinity(0))
         speed = _tflops(where, measured_in) / ranks if measured_in else 1.0
-        share = _available() / ranks / 1e9
-        cpu = Gpu(speed, share, 10, 1, 1, 0.7, 3e-5, host=True)
-        return Here(f"CPU, {cores} cores", cpu, measured_in is not None)
+        cpu = Gpu(speed, available / ranks, 10, 1, 1, 0.7, 3e-5, host=True)
+        return Here(f"CPU, {cores} cores", cpu, measured_in is not None, available)
     properties = torch.cuda.get_device_properties(where)
     size, cores = (properties.total_memory - _of_others(where)) / 1e9, properties.multi_processor_count
     if known := gpu_of(properties.name):
-        return Here(properties.name, replace(known, memory_gb=size, cores=cores))
+        return Here(properties.name, replace(known, memory_gb=size, cores=cores), host_gb=available)
     speed = _tflops(where, measured_in) if measured_in else 1.0
-    return Here(properties.name, Gpu(speed, size, 32, 3, cores), measured_in is not None)
+    return Here(properties.name, Gpu(speed, size, 32, 3, cores), measured_in is not None, available)
 
 
 def _of_others(gpu: torch.device) -> int:

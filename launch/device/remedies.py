@@ -40,6 +40,12 @@ def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
     return f"{set_it} paths.reference=NEW{removed}: what is there was begun in batches of {begun}"
 
 
+def host_remedy(config: Config) -> str:
+    """Returns what makes a training's checkpoints fit the host's memory."""
+    ema = "" if config.engine.ema == "off" else "engine.ema=off, "
+    return f"use {ema}a smaller student, or hosts with more memory"
+
+
 def _with_folders(change: Change, config: Config) -> str:
     """Returns a change as overrides. Work that was begun with other numbers stays where it is, so it adds folders."""
     paths, rounded = config.paths, not change.keys().isdisjoint(_ROUNDED)

@@ -7,7 +7,7 @@ export work the same for every engine.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -123,15 +123,19 @@ class Engine:
         if self.ema is not None:
             self.ema.update(decay)
 
-    def _values(self, kind: str) -> list[Tensor]:
-        """Returns the values [n] of each piece, fp32: views, but copies of moments that are stored in 8 bits."""
+    def _values(self, kind: str) -> Iterator[Tensor]:
+        """Yields the values [n] of each piece, fp32: views, but copies of moments that are stored in 8 bits.
+
+        The copies are made one by one: all together they would take as much memory as the weights.
+        """
         if kind == "ema":
             assert self.ema is not None
             self.ema.finish()
-            return self.ema.average
-        if kind == "weights":
-            return [piece.weights for piece in self.pieces]
-        return [self._moment(piece, kind) for piece in self.pieces]
+            yield from self.ema.average
+        elif kind == "weights":
+            yield from (piece.weights for piece in self.pieces)
+        else:
+            yield from (self._moment(piece, kind) for piece in self.pieces)
 
     def _moment(self, piece: Piece, kind: str) -> Tensor:
         master, start = self.master_of(piece)

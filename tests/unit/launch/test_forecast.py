@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,3 +173,37 @@ def test_an_odd_micro_batch_that_does_not_fit_has_a_smaller_one_that_does() -> N
     between = replace(card, memory_gb=(needed(5) + needed(25)) / 2e9 / USABLE)
     ways = [change for change, _ in ways_to_fit(config, sizes, Cluster(between, 1, 1))]
     assert ways[0] == {"engine.micro_batch": 5} and {"engine.micro_batch": 1} not in ways
+
+
+def test_a_checkpoint_must_fit_the_hosts_memory() -> None:
+    card = Here("two cards", find_gpu("h200"), host_gb=20)
+    config = load_config("b-base", ["teacher.path=sd-v1-4", "cache.size=1024", "train.global_batch=64"])
+    trained = counted(config).trained
+
+    def of_training(here: Here, nodes: int, **engine: Any) -> StageForecast:
+        given = replace(config, engine=replace(config.engine, **engine))
+        return next(row for row in forecast(given, Cluster(here.gpu, nodes, 2), here) if row.stage == "train")
+
+    assert of_training(card, 1).host_gb == pytest.approx(16e-9 * trained, rel=1e-6)  # weights, EMA, two moments
+    assert of_training(card, 1, ema="off").host_gb == pytest.approx(12e-9 * trained, rel=1e-6)
+    assert of_training(card, 1, ema="cpu").host_gb == pytest.approx(20e-9 * trained, rel=1e-6)
+    assert of_training(card, 2).host_gb == pytest.approx(8e-9 * trained, rel=1e-6)
+    hybrid = of_training(card, 2, kind="fsdp", sharding="hybrid")  # only one host writes
+    assert hybrid.host_gb == pytest.approx(16e-9 * trained, rel=1e-6)
+    assert of_training(card, 2, zero_stage=0, precision="fp32").host_gb == hybrid.host_gb
+
+    def said_of(here: Here) -> list[str]:
+        return [text for text in faults([of_training(card, 1)], here) if "disk" not in text]
+
+    assert not said_of(card)
+    said = said_of(replace(card, host_gb=9))
+    assert len(said) == 1 and "a checkpoint is copied into the host's memory" in said[0] and "9.0 GB" in said[0]
+
+
+def test_on_a_cpu_a_checkpoint_comes_on_top_of_the_training() -> None:
+    config = load_config("demo-with", SD)
+    cluster = Cluster(replace(find_gpu("h200"), host=True), 1, 2)
+    memory, copied = training_memory(config, counted(config), cluster), 16 * counted(config).trained
+    row = next(row for row in forecast(config, cluster, Here("CPU", cluster.gpu)) if row.stage == "train")
+    between = sum(size for part, size in memory.items() if part not in ("activations", "gathered in a step"))
+    assert row.host_gb == pytest.approx((2 * between + copied) / 1e9)

@@ -1,11 +1,14 @@
 """AdamW with moments in 8 bits: what is stored, how exactly, and that its steps are those of torch's AdamW."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
 
 from randcond.train.engine import adamw_8bit
 from randcond.train.engine.adamw_8bit import BLOCK, AdamW8bit, Stored, code_values
+from randcond.train.engine.base import Engine, Piece
 
 # The largest error of a stored value, as a share of the largest value of its block: half of the widest gap of codes.
 BOUNDS = {True: 0.0108, False: 0.0038}
@@ -116,3 +119,37 @@ def test_moments_take_a_quarter_of_the_bytes() -> None:
     held = [optimizer.state[parameter][name] for name in adamw_8bit.MOMENTS]
     size = sum(tensor.nbytes for each in held for tensor in (each.codes, each.scales))
     assert size == 2 * (1 + 4 / 256) * parameter.numel()
+
+
+class OneRank(Engine):
+    """An engine's state without its training step."""
+
+    def __init__(self, optimizer: AdamW8bit, masters: list[torch.nn.Parameter]) -> None:
+        self.optimizer, self.ema = optimizer, None
+        self.pieces = [Piece(f"p{number}", 0, master.data) for number, master in enumerate(masters)]
+        self.masters = masters
+
+    def master_of(self, piece: Piece) -> tuple[Tensor, int]:
+        return self.masters[int(piece.name.removeprefix("p"))], 0
+
+
+def test_a_checkpoint_decodes_one_moment_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    masters = parameters([700, 300, 5, 2000])
+    optimizer = AdamW8bit(masters, 0.01, (0.9, 0.999), 1e-8, 0.0)
+    optimizer.step()
+    engine, read = OneRank(optimizer, masters), Stored.read
+    decoded: list[weakref.ref[Tensor]] = []
+
+    def watched(stored: Stored, start: int, stop: int) -> Tensor:
+        assert sum(each() is not None for each in decoded) <= 1  # the loop may still hold the one before
+        values = read(stored, start, stop)
+        decoded.append(weakref.ref(values))
+        return values
+
+    monkeypatch.setattr(Stored, "read", watched)
+    state = engine.local_state()
+    assert len(decoded) == 8 and set(state) == {"weights", "exp_avg", "exp_avg_sq"}
+    monkeypatch.undo()
+    for number, master in enumerate(masters):
+        held = optimizer.state[master]["exp_avg"]
+        assert torch.equal(state["exp_avg"][f"p{number}@0"], held.read(0, master.numel()))

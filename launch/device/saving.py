@@ -1,0 +1,36 @@
+"""The host's memory while a training saves a checkpoint: a thread writes a copy, so that the next step need not wait.
+
+In: an experiment, its costs, a cluster. Out: bytes per host.
+"""
+
+from randcond.launch.config.engines import ENGINES, EngineKind
+from randcond.launch.config.sections import Config
+from randcond.launch.device.drawing import STATE
+from randcond.launch.planning.costs import Cluster, Sizes
+from randcond.launch.planning.fitting import training_memory
+from randcond.launch.planning.pricing import CHECKPOINT, EMA
+
+_KEPT = (*STATE, "teacher denoiser", "text encoders and VAE", "CUDA, NCCL, slack")  # between two steps
+
+
+def copied_bytes(config: Config, sizes: Sizes, cluster: Cluster) -> int:
+    """Returns the bytes per host of the copy of a checkpoint: fp32, of the values that the host's ranks write."""
+    engine = config.engine
+    ema = 0 if engine.ema == "off" else EMA
+    kind = engine.engine_kind
+    # Replicas hold the same values, and only the first one writes them.
+    hosts = 1 if ENGINES[kind].in_groups or kind is EngineKind.ZERO_0 else cluster.nodes
+    return sizes.trained * (CHECKPOINT + ema) // hosts
+
+
+def host_bytes(config: Config, sizes: Sizes, cluster: Cluster) -> int:
+    """Returns the bytes per host that a training takes while it saves.
+
+    On a CPU they hold the training itself, without what only a step needs. Beside GPUs: the copy, and the EMA with
+    `engine.ema: cpu`.
+    """
+    copied = copied_bytes(config, sizes, cluster)
+    if cluster.gpu.host:
+        memory = training_memory(config, sizes, cluster)
+        return copied + cluster.per_node * sum(memory[part] for part in _KEPT)
+    return copied + (sizes.trained * EMA // cluster.nodes if config.engine.ema == "cpu" else 0)
