@@ -80,6 +80,10 @@ def check_side(key: str, pixels: int, networks: Networks) -> None:
     step, most = networks.denoiser.family.sides(networks.denoiser.config)
     scale = networks.pixels_per_latent
     if pixels < 1 or pixels % (scale * step):
-        raise UserError(f"{key}: is {pixels}, expected a multiple of {scale * step}")
+        patches = f", which the denoiser cuts into patches of {step} x {step}" if step > 1 else ""
+        raise UserError(
+            f"{key}: is {pixels}, expected a multiple of {scale * step}: a latent has one position for each square of "
+            f"{scale} pixels{patches}"
+        )
     if most and pixels > most * scale:
         raise UserError(f"{key}: is {pixels}, but the teacher takes images of {most * scale} pixels at most")

@@ -83,18 +83,28 @@ def _rows(
 
 
 def _shape(row: dict[str, Any]) -> list[str]:
-    """Returns the cells for channels, layers and the mid block. A transformer has a width and blocks."""
+    """Returns the cells for channels, layers and the mid block; of a transformer for its width and its blocks."""
     if "blocks" in row:
-        return [str(row["width"]), str(row["blocks"]), "-"]
+        return [str(row["width"]), str(row["blocks"])]
     depth = row["transformer_layers_per_block"]
     depths = str(depth) if isinstance(depth, int) else f"({' '.join(map(str, depth))})"
     layers = str(row["layers_per_block"]) + ("" if depth == 1 else f" x {depths}")
     return [" ".join(map(str, row["block_out_channels"])), layers, "yes" if row["mid_block"] else "no"]
 
 
+def _number(value: float, digits: int = 1) -> str:
+    """Returns a number with some digits after the point, or with its first digit if they would all be 0.
+
+    >>> _number(859.52), _number(0.0), _number(0.0123)
+    ('859.5', '0.0', '0.01')
+    """
+    return f"{value:.{digits}f}" if value == 0 or round(value, digits) else f"{value:.1g}"
+
+
 def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks: int) -> str:
     """Formats rows as aligned columns. The rules that do not apply follow below, with their reasons."""
-    header = ["", "channels", "layers", "mid", "params M", "MACs G", "attention G", "TFLOP/sample"]
+    header = ["", *(["width", "blocks"] if "blocks" in rows[0] else ["channels", "layers", "mid"])]
+    header += ["params M", "MACs G", "attention G", "TFLOP/sample"]
     header += ["teacher GB", "weights", "gradients", "optimizer", "buffers", "transient", "activations", "sum"]
     lines, notes = [header], []
     for row in rows:
@@ -104,10 +114,10 @@ def _table(rows: list[dict[str, Any]], micro_batch: int, zero_stage: int, ranks:
             notes.append(f"  does not apply: {reason}")
             continue
         line = [row["name"], *_shape(row)]
-        line += [f"{row[key]:.1f}" for key in ("parameters_m", "macs_g", "attention_macs_g")]
+        line += [_number(row[key]) for key in ("parameters_m", "macs_g", "attention_macs_g")]
         if memory := row.get("memory_gb"):
-            line += [f"{row['training_tflop_per_sample']:.2f}"]
-            line += [f"{value:.1f}" for value in [*memory.values(), sum(memory.values())]]
+            line += [_number(row["training_tflop_per_sample"], 2)]
+            line += [_number(value) for value in [*memory.values(), sum(memory.values())]]
         lines.append(line + [""] * (len(header) - len(line)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [

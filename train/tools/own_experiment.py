@@ -73,7 +73,7 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
         enough = max(FEWEST_STEPS / _steps(config, here, 1.0), batch / _latents(config, here, 1.0))
         raise UserError(
             f"--hours: {hours:g} hours are enough for {int(latents):,} latents and {int(steps):,} steps of {batch} "
-            f"samples on this device; give at least {MARGIN * enough:.1g}"
+            f"samples on this device; give at least {float(f'{MARGIN * enough:.2g}'):g}"
         )
     steps, latents = _rounded(steps), _rounded(latents) if latents < captions else captions
     enough_steps = _rounded(PASSES * latents / batch)

@@ -22,6 +22,7 @@ class Own:
     dtype: str  # bf16; fp32 is faster on a CPU
     flow: bool = False  # the teacher was trained by flow matching
     guidance: float = 7.5  # scale of classifier-free guidance
+    size: int | None = None  # pixels of an image's side; None: the teacher's own
 
 
 def draft(own: Own, file: Path) -> str:
@@ -93,6 +94,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         "  steps: 25 # sampling steps per latent",
         f"  guidance: {own.guidance} # scale of classifier-free guidance",
         *_sampler(own),
+        *_size(own),
         "",
         "pool: # captions that replace the drawn ones; give as many as you have, also of what the cache does not show",
         f"  sources: {sources} # caption files",
@@ -126,6 +128,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         "  steps: 25 # sampling steps per picture",
         f"  guidance: {own.guidance} # scale of classifier-free guidance",
         *_sampler(own),
+        *_size(own),
         "  batch: null # samples at once; null: the largest that fits",
         "  weights: ema # raw: the weights of the last step; ema: their moving average, usually better",
         "  metrics: [] # [clip]: scores too; downloads open_clip's ViT-g-14, 5.5 GB",
@@ -142,6 +145,11 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
 def _sampler(own: Own) -> list[str]:
     """Returns the line of the sampler if the default one does not suit the teacher."""
     return ["  sampler: teacher # the one that the teacher ships with"] if own.flow else []
+
+
+def _size(own: Own) -> list[str]:
+    """Returns the line of the images' size if it is not the teacher's own."""
+    return [f"  resolution: {own.size} # pixels of an image's side"] if own.size else []
 
 
 def _level(own: Own) -> list[str]:

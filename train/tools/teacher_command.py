@@ -5,6 +5,7 @@ examples
   randcond teacher check my-model
 """
 
+import shlex
 from pathlib import Path
 
 from randcond.launch.errors import UserError
@@ -42,13 +43,16 @@ def check(folder: str) -> None:
     """
     if len(Path(folder).parts) != 2:  # owner/name is a hub id
         _check_exists(folder)
-    from randcond.model_zoo.checkpoints.diffusers_folder import class_name
     from randcond.model_zoo.families.faults.look import teacher_faults
+    from randcond.train.tools.teacher_facts import teacher_facts
 
     if faults := list(teacher_faults(Path(folder))):
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"{folder} can't be a teacher:\n{lines}")
-    print(f"{folder}: can be a teacher ({class_name(Path(folder) / 'model_index.json')})")
+    print(f"{folder}: can be a teacher")
+    for name, fact in teacher_facts(Path(folder)).items():
+        print(f"  {name:12}{fact}")
+    print(f"next: {shlex.join(['randcond', 'init', 'mine.yaml', '--teacher', folder, '--captions', 'CAPTIONS.txt'])}")
 
 
 def _check_exists(path: str) -> None:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from randcond.data.captions.caption_lists import read_unique
+from randcond.data.teacher_settings import check_side, known_networks
 from randcond.launch.config.gpus import find_gpu
 from randcond.launch.config.paths import resolve_path, resolve_sources
 from randcond.launch.device.here import Here, device_here
@@ -21,11 +22,14 @@ from randcond.train.tools.own_experiment import PASSES, choose
 from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
 
 
-def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, hours: float, student: str) -> str:
+def write_experiment(
+    file: Path, teacher: str, captions: list[str], gpu: str, hours: float, student: str, size: int | None = None
+) -> str:
     """Writes an experiment's YAML file and its schema. Returns what to do next, in words.
 
     `gpu`: a name of find_gpu(), or "" for the device of this machine. `student`: a rule, or "" for the default one.
-    Raises UserError naming the flag if the teacher, the captions or the student can't be used.
+    `size`: pixels of an image's side, None for the teacher's own.
+    Raises UserError naming the flag if the teacher, the captions, the student or the size can't be used.
     """
     if Path(teacher).is_file():
         raise UserError(
@@ -39,9 +43,11 @@ def write_experiment(file: Path, teacher: str, captions: list[str], gpu: str, ho
         Here(gpu, find_gpu(gpu)) if gpu else device_here(1, torch.float32 if device().type == "cpu" else torch.bfloat16)
     )
     denoiser = denoiser_of(resolve_path(teacher))
+    if size is not None and (networks := known_networks(resolve_path(teacher))):
+        check_side("--size", size, networks)
     rule = student or denoiser.family.default_rule(denoiser.config)
     family = denoiser.family
-    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16", family.flow, family.guidance)
+    own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16", family.flow, family.guidance, size)
     with TemporaryDirectory() as folder:
         sketch = Path(folder) / file.name
         sketch.write_text(draft(own, file), encoding="utf-8")

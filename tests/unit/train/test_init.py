@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(file: str = "mine.yaml", **flags: str) -> None:
+def write(file: str = "mine.yaml", **flags: str | int) -> None:
     init(file, **{"teacher": str(TEACHER), "captions": str(CAPTIONS), **flags})  # type: ignore[arg-type]
 
 
@@ -209,3 +209,19 @@ def test_whatever_saves_memory_stands_in_the_file(folder: Path) -> None:
     for key, value in savers.items():
         section, name = key.split(".")
         assert getattr(getattr(config, section), name) == value, key
+
+
+def test_the_images_size_can_be_chosen(folder: Path) -> None:
+    flow = str(TEACHER.with_name("flow-teacher"))
+    write(gpu="rtx4090", hours="1", teacher=flow, size=64)
+    config = load_config("mine.yaml")
+    assert config.cache.resolution == config.eval.resolution == 64
+    write("own.yaml", gpu="rtx4090", hours="1", teacher=flow)
+    assert load_config("own.yaml").cache.resolution is None
+    with pytest.raises(UserError, match="--size: is 30, expected a multiple of 8: a latent has one position for each"):
+        write("odd.yaml", gpu="rtx4090", teacher=flow, size=30)
+
+
+def test_too_few_hours_are_told_in_plain_numbers(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"give at least [0-9.]+$"):
+        write(gpu="8GB,0.0001TFLOPS", hours="1")
