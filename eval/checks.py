@@ -6,6 +6,7 @@ from randcond.data.digits.world import IMAGE_SIZE, read_label
 from randcond.data.inputs.catalogue import MissingInput, collecting_missing, missing_input
 from randcond.data.teacher_settings import check_settings
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
+from randcond.eval.features.load import check_weights
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
 from randcond.eval.scores.metrics import Metric, find_metrics
 from randcond.eval.scores.statistics import find_features, find_statistics
@@ -48,6 +49,7 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     if any("inception" in metric.needs.values() for metric in metrics.values()):
         with collecting_missing(missing):
             _check_inception(config.eval.inception)
+    check_weights({name for metric in metrics.values() for name in metric.needs.values()}, config.eval)
     if config.eval.compbench.lists:
         with collecting_missing(missing):
             _check_lists(Path(config.eval.compbench.lists), config.eval.compbench.categories)

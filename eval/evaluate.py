@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from randcond.eval.features.load import load_extractors
 from randcond.eval.images.generate import Task, generate, load_features
 from randcond.eval.images.identity import further_settings, same_evaluation
 from randcond.eval.images.prompts import choose_prompts
-from randcond.eval.scores.extractors import load_extractors
 from randcond.eval.scores.metrics import METRICS, find_metrics, warnings
 from randcond.eval.scores.statistics import Reference, read_statistics
 from randcond.launch.config.protocols import protocol_of

@@ -25,11 +25,11 @@ from randcond.eval.evaluate import (
     references,
     with_pipeline_defaults,
 )
+from randcond.eval.features.network_weights import fingerprint
 from randcond.eval.images.generate import Task
 from randcond.eval.images.identity import same_evaluation
 from randcond.eval.images.prompts import ALL, first_prompts
 from randcond.eval.scores.metrics import METRICS
-from randcond.eval.scores.network_weights import fingerprint
 from randcond.launch.config.paths import watched_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.device.out_of_memory import naming_memory

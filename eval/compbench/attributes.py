@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randcond.eval.scores.network_weights import load_network
+from randcond.eval.features.network_weights import load_network
 from randcond.launch.errors import UserError
 
 IMAGE_SIZE = 480  # pixels

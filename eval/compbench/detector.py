@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from randcond.eval.compbench.spatial import Box
-from randcond.eval.scores.network_weights import load_network
+from randcond.eval.features.network_weights import load_network
 
 # Stored with the scores and part of their identity: another text makes existing scores invalid.
 NOTE = (

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randcond.eval.scores.network_weights import first_line
+from randcond.eval.features.network_weights import first_line
 from randcond.launch.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from randcond.eval.compbench import nouns
 from randcond.eval.compbench.attributes import IMAGE_SIZE, Blip, attribute_scores, load_blip
 from randcond.eval.compbench.detector import NOTE, Detector, load_detector
 from randcond.eval.compbench.prompts import ATTRIBUTES, CATEGORIES, COMPLEX_KINDS
-from randcond.eval.compbench.similarity import CLIP_FILES, Clip, cosines, load_clip
+from randcond.eval.compbench.similarity import cosines, load_clip
 from randcond.eval.compbench.spatial import FRAME, Box, object_name, spatial_score
-from randcond.eval.scores.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
+from randcond.eval.features.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
+from randcond.eval.features.open_clip_models import CLIP_FILES, OpenClip
 from randcond.launch.errors import UserError
 
 NEEDS = {  # category -> the networks that score it
@@ -33,7 +34,7 @@ class Scorer:
     """The networks that some categories need. `facts` describes them and is stored with the scores."""
 
     blip: Blip | None = None
-    clip: Clip | None = None
+    clip: OpenClip | None = None
     detector: Detector | None = None
     nlp: Any = None  # a spaCy pipeline
     batch: int = 16

@@ -11,9 +11,9 @@ from typing import Any
 
 from randcond.data.inputs.catalogue import MissingInput
 from randcond.eval.compbench.run import compbench_prompts
+from randcond.eval.features.inception import inception_identity
 from randcond.eval.images.identity import ABSENT
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts
-from randcond.eval.scores.extractors import inception_identity
 from randcond.eval.scores.metrics import find_metrics
 from randcond.eval.scores.statistics import find_statistics, identity_of
 from randcond.launch.config.paths import eval_folder, resolve_path, student_folder, watched_folder

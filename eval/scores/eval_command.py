@@ -18,7 +18,7 @@ def stats(
     size: int = 256,
     on_error: str = "stop",
 ) -> None:
-    """Computes the statistics of a folder of real images that FID, KID and FD-DINOv2 compare with, for each split.
+    """Computes the statistics of a folder of real images that FID, KID, CMMD, ... compare with, for each split.
 
     images          a folder of images, with its subfolders (docs/data.md: which files are read, and how)
     out             folder for the statistics: SPLIT.npz (mu, sigma); set eval.statistics to it

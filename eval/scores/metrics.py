@@ -12,23 +12,23 @@ import numpy as np
 from torch import Tensor
 
 from randcond.eval.scores.digits_scores import score_digits
+from randcond.eval.scores.mmd import mmd
 from randcond.eval.scores.moments import Moments, frechet_distance
 from randcond.eval.scores.statistics import Reference
 from randcond.launch.errors import UserError
 
 Scores = dict[str, Any]
+# (features of a split by name [n, ...], its n captions, statistics of real images) -> scores
+ScoreOf = Callable[[dict[str, Tensor], list[str], Reference | None], Scores]
 KID_SUBSET = 1000  # torch-fidelity's default
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of `eval.metrics`.
-
-    `score` takes the features of a split by name [n, ...], its n captions, and statistics of real images.
-    """
+    """One entry of `eval.metrics`."""
 
     needs: dict[str, str]  # feature -> the extractor that reads it
-    score: Callable[[dict[str, Tensor], list[str], Reference | None], Scores]
+    score: ScoreOf
     best: str  # the score that decides which evaluation is the best
     compares: str | None = None  # the feature whose statistics of real images it needs
     samples: bool = False  # it also needs that feature of the single real images
@@ -78,8 +78,19 @@ def _precision_recall(features: dict[str, Tensor], captions: list[str], real: Re
     return {"precision": result[KEY_METRIC_PRECISION], "recall": result[KEY_METRIC_RECALL], "prc_images": size}
 
 
-def _clip(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
-    return {"clip": float(np.mean(features["clip"].double().numpy()))}
+def _mean_of(feature: str) -> ScoreOf:
+    """Returns the mean of a feature [n] over the images as a score of the same name."""
+    return lambda features, captions, real: {feature: float(np.mean(features[feature].double().numpy()))}
+
+
+def _mmd_of(feature: str, name: str) -> ScoreOf:
+    """Returns the MMD of a feature [n, d] as a score."""
+
+    def score(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+        assert real is not None
+        return {name: mmd(features[feature], real.features())}
+
+    return score
 
 
 def _digits(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
@@ -90,12 +101,21 @@ INCEPTION = {"inception": "inception"}
 METRICS = {
     "fid": Metric(INCEPTION, _fid, compares="inception", best="fid", lower=True, least=2),
     "is": Metric({"logits": "inception"}, _is, best="is", least=10),
-    "clip": Metric({"clip": "clip"}, _clip, best="clip"),
+    "clip": Metric({"clip": "clip"}, _mean_of("clip"), best="clip"),
+    "hps": Metric({"hps": "hps"}, _mean_of("hps"), best="hps"),
+    "pickscore": Metric({"pickscore": "pickscore"}, _mean_of("pickscore"), best="pickscore"),
+    "imagereward": Metric({"imagereward": "imagereward"}, _mean_of("imagereward"), best="imagereward"),
     "kid": Metric(INCEPTION, _kid, compares="inception", samples=True, best="kid", lower=True, least=2),
     "precision-recall": Metric(
         INCEPTION, _precision_recall, compares="inception", samples=True, best="precision", least=5
     ),
     "fd-dinov2": Metric({"dino": "dino"}, _fd_dinov2, compares="dino", best="fd_dinov2", lower=True, least=2),
+    "cmmd": Metric(
+        {"cmmd": "cmmd-clip"}, _mmd_of("cmmd", "cmmd"), compares="cmmd", samples=True, best="cmmd", lower=True
+    ),
+    "dino-mmd": Metric(
+        {"dino": "dino"}, _mmd_of("dino", "dino_mmd"), compares="dino", samples=True, best="dino_mmd", lower=True
+    ),
     "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, best="digit_accuracy", least=2),
 }
 

@@ -25,10 +25,10 @@ from randcond.data.images.find import Found, find_images
 from randcond.data.images.left_out import left_out
 from randcond.data.rows.columns import FILE_NAME
 from randcond.data.rows.tables import read_table
+from randcond.eval.features.load import load_extractors
 from randcond.eval.images.extractor import Extractor
 from randcond.eval.images.prompts import ALL
 from randcond.eval.images.protocol_images import from_picture, jpeg_bytes
-from randcond.eval.scores.extractors import load_extractors
 from randcond.eval.scores.metrics import METRICS, find_metrics
 from randcond.eval.scores.statistics import write_statistics
 from randcond.launch.config.sections import Eval

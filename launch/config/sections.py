@@ -290,7 +290,12 @@ class Eval:
     fid: ByContent[Literal["torch-fidelity", "pytorch-fid"]] = "torch-fidelity"
     clip: ByContent[str] = "ViT-g-14"  # an open_clip model
     clip_weights: ByContent[str] = "laion2b_s34b_b88k"  # tag of its weights, or a file
-    dino: ByContent[str] = "facebook/dinov2-large"  # a transformers folder or hub id, for fd-dinov2
+    dino: ByContent[str] = "facebook/dinov2-large"  # a transformers folder or hub id, for fd-dinov2 and dino-mmd
+    cmmd: ByContent[str] = "timm/vit_large_patch14_clip_336.openai"  # the CLIP of cmmd: an open_clip folder or hub id
+    hps: ByContent[str] = "RE-N-Y/hpsv21"  # weights of HPSv2.1: a hub id, or a .safetensors or .pt file
+    pickscore: ByContent[str] = "yuvalkirstain/PickScore_v1"  # a transformers folder or hub id
+    imagereward: ByContent[str] = "RE-N-Y/ImageReward"  # weights: a hub id, or a .safetensors or .pt file
+    bert: ByContent[str] = "google-bert/bert-base-uncased"  # the tokenizer of imagereward: a folder or hub id
     grid: Free[list[str]] = _list()  # caption sources drawn for the report only, not scored
     compbench: CompBench = CompBench()
     shown: Free[int] = 12  # captions of each split whose images are kept for the contact sheet

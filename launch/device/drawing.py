@@ -22,7 +22,15 @@ GRID = 8  # captions of a sample grid of the training (`train.sample_every`), al
 INCEPTION = {"fid", "is", "kid", "precision-recall"}  # the metrics that read its features
 # Bytes of the networks that read features, in fp32; and what Inception holds per image at its peak.
 INCEPTION_WEIGHTS, INCEPTION_PEAK = 95e6, 40e6
-SCORING = {"clip": 5.5e9, "fd-dinov2": 1.2e9}
+SCORING = {  # metric -> of its network
+    "clip": 5.5e9,
+    "fd-dinov2": 1.2e9,
+    "dino-mmd": 1.2e9,
+    "cmmd": 1.7e9,
+    "hps": 3.9e9,
+    "pickscore": 3.9e9,
+    "imagereward": 1.8e9,
+}
 STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
 
 
@@ -95,8 +103,10 @@ def _scoring(config: Config, batch: int) -> int:
     metrics = set(ev.metrics)
     if metrics & INCEPTION:
         total += INCEPTION_WEIGHTS + batch * INCEPTION_PEAK
-    for metric, weights in (("clip", ev.clip_weights), ("fd-dinov2", ev.dino)):
-        if metric in metrics:
-            path = Path(weights)
-            total += path.stat().st_size if path.is_file() else SCORING[metric]
+    local = {"clip": ev.clip_weights, "fd-dinov2": ev.dino, "dino-mmd": ev.dino, "hps": ev.hps}
+    if "fd-dinov2" in metrics:
+        metrics.discard("dino-mmd")  # the same network
+    for metric in metrics & SCORING.keys():
+        path = Path(local.get(metric, ""))
+        total += path.stat().st_size if path.is_file() else SCORING[metric]
     return int(total)

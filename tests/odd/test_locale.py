@@ -10,7 +10,7 @@ import pytest
 
 from randcond.data.captions.caption_file import Captions
 from randcond.data.captions.pool import build
-from randcond.eval.scores.network_weights import fingerprint
+from randcond.eval.features.network_weights import fingerprint
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import read_json, write_json, write_text
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint

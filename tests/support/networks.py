@@ -7,17 +7,30 @@ above 1.5. The other networks are smaller than the published ones.
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import open_clip
 import torch
+from imscore.imreward.bert import BertModel
+from imscore.imreward.model import MLP, ImageReward
+from imscore.imreward.vit import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from transformers import Dinov2Config, Dinov2Model
+from transformers import (
+    BertConfig,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from randcond.data.digits.world import load_glyphs, sample_images
 from randcond.eval.images.protocol_images import to_picture
+from randcond.launch.config.paths import PACKAGE
 from randcond.model_zoo.sampler import to_bytes
 
 
@@ -98,4 +111,62 @@ def dino_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14)
     Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def imagereward_weights(path: Path, vocabulary: int) -> Path:
+    """Saves a small ImageReward in the format of its own file; returns `path`. vocabulary: tokens, with BLIP's two."""
+    torch.manual_seed(0)
+    model = small_imagereward(vocabulary)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if "position_ids" not in name}
+    tensors["blip.vision_proj.weight"] = torch.zeros(3, 3)  # the real file has more than scores need
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+def small_imagereward(vocabulary: int) -> Any:
+    """Returns imscore's ImageReward in a smaller size, with random weights and without a tokenizer."""
+    blip = nn.Module()
+    blip.visual_encoder = VisionTransformer(32, 8, embed_dim=128, depth=2, num_heads=2)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        encoder_width=128,
+        add_cross_attention=True,
+    )
+    blip.text_encoder = BertModel(config=config)
+    with patch("imscore.imreward.model.BLIP", lambda image_size: blip), patch("imscore.imreward.model.MLP") as mlp:
+        mlp.return_value = MLP(128)
+        model = ImageReward()
+    nn.init.normal_(blip.visual_encoder.pos_embed)
+    return model.eval()
+
+
+def bert_folder(folder: Path, words: str) -> Path:
+    """Saves BERT's tokenizer with a small vocabulary; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words.lower().split())]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    return folder
+
+
+def pickscore_folder(folder: Path) -> Path:
+    """Saves a small CLIP of transformers with its processor, as PickScore is published; returns `folder`."""
+    torch.manual_seed(0)
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 128}
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 49408, "max_position_embeddings": 77},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=32,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(PACKAGE / "data/digits/models/teacher", subfolder="tokenizer").save_pretrained(folder)
     return folder

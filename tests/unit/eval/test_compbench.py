@@ -28,11 +28,12 @@ from randcond.eval.compbench.attributes import (
 )
 from randcond.eval.compbench.detector import NOTE, load_detector
 from randcond.eval.compbench.score import Scorer
-from randcond.eval.compbench.similarity import CLIP_FILES, cosines, load_clip
+from randcond.eval.compbench.similarity import cosines, load_clip
 from randcond.eval.compbench.spatial import Box, object_name, position_score, relation, spatial_score
+from randcond.eval.features.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
+from randcond.eval.features.open_clip_models import CLIP_FILES
 from randcond.eval.images.generate import load_features
 from randcond.eval.report.collect import collect
-from randcond.eval.scores.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
 from randcond.eval.stage import run
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError

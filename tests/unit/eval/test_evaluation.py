@@ -33,8 +33,10 @@ from transformers import (
 )
 
 from randcond.eval.checks import check_evaluation
+from randcond.eval.features.load import EXTRACTORS
 from randcond.eval.images.generate import load_features, load_shown
 from randcond.eval.images.prompts import choose_prompts, first_prompts, grid_prompts
+from randcond.eval.scores.metrics import METRICS
 from randcond.eval.scores.real_images import statistics_of_folder
 from randcond.eval.stage import run
 from randcond.launch.config.experiments import load_config
@@ -47,7 +49,16 @@ from randcond.model_zoo.sampler import caption_seed
 from randcond.train.checks import check_grid
 from randcond.train.watch.sample_grid import grid_captions
 from tests.support import shaped
-from tests.support.networks import clip_folder, digit_images, dino_folder, inception_weights, save_pictures
+from tests.support.networks import (
+    bert_folder,
+    clip_folder,
+    digit_images,
+    dino_folder,
+    imagereward_weights,
+    inception_weights,
+    pickscore_folder,
+    save_pictures,
+)
 
 SYSTEM = """
 base: digits
@@ -74,8 +85,16 @@ def scores_of(config: Config) -> dict[str, Any]:
 def test_every_metric_in_one_pass(tmp_path: Path) -> None:
     inception = inception_weights(tmp_path / "inception.safetensors", digit_images(8))
     real = save_pictures(tmp_path / "real", digit_images(24, seed=3))
-    words = ["metrics=[fid,is,clip,kid,precision-recall,fd-dinov2,digits]", f"inception={inception}"]
-    words += [f"clip=local-dir:{clip_folder(tmp_path / 'clip')}", f"dino={dino_folder(tmp_path / 'dino')}"]
+    clip, bert = clip_folder(tmp_path / "clip"), bert_folder(tmp_path / "bert", "a red three on black")
+    reward = imagereward_weights(tmp_path / "reward.safetensors", 5 + 5 + 2)
+    words = [f"metrics=[{','.join(METRICS)}]", f"inception={inception}", f"imagereward={reward}", f"bert={bert}"]
+    words += [
+        f"clip=local-dir:{clip}",
+        f"hps=local-dir:{clip}",
+        f"cmmd={clip}",
+        f"dino={dino_folder(tmp_path / 'dino')}",
+    ]
+    words += [f"pickscore={pickscore_folder(tmp_path / 'pickscore')}"]
     said = [f"eval.{word}" for word in words]
     for split, images in (("seen", 12), ("unseen", 6)):
         lists = tmp_path / "lists"
@@ -88,14 +107,16 @@ def test_every_metric_in_one_pass(tmp_path: Path) -> None:
     for split, count in (("seen", 10), ("unseen", 10), ("all", 20)):
         scores = found["splits"][split]
         assert scores["images"] == count
-        for name in ("fid", "is", "is_std", "clip", "kid", "precision", "recall", "fd_dinov2", "digit_accuracy"):
+        for name in ("is_std", "recall", *(metric.best for metric in METRICS.values())):
             assert np.isfinite(scores[name]), (split, name)
         assert "covariance is singular" in found["notes"][split][0]
     protocol = found["protocol"]
     assert protocol["sampler"] == "ddim" and protocol["steps"] == 3 and protocol["guidance"] == 3.0
     assert protocol["prompts_sha256"] and protocol["weights"] == "raw" and len(protocol["network"]) == 16
-    assert set(protocol["extractors"]) == {"inception", "clip", "dino", "judge"}
-    assert set(protocol["statistics"]) == {f"{s} {r}" for s in ("seen", "unseen", "all") for r in ("inception", "dino")}
+    assert set(protocol["extractors"]) == set(EXTRACTORS)
+    compared = {metric.compares for metric in METRICS.values()} - {None}
+    assert set(protocol["statistics"]) == {f"{s} {r}" for s in ("seen", "unseen", "all") for r in compared}
+    assert compared == {"inception", "dino", "cmmd"}
 
 
 @pytest.mark.heavy

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoModel
 
 from randcond.eval.evaluate import prepare, references
+from randcond.eval.features.load import load_extractors
 from randcond.eval.images.protocol_images import scored_images, to_picture
-from randcond.eval.scores.extractors import load_extractors
 from randcond.eval.scores.metrics import METRICS, warnings
 from randcond.eval.scores.moments import Moments, frechet_distance
 from randcond.eval.scores.real_images import statistics_of_folder

@@ -19,6 +19,7 @@ from randcond.model_zoo.checkpoints.hub_files import hub_failure
 
 SUFFIXES = (".json", ".txt", ".safetensors")
 TRANSFORMERS_FILES = ("config.json", "model.safetensors")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -34,6 +35,21 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)  # refuses pickles that would run code
     except Exception as error:  # a damaged file can make either loader raise any error
         raise UserError(f"{key}: {path}: weights can't be loaded ({first_line(error)})") from None
+
+
+def find_weights(source: str, key: str) -> Path:
+    """Returns a file of weights: `source` itself, or model.safetensors of a folder or of a hub id.
+
+    Raises UserError naming the configuration `key` if there is none.
+    """
+    if Path(source).is_file():
+        return Path(source)
+    if Path(source).suffix in WEIGHT_SUFFIXES:
+        raise UserError(f"{key}: no weights at {source}{missing_input(source)}")
+    try:
+        return model_folder(source, ("model.safetensors",)) / "model.safetensors"
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def fingerprint(folder: Path, whole: bool = False, suffixes: Sequence[str] = SUFFIXES) -> str:
