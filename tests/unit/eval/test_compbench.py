@@ -546,7 +546,7 @@ def test_folders_that_hold_something_else(models: dict[str, str], tmp_path: Path
         load_detector(Path(models["blip"]), "cpu", 1)
     broken = shutil.copytree(models["clip"], tmp_path / "clip")
     (broken / "open_clip_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(UserError, match="clip: can't be loaded as a CLIP model"):
+    with pytest.raises(UserError, match="clip: can't be loaded as a model of open_clip"):
         load_clip(broken, "cpu")
     for folder, loader in ((models["blip"], load_blip), (models["detector"], lambda f, d: load_detector(f, d, 1))):
         broken = shutil.copytree(folder, tmp_path / f"broken {Path(folder).name}")
