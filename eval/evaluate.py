@@ -1,7 +1,8 @@
 """Evaluates one network: draws its images, reads their features, computes the scores of each split.
 
 In: a pipeline, a task (captions, protocol, extractors), statistics of real images. Out: OUT/chunk-*, OUT/plan.json
-(identity of the images) and OUT/scores.json (scores, and everything that they depend on).
+(identity of the images), OUT/scores.json (scores, and everything that they depend on) and OUT/influence.safetensors (of
+each image on each score).
 """
 
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from randcond.eval.features.load import load_extractors
 from randcond.eval.images.generate import Task, generate, load_features
 from randcond.eval.images.identity import further_settings, same_evaluation
 from randcond.eval.images.prompts import choose_prompts
+from randcond.eval.scores.bootstrap import intervals, save_influence
 from randcond.eval.scores.metrics import METRICS, find_metrics, warnings
 from randcond.eval.scores.statistics import Reference, read_statistics
 from randcond.launch.config.protocols import protocol_of
@@ -90,7 +94,9 @@ def evaluate(model: EvaluatedModel, task: Task, real: References, out: Path) -> 
     facts = {"protocol": {**identity, **scored}, "metrics": task.ev.metrics}
     path = out / "scores.json"
     known = read_record(path) if path.is_file() else {}
-    if rank() != 0 or (_same_scores(known, facts) and known.get("size") == model.size):
+    # An older version computed no intervals.
+    complete = "intervals" in known or not any(METRICS[name].influence for name in task.ev.metrics)
+    if rank() != 0 or (_same_scores(known, facts) and known.get("size") == model.size and complete):
         return
     scores = score(task, real, out)
     write_json(path, {**facts, **scores, "size": model.size})
@@ -164,12 +170,14 @@ def protocol_facts(model: EvaluatedModel, task: Task) -> dict[str, Any]:
 def score(task: Task, real: References, out: Path) -> dict[str, Any]:
     """Computes the scores of each split from the chunks in `out`, which must be complete.
 
-    Returns {"splits": split -> scores, "notes": split -> warnings about the scores}.
+    Returns {"splits": split -> scores, "intervals": split -> score -> [low, high], "notes": split -> warnings about the
+    scores}. The influence of each image on the scores goes to OUT/influence.safetensors, for intervals of differences.
     """
     metrics = find_metrics(task.ev.metrics)
     captions = task.prompts.captions
     splits: dict[str, dict[str, Any]] = {split: {"images": len(ids)} for split, ids in task.prompts.splits.items()}
     notes: dict[str, list[str]] = {}
+    influence: dict[str, dict[str, Tensor]] = {split: {} for split in splits}
     # Metrics that need the same features are computed together, so that each feature is loaded once.
     for names in sorted({tuple(sorted(metric.needs)) for metric in metrics.values()}):
         features = {name: load_features(out, len(captions), task.batch, name) for name in names}
@@ -180,11 +188,15 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
                 if tuple(sorted(metric.needs)) == names:
                     reference = real.get((split, metric.compares)) if metric.compares else None
                     splits[split] |= metric.score(split_features, split_captions, reference)
+                    if metric.influence:
+                        influence[split][metric.best] = metric.influence(split_features, reference)
     for split, ids in task.prompts.splits.items():
         split_references = {feature: reference for (name, feature), reference in real.items() if name == split}
         if split_notes := warnings(task.ev.metrics, len(ids), split_references):
             notes[split] = split_notes
-    return {"splits": splits, "notes": notes}
+    save_influence(out, influence)
+    found = {split: intervals(splits[split], values) for split, values in influence.items()}
+    return {"splits": splits, "intervals": found, "notes": notes}
 
 
 def headline(metrics: list[str], splits: dict[str, dict[str, Any]]) -> str:

@@ -63,6 +63,7 @@ class Row:
     run: Path | None = None  # of the training
     command: str = ""  # that makes the row
     spread: Scores = field(default_factory=dict)  # standard deviations over the repetitions, if there are several
+    intervals: Scores = field(default_factory=dict)  # [low, high], of an evaluation
 
 
 def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[str, str] | None = None) -> list[Row]:
@@ -149,7 +150,8 @@ def _row(
                 for key in ("images", "prompts_sha256")
             },
         }
-    return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command)
+    measured = scored.get("intervals", {})  # an older version computed none
+    return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command, intervals=measured)
 
 
 def _check_references(config: Config, prompts: Prompts, protocol: dict[str, Any], what: str, remedy: str) -> None:
@@ -197,7 +199,7 @@ def _best(row: Row, config: Config) -> list[Row]:
     best_row = replace(
         row, name=f"{row.name}, best step", scores=scores, paper=paper, protocol=scored["protocol"], facts=facts
     )
-    return [replace(best_row, notes=[note], folder=path.parent, run=None)]
+    return [replace(best_row, notes=[note], folder=path.parent, run=None, intervals=scored.get("intervals", {}))]
 
 
 def _setting(protocol: dict[str, Any], key: str) -> Any:

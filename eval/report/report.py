@@ -10,8 +10,9 @@ from typing import Any
 from randcond.data.contact_sheet import Images, draw_comparison
 from randcond.eval.images.generate import load_shown
 from randcond.eval.images.prompts import Prompts, choose_prompts, grid_prompts
+from randcond.eval.pictures.method_figures import draw_picture
 from randcond.eval.report.collect import Row, collect
-from randcond.eval.report.method_figures import draw_picture
+from randcond.eval.report.noise import differences_to_best, interval_remarks, noise_remarks
 from randcond.eval.report.page import render_page
 from randcond.eval.report.records import Report
 from randcond.eval.report.repetitions import claim_lines, merge, verdicts
@@ -62,6 +63,8 @@ def write_report(report: Report) -> None:
             f"interval is of the rows' difference, repetition by repetition (Student's t; of shares, no narrower than "
             f"their number of images allows)."
         )
+    differences = [] if report.repetitions else differences_to_best(rows)
+    remarks += interval_remarks(rows) + noise_remarks(differences)
     remarks += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
     images = [f"![{title}]({path.name})" for title, path in pictures.items()]
@@ -70,7 +73,8 @@ def write_report(report: Report) -> None:
     body = [f"# {report.title}", report.claim, *map(as_markdown, tables), *remarks, *images, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
     write_text(out / "report.html", render_page(report, lines, claims, remarks, pictures, notes))
-    write_json(out / "report.json", _report_facts(report))
+    facts = {**_report_facts(report), "differences": [each.facts() for each in differences]}
+    write_json(out / "report.json", facts)
     print(f"\n{report.title}\n")
     for cells in tables:
         print(as_text(cells) + "\n")
@@ -106,7 +110,8 @@ def _row_facts(row: Row) -> dict[str, Any]:
     """Returns a row for report.json: its facts, score -> split -> value, the paper's figures, notes, protocol."""
     names = list(dict.fromkeys(name for scores in row.scores.values() for name in scores))
     by_score = {name: {split: scores[name] for split, scores in row.scores.items() if name in scores} for name in names}
-    return {**row.facts, **by_score, "paper": row.paper, "notes": row.notes, "protocol": row.protocol}
+    known = {"paper": row.paper, "notes": row.notes, "protocol": row.protocol}
+    return {**row.facts, **by_score, **known, **({"intervals": row.intervals} if row.intervals else {})}
 
 
 def _repetition_plots(report: Report) -> dict[str, Path]:

@@ -10,24 +10,15 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from randcond.eval.pictures.saving import DPI, save
 from randcond.eval.report.collect import Row
 from randcond.eval.report.repetitions import Verdict, aligned, outcome_in_words
 from randcond.eval.report.table import COLUMNS
-from randcond.launch.runtime.files import atomic_write
 
-DPI = 120
 SHARES = "difference, points"
 COLOURS = {"reproduced": "#2a7f3f", "within noise": "#888888", "not reproduced": "#b03030"}  # by verdict
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as a PNG file (atomic write)."""
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
 
 
 def plot_repetitions(path: Path, repetitions: dict[str, list[Row]], scores: Sequence[tuple[str, str]]) -> None:

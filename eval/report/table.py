@@ -23,9 +23,18 @@ class Column(NamedTuple):
         """True if the score is a share of the images, in [0, 1]. Differences are then in percentage points."""
         return self.form.endswith("%")
 
-    def write(self, value: float, sign: str = "") -> str:
-        """Formats a score. `sign="+"` always writes the sign, for differences."""
-        return format(value / self.unit, sign + self.form)
+    def write(self, value: float, sign: str = "", half: float | None = None) -> str:
+        """Formats a score. `sign="+"` always writes the sign, for differences.
+
+        half: half of its interval, of which two digits are significant; None: there is no interval.
+        """
+        shown, kind = value / self.unit, self.form[-1]
+        if half:
+            scaled = half / self.unit * (100 if kind == "%" else 1)
+            return format(shown, f"{sign}.{max(0, 1 - math.floor(math.log10(scaled)))}{kind}")
+        if shown and kind == "f" and not float(format(shown, self.form)):
+            return format(shown, f"{sign}.2g")  # rather than 0.0
+        return format(shown, sign + self.form)
 
     def difference(self, value: float, sign: str = "") -> str:
         """Formats a difference; the difference of shares in percentage points, without %."""
@@ -37,6 +46,7 @@ COLUMNS = {
     "colour_accuracy": Column("colour right", ".1%"),
     "frechet_judge": Column("Fréchet (judge)", ".0f"),
     "fid": Column("FID↓", ".2f"),
+    "fid_infinity": Column("FID∞↓", ".2f"),
     "is": Column("IS↑", ".2f"),
     "clip": Column("CLIP↑", ".4f"),
     "kid": Column("KID↓", ".5f"),
@@ -98,17 +108,29 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         for split, score, quoted in columns:
             measured, column = row.scores.get(split, {}).get(score), COLUMNS[score]
             figures = _figures(row.paper.get(split, {}).get(score))
-            spread = row.spread.get(split, {}).get(score)
-            if not row.spread:
-                spread = spread_over_subsets(row.scores.get(split, {}), score)
-            plus_minus = "" if spread is None else f" ± {column.write(spread)}"
-            line.append("" if measured is None else column.write(measured) + plus_minus)
+            line.append("" if measured is None else _with_spread(row, split, score, measured))
             if quoted:
                 line.append(" / ".join(map(column.write, figures)))
                 differences = [] if measured is None else [measured - figure for figure in figures]
                 line.append(" / ".join(column.write(difference, "+") for difference in differences))
         lines.append(line)
     return lines
+
+
+def _with_spread(row: Row, split: str, score: str, measured: float) -> str:
+    """Returns a score with what follows its ±, if anything does.
+
+    Of repetitions, their standard deviation. Else half of the interval; without one, the deviation over subsets.
+    """
+    column = COLUMNS[score]
+    if row.spread:
+        spread = row.spread.get(split, {}).get(score)
+    elif (bounds := row.intervals.get(split, {}).get(score)) and bounds[1] > bounds[0]:
+        half = (bounds[1] - bounds[0]) / 2
+        return f"{column.write(measured, half=half)} ± {column.write(half, half=half)}"
+    else:
+        spread = spread_over_subsets(row.scores.get(split, {}), score)
+    return column.write(measured) + ("" if spread is None else f" ± {column.write(spread)}")
 
 
 def spread_over_subsets(scores: Mapping[str, Any], score: str) -> float | None:

@@ -12,14 +12,18 @@ import numpy as np
 from torch import Tensor
 
 from randcond.eval.scores.digits_scores import score_digits
+from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean, of_mmd
 from randcond.eval.scores.mmd import mmd
-from randcond.eval.scores.moments import Moments, frechet_distance
+from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
 from randcond.eval.scores.statistics import Reference
 from randcond.launch.errors import UserError
 
+Features = dict[str, Tensor]
 Scores = dict[str, Any]
 # (features of a split by name [n, ...], its n captions, statistics of real images) -> scores
-ScoreOf = Callable[[dict[str, Tensor], list[str], Reference | None], Scores]
+ScoreOf = Callable[[Features, list[str], Reference | None], Scores]
+# (features of a split by name [n, ...], statistics of real images) -> influence of each image on the score `best` [n]
+InfluenceOf = Callable[[Features, Reference | None], Tensor]
 KID_SUBSET = 1000  # torch-fidelity's default
 
 
@@ -34,26 +38,36 @@ class Metric:
     samples: bool = False  # it also needs that feature of the single real images
     lower: bool = False  # lower is better
     least: int = 1  # least number of images in a split
+    influence: InfluenceOf | None = None  # for intervals; None: the score has none
 
 
-def _fid(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
-    assert real is not None
-    return {"fid": frechet_distance(Moments.of(features["inception"]), real.moments)}
+def _frechet_of(feature: str, name: str, infinity: str | None = None) -> tuple[ScoreOf, InfluenceOf]:
+    """Returns the Fréchet distance of a feature [n, d] as a score, and its influence.
+
+    infinity: name of the distance that is extrapolated to infinitely many images; None: it is not computed.
+    """
+
+    def score(features: Features, captions: list[str], real: Reference | None) -> Scores:
+        assert real is not None
+        found = {name: frechet_distance(Moments.of(features[feature]), real.moments)}
+        extrapolated = frechet_infinity(features[feature], real.moments) if infinity else None
+        return found if infinity is None or extrapolated is None else {**found, infinity: extrapolated}
+
+    def influence(features: Features, real: Reference | None) -> Tensor:
+        assert real is not None
+        return of_frechet(features[feature], Moments.of(features[feature]), real.moments)
+
+    return score, influence
 
 
-def _fd_dinov2(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
-    assert real is not None
-    return {"fd_dinov2": frechet_distance(Moments.of(features["dino"]), real.moments)}
-
-
-def _is(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _is(features: Features, captions: list[str], real: Reference | None) -> Scores:
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     result = isc_features_to_metric(features["logits"])  # 10 splits, shuffled with a fixed seed
     return {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}
 
 
-def _kid(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _kid(features: Features, captions: list[str], real: Reference | None) -> Scores:
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     assert real is not None
@@ -65,7 +79,7 @@ def _kid(features: dict[str, Tensor], captions: list[str], real: Reference | Non
     return {"kid": result[KEY_METRIC_KID_MEAN], **spread, "kid_subset": size}
 
 
-def _precision_recall(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _precision_recall(features: Features, captions: list[str], real: Reference | None) -> Scores:
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     assert real is not None
@@ -78,44 +92,76 @@ def _precision_recall(features: dict[str, Tensor], captions: list[str], real: Re
     return {"precision": result[KEY_METRIC_PRECISION], "recall": result[KEY_METRIC_RECALL], "prc_images": size}
 
 
-def _mean_of(feature: str) -> ScoreOf:
-    """Returns the mean of a feature [n] over the images as a score of the same name."""
-    return lambda features, captions, real: {feature: float(np.mean(features[feature].double().numpy()))}
+def _mean_of(feature: str) -> Metric:
+    """Returns the metric whose score is the mean of a feature [n] of the same name, read by the extractor of that name.
+
+    Higher is better.
+    """
+    return Metric(
+        {feature: feature},
+        lambda features, captions, real: {feature: float(np.mean(features[feature].double().numpy()))},
+        best=feature,
+        influence=lambda features, real: of_mean(features[feature]),
+    )
 
 
-def _mmd_of(feature: str, name: str) -> ScoreOf:
-    """Returns the MMD of a feature [n, d] as a score."""
+def _mmd_of(feature: str, extractor: str, name: str) -> Metric:
+    """Returns the metric whose score `name` is the MMD of a feature [n, d]."""
 
-    def score(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+    def score(features: Features, captions: list[str], real: Reference | None) -> Scores:
         assert real is not None
         return {name: mmd(features[feature], real.features())}
 
-    return score
+    def influence(features: Features, real: Reference | None) -> Tensor:
+        assert real is not None
+        return of_mmd(features[feature], real.features())
+
+    return Metric(
+        {feature: extractor},
+        score,
+        compares=feature,
+        samples=True,
+        best=name,
+        lower=True,
+        influence=influence,
+    )
 
 
-def _digits(features: dict[str, Tensor], captions: list[str], real: Reference | None) -> Scores:
+def _digits(features: Features, captions: list[str], real: Reference | None) -> Scores:
     return score_digits(captions, features["judge_read"], features["judge_features"])
 
 
 INCEPTION = {"inception": "inception"}
+_FID, _FID_INFLUENCE = _frechet_of("inception", "fid", "fid_infinity")
+_FD_DINOV2, _FD_DINOV2_INFLUENCE = _frechet_of("dino", "fd_dinov2")
 METRICS = {
-    "fid": Metric(INCEPTION, _fid, compares="inception", best="fid", lower=True, least=2),
-    "is": Metric({"logits": "inception"}, _is, best="is", least=10),
-    "clip": Metric({"clip": "clip"}, _mean_of("clip"), best="clip"),
-    "hps": Metric({"hps": "hps"}, _mean_of("hps"), best="hps"),
-    "pickscore": Metric({"pickscore": "pickscore"}, _mean_of("pickscore"), best="pickscore"),
-    "imagereward": Metric({"imagereward": "imagereward"}, _mean_of("imagereward"), best="imagereward"),
+    "fid": Metric(INCEPTION, _FID, compares="inception", best="fid", lower=True, least=2, influence=_FID_INFLUENCE),
+    "is": Metric(
+        {"logits": "inception"},
+        _is,
+        best="is",
+        least=10,
+        influence=lambda features, real: of_inception_score(features["logits"]),
+    ),
+    "clip": _mean_of("clip"),
+    "hps": _mean_of("hps"),
+    "pickscore": _mean_of("pickscore"),
+    "imagereward": _mean_of("imagereward"),
     "kid": Metric(INCEPTION, _kid, compares="inception", samples=True, best="kid", lower=True, least=2),
     "precision-recall": Metric(
         INCEPTION, _precision_recall, compares="inception", samples=True, best="precision", least=5
     ),
-    "fd-dinov2": Metric({"dino": "dino"}, _fd_dinov2, compares="dino", best="fd_dinov2", lower=True, least=2),
-    "cmmd": Metric(
-        {"cmmd": "cmmd-clip"}, _mmd_of("cmmd", "cmmd"), compares="cmmd", samples=True, best="cmmd", lower=True
+    "fd-dinov2": Metric(
+        {"dino": "dino"},
+        _FD_DINOV2,
+        compares="dino",
+        best="fd_dinov2",
+        lower=True,
+        least=2,
+        influence=_FD_DINOV2_INFLUENCE,
     ),
-    "dino-mmd": Metric(
-        {"dino": "dino"}, _mmd_of("dino", "dino_mmd"), compares="dino", samples=True, best="dino_mmd", lower=True
-    ),
+    "cmmd": _mmd_of("cmmd", "cmmd-clip", "cmmd"),
+    "dino-mmd": _mmd_of("dino", "dino", "dino_mmd"),
     "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, best="digit_accuracy", least=2),
 }
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.world import read_label
-from randcond.eval.report.method_figures import (
+from randcond.eval.pictures.method_figures import (
     _held_out,
     _normal_overlap,
     _plane,
@@ -81,7 +81,7 @@ def test_figures_are_drawn_as_the_experiment_says(monkeypatch: pytest.MonkeyPatc
         seen.append(settings)
         return draw_latents(pipe, captions, seeds, *settings)
 
-    monkeypatch.setattr("randcond.eval.report.method_figures.draw_latents", drawing)
+    monkeypatch.setattr("randcond.eval.pictures.method_figures.draw_latents", drawing)
     words = [*WORDS, "eval.guidance=0", "eval.steps=2", "eval.resolution=64"]
     config = load_config("demo-with", words)
     draw_picture(Picture("overlap", ["demo-with"], "t", [0], captions=2), [config], tmp_path / "a.png")

@@ -20,7 +20,7 @@ from randcond.data.digits.world import read_label
 from randcond.data.stream.conditioning import probability_table
 from randcond.data.teacher_of import text_options
 from randcond.eval.images.prompts import choose_prompts
-from randcond.eval.report.result_plots import DPI, save
+from randcond.eval.pictures.saving import DPI, save
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config

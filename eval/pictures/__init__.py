@@ -1,0 +1,1 @@
+"""Pictures of the method, drawn from configurations."""

@@ -1,0 +1,108 @@
+"""Which differences between the rows of a report are within noise, by the influence of each image on the scores.
+
+In: rows that drew the same captions. Out: for each score of a split, the difference of every student to the best one,
+with its interval, paired by caption.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from randcond.eval.report.collect import Row
+from randcond.eval.report.table import COLUMNS
+from randcond.eval.scores.bootstrap import CONFIDENCE, Interval, intervals, load_influence
+from randcond.eval.scores.metrics import METRICS
+
+SAME = ("prompts_sha256", "splits_sha256", "seed")  # settings that rows must share to be paired
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of a row's score to the best row's."""
+
+    split: str
+    score: str
+    best: str  # name of the row
+    other: str
+    value: float  # other - best
+    interval: Interval
+
+    @property
+    def within_noise(self) -> bool:
+        """True if the two rows may be equally good."""
+        return self.interval.holds(0.0)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns plain data for report.json."""
+        return {**vars(self), "interval": list(self.interval), "within_noise": self.within_noise}
+
+
+def differences_to_best(rows: Sequence[Row]) -> list[Difference]:
+    """Returns the differences to the best student of each score that has influence values, split by split."""
+    students = [row for row in rows if row.scores and row.folder and row.run]
+    if len(students) < 2 or any(_paired_by(row) != _paired_by(students[0]) for row in students):
+        return []
+    influence = {row.name: load_influence(row.folder) for row in students if row.folder}
+    lower = {metric.best: metric.lower for metric in METRICS.values()}
+    found = []
+    for split, score in influence[students[0].name]:
+        values = {
+            row.name: row.scores[split][score]
+            for row in students
+            if score in row.scores.get(split, {}) and (split, score) in influence[row.name]
+        }
+        if len(values) < 2:
+            continue
+        best = (min if lower[score] else max)(values, key=lambda name: values[name])
+        for name in values.keys() - {best}:
+            pair = influence[name][split, score], influence[best][split, score]
+            found.append(_difference(split, score, best, name, values[name] - values[best], *pair))
+    order = {row.name: place for place, row in enumerate(rows)}
+    return sorted(found, key=lambda each: (each.split, list(COLUMNS).index(each.score), order[each.other]))
+
+
+def _difference(
+    split: str, score: str, best: str, other: str, value: float, influence: Tensor, of_best: Tensor
+) -> Difference:
+    paired = {"": influence.double() - of_best.double()}
+    return Difference(split, score, best, other, value, intervals({"": value}, paired)[""])
+
+
+def _paired_by(row: Row) -> list[Any]:
+    return [row.protocol.get(key) for key in SAME]
+
+
+def noise_remarks(found: Sequence[Difference]) -> list[str]:
+    """Returns what a reader should know about the differences, as sentences; [] if there are none."""
+    if not found:
+        return []
+    lines = []
+    for split, score in dict.fromkeys((each.split, each.score) for each in found):
+        same = [each for each in found if (each.split, each.score) == (split, score) and each.within_noise]
+        if same:
+            others = ", ".join(each.other for each in same)
+            lines.append(f"{COLUMNS[score].label}, {split}: {same[0].best} and {others}")
+    how = f"{CONFIDENCE:.0%} intervals, paired by caption"
+    if not lines:
+        return [f"No student is within noise of the best one in any score ({how})."]
+    return [f"Within noise of the best student ({how}): {'; '.join(lines)}."]
+
+
+def interval_remarks(rows: Sequence[Row]) -> list[str]:
+    """Returns what the intervals in the table are, in sentences; [] if it has none."""
+    if not any(found for row in rows for found in row.intervals.values()):
+        return []
+    shown = {score for row in rows for scores in row.scores.values() for score in scores}
+    sentences = [
+        f"± is half of a {CONFIDENCE:.0%} interval, by a bootstrap over the images of the evaluation. The training and "
+        f"the real images are taken as fixed."
+    ]
+    if "kid" in shown:
+        sentences.append("Of KID it is the standard deviation over subsets.")
+    if "fid_infinity" in shown:
+        sentences.append("FID∞ is extrapolated to infinitely many images: FID - FID∞ is FID's bias at their number.")
+    elif "fid" in shown:
+        sentences.append("FID has a bias, which depends on the number of images: compare it only at the same number.")
+    return [" ".join(sentences)]
