@@ -1,22 +1,35 @@
 """The evaluation stage: teacher and student draw the same captions with the same seeds and are scored.
 
 Out: `paths.reference` (the teacher's features and scores, shared by experiments) and `paths.run`/eval-raw or eval-ema
-(the student's). Each of them may hold grid/ (`eval.grid`) and compbench/ (`eval.compbench`).
+(the student's). Each of them may hold grid/ (`eval.grid`), compbench/ (`eval.compbench`) and cost.json (`eval.cost`).
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from randcond.data.teacher_of import text_options
 from randcond.eval.compbench.run import evaluate_compbench, load_scorer
-from randcond.eval.evaluate import EvaluatedModel, draw, evaluate, prepare, references
+from randcond.eval.compbench.score import Scorer
+from randcond.eval.evaluate import (
+    EvaluatedModel,
+    References,
+    draw,
+    evaluate,
+    prepare,
+    references,
+    with_pipeline_defaults,
+)
+from randcond.eval.images.drawing_cost import cost_facts, is_measured, measure_cost
+from randcond.eval.images.generate import Task
 from randcond.eval.images.prompts import grid_prompts
 from randcond.launch.config.paths import eval_folder, resolve_path, student_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
-from randcond.launch.runtime.ranks import device
+from randcond.launch.runtime.ranks import device, rank
 from randcond.launch.runtime.this_command import stage_command
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.checkpoints.hub import local_folder
@@ -26,35 +39,78 @@ from randcond.model_zoo.pipelines import load_frozen_pipeline, pipeline_size
 ALL_SHOWN = 1_000_000  # for `eval.shown`: more than any grid has, so every image of it is kept
 
 
+@dataclass(frozen=True)
+class _Network:
+    """A network to evaluate."""
+
+    name: str  # teacher or student
+    folder: Path  # of its pipeline
+    out: Path  # of its evaluation
+    weights: str  # raw or ema
+    fingerprint: str
+
+
 def run(config: Config) -> None:
     """Draws and scores what is missing. Every rank must call it and draws a part of the chunks.
 
     Raises UserError if the student is not trained yet, or weights or statistics are missing.
     """
-    teacher = local_folder(resolve_path(config.teacher.path))
-    models: dict[str, tuple[Path, Path, str]] = {"teacher": (teacher, Path(config.paths.reference), "raw")}
-    if config.trains:
-        kind = config.eval.weights
-        models["student"] = trained_student(config, kind), eval_folder(config), kind
+    networks = list(_networks(config))
     task = prepare(config)
     real = references(config, task)
     scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
+    for network in networks:
+        _evaluate(config, network, task, real, scorer)
+    if config.eval.cost and rank() == 0:  # now that no other rank draws
+        for network in networks:
+            _measure(config, network, task)
+
+
+def _networks(config: Config) -> Iterator[_Network]:
     for name in config.eval.of:
-        folder, out, weights = models[name]
-        sampler, is_student = task.protocol.sampler, name == "student"
-        pipe = load_frozen_pipeline(folder, config.teacher.dtype, device(), sampler, is_student, text_options(config))
-        size = pipeline_size(pipe)
+        if name == "teacher":
+            folder, out, weights = local_folder(resolve_path(config.teacher.path)), Path(config.paths.reference), "raw"
+        else:
+            weights = config.eval.weights
+            folder, out = trained_student(config, weights), eval_folder(config)
+        yield _Network(name, folder, out, weights, folder_fingerprint(folder))
+
+
+def _load(config: Config, network: _Network, task: Task) -> Any:
+    sampler, is_student = task.protocol.sampler, network.name == "student"
+    return load_frozen_pipeline(
+        network.folder, config.teacher.dtype, device(), sampler, is_student, text_options(config)
+    )
+
+
+def _evaluate(config: Config, network: _Network, task: Task, real: References, scorer: Scorer | None) -> None:
+    """Draws and scores what is missing of one network."""
+    pipe = _load(config, network, task)
+    size = pipeline_size(pipe)
+    compile_drawing(pipe, config.eval.compile)
+    settings = network.fingerprint, network.weights, config.teacher.dtype, _compiled(config), size
+    model = EvaluatedModel(network.name, pipe, *settings)
+    evaluate(model, task, real, network.out)
+    write_config(network.out, config)
+    if config.eval.grid:
+        grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=ALL_SHOWN))
+        draw(model, grid, network.out / "grid", f"grid ({network.name})")
+    if scorer:
+        evaluate_compbench(task, scorer, network.out, network.name, partial(draw, model))
+
+
+def _measure(config: Config, network: _Network, task: Task) -> None:
+    """Measures what drawing takes with one network, unless that is known."""
+    known = {"network": network.fingerprint, "dtype": config.teacher.dtype, "compile": _compiled(config)}
+    facts = cost_facts(task, known)
+    if not is_measured(network.out, facts):
+        pipe = _load(config, network, task)
         compile_drawing(pipe, config.eval.compile)
-        compiled = None if config.eval.compile == "none" else config.eval.compile
-        network = folder_fingerprint(folder)
-        model = EvaluatedModel(name, pipe, network, weights, config.teacher.dtype, compiled, size)
-        evaluate(model, task, real, out)
-        write_config(out, config)
-        if config.eval.grid:
-            grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=ALL_SHOWN))
-            draw(model, grid, out / "grid", f"grid ({name})")
-        if scorer:
-            evaluate_compbench(task, scorer, out, name, partial(draw, model))
+        measure_cost(pipe, with_pipeline_defaults(task, pipe), facts, network.out, network.name)
+
+
+def _compiled(config: Config) -> str | None:
+    return None if config.eval.compile == "none" else config.eval.compile
 
 
 def trained_student(config: Config, weights: str) -> Path:

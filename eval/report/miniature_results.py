@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from randcond.eval.report.repetitions import CONFIDENCE, Verdict, claim_lines, outcome_in_words
 from randcond.eval.report.result_plots import COLOURS, plot_claims, plot_effects
-from randcond.eval.report.table import as_markdown
+from randcond.eval.tables.repetitions import CONFIDENCE, Verdict, claim_lines, outcome_in_words
+from randcond.eval.tables.table import as_markdown
 from randcond.launch.config.experiments import table_names
 from randcond.launch.config.tables import load_table
 from randcond.launch.errors import UserError

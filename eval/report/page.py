@@ -11,8 +11,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from randcond.eval.report.collect import Row, curves
 from randcond.eval.report.records import Report
+from randcond.eval.tables.collect import Row, curves
 from randcond.launch.runtime.files import read_record
 from randcond.launch.urls import hide_secrets
 
@@ -24,14 +24,15 @@ matplotlib.rcParams["svg.hashsalt"] = "randcond"  # makes the SVG bytes reproduc
 def render_page(
     report: Report,
     lines: list[list[str]],
-    claims: list[list[str]],
+    further: list[list[list[str]]],
     remarks: list[str],
     pictures: dict[str, Path],
     notes: list[str],
 ) -> str:
     """Returns the HTML page of a report.
 
-    `lines`, `claims`: tables of cells. `remarks`: a list below the tables. `pictures`: title -> PNG file.
+    `lines`: the table of scores; `further`: tables of claims and costs. `remarks`: a list below the tables.
+    `pictures`: title -> PNG file.
     `notes`: small print about scores and protocols.
     """
     loader = PackageLoader("randcond.eval.report", "")
@@ -47,7 +48,7 @@ def render_page(
         title=report.title,
         claim=report.claim,
         lines=lines,
-        claims=claims,
+        further=further,
         remarks=[line.replace("**", "") for line in remarks],
         pictures=[
             {"title": title, "data": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()

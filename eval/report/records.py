@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from randcond.eval.report.collect import Row
-from randcond.eval.report.repetitions import Verdict
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.repetitions import Verdict
 from randcond.launch.config.sections import Config
 from randcond.launch.config.tables import Picture
 

@@ -11,13 +11,14 @@ from randcond.data.contact_sheet import Images, draw_comparison
 from randcond.eval.images.generate import load_shown
 from randcond.eval.images.prompts import Prompts, choose_prompts, grid_prompts
 from randcond.eval.pictures.method_figures import draw_picture
-from randcond.eval.report.collect import Row, collect
-from randcond.eval.report.noise import differences_to_best, interval_remarks, noise_remarks
 from randcond.eval.report.page import render_page
 from randcond.eval.report.records import Report
-from randcond.eval.report.repetitions import claim_lines, merge, verdicts
 from randcond.eval.report.result_plots import plot_repetitions
-from randcond.eval.report.table import as_markdown, as_text, spread_over_subsets, table
+from randcond.eval.tables.collect import Row, collect
+from randcond.eval.tables.costs import cost_remarks, cost_table
+from randcond.eval.tables.noise import differences_to_best, interval_remarks, noise_remarks
+from randcond.eval.tables.repetitions import claim_lines, merge, verdicts
+from randcond.eval.tables.table import as_markdown, as_text, spread_over_subsets, table
 from randcond.launch.config.experiments import load_config, shown_dict, table_names
 from randcond.launch.config.tables import load_runs, load_table
 from randcond.launch.errors import UserError
@@ -64,15 +65,19 @@ def write_report(report: Report) -> None:
             f"their number of images allows)."
         )
     differences = [] if report.repetitions else differences_to_best(rows)
-    remarks += interval_remarks(rows) + noise_remarks(differences)
+    remarks += interval_remarks(rows) + noise_remarks(differences) + cost_remarks(rows)
     remarks += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
     images = [f"![{title}]({path.name})" for title, path in pictures.items()]
-    claims = claim_lines(report.verdicts)
-    tables = [cells for cells in (lines, claims) if cells]
+    claims, costs = claim_lines(report.verdicts), cost_table(rows)
+    further = [cells for cells in (claims, costs) if cells]
+    tables = [lines, *further] if lines else further
     body = [f"# {report.title}", report.claim, *map(as_markdown, tables), *remarks, *images, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
-    write_text(out / "report.html", render_page(report, lines, claims, remarks, pictures, notes))
+    write_text(
+        out / "report.html",
+        render_page(report, lines, further, remarks, pictures, notes),
+    )
     facts = {**_report_facts(report), "differences": [each.facts() for each in differences]}
     write_json(out / "report.json", facts)
     print(f"\n{report.title}\n")
@@ -111,7 +116,8 @@ def _row_facts(row: Row) -> dict[str, Any]:
     names = list(dict.fromkeys(name for scores in row.scores.values() for name in scores))
     by_score = {name: {split: scores[name] for split, scores in row.scores.items() if name in scores} for name in names}
     known = {"paper": row.paper, "notes": row.notes, "protocol": row.protocol}
-    return {**row.facts, **by_score, **known, **({"intervals": row.intervals} if row.intervals else {})}
+    measured = {"intervals": row.intervals, "cost": row.cost}
+    return {**row.facts, **by_score, **known, **{key: value for key, value in measured.items() if value}}
 
 
 def _repetition_plots(report: Report) -> dict[str, Path]:

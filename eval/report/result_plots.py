@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from randcond.eval.pictures.saving import DPI, save
-from randcond.eval.report.collect import Row
-from randcond.eval.report.repetitions import Verdict, aligned, outcome_in_words
-from randcond.eval.report.table import COLUMNS
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.repetitions import Verdict, aligned, outcome_in_words
+from randcond.eval.tables.table import COLUMNS
 
 SHARES = "difference, points"
 COLOURS = {"reproduced": "#2a7f3f", "within noise": "#888888", "not reproduced": "#b03030"}  # by verdict

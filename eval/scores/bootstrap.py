@@ -69,8 +69,10 @@ def _resampled_means(values: Tensor) -> Tensor:
 
 
 def save_influence(out: Path, influence: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes split -> score -> the influence of each image [n], as fp32 under keys "split/score"."""
+    """Writes split -> score -> the influence of each image [n], as fp32 under keys "split/score"; nothing if empty."""
     flat = {f"{split}/{score}": values.float() for split, found in influence.items() for score, values in found.items()}
+    if not flat:
+        return
     with atomic_write(out / _FILE) as temporary:
         save_file(flat, temporary)
 

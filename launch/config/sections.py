@@ -298,6 +298,7 @@ class Eval:
     bert: ByContent[str] = "google-bert/bert-base-uncased"  # the tokenizer of imagereward: a folder or hub id
     grid: Free[list[str]] = _list()  # caption sources drawn for the report only, not scored
     compbench: CompBench = CompBench()
+    cost: Free[bool] = True  # measure seconds and memory per image
     shown: Free[int] = 12  # captions of each split whose images are kept for the contact sheet
     save: Free[Literal["none", "shards", "files"]] = "none"  # keep all images: WebDataset tars, or one file each
 

@@ -37,7 +37,7 @@ from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_by
 from tests.bench.results import interval, save
 from tests.support.networks import clip_folder, digit_images, inception_weights, save_pictures
 
-SYSTEM = "base: digits\neval: {of: [teacher], batch: 32}\npaths: {reference: OUT}\n"
+SYSTEM = "base: digits\neval: {of: [teacher], batch: 32, cost: false}\npaths: {reference: OUT}\n"
 
 
 def configured(folder: Path, *words: str) -> Config:

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from randcond.data.cache.latent_cache import LatentCache
 from randcond.data.captions.pool import build, check_pool_identity, open_pool, take
 from randcond.eval.images.generate import load_features, load_shown
-from randcond.eval.report.collect import Row, _best
 from randcond.eval.scores.statistics import read_statistics, write_statistics
+from randcond.eval.tables.collect import Row, _best
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.errors import UserError

@@ -25,7 +25,7 @@ WATCHED = ["train.eval_every=4", "train.eval_size=4", "train.sample_every=0"]
 SYSTEM = """
 base: digits
 cache: {exclude: [three]}
-eval: {of: [teacher], size: 13, batch: 4, steps: 4, save: files}
+eval: {of: [teacher], size: 13, batch: 4, steps: 4, save: files, cost: false}
 paths: {reference: out}
 """
 

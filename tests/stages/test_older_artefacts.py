@@ -150,7 +150,7 @@ def test_a_pool_is_used_and_so_is_one_with_a_key_less(older: Path) -> None:
 
 def test_an_evaluation_is_kept_and_so_is_one_with_a_key_less(older: Path) -> None:
     before = contents(older / "reference")
-    alone = config("eval.of=[teacher]")
+    alone = config("eval.of=[teacher]", "eval.cost=false")
     stage.run(alone)
     assert contents(older / "reference") == before
     for name, *above in (("plan.json",), ("scores.json", "protocol")):

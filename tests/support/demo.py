@@ -26,6 +26,7 @@ TINY = [
     "eval.size=16",
     "eval.batch=16",
     "eval.steps=5",
+    "eval.cost=false",
 ]
 
 

@@ -33,8 +33,8 @@ from randcond.eval.compbench.spatial import Box, object_name, position_score, re
 from randcond.eval.features.network_weights import TRANSFORMERS_FILES, fingerprint, model_folder
 from randcond.eval.features.open_clip_models import CLIP_FILES
 from randcond.eval.images.generate import load_features
-from randcond.eval.report.collect import collect
 from randcond.eval.stage import run
+from randcond.eval.tables.collect import collect
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
@@ -483,7 +483,7 @@ def test_the_benchmark_through_the_harness(models: dict[str, str], tmp_path: Pat
         (lists / f"complex_val_{kind}.txt").write_text(text + "\n")
     (tmp_path / "system.yaml").write_text(
         "base: digits\n"
-        "eval: {of: [teacher], size: 4, batch: 4, steps: 2}\n"
+        "eval: {of: [teacher], size: 4, batch: 4, steps: 2, cost: false}\n"
         f"paths: {{reference: {tmp_path / 'out'}}}\n"
     )
     words = [f"{name}={path}" for name, path in models.items()]

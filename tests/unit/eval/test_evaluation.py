@@ -63,7 +63,7 @@ from tests.support.networks import (
 SYSTEM = """
 base: digits
 cache: {exclude: [three]}
-eval: {of: [teacher], size: 10, batch: 8, steps: 3}
+eval: {of: [teacher], size: 10, batch: 8, steps: 3, cost: false}
 paths: {reference: OUT}
 """
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from randcond.eval.report.collect import Row
 from randcond.eval.report.records import Report
-from randcond.eval.report.repetitions import merge
 from randcond.eval.report.report import write_report
-from randcond.eval.report.table import table
 from randcond.eval.scores.metrics import METRICS, warnings
 from randcond.eval.scores.moments import Moments
 from randcond.eval.scores.statistics import Reference, read_statistics, write_statistics
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.repetitions import merge
+from randcond.eval.tables.table import table
 
 WIDTH = 8
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-from randcond.eval.report.collect import Row
-from randcond.eval.report.noise import differences_to_best, noise_remarks
-from randcond.eval.report.table import COLUMNS, table
 from randcond.eval.scores.bootstrap import Interval, intervals, save_influence
 from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean, of_mmd
 from randcond.eval.scores.mmd import mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.noise import differences_to_best, noise_remarks
+from randcond.eval.tables.table import COLUMNS, table
 
 TRIALS, COVERED = 100, 90
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from randcond.eval.report.collect import Row
 from randcond.eval.report.miniature_results import keep, summarize
-from randcond.eval.report.repetitions import Verdict, claim_lines, merge, verdicts
 from randcond.eval.report.result_plots import plot_repetitions
-from randcond.eval.report.table import as_markdown, table
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.repetitions import Verdict, claim_lines, merge, verdicts
+from randcond.eval.tables.table import as_markdown, table
 from randcond.launch.config.experiments import to_dict
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.config.tables import Claim, leaves, load_runs, load_table

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from randcond.eval.__main__ import evaluate
-from randcond.eval.report.collect import Row, _best, _check_comparable, by_split
 from randcond.eval.report.page import draw_curves
 from randcond.eval.report.report import load_report, write_report
 from randcond.eval.report.report_command import report
-from randcond.eval.report.table import as_markdown, as_text, table
 from randcond.eval.scores.real_images import statistics_of_folder
+from randcond.eval.tables.collect import Row, _best, _check_comparable, by_split
+from randcond.eval.tables.table import as_markdown, as_text, table
 from randcond.launch.config import experiments as configuration
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Eval
@@ -39,7 +39,7 @@ arms:
 SYSTEM = """
 base: digits
 cache: {{exclude: [three]}}
-eval: {{of: [teacher], size: 3, batch: 4, steps: 2, seed: {seed}}}
+eval: {{of: [teacher], size: 3, batch: 4, steps: 2, seed: {seed}, cost: false}}
 paths: {{reference: {folder}}}
 """
 

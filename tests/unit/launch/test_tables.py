@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from randcond.eval.report.collect import by_split
-from randcond.eval.report.table import COLUMNS
+from randcond.eval.tables.collect import by_split
+from randcond.eval.tables.table import COLUMNS
 from randcond.launch.cluster.commands import plan
 from randcond.launch.cluster.place import Place
 from randcond.launch.config import experiments as configuration

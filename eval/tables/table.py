@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from randcond.eval.images.prompts import ALL
-from randcond.eval.report.collect import Row
+from randcond.eval.tables.collect import Row
 
 
 class Column(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from randcond.eval.report.collect import Row, Scores
-from randcond.eval.report.table import COLUMNS, SPREADS
+from randcond.eval.tables.collect import Row, Scores
+from randcond.eval.tables.table import COLUMNS, SPREADS
 from randcond.launch.config.tables import Claim
 from randcond.launch.errors import UserError
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from randcond.eval.report.collect import Row
-from randcond.eval.report.table import COLUMNS
 from randcond.eval.scores.bootstrap import CONFIDENCE, Interval, intervals, load_influence
 from randcond.eval.scores.metrics import METRICS
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.table import COLUMNS
 
 SAME = ("prompts_sha256", "splits_sha256", "seed")  # settings that rows must share to be paired
 

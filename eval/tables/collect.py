@@ -12,6 +12,7 @@ from typing import Any
 from randcond.data.inputs.catalogue import MissingInput
 from randcond.eval.compbench.run import compbench_prompts
 from randcond.eval.features.inception import inception_identity
+from randcond.eval.images.drawing_cost import FILE as COST
 from randcond.eval.images.identity import ABSENT
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts
 from randcond.eval.scores.metrics import find_metrics
@@ -64,6 +65,7 @@ class Row:
     command: str = ""  # that makes the row
     spread: Scores = field(default_factory=dict)  # standard deviations over the repetitions, if there are several
     intervals: Scores = field(default_factory=dict)  # [low, high], of an evaluation
+    cost: dict[str, Any] = field(default_factory=dict)  # of drawing (cost.json); {}: not measured
 
 
 def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[str, str] | None = None) -> list[Row]:
@@ -151,7 +153,10 @@ def _row(
             },
         }
     measured = scored.get("intervals", {})  # an older version computed none
-    return Row(name, splits, paper, scored["protocol"], notes, facts, folder, run, command, intervals=measured)
+    cost = read_record(folder / COST, "batches", "device") if (folder / COST).is_file() else {}
+    return Row(
+        name, splits, paper, scored["protocol"], notes, facts, folder, run, command, intervals=measured, cost=cost
+    )
 
 
 def _check_references(config: Config, prompts: Prompts, protocol: dict[str, Any], what: str, remedy: str) -> None:
@@ -199,7 +204,9 @@ def _best(row: Row, config: Config) -> list[Row]:
     best_row = replace(
         row, name=f"{row.name}, best step", scores=scores, paper=paper, protocol=scored["protocol"], facts=facts
     )
-    return [replace(best_row, notes=[note], folder=path.parent, run=None, intervals=scored.get("intervals", {}))]
+    return [
+        replace(best_row, notes=[note], folder=path.parent, run=None, intervals=scored.get("intervals", {}), cost={})
+    ]
 
 
 def _setting(protocol: dict[str, Any], key: str) -> Any:

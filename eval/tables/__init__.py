@@ -1,0 +1,1 @@
+"""The tables of a report: rows of scores, repetitions, differences within noise, costs."""

@@ -1,0 +1,66 @@
+"""The table of what each network costs: size, seconds and memory per image, and how much faster than the teacher.
+
+In: rows whose evaluations measured it (`eval.cost`). Out: a header and lines of cells.
+"""
+
+from collections.abc import Sequence
+
+from randcond.eval.images.prompts import ALL
+from randcond.eval.tables.collect import Row
+from randcond.eval.tables.table import COLUMNS
+
+_SIZES = ("parameters", "unet", "macs")
+
+
+def cost_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Returns a header and one line of cells per measured row; [] if none was measured."""
+    measured = [row for row in rows if row.cost]
+    if not measured:
+        return []
+    batches = sorted({int(batch) for row in measured for batch in row.cost["batches"]})
+    sizes = [name for name in _SIZES if any(name in row.scores.get(ALL, {}) for row in measured)]
+    header = ["cost of an image", *(COLUMNS[name].label for name in sizes)]
+    for batch in batches:
+        header += [f"s at batch {batch}", "GB", "speed-up"]
+    lines = [header]
+    for row in measured:
+        size = row.scores.get(ALL, {})
+        line = [row.name, *(COLUMNS[name].write(size[name]) if name in size else "" for name in sizes)]
+        for batch in batches:
+            line += _cells(row, measured[0], str(batch))
+        lines.append(line)
+    return lines
+
+
+def _cells(row: Row, teacher: Row, batch: str) -> list[str]:
+    """Returns seconds, GB and speed-up of one batch. teacher: the row that speeds are compared with."""
+    found, of_teacher = row.cost["batches"].get(batch), teacher.cost["batches"].get(batch)
+    if not found:
+        return ["", "", ""]
+    same = of_teacher and row is not teacher and _measured_on(row) == _measured_on(teacher)
+    faster = f"{of_teacher['seconds'] / found['seconds']:.2f}" if same else ""
+    sign = "~" if found["extrapolated"] else ""
+    return [f"{sign}{found['seconds']:.3g}", f"{found['gb']:.3g}", faster]
+
+
+def cost_remarks(rows: Sequence[Row]) -> list[str]:
+    """Returns what the table of costs is about, in sentences; [] if nothing was measured."""
+    measured = [row for row in rows if row.cost]
+    if not measured:
+        return []
+    places = list(dict.fromkeys(map(_measured_on, measured)))
+    sentences = [
+        f"Time and memory per image, from its caption to its pixels, {' and '.join(places)}. Memory is that of "
+        "tensors: weights, and the largest sum of all others at one time.",
+        *([f"Speed-ups are over {measured[0].name}."] if len(measured) > 1 else []),
+    ]
+    if len(places) > 1:
+        sentences.append("Rows of different devices have no speed-up.")
+    if any(found["extrapolated"] for row in measured for found in row.cost["batches"].values()):
+        sentences.append("~: extrapolated from 2 and 4 steps.")
+    return [" ".join(sentences)]
+
+
+def _measured_on(row: Row) -> str:
+    threads = row.cost["threads"]
+    return f"on {row.cost['device']}" + (f", {threads} threads" if threads else "") + f", {row.cost['dtype']}"

@@ -1,0 +1,68 @@
+"""What drawing costs is measured as an evaluation draws, kept, and put beside the scores."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from randcond.eval.images import drawing_cost
+from randcond.eval.images.drawing_cost import _peak
+from randcond.eval.stage import run
+from randcond.eval.tables.collect import Row, collect
+from randcond.eval.tables.costs import cost_remarks, cost_table
+from tests.unit.eval.test_evaluation import system
+
+
+def test_seconds_and_memory_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = system(tmp_path, "eval.cost=true", "eval.size=4", "eval.batch=4")
+    run(config)
+    path = tmp_path / "out" / "cost.json"
+    cost = json.loads(path.read_text())
+    assert set(cost["batches"]) == {"1", "4"} and cost["steps"] == 3 and cost["device"].startswith("CPU")
+    one, four = cost["batches"]["1"], cost["batches"]["4"]
+    weights = sum(file.stat().st_size for file in Path(config.teacher.path).rglob("*.safetensors")) / 1e9
+    assert 0.9 * weights < one["gb"] < four["gb"]  # the weights count once, activations per image
+    assert four["seconds"] > 0 and not four["extrapolated"]
+    before = path.read_bytes()
+    run(config)
+    assert path.read_bytes() == before
+    row = collect(None, {config.name: config})[0]
+    assert row.cost == cost
+    assert cost_table([row])[0][-6:] == ["s at batch 1", "GB", "speed-up", "s at batch 4", "GB", "speed-up"]
+    monkeypatch.setattr(drawing_cost, "LONGEST", 0.0)
+    run(
+        replace(
+            config, eval=replace(config.eval, steps=5), paths=replace(config.paths, reference=str(tmp_path / "long"))
+        )
+    )
+    long = json.loads((tmp_path / "long" / "cost.json").read_text())["batches"]["1"]
+    assert long["extrapolated"] and long["seconds"] > 0
+
+
+def test_the_peak_is_that_of_tensors_that_live_together() -> None:
+    def work() -> None:
+        one = torch.empty(10_000_000)
+        other = one + 1  # 80 MB with the first one
+        del one
+        other.add_(1)
+
+    found, seconds = _peak(work)
+    assert found == pytest.approx(80e6, rel=0.01) and seconds > 0
+
+
+def measured(name: str, seconds: float, device: str = "a card") -> Row:
+    batches = {batch: {"seconds": seconds, "gb": 2.0, "extrapolated": False} for batch in ("1", "8")}
+    cost = {"device": device, "threads": None, "dtype": "bf16", "batches": batches}
+    return Row(name, {"all": {"parameters": 1.07e9, "macs": 339e9}}, cost=cost)
+
+
+def test_the_table_of_costs() -> None:
+    rows = [measured("teacher", 2.0), measured("student", 0.8), measured("elsewhere", 0.1, "another"), Row("quoted")]
+    lines = cost_table(rows)
+    assert [line[0] for line in lines] == ["cost of an image", "teacher", "student", "elsewhere"]
+    assert lines[1][3:6] == ["2", "2", ""] and lines[2][3:6] == ["0.8", "2", "2.50"] and lines[3][5] == ""
+    said = cost_remarks(rows)[0]
+    assert "on a card, bf16 and on another, bf16" in said and "Speed-ups are over teacher" in said
+    assert cost_table([Row("quoted")]) == [] and cost_remarks([Row("quoted")]) == []
