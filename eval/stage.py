@@ -1,7 +1,8 @@
 """The evaluation stage: teacher and student draw the same captions with the same seeds and are scored.
 
 Out: `paths.reference` (the teacher's features and scores, shared by experiments) and `paths.run`/eval-raw or eval-ema
-(the student's). Each of them may hold grid/ (`eval.grid`), compbench/ (`eval.compbench`) and cost.json (`eval.cost`).
+(the student's). Each of them may hold grid/ (`eval.grid`), compbench/ (`eval.compbench`), geneval2/ (`eval.geneval2`)
+and cost.json (`eval.cost`).
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from randcond.eval.evaluate import (
     references,
     with_pipeline_defaults,
 )
+from randcond.eval.geneval2.judge import Judge, load_judge
+from randcond.eval.geneval2.run import evaluate_geneval2
 from randcond.eval.images.drawing_cost import cost_facts, is_measured, measure_cost
 from randcond.eval.images.generate import Task
 from randcond.eval.images.prompts import grid_prompts
@@ -59,8 +62,9 @@ def run(config: Config) -> None:
     task = prepare(config)
     real = references(config, task)
     scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
+    judge = load_judge(config.eval.geneval2.judge, device()) if config.eval.geneval2.prompts else None
     for network in networks:
-        _evaluate(config, network, task, real, scorer)
+        _evaluate(config, network, task, real, scorer, judge)
     if config.eval.cost and rank() == 0:  # now that no other rank draws
         for network in networks:
             _measure(config, network, task)
@@ -83,7 +87,9 @@ def _load(config: Config, network: _Network, task: Task) -> Any:
     )
 
 
-def _evaluate(config: Config, network: _Network, task: Task, real: References, scorer: Scorer | None) -> None:
+def _evaluate(
+    config: Config, network: _Network, task: Task, real: References, scorer: Scorer | None, judge: Judge | None
+) -> None:
     """Draws and scores what is missing of one network."""
     pipe = _load(config, network, task)
     size = pipeline_size(pipe)
@@ -97,6 +103,8 @@ def _evaluate(config: Config, network: _Network, task: Task, real: References, s
         draw(model, grid, network.out / "grid", f"grid ({network.name})")
     if scorer:
         evaluate_compbench(task, scorer, network.out, network.name, partial(draw, model))
+    if judge:
+        evaluate_geneval2(task, judge, network.out, network.name, partial(draw, model))
 
 
 def _measure(config: Config, network: _Network, task: Task) -> None:

@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -77,29 +78,40 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def model_folder(source: str, files: Sequence[str]) -> Path:
+def model_folder(source: str, files: Sequence[str], sharded: bool = False) -> Path:
     """Returns the folder of a model that holds `files`: `source` itself, or a download if it is a hub id.
 
-    Downloads no pickles and no code. Raises UserError naming the missing files, or the hub id if the hub refuses, and
-    ConnectionError if the hub is out of reach.
+    sharded: its weights may be in several safetensors files, of any names. Downloads no pickles and no code.
+    Raises UserError naming the missing files, or the hub id if the hub refuses, and ConnectionError if the hub is out
+    of reach.
     """
     name, _, revision = source.partition("@")
     folder = Path(source)
     if not folder.is_dir() and is_hub_id(name):
-        patterns = [*files, *(f"*{suffix}" for suffix in SUFFIXES if suffix != ".safetensors")]
+        patterns = [*files, *(f"*{suffix}" for suffix in SUFFIXES if sharded or suffix != ".safetensors")]
         try:
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
         except Exception as error:  # of the hub's client, of its HTTP library, of this disk
             raise hub_failure(source, error) from None
-    if missing := [file for file in files if not (folder / file).is_file()]:
+    missing = [file for file in files if not (folder / file).is_file()]
+    if sharded and not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
         raise UserError(f"{source}: has no {', '.join(missing)}; weights are read from safetensors files only")
     return folder
 
 
-def load_network(network: Any, processor: Any | None, folder: Path, families: Sequence[str]) -> tuple[Any, Any]:
-    """Loads a transformers model in eval mode and fp32, on the CPU, and its processor (None without a class for it).
+def load_network(
+    network: Any,
+    processor: Any | None,
+    folder: Path,
+    families: Sequence[str],
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> tuple[Any, Any]:
+    """Loads a transformers model in eval mode, on the CPU, and its processor (None without a class for it).
 
     `network`, `processor`: classes of transformers, also Auto classes. `families`: the model types that are allowed.
+    `dtype`: auto is that of the weights.
     Raises UserError naming a folder that can't be loaded, is of another model type, or lacks weights. transformers
     itself would fill missing weights with random numbers.
     """
@@ -109,14 +121,12 @@ def load_network(network: Any, processor: Any | None, folder: Path, families: Se
         family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if family not in families:
             raise ValueError(f"its model type is {family}, expected {' or '.join(families)}")
-        model, report = network.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        model, report = network.from_pretrained(folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(f"it is made for another task and has no {min(report['missing_keys'])}")
         loaded_processor = processor.from_pretrained(folder) if processor else None
         return model.eval().requires_grad_(False), loaded_processor
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{folder}: can't be loaded as {network.__name__} ({first_line(error)})") from None
 
 

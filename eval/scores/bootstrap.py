@@ -4,6 +4,7 @@ In: influence values [n] of the images of a split. Out: intervals, with the imag
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,9 +79,14 @@ def save_influence(out: Path, influence: Mapping[str, Mapping[str, Tensor]]) -> 
 
 
 def load_influence(out: Path) -> dict[tuple[str, str], Tensor]:
-    """Returns (split, score) -> the influence of each image [n] of an evaluation; {} if there is none, or damaged."""
-    path = out / _FILE
-    try:
-        return {tuple(key.split("/", 1)): values for key, values in load_file(path).items()} if path.is_file() else {}  # type: ignore[misc]
-    except SafetensorError:
-        return {}
+    """Returns (split, score) -> the influence of each image [n] of an evaluation and of its benchmarks.
+
+    Without files that are missing or damaged.
+    """
+    found: dict[tuple[str, str], Tensor] = {}
+    for path in (out / _FILE, *sorted(out.glob(f"*/{_FILE}"))):
+        with suppress(SafetensorError, FileNotFoundError):
+            for key, values in load_file(path).items():
+                split, score = key.split("/", 1)
+                found[split, score] = values
+    return found

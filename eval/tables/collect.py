@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from randcond.data.inputs.catalogue import MissingInput
-from randcond.eval.compbench.run import compbench_prompts
 from randcond.eval.features.inception import inception_identity
 from randcond.eval.images.drawing_cost import FILE as COST
 from randcond.eval.images.identity import ABSENT
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts
 from randcond.eval.scores.metrics import find_metrics
 from randcond.eval.scores.statistics import find_statistics, identity_of
+from randcond.eval.tables.benchmarks import benchmarks
 from randcond.launch.config.paths import eval_folder, resolve_path, student_folder, watched_folder
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
@@ -45,8 +45,6 @@ COMPARABLE = (
     "extractors",
     "statistics",
 )
-# Settings that a row's CompBench images must share with its other images.
-DRAWN_ALIKE = ("network", "weights", "sampler", "steps", "guidance", "resolution", "seed", "batch", "dtype")
 Scores = dict[str, dict[str, Any]]  # split -> score -> value
 
 
@@ -135,24 +133,12 @@ def _row(
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
     command = f"randcond run all {config.name}.yaml   # the configuration below"
     splits = {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
-    bench_path = folder / "compbench" / "scores.json"
-    if config.eval.compbench.lists:
-        if not bench_path.is_file():
-            raise UserError(f"no scores at {bench_path}: run {evaluate} first")
-        bench = read_record(bench_path, "protocol", "scores", "scorers")
-        same = {key: scored["protocol"][key] for key in DRAWN_ALIKE}
-        for category in config.eval.compbench.categories:
-            expected = {**same, "prompts_sha256": compbench_prompts(config.eval, category).sha256}
-            check_matches(bench["protocol"].get(category, {}), expected, f"CompBench ({category}) of {name}", remedy)
-        splits = {**splits, ALL: {**splits[ALL], **bench["scores"]}}
-        scored["protocol"]["compbench"] = {
-            **bench["scorers"],
-            **{
-                key: {category: category_facts[key] for category, category_facts in bench["protocol"].items()}
-                for key in ("images", "prompts_sha256")
-            },
-        }
     measured = scored.get("intervals", {})  # an older version computed none
+    for bench in benchmarks(config, folder, scored["protocol"], name, evaluate, remedy):
+        splits[ALL] |= bench.scores
+        scored["protocol"][bench.name] = bench.protocol
+        notes += bench.notes
+        measured |= {split: {**measured.get(split, {}), **found} for split, found in bench.intervals.items()}
     cost = read_record(folder / COST, "batches", "device") if (folder / COST).is_file() else {}
     return Row(
         name, splits, paper, scored["protocol"], notes, facts, folder, run, command, intervals=measured, cost=cost
@@ -234,9 +220,10 @@ def _check_comparable(rows: list[Row]) -> None:
     for row in measured[1:]:
         first = measured[0]
         differing = [key for key in COMPARABLE if _setting(row.protocol, key) != _setting(first.protocol, key)]
-        scorers = [each.protocol.get("compbench") for each in (row, first)]
-        if all(scorers) and scorers[0] != scorers[1]:
-            differing.append("compbench")
+        for bench in ("compbench", "geneval2"):
+            scorers = [each.protocol.get(bench) for each in (row, first)]
+            if all(scorers) and scorers[0] != scorers[1]:
+                differing.append(bench)
         if differing:
             row.notes.append(f"scored with other settings than {first.name}: {', '.join(differing)}")
 

@@ -45,7 +45,7 @@ def differences_to_best(rows: Sequence[Row]) -> list[Difference]:
     if len(students) < 2 or any(_paired_by(row) != _paired_by(students[0]) for row in students):
         return []
     influence = {row.name: load_influence(row.folder) for row in students if row.folder}
-    lower = {metric.best: metric.lower for metric in METRICS.values()}
+    lower = {metric.best for metric in METRICS.values() if metric.lower}
     found = []
     for split, score in influence[students[0].name]:
         values = {
@@ -55,7 +55,7 @@ def differences_to_best(rows: Sequence[Row]) -> list[Difference]:
         }
         if len(values) < 2:
             continue
-        best = (min if lower[score] else max)(values, key=lambda name: values[name])
+        best = (min if score in lower else max)(values, key=lambda name: values[name])
         for name in values.keys() - {best}:
             pair = influence[name][split, score], influence[best][split, score]
             found.append(_difference(split, score, best, name, values[name] - values[best], *pair))

@@ -65,6 +65,8 @@ COLUMNS = {
     "non_spatial": Column("non-spatial↑", ".4f"),
     "complex": Column("complex↑", ".4f"),
     "average": Column("average↑", ".4f"),
+    "geneval2": Column("GenEval 2 (GM)↑", ".1%"),
+    "geneval2_am": Column("GenEval 2 (AM)↑", ".1%"),
     "parameters": Column("parameters, B", ".2f", 1e9),
     "unet": Column("U-Net, M", ".0f", 1e6),
     "macs": Column("MACs, G", ".0f", 1e9),
@@ -80,6 +82,8 @@ NOT_SHOWN = {
     "kid_std",
     "kid_subset",
     "prc_images",
+    "geneval2_skills",
+    "geneval2_atoms",
 }
 # Shown for seen and unseen captions, but not for "all" next to them: there they mean little.
 OF_PARTS_ONLY = ("digit_accuracy", "colour_accuracy", "frechet_judge")

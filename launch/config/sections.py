@@ -267,6 +267,15 @@ class CompBench:
 
 
 @dataclass(frozen=True, config=STRICT)
+class GenEval2:
+    """GenEval 2: its prompts with questions, and the vision-language model that answers them."""
+
+    prompts: ByContent[str | None] = None  # geneval2_data.jsonl (`randcond fetch geneval2`); null: not evaluated
+    size: ByContent[int | None] = None  # the first so many of its 800 prompts; null: all
+    judge: ByContent[str] = "Qwen/Qwen3-VL-8B-Instruct"  # a transformers folder or hub id; the published scores' judge
+
+
+@dataclass(frozen=True, config=STRICT)
 class Eval:
     """Generation and scoring: which networks draw which captions, by which protocol, and which metrics."""
 
@@ -298,6 +307,7 @@ class Eval:
     bert: ByContent[str] = "google-bert/bert-base-uncased"  # the tokenizer of imagereward: a folder or hub id
     grid: Free[list[str]] = _list()  # caption sources drawn for the report only, not scored
     compbench: CompBench = CompBench()
+    geneval2: GenEval2 = GenEval2()
     cost: Free[bool] = True  # measure seconds and memory per image
     shown: Free[int] = 12  # captions of each split whose images are kept for the contact sheet
     save: Free[Literal["none", "shards", "files"]] = "none"  # keep all images: WebDataset tars, or one file each
