@@ -31,6 +31,7 @@ SCORING = {  # metric -> of its network
     "pickscore": 3.9e9,
     "imagereward": 1.8e9,
 }
+JUDGE = 18e9  # of GenEval 2: Qwen3-VL-8B in bf16, and what it holds while it reads an image
 STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
 
 
@@ -106,6 +107,8 @@ def _scoring(config: Config, batch: int) -> int:
     local = {"clip": ev.clip_weights, "fd-dinov2": ev.dino, "dino-mmd": ev.dino, "hps": ev.hps}
     if "fd-dinov2" in metrics:
         metrics.discard("dino-mmd")  # the same network
+    if ev.geneval2.prompts:
+        total += JUDGE
     for metric in metrics & SCORING.keys():
         path = Path(local.get(metric, ""))
         total += path.stat().st_size if path.is_file() else SCORING[metric]
