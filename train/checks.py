@@ -33,6 +33,7 @@ from randcond.model_zoo.students.features import projectors
 from randcond.model_zoo.students.registry import find_rule, student_of
 from randcond.train.build import check_start
 from randcond.train.schedule import check_schedule
+from randcond.train.sinks.open_sinks import check_sinks
 
 
 def check_training(config: Config, ranks: int) -> None:
@@ -48,6 +49,7 @@ def check_training(config: Config, ranks: int) -> None:
         raise UserError(
             f"student.init: the layer widths of {config.student.rule} differ from the teacher's; use init: random"
         )
+    check_sinks(config)
     check_teacher(resolve_path(config.teacher.path))
     _check_against_teacher(config)
     _check_feature_pairs(str(resolve_path(config.teacher.path)), config.student.full_rule)

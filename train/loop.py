@@ -27,7 +27,7 @@ from randcond.train.setup import Training, set_up, start
 from randcond.train.state import checkpoint
 from randcond.train.state.model_card import model_card
 from randcond.train.watch.monitor import Monitor
-from randcond.train.watch.sample_grid import draw_grid
+from randcond.train.watch.sample_grid import NAME, draw_grid, grid_path
 from randcond.train.watch.sample_log import SampleLog
 from randcond.train.watch.timing import StartupTimer, trace_window
 
@@ -128,8 +128,9 @@ def steps(
                 facts = {"identity": training.identity, "seconds": trained_s, "skipped": engine.skipped}
                 checkpoints.save(step, engine.local_state(), engine.shapes, facts)
             if train.sample_every and step % train.sample_every == 0 and not preempted:
-                grid = draw_grid(config, training.teacher, engine, training.student)
-                monitor.add_image("teacher over student", grid, step)
+                path = grid_path(training.folder, step)
+                draw_grid(config, training.teacher, engine, training.student, path)
+                monitor.add_picture(step, NAME, path)
             if not preempted:
                 started += evaluate_if_due(training, monitor, heartbeat, step)
     monitor.close()

@@ -314,6 +314,14 @@ class Eval:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Watch:
+    """Where a training's values and sample grids go, besides metrics.jsonl in its folder."""
+
+    sinks: Free[list[Literal["tensorboard", "wandb", "mlflow"]]] = _list("tensorboard")
+    project: Free[str] = "randcond"  # W&B's project, MLflow's experiment
+
+
+@dataclass(frozen=True, config=STRICT)
 class Paths:
     """Where artefacts are kept. Relative paths start at the working directory."""
 
@@ -338,6 +346,7 @@ class Config:
     conditioning: Conditioning = Conditioning()
     train: Train = Train()
     engine: Engine = Engine()
+    watch: Watch = Watch()
     # skip: leave out damaged shards, images, caption files and rows of them, and count them
     on_error: Free[Literal["stop", "skip"]] = "stop"
 

@@ -1,4 +1,4 @@
-"""Monitoring of a run: TensorBoard, one line per logging step in metrics.jsonl, a progress line with the ETA.
+"""Monitoring of a run: one line per logging step in metrics.jsonl, the sinks, a progress line with the ETA.
 
 Between logging steps, all sums stay on the device. At a logging step they are reduced over the ranks and read.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from randcond.data.stream.batch import Batch
+from randcond.launch.config.experiments import shown_dict
 from randcond.launch.config.gpus import gpu_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
@@ -20,6 +21,8 @@ from randcond.launch.runtime.files import naming_full_disk
 from randcond.launch.runtime.json_lines import lines_up_to
 from randcond.launch.runtime.progress import Progress
 from randcond.train.engine import Engine
+from randcond.train.sinks.open_sinks import open_sinks
+from randcond.train.sinks.sink import RunFacts, Sink
 from randcond.train.step import Losses
 from randcond.train.watch.timing import DataStalls
 
@@ -50,11 +53,12 @@ class Monitor:
         self._current_step = first + 1
         self._names: list[str] = []
         self._reset()
+        self.sinks: list[Sink] = []
         if self.is_rank_0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first + 1)
             self.metrics_file = lines_up_to(self.folder / "metrics.jsonl", first).open("a", buffering=1)
+            name = f"{config.name} {config.replicate}".strip()
+            facts = RunFacts(name, config.watch.project, self.folder, first, shown_dict(config))
+            self.sinks = open_sinks(config, facts)
 
     def _reset(self) -> None:
         device = self.engine.device
@@ -165,26 +169,24 @@ class Monitor:
             self._write_values(step, values)
 
     def _write_values(self, step: int, values: dict[str, float]) -> None:
-        with naming_full_disk(self.folder / "tensorboard"):
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, step)
         with naming_full_disk(self.folder / "metrics.jsonl"):
             self.metrics_file.write(json.dumps({"step": step, **values}) + "\n")
+        for sink in self.sinks:
+            sink.values(step, values)
 
-    def add_image(self, name: str, grid: Tensor, step: int) -> None:
-        """Writes an image grid [3, H, W] with values in [0, 1] to TensorBoard."""
-        if self.is_rank_0:
-            with naming_full_disk(self.folder / "tensorboard"):
-                self.tensorboard.add_image(name, grid, step)
+    def add_picture(self, step: int, name: str, path: Path) -> None:
+        """Passes a picture on, a PNG file. Only rank 0 may call it."""
+        for sink in self.sinks:
+            sink.picture(step, name, path)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self.bar.close()
         if self.is_rank_0:
-            with naming_full_disk(self.folder / "tensorboard"):
-                self.tensorboard.close()
             with naming_full_disk(self.folder / "metrics.jsonl"):
                 self.metrics_file.close()
+        for sink in self.sinks:
+            sink.close()
 
 
 class _FiniteSums:

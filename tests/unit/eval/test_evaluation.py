@@ -47,7 +47,7 @@ from randcond.model_zoo.checkpoints.layouts import VAE, text_config
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed
 from randcond.train.checks import check_grid
-from randcond.train.watch.sample_grid import grid_captions
+from randcond.train.watch.sample_grid import grid_bands
 from tests.support import shaped
 from tests.support.networks import (
     bert_folder,
@@ -212,7 +212,7 @@ def test_the_grid_of_a_training_shows_unseen_captions_where_there_are_any(
     lines = [f"a red {word}, no. {number}\n" for number, word in enumerate(captions.split())]
     (tmp_path / "captions.txt").write_text("".join(lines))
     words = ["cache.exclude=[three]", f"eval.captions=[{tmp_path / 'captions.txt'}]", "eval.size=null"]
-    shown = grid_captions(system(tmp_path, *words))
+    shown = [caption for some in grid_bands(system(tmp_path, *words)).values() for caption in some]
     assert (len(shown), sum("three" in caption for caption in shown)) == (8, unseen)
 
 
@@ -224,7 +224,8 @@ def test_a_training_that_could_not_draw_its_grid_is_refused_before_it_starts(tmp
     listed = ["cache.exclude=[]", f"eval.unseen={tmp_path / 'unseen.txt'}", f"eval.captions=[{tmp_path / 'all.txt'}]"]
     (tmp_path / "all.txt").write_text("".join(f"caption {number}\n" for number in range(100)))
     (tmp_path / "unseen.txt").write_text("".join(f"caption {number}\n" for number in range(98, 100)))
-    shown = grid_captions(system(tmp_path, *listed, "eval.size=null"))
+    bands = grid_bands(system(tmp_path, *listed, "eval.size=null"))
+    shown = [caption for some in bands.values() for caption in some]
     assert [caption in ("caption 98", "caption 99") for caption in shown] == [False] * 4 + [True] * 4
 
 

@@ -1,0 +1,91 @@
+"""Sends to a tracker in a thread, so that a slow or broken one neither delays nor ends a training.
+
+What can't be sent waits in order and is tried again. What is still unsent at the end, or too much, is given up and
+counted in the log.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from randcond.launch.runtime.logs import log
+from randcond.launch.urls import hide_secrets
+from randcond.train.sinks.sink import Sink
+
+MOST_WAITING = 20_000  # calls; more are given up, the oldest first
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
+LAST_TRY = 30.0  # seconds after the end of the training in which what is waiting is sent
+_FOR_GOOD = (TypeError, AttributeError)  # errors of ours, which trying again does not mend
+
+
+class Tracker(Sink):
+    """Passes every call on to a sink that may fail. The sink is opened in the thread, too."""
+
+    name: ClassVar[str] = "tracker"
+
+    def __init__(self, kind: str, open_sink: Callable[[], Sink]) -> None:
+        """`kind`: the sink's name, for the log."""
+        self.kind, self._open = kind, open_sink
+        self._waiting: deque[Callable[[Sink], None]] = deque()
+        self._given_up = 0
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._end: float | None = None  # when to give up; None while the training runs
+        self._thread = threading.Thread(target=self._send_all, name=kind, daemon=True)
+        self._thread.start()
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        copied = dict(values)
+        self._put(lambda sink: sink.values(step, copied))
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._put(lambda sink: sink.picture(step, name, path))
+
+    def close(self) -> None:
+        self._put(lambda sink: sink.close())
+        self._end = time.monotonic() + LAST_TRY
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(LAST_TRY + 1)
+        unsent = self._given_up + len(self._waiting)
+        if unsent:
+            log.warning(f"{self.kind}: {unsent} values or pictures were not sent; metrics.jsonl has all values")
+
+    def _put(self, call: Callable[[Sink], None]) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft()
+            self._given_up += 1
+        self._waiting.append(call)
+        self._wake.set()
+
+    def _send_all(self) -> None:
+        sink: Sink | None = None
+        pause, is_down = FIRST_PAUSE, False
+        while self._end is None or (self._waiting and time.monotonic() < self._end):
+            if not self._waiting:
+                self._wake.wait(1.0)
+                self._wake.clear()
+                continue
+            try:
+                sink = sink or self._open()
+                call = self._waiting[0]
+                call(sink)
+            except _FOR_GOOD as error:
+                log.warning(f"{self.kind}: switched off: {hide_secrets(str(error))}")
+                return
+            except Exception as error:  # of the tracker's client, of its HTTP library, of the network
+                if not is_down:
+                    said = hide_secrets(str(error) or type(error).__name__).splitlines()[0][:300]
+                    log.warning(f"{self.kind}: out of reach ({said}); the training goes on, and values are kept for it")
+                is_down = True
+                if self._closing.wait(pause):
+                    time.sleep(FIRST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            if is_down:
+                log.info(f"{self.kind}: answers again")
+            pause, is_down = FIRST_PAUSE, False
+            if self._waiting and self._waiting[0] is call:  # not if it was given up meanwhile
+                self._waiting.popleft()
