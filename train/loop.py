@@ -16,6 +16,7 @@ from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import RANKS_FROM
+from randcond.launch.runtime.ranks import device_name
 from randcond.model_zoo.export import denoiser_weights, export_student, trained_student
 from randcond.train.build import flop_per_sample
 from randcond.train.evaluation import evaluate_if_due, evaluate_interrupted, preload_evaluation_inputs
@@ -157,7 +158,8 @@ def export(training: Training, seconds: float) -> None:
         if "ema" not in students:
             remove(student_folder(config, "ema"))
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
-        write_json(training.folder / "train.json", {**facts, "identity": training.identity})
+        machine = {"device": device_name(), "ranks": engine.ranks, "versions": {"torch": torch.__version__}}
+        write_json(training.folder / "train.json", {**facts, "machine": machine, "identity": training.identity})
         names = {"ema": "EMA", "raw": "raw"}
         where = " and ".join(f"{students[kind]} ({name} weights)" for kind, name in names.items() if kind in students)
         log.info(f"training: finished; the student is at {where}")

@@ -4,7 +4,6 @@ In: a pipeline and a task. Out: OUT/cost.json. The whole path is timed: encoding
 Memory is that of tensors: the weights on the device, and the largest sum of all others at one time.
 """
 
-import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from randcond.eval.images.generate import Task
 from randcond.launch.runtime.files import read_record, write_json
 from randcond.launch.runtime.logs import log
-from randcond.launch.runtime.ranks import cpu_threads, device
+from randcond.launch.runtime.ranks import cpu_threads, device, device_name
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 
 FILE = "cost.json"
@@ -64,13 +63,6 @@ def measure_cost(pipe: DiffusionPipeline, task: Task, facts: dict[str, Any], out
         f"{found['seconds']:.3g} s and {found['gb']:.3g} GB at batch {batch}" for batch, found in batches.items()
     )
     log.info(f"eval: {name}: an image takes {said} ({facts['device']})")
-
-
-def device_name() -> str:
-    """Returns the name of this process's device; of a CPU the number of cores that it may use."""
-    if device().type == "cuda":
-        return torch.cuda.get_device_name(device())
-    return f"CPU, {len(os.sched_getaffinity(0))} cores"
 
 
 def _measure(pipe: DiffusionPipeline, task: Task, batch: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from randcond.data.contact_sheet import Images, draw_comparison
 from randcond.eval.images.generate import load_shown
 from randcond.eval.images.prompts import Prompts, choose_prompts, grid_prompts
 from randcond.eval.pictures.method_figures import draw_picture
-from randcond.eval.report.page import render_page
+from randcond.eval.report.page import PageParts, render_page
+from randcond.eval.report.page_pictures import Comparison, comparison
 from randcond.eval.report.records import Report
 from randcond.eval.report.result_plots import plot_repetitions
 from randcond.eval.tables.collect import Row, collect
@@ -54,7 +55,8 @@ def write_report(report: Report) -> None:
     """Writes the files of the report into its folder and prints the tables."""
     rows, out = report.rows, report.out
     lines = table(rows) if rows else []
-    pictures = {**_contact_sheets(report), **_repetition_plots(report), **_method_figures(report)}
+    sheets, compared = _contact_sheets(report)
+    pictures = {**sheets, **_repetition_plots(report), **_method_figures(report)}
     remarks = [] if report.repetitions else digits_drawn_lines(rows, _excluded(report))
     if report.repetitions:
         names = ", ".join(report.repetitions)
@@ -74,12 +76,10 @@ def write_report(report: Report) -> None:
     tables = [lines, *further] if lines else further
     body = [f"# {report.title}", report.claim, *map(as_markdown, tables), *remarks, *images, *notes]
     write_text(out / "report.md", "\n\n".join(body) + "\n")
-    write_text(
-        out / "report.html",
-        render_page(report, lines, further, remarks, pictures, notes),
-    )
     facts = {**_report_facts(report), "differences": [each.facts() for each in differences]}
     write_json(out / "report.json", facts)
+    parts = PageParts(lines, further, remarks, pictures, notes, facts, compared)
+    write_text(out / "report.html", render_page(report, parts))
     print(f"\n{report.title}\n")
     for cells in tables:
         print(as_text(cells) + "\n")
@@ -137,19 +137,21 @@ def _method_figures(report: Report) -> dict[str, Path]:
     }
 
 
-def _contact_sheets(report: Report) -> dict[str, Path]:
-    """Draws the contact sheet, and a sheet of the captions of `eval.grid` if there are any; returns title -> file.
+def _contact_sheets(report: Report) -> tuple[dict[str, Path], Comparison | None]:
+    """Draws the contact sheet, and a sheet of the captions of `eval.grid` if there are any.
 
-    A sheet shows only rows that drew the same captions with the same seeds as the first row.
+    Returns title -> file, and the images of the first sheet for the page. A sheet shows only rows that drew the same
+    captions with the same seeds as the first row.
     """
     if not report.configs:
-        return {}
+        return {}, None
     configs = list(report.configs.values())
     config = next((config for config in configs if config.trains), configs[0])
     first = next((row for row in report.rows if row.folder), None)
     same = ("prompts_sha256", "seed")
     drawn = [row for row in report.rows if row.folder and first and _settings(row, same) == _settings(first, same)]
-    pictures = {}
+    pictures: dict[str, Path] = {}
+    compared: Comparison | None = None
     prompts = choose_prompts(config)
     bands = dict(sorted(prompts.shown(config.eval.shown).items(), reverse=True))  # unseen first
     sheets = {"same captions, same seeds": ("contact_sheet.png", prompts, bands, "")}
@@ -165,7 +167,8 @@ def _contact_sheets(report: Report) -> dict[str, Path]:
         if arms and any(bands.values()):
             draw_comparison(report.out / name, prompts.captions, bands, arms)
             pictures[title] = report.out / name
-    return pictures
+            compared = compared or comparison(prompts, bands, arms)
+    return pictures, compared
 
 
 def _settings(row: Row, keys: tuple[str, ...]) -> list[Any]:
@@ -188,9 +191,8 @@ def _notes(rows: list[Row]) -> list[str]:
             "digits."
         )
     kid_sizes = sorted({scores["kid_subset"] for scores in splits if spread_over_subsets(scores, "kid") is not None})
-    spreads = (
-        ["of IS over its 10 splits"] if any(spread_over_subsets(scores, "is") is not None for scores in splits) else []
-    )
+    without = [scores for row in measured for scores in _without_interval(row, "is")]
+    spreads = ["of IS over its 10 splits"] if any(spread_over_subsets(scores, "is") for scores in without) else []
     spreads += [f"of KID over its 100 subsets of {' or '.join(map(str, kid_sizes))} images"] if kid_sizes else []
     if spreads and not any(row.spread for row in measured):
         notes.append(f"± is the standard deviation {', '.join(spreads)}.")
@@ -199,6 +201,11 @@ def _notes(rows: list[Row]) -> list[str]:
         names_by_line.setdefault(protocol_line(row), []).append(row.name)
     notes += [f"Protocol of {', '.join(names)}: {line}." for line, names in names_by_line.items()]
     return notes
+
+
+def _without_interval(row: Row, score: str) -> list[dict[str, Any]]:
+    """Returns the scores of the splits in which a score has no interval."""
+    return [scores for split, scores in row.scores.items() if score not in row.intervals.get(split, {})]
 
 
 def load_report(names: list[str], overrides: list[str], out: str = "") -> Report:

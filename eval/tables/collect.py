@@ -211,7 +211,7 @@ def _training_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     known = without_secrets(read_record(path))  # an older version wrote whole URLs
-    return {key: known[key] for key in ("steps", "seconds", "left_out") if key in known}
+    return {key: known[key] for key in ("steps", "seconds", "left_out", "machine") if key in known}
 
 
 def _check_comparable(rows: list[Row]) -> None:

@@ -63,4 +63,5 @@ def cost_remarks(rows: Sequence[Row]) -> list[str]:
 
 def _measured_on(row: Row) -> str:
     threads = row.cost["threads"]
-    return f"on {row.cost['device']}" + (f", {threads} threads" if threads else "") + f", {row.cost['dtype']}"
+    at_once = f", {threads} thread{'' if threads == 1 else 's'}" if threads else ""
+    return f"on {row.cost['device']}{at_once}, {row.cost['dtype']}"

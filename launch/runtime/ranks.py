@@ -46,6 +46,13 @@ def device() -> torch.device:
     return mine
 
 
+def device_name() -> str:
+    """Returns the name of this process's device; of a CPU the number of cores that it may use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(device())
+    return f"CPU, {len(os.sched_getaffinity(0))} cores"
+
+
 def cpu_threads() -> int | None:
     """Returns the number of CPU threads, on which the last bits of results depend; None on a GPU."""
     return None if torch.cuda.is_available() else torch.get_num_threads()

@@ -1,16 +1,24 @@
 """Reports: the paper's figures next to ours, differences, notes, and a page that loads nothing."""
 
+import base64
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from randcond.eval.__main__ import evaluate
-from randcond.eval.report.page import draw_curves
+from randcond.eval.images.prompts import Prompts
+from randcond.eval.report.page import PageParts, _over_hours, draw_curves, render_page
+from randcond.eval.report.page_pictures import comparison
+from randcond.eval.report.records import Report
 from randcond.eval.report.report import load_report, write_report
 from randcond.eval.report.report_command import report
 from randcond.eval.scores.real_images import statistics_of_folder
@@ -55,7 +63,7 @@ class Loads(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "xlink:href", "srcset", "data", "action") and value:
                 self.found += [value] if not value.startswith(("data:", "#")) else []
-        if tag in ("script", "link", "iframe", "object"):
+        if tag in ("link", "iframe", "object"):
             self.found.append(tag)
 
 
@@ -225,3 +233,59 @@ def test_the_best_step_is_a_row_beside_the_last(tmp_path: Path) -> None:
     assert other.notes == ["best fid during training, at step 4 (raw), scored with other settings: 9"]
     (watched / "scores.json").unlink()
     assert not _best(last, config) and "scores.json is missing: 9" in last.notes[0]
+
+
+def page_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the page of two students with sample grids and logged speeds, and the data of its pictures."""
+    rows = []
+    for name, speed in (("without", 4.0), ("with, a second one", 8.0)):
+        run = folder / name
+        (run / "grids").mkdir(parents=True)
+        for step in range(1, 21):
+            save_pictures(run / "grids", digit_images(1, seed=step))
+            (run / "grids" / "00000.png").rename(run / "grids" / f"step-{step:08d}.png")
+        lines = [{"step": step, "loss/total": 1 / step, "samples_per_s": speed} for step in (10, 20)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        facts = {"seconds": 7200, "machine": {"device": "a card", "ranks": 8, "versions": {}}}
+        protocol = {"versions": {"torch": "2.10"}, "device": "cuda"}
+        rows.append(Row(name, {"all": {"clip": 0.3}}, protocol=protocol, facts=facts, folder=run, run=run))
+    prompts = Prompts(["<b>one</b>", "two"], ["", ""], {"seen": [0], "unseen": [1]})
+    arms = {row.name: dict(enumerate(digit_images(2, side))) for row, side in zip(rows, (32, 512), strict=True)}
+    compared = comparison(prompts, {"unseen": [1], "seen": [0]}, arms)
+    assert compared is not None
+    report = Report(folder, "two students", "a claim", rows, {}, [])
+    facts = {"arms": {"without": {"clip": {"all": 0.3}}}}
+    page = render_page(report, PageParts(table(rows), [], [], {}, [], facts, compared))
+    return page, compared.data()
+
+
+def test_the_page_compares_images_and_steps_and_holds_its_data(tmp_path: Path) -> None:
+    page, compared = page_of(tmp_path)
+    assert loads(page) == [] and "<script src" not in page
+    assert compared["captions"] == ["two", "<b>one</b>"] and compared["splits"] == ["unseen", "seen"]
+    assert list(compared["images"]) == ["without", "with, a second one"]
+    assert page.index('"without": [') < page.index('"with, a second one": [')  # in the order of the rows
+    small, large = (urls[0] for urls in compared["images"].values())
+    assert small.startswith("data:image/png;base64,") and large.startswith("data:image/jpeg;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(large.split(",")[1]))) as picture:
+        assert picture.size == (320, 320)
+    assert "<b>one</b>" not in page  # a caption is text, not HTML
+    steps = re.findall(r'"step": (\d+)', page)
+    assert steps[:8] == ["1", "4", "6", "9", "12", "15", "17", "20"] and len(steps) == 16
+    held = re.search(r'href="data:application/json;base64,([^"]+)"', page)
+    assert held and json.loads(base64.b64decode(held[1]))["arms"]["without"]["clip"] == {"all": 0.3}
+    assert "8 x a card" in page and "torch 2.10" in page
+
+
+def test_curves_over_time_end_at_the_hours_of_the_run(tmp_path: Path) -> None:
+    page_of(tmp_path)
+    row = Row("with", facts={"seconds": 7200}, run=tmp_path / "without")
+    assert _over_hours(row, [(10.0, 0.1), (20.0, 0.05)]) == [(1.0, 0.1), (2.0, 0.05)]
+    (tmp_path / "without" / "metrics.jsonl").write_text(
+        '{"step": 10, "samples_per_s": 2.0}\n{"step": 40, "samples_per_s": 6.0}\n'
+    )
+    assert _over_hours(row, [(10.0, 0.1), (40.0, 0.2)]) == [
+        (1.0, 0.1),
+        (2.0, 0.2),
+    ]  # as long for 10 slow steps as for 30
+    assert _over_hours(replace(row, facts={}), [(10.0, 0.1)]) == []
