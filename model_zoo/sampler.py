@@ -17,6 +17,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
 )
@@ -32,6 +33,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {  # name -> scheduler class, 
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as in Stable Diffusion's own configuration
     "euler": (EulerDiscreteScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
+    "lcm": (LCMScheduler, {}),  # of models that were distilled for 1 to 8 steps
 }
 FP32_NOISE = "pipeline, noise in fp32"  # what sampler_dtype() returns for a transformer that computes in bf16
 DECODED_AT_ONCE = 1 << 20  # pixels per call of the VAE; its activations for a batch of large images would not fit

@@ -35,6 +35,8 @@ PROTOCOLS = {
         Protocol("paper", "ddim", 25, 7.5, size=256, jpeg=True, fixed=True),  # supplement K
         Protocol("bk-sdm", "pndm", 25, 7.5, size=256, jpeg=True, fixed=True),  # the rows with a dagger in Table 4
         Protocol("sdxl", "teacher", None, None, size=256, jpeg=True),  # 1024 -> 256, library defaults (Table 4)
+        # Few steps (docs/lcm.md). The guidance is a scale that the model was told in its own distillation.
+        Protocol("lcm", "lcm", 4, 8.0, size=256, jpeg=True),
         Protocol("native", "ddim", 25, 7.5),
     )
 }

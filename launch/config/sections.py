@@ -283,8 +283,9 @@ class Eval:
     unseen: ByContent[str | None] = None  # file of unseen captions, in addition to those with a word of cache.exclude
     size: ByContent[int | None] = None  # captions of each split (seen, unseen), in a seeded random order; null: all
     of: Free[list[Literal["teacher", "student"]]] = _list("teacher", "student")  # [teacher]: nothing is trained
-    protocol: OfEvaluation[str] = "paper"  # a name in launch/config/protocols.py: paper, bk-sdm, sdxl, native
-    sampler: OfEvaluation[Literal["ddim", "pndm", "euler", "dpm++", "teacher"] | None] = None  # null: the protocol's
+    protocol: OfEvaluation[str] = "paper"  # a name in launch/config/protocols.py: paper, bk-sdm, sdxl, lcm, native
+    # null: the protocol's
+    sampler: OfEvaluation[Literal["ddim", "pndm", "euler", "dpm++", "lcm", "teacher"] | None] = None
     steps: OfEvaluation[int | None] = None  # null: the protocol's
     guidance: OfEvaluation[float | None] = None  # null: the protocol's
     resolution: OfEvaluation[int | None] = None  # pixels of an image's side; null: the model's own

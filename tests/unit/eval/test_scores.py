@@ -237,7 +237,7 @@ def test_a_protocols_name_fixes_its_sampler() -> None:
     for ev, said in (
         (Eval(protocol="paper", sampler="pndm"), "eval.sampler: protocol paper fixes it to ddim, got pndm"),
         (Eval(protocol="bk-sdm", guidance=5.0), "eval.guidance: protocol bk-sdm fixes it to 7.5"),
-        (Eval(protocol="ours"), "eval.protocol: unknown 'ours'; known: paper, bk-sdm, sdxl, native"),
+        (Eval(protocol="ours"), "eval.protocol: unknown 'ours'; known: paper, bk-sdm, sdxl, lcm, native"),
     ):
         with pytest.raises(UserError, match=said):
             protocol_of(ev)
