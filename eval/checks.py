@@ -7,6 +7,8 @@ from randcond.data.inputs.catalogue import MissingInput, collecting_missing, mis
 from randcond.data.teacher_settings import check_settings
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
 from randcond.eval.features.load import check_weights
+from randcond.eval.geneval.networks import check_geneval_networks
+from randcond.eval.geneval.run import geneval_items
 from randcond.eval.geneval2.judge import check_judge
 from randcond.eval.geneval2.run import geneval2_items
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
@@ -55,6 +57,10 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     if config.eval.compbench.lists:
         with collecting_missing(missing):
             _check_lists(Path(config.eval.compbench.lists), config.eval.compbench.categories)
+    if config.eval.geneval.prompts:
+        with collecting_missing(missing):
+            geneval_items(config.eval)
+        check_geneval_networks(config.eval.geneval.detector, config.eval.geneval.clip)
     if config.eval.geneval2.prompts:
         with collecting_missing(missing):
             geneval2_items(config.eval)

@@ -1,11 +1,11 @@
 """The evaluation stage: teacher and student draw the same captions with the same seeds and are scored.
 
 Out: `paths.reference` (the teacher's features and scores, shared by experiments) and `paths.run`/eval-raw or eval-ema
-(the student's). Each of them may hold grid/ (`eval.grid`), compbench/ (`eval.compbench`), geneval2/ (`eval.geneval2`)
-and cost.json (`eval.cost`).
+(the student's). Each of them may hold grid/ (`eval.grid`), compbench/ (`eval.compbench`), geneval/ (`eval.geneval`),
+geneval2/ (`eval.geneval2`) and cost.json (`eval.cost`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 from randcond.data.teacher_of import text_options
 from randcond.eval.compbench.run import evaluate_compbench, load_scorer
-from randcond.eval.compbench.score import Scorer
 from randcond.eval.evaluate import (
     EvaluatedModel,
     References,
@@ -23,7 +22,9 @@ from randcond.eval.evaluate import (
     references,
     with_pipeline_defaults,
 )
-from randcond.eval.geneval2.judge import Judge, load_judge
+from randcond.eval.geneval.networks import load_geneval_networks
+from randcond.eval.geneval.run import evaluate_geneval
+from randcond.eval.geneval2.judge import load_judge
 from randcond.eval.geneval2.run import evaluate_geneval2
 from randcond.eval.images.drawing_cost import cost_facts, is_measured, measure_cost
 from randcond.eval.images.generate import Task
@@ -61,10 +62,9 @@ def run(config: Config) -> None:
     networks = list(_networks(config))
     task = prepare(config)
     real = references(config, task)
-    scorer = load_scorer(config.eval) if config.eval.compbench.lists else None
-    judge = load_judge(config.eval.geneval2.judge, device()) if config.eval.geneval2.prompts else None
+    benchmarks = list(_benchmarks(config))
     for network in networks:
-        _evaluate(config, network, task, real, scorer, judge)
+        _evaluate(config, network, task, real, benchmarks)
     if config.eval.cost and rank() == 0:  # now that no other rank draws
         for network in networks:
             _measure(config, network, task)
@@ -80,6 +80,18 @@ def _networks(config: Config) -> Iterator[_Network]:
         yield _Network(name, folder, out, weights, folder_fingerprint(folder))
 
 
+def _benchmarks(config: Config) -> Iterator[Callable[..., None]]:
+    """Yields functions (task, out, name, draw) that draw and score the prompts of a benchmark."""
+    ev = config.eval
+    if ev.compbench.lists:
+        yield partial(evaluate_compbench, scorer=load_scorer(ev))
+    if ev.geneval.prompts:
+        networks = load_geneval_networks(ev.geneval.detector, ev.geneval.clip, device())
+        yield partial(evaluate_geneval, networks=networks)
+    if ev.geneval2.prompts:
+        yield partial(evaluate_geneval2, judge=load_judge(ev.geneval2.judge, device()))
+
+
 def _load(config: Config, network: _Network, task: Task) -> Any:
     sampler, is_student = task.protocol.sampler, network.name == "student"
     return load_frozen_pipeline(
@@ -88,7 +100,7 @@ def _load(config: Config, network: _Network, task: Task) -> Any:
 
 
 def _evaluate(
-    config: Config, network: _Network, task: Task, real: References, scorer: Scorer | None, judge: Judge | None
+    config: Config, network: _Network, task: Task, real: References, benchmarks: Sequence[Callable[..., None]]
 ) -> None:
     """Draws and scores what is missing of one network."""
     pipe = _load(config, network, task)
@@ -101,10 +113,8 @@ def _evaluate(
     if config.eval.grid:
         grid = replace(task, prompts=grid_prompts(config), extractors={}, ev=replace(task.ev, shown=ALL_SHOWN))
         draw(model, grid, network.out / "grid", f"grid ({network.name})")
-    if scorer:
-        evaluate_compbench(task, scorer, network.out, network.name, partial(draw, model))
-    if judge:
-        evaluate_geneval2(task, judge, network.out, network.name, partial(draw, model))
+    for benchmark in benchmarks:
+        benchmark(task=task, out=network.out, name=network.name, draw=partial(draw, model))
 
 
 def _measure(config: Config, network: _Network, task: Task) -> None:

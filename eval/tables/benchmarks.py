@@ -1,4 +1,4 @@
-"""The benchmarks of a row that have their own prompts: T2I-CompBench and GenEval 2.
+"""The benchmarks of a row that have their own prompts: T2I-CompBench, GenEval and GenEval 2.
 
 In: the folder of an evaluation. Out: their scores, checked against the configuration.
 """
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from randcond.eval.compbench.run import compbench_prompts
+from randcond.eval.geneval.run import FOLDER as GENEVAL
+from randcond.eval.geneval.run import geneval_prompts
 from randcond.eval.geneval2.run import FOLDER as GENEVAL2
 from randcond.eval.geneval2.run import geneval2_prompts
 from randcond.launch.config.sections import Config
@@ -50,6 +52,12 @@ def benchmarks(
             for key in ("images", "prompts_sha256")
         }
         yield Benchmark("compbench", bench["scores"], {**bench["scorers"], **facts})
+    if config.eval.geneval.prompts:
+        bench = _read(folder / GENEVAL / "scores.json", evaluate, "protocol", "scores", "intervals", "scorers")
+        expected = {**same, "prompts_sha256": geneval_prompts(config.eval).sha256}
+        check_matches(bench["protocol"], expected, f"GenEval of {who}", remedy)
+        facts = {key: bench["protocol"][key] for key in ("images", "prompts_sha256")}
+        yield Benchmark(GENEVAL, bench["scores"], {**bench["scorers"], **facts}, bench["intervals"])
     if config.eval.geneval2.prompts:
         bench = _read(folder / GENEVAL2 / "scores.json", evaluate, "protocol", "scores", "intervals", "notes")
         expected = {**same, "prompts_sha256": geneval2_prompts(config.eval).sha256}

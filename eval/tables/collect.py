@@ -220,7 +220,7 @@ def _check_comparable(rows: list[Row]) -> None:
     for row in measured[1:]:
         first = measured[0]
         differing = [key for key in COMPARABLE if _setting(row.protocol, key) != _setting(first.protocol, key)]
-        for bench in ("compbench", "geneval2"):
+        for bench in ("compbench", "geneval", "geneval2"):
             scorers = [each.protocol.get(bench) for each in (row, first)]
             if all(scorers) and scorers[0] != scorers[1]:
                 differing.append(bench)

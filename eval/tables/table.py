@@ -65,6 +65,7 @@ COLUMNS = {
     "non_spatial": Column("non-spatial↑", ".4f"),
     "complex": Column("complex↑", ".4f"),
     "average": Column("average↑", ".4f"),
+    "geneval": Column("GenEval↑", ".1%"),
     "geneval2": Column("GenEval 2 (GM)↑", ".1%"),
     "geneval2_am": Column("GenEval 2 (AM)↑", ".1%"),
     "parameters": Column("parameters, B", ".2f", 1e9),
@@ -82,6 +83,7 @@ NOT_SHOWN = {
     "kid_std",
     "kid_subset",
     "prc_images",
+    "geneval_tasks",
     "geneval2_skills",
     "geneval2_atoms",
 }

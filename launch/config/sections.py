@@ -267,6 +267,16 @@ class CompBench:
 
 
 @dataclass(frozen=True, config=STRICT)
+class GenEval:
+    """GenEval: its prompts, and the networks that score them: folders or hub ids."""
+
+    prompts: ByContent[str | None] = None  # evaluation_metadata.jsonl (`randcond fetch geneval`); null: not evaluated
+    images: ByContent[int] = 4  # images per prompt
+    detector: ByContent[str] = "facebook/mask2former-swin-small-coco-instance"  # finds objects
+    clip: ByContent[str] = "timm/vit_large_patch14_clip_224.openai"  # tells their colours
+
+
+@dataclass(frozen=True, config=STRICT)
 class GenEval2:
     """GenEval 2: its prompts with questions, and the vision-language model that answers them."""
 
@@ -308,6 +318,7 @@ class Eval:
     bert: ByContent[str] = "google-bert/bert-base-uncased"  # the tokenizer of imagereward: a folder or hub id
     grid: Free[list[str]] = _list()  # caption sources drawn for the report only, not scored
     compbench: CompBench = CompBench()
+    geneval: GenEval = GenEval()
     geneval2: GenEval2 = GenEval2()
     cost: Free[bool] = True  # measure seconds and memory per image
     shown: Free[int] = 12  # captions of each split whose images are kept for the contact sheet

@@ -26,7 +26,7 @@ from randcond.launch.planning.step_time import FULL, filled, step_seconds, step_
 WHOLE_LIST = 30_000  # images of an evaluation without eval.size: the captions of the paper's protocol
 WHOLE_SPLIT = 40_504  # the same if unseen captions are scored separately: all of val2014 (Table 2)
 BENCH_PROMPTS = 300  # per category of T2I-CompBench
-GENEVAL2_PROMPTS = 800
+GENEVAL_PROMPTS, GENEVAL2_PROMPTS = 553, 800
 DRAWN_AT_ONCE = 32  # images, if the largest batch that fits is taken
 LIBRARY_STEPS = 50  # sampling steps if nothing sets their number: the default of most pipelines
 
@@ -98,6 +98,7 @@ def stage_hours(config: Config, sizes: Sizes, cluster: Cluster, efficiency: floa
     batch = ev.batch or DRAWN_AT_ONCE
     chunks = -(-images // batch)
     bench = BENCH_PROMPTS * len(ev.compbench.categories) * ev.compbench.images if ev.compbench.lists else 0
+    bench += GENEVAL_PROMPTS * ev.geneval.images if ev.geneval.prompts else 0
     bench += (ev.geneval2.size or GENEVAL2_PROMPTS) if ev.geneval2.prompts else 0
     bench_chunks = -(-bench // batch)
     eval_sizes = counted(config, "eval")
