@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import open_clip
 import psutil
 import torch
 from PIL import Image
@@ -25,8 +24,9 @@ from pytorch_fid import fid_score
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 
 from randcond.eval.evaluate import EvaluatedModel, draw, prepare, references, score
+from randcond.eval.features.load import load_extractors
 from randcond.eval.images.generate import Task
-from randcond.eval.images.protocol_images import to_picture
+from randcond.eval.images.protocol_images import from_picture, to_picture
 from randcond.eval.scores.real_images import statistics_of_folder
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import resolve_path
@@ -35,7 +35,16 @@ from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_bytes
 from tests.bench.results import interval, save
-from tests.support.networks import clip_folder, digit_images, inception_weights, save_pictures
+from tests.support.networks import (
+    bert_folder,
+    clip_folder,
+    digit_images,
+    dino_folder,
+    imagereward_weights,
+    inception_weights,
+    pickscore_folder,
+    save_pictures,
+)
 
 SYSTEM = "base: digits\neval: {of: [teacher], batch: 32, cost: false}\npaths: {reference: OUT}\n"
 
@@ -86,22 +95,20 @@ def scoring_share(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 def one_pass(folder: Path, images: int) -> dict[str, Any]:
-    """Returns the time of separate tools over the time of one pass that draws and computes FID, IS and CLIP.
+    """Returns the time of separate tools over the time of one pass that draws and computes all metrics.
 
-    The tools are pytorch-fid, torch-fidelity and open_clip; they read image files from a disk. Each side runs once.
-    Loading the networks is included on both sides, because a user waits for it. With more images it matters less.
+    FID and IS are pytorch-fid's and torch-fidelity's commands. Each other score is read as its authors' script does it:
+    image file after image file. Each side runs once. Loading the networks is included on both sides, because a user
+    waits for it. With more images it matters less.
     """
     weights = inception_weights(folder / "inception.pth", digit_images(16))
     real = save_pictures(folder / "real", digit_images(images, 64, seed=3))
-    words = [f"inception={weights}", f"clip=local-dir:{clip_folder(folder / 'clip')}", "metrics=[fid,is,clip]"]
-    words += [
-        "protocol=sdxl",
-        "sampler=ddim",
-        "steps=10",
-        "guidance=3.0",
-        "size=null",
-        f"statistics={folder / 'real-256'}",
-    ]
+    clip, bert = clip_folder(folder / "clip"), bert_folder(folder / "bert", "a red three on black")
+    words = [f"inception={weights}", f"clip=local-dir:{clip}", f"hps=local-dir:{clip}", f"cmmd={clip}", f"bert={bert}"]
+    words += [f"imagereward={imagereward_weights(folder / 'reward.safetensors', 12)}"]
+    words += [f"pickscore={pickscore_folder(folder / 'pickscore')}", f"dino={dino_folder(folder / 'dino')}"]
+    words += ["metrics=[fid,is,fd-dinov2,cmmd,clip,hps,pickscore,imagereward]", "protocol=sdxl", "sampler=ddim"]
+    words += ["steps=10", "guidance=3.0", "size=null", f"statistics={folder / 'real-256'}"]
     config = configured(folder, captions(folder, images), *[f"eval.{word}" for word in words])
     statistics_of_folder(real, folder / "real-256", config.eval, None, 256, jpeg=True)
     system = loaded(config)
@@ -115,25 +122,43 @@ def one_pass(folder: Path, images: int) -> dict[str, Any]:
     began = time.perf_counter()
     drawn = drawn_to_files(system, task, folder / "files")
     drawing = time.perf_counter() - began
+    theirs = {"fid": fid_of_files(folder, drawn, weights)}
+    for name in ("clip", "hps", "pickscore", "imagereward", "cmmd-clip", "dino"):
+        theirs |= scores_of_files(name, config, drawn, task.prompts.captions)
+    tools = time.perf_counter() - began
+    ratio = tools / spent
+    print(f"tool after tool / one pass{ratio:8.3f}   {tools:.0f} s (drawing to files: {drawing:.0f} s) / {spent:.0f} s")
+    both = {name: [ours[name], value] for name, value in theirs.items() if name in ours}
+    for name, (one, other) in both.items():
+        print(f"          {name}: {one:.6g} and {other:.6g}", flush=True)  # of FID: the two resize differently
+    return {"median": ratio, "rounds": 1, "images": images, "seconds": [tools, spent], "scores": both}
+
+
+def fid_of_files(folder: Path, drawn: Path, weights: Path) -> float:
+    """Returns pytorch-fid's FID of files, and runs torch-fidelity's command for IS."""
     cached = folder / "torch" / "hub" / "checkpoints" / Path(FID_WEIGHTS_URL).name
     cached.parent.mkdir(parents=True)
     cached.write_bytes(weights.read_bytes())
     torch.hub.set_dir(str(folder / "torch" / "hub"))
     model = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).to(device())
     mean, covariance = fid_score.compute_statistics_of_path(str(drawn), model, 32, 2048, device(), 0)
-    with np.load(folder / "real-256" / "all.npz") as real_moments:
-        fid = fid_score.calculate_frechet_distance(mean, covariance, real_moments["mu"], real_moments["sigma"])
+    with np.load(folder / "real-256" / "all.npz") as moments:
+        fid = fid_score.calculate_frechet_distance(mean, covariance, moments["mu"], moments["sigma"])
     where = ["--gpu", "0"] if torch.cuda.is_available() else ["--cpu"]
     fidelity = [sys.executable, "-m", "torch_fidelity.fidelity", "--isc", "--input1", str(drawn), *where, "--silent"]
     fidelity += ["--batch-size", "32", "--no-cache", "--feature-extractor-weights-path", str(weights)]
     subprocess.run(fidelity, check=True, capture_output=True)
-    clip = clip_of_files(config.eval.clip, drawn, task.prompts.captions)
-    tools = time.perf_counter() - began
-    ratio = tools / spent
-    print(f"tool after tool / one pass{ratio:8.3f}   {tools:.0f} s (drawing to files: {drawing:.0f} s) / {spent:.0f} s")
-    fids, clips = f"{ours['fid']:.1f} and {fid:.1f} (they resize differently)", f"{ours['clip']:.6f} and {clip:.6f}"
-    print(f"          FID {fids}, CLIP {clips}", flush=True)
-    return {"median": ratio, "rounds": 1, "images": images, "fid": [ours["fid"], fid], "clip": [ours["clip"], clip]}
+    return float(fid)
+
+
+def scores_of_files(name: str, config: Config, drawn: Path, texts: list[str]) -> dict[str, float]:
+    """Returns the mean of what a network reads from files, one after the other; nothing of what has no mean."""
+    extractor, found = load_extractors([name], config.eval, device())[name], []
+    for path, text in zip(sorted(drawn.iterdir()), texts, strict=True):
+        with Image.open(path) as picture:
+            image = from_picture(picture.convert("RGB"))
+        found.append(extractor.read(image[None], [text]))
+    return {key: torch.cat([each[key] for each in found]).mean().item() for key in found[0] if found[0][key].ndim == 1}
 
 
 def drawn_to_files(system: EvaluatedModel, task: Task, folder: Path) -> Path:
@@ -153,20 +178,12 @@ def drawn_to_files(system: EvaluatedModel, task: Task, folder: Path) -> Path:
     return folder / "256"
 
 
-def clip_of_files(name: str, folder: Path, texts: list[str]) -> float:
-    """Returns the mean CLIP score as the usual script computes it: one image file after the other."""
-    model, preprocess = open_clip.create_model_from_pretrained(name, device=device())
-    tokenize, found = open_clip.get_tokenizer(name), []
-    with torch.no_grad():
-        for path, text in zip(sorted(folder.iterdir()), texts, strict=True):
-            seen = model.encode_image(preprocess(Image.open(path))[None].to(device()), normalize=True)
-            found.append((seen * model.encode_text(tokenize([text]).to(device()), normalize=True)).sum().item())
-    return float(np.mean(found))
-
-
 def memory(folder: Path, images: int) -> list[float]:
     """Returns the resident memory in MB: the peak in each tenth of the drawing, and the value after scoring."""
-    config = configured(folder, captions(folder, images), "eval.size=null", "eval.steps=2", "eval.guidance=1.0")
+    clip = clip_folder(folder / "many-clip")
+    words = [f"eval.clip=local-dir:{clip}", f"eval.hps=local-dir:{clip}", "eval.metrics=[digits,clip,hps]"]
+    words += ["eval.size=null", "eval.steps=2", "eval.guidance=1.0"]
+    config = configured(folder, captions(folder, images), *words)
     seen: list[float] = []
     mine = psutil.Process()
     system = replace(loaded(config), beat=lambda: seen.append(mine.memory_info().rss / 1e6))
