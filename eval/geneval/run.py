@@ -3,7 +3,6 @@
 Out: OUT/geneval/chunk-*.safetensors, OUT/geneval/scores.json, and the influence of each image beside it.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from randcond.eval.geneval.networks import GenEvalNetworks
 from randcond.eval.geneval.prompts import TASKS, Item, items_sha256, read_items
 from randcond.eval.geneval.rules import is_correct
+from randcond.eval.images.benchmark_prompts import as_prompts, benchmark_task
 from randcond.eval.images.extractor import Extractor, Features
 from randcond.eval.images.generate import Draw, Task, load_features
 from randcond.eval.images.identity import ABSENT
@@ -38,8 +38,7 @@ def geneval_items(ev: Eval) -> list[Item]:
 
 def geneval_prompts(ev: Eval) -> Prompts:
     """Returns the captions of a task: each prompt `eval.geneval.images` times in a row."""
-    captions = [item.prompt for item in geneval_items(ev) for _ in range(ev.geneval.images)]
-    return Prompts(captions, [""] * len(captions), {ALL: list(range(len(captions)))})
+    return as_prompts([item.prompt for item in geneval_items(ev) for _ in range(ev.geneval.images)])
 
 
 def evaluate_geneval(task: Task, networks: GenEvalNetworks, out: Path, name: str, draw: Draw) -> None:
@@ -49,14 +48,7 @@ def evaluate_geneval(task: Task, networks: GenEvalNetworks, out: Path, name: str
     """
     ev, folder = task.ev, out / FOLDER
     items, prompts = geneval_items(ev), geneval_prompts(ev)
-    task = replace(
-        task,
-        prompts=prompts,
-        extractors={FOLDER: _extractor(networks, items)},
-        ev=replace(ev, shown=12),
-        # No JPEG and no resize: the detector reads the images at the size they are drawn at.
-        protocol=replace(task.protocol, size=None, jpeg=False),
-    )
+    task = benchmark_task(task, prompts, FOLDER, _extractor(networks, items))
     facts = {"protocol": draw(task, folder, f"GenEval ({name})"), "scorers": networks.facts}
     path = folder / "scores.json"
     if rank() != 0 or (path.is_file() and not differences(read_record(path), facts, _ABSENT)):

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randcond.data.inputs.catalogue import MissingInput, missing_input
-from randcond.launch.errors import UserError
+from randcond.eval.images.benchmark_prompts import read_prompts
 
 SKILLS = ("object", "attribute", "count", "position", "verb")
 NUMERALS = {
@@ -55,18 +54,7 @@ class Item:
 
 def read_items(path: Path) -> list[Item]:
     """Reads the benchmark's file. Raises UserError naming the line that is wrong, and MissingInput without a file."""
-    if not path.is_file():
-        raise MissingInput(f"eval.geneval2.prompts: no {path}{missing_input(str(path))}")
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                items.append(_item(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}: line {number}: is no prompt of GenEval 2 ({error})") from None
-    if not items:
-        raise UserError(f"{path}: has no prompts")
-    return items
+    return read_prompts(path, "eval.geneval2.prompts", "GenEval 2", _item)
 
 
 def _item(found: dict[str, Any]) -> Item:

@@ -3,7 +3,6 @@
 Out: OUT/geneval2/chunk-*.safetensors, OUT/geneval2/scores.json, and the influence of each image beside it.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from randcond.eval.geneval2.judge import Judge
 from randcond.eval.geneval2.questions import Item, questions_sha256, read_items
 from randcond.eval.geneval2.soft_tifa import soft_tifa
+from randcond.eval.images.benchmark_prompts import as_prompts, benchmark_task
 from randcond.eval.images.extractor import Extractor, Features
 from randcond.eval.images.generate import Draw, Task, load_features
 from randcond.eval.images.identity import ABSENT
@@ -42,8 +42,7 @@ def geneval2_items(ev: Eval) -> list[Item]:
 
 def geneval2_prompts(ev: Eval) -> Prompts:
     """Returns them as the captions of a task."""
-    items = geneval2_items(ev)
-    return Prompts([item.prompt for item in items], [""] * len(items), {ALL: list(range(len(items)))})
+    return as_prompts([item.prompt for item in geneval2_items(ev)])
 
 
 def evaluate_geneval2(task: Task, judge: Judge, out: Path, name: str, draw: Draw) -> None:
@@ -53,14 +52,7 @@ def evaluate_geneval2(task: Task, judge: Judge, out: Path, name: str, draw: Draw
     """
     ev, folder = task.ev, out / FOLDER
     items, prompts = geneval2_items(ev), geneval2_prompts(ev)
-    task = replace(
-        task,
-        prompts=prompts,
-        extractors={FOLDER: _extractor(judge, items)},
-        ev=replace(ev, shown=12),
-        # No JPEG and no resize: the judge reads the images at the size they are drawn at.
-        protocol=replace(task.protocol, size=None, jpeg=False),
-    )
+    task = benchmark_task(task, prompts, FOLDER, _extractor(judge, items))
     facts: dict[str, Any] = {"protocol": draw(task, folder, f"GenEval 2 ({name})")}
     path = folder / "scores.json"
     if rank() != 0 or (path.is_file() and not differences(read_record(path), facts, _ABSENT)):
