@@ -1,6 +1,7 @@
 """Filters the rows of a caption source and cleans captions."""
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 
 from randcond.launch.config.sections import Pool
 
+# Whether this pyarrow's NFC joins a letter and its accent. Versions before 26 don't.
+_COMPOSES = pc.utf8_normalize(pa.array(["u\u0308"]), form="NFC")[0].as_py() == "\u00fc"
 _BLANK = r"[\p{Z}\p{Cc}]+"  # Unicode spaces, line breaks and control characters
 
 
@@ -91,8 +94,17 @@ def clean(captions: pa.Array) -> pa.StringArray:
 
     Control characters and runs of white space become one space. Leading and trailing space is removed.
     """
-    text = pc.utf8_normalize(pc.fill_null(captions, ""), form="NFC")
+    text = _composed(pc.fill_null(captions, ""))
     return pc.utf8_trim(pc.replace_substring_regex(text, _BLANK, " "), " ")
+
+
+def _composed(text: pa.Array) -> pa.Array:
+    """Returns texts [n] in Unicode NFC, by pyarrow where it can."""
+    if _COMPOSES:
+        return pc.utf8_normalize(text, form="NFC")
+    foreign = pc.invert(pc.string_is_ascii(text))
+    composed = [unicodedata.normalize("NFC", each) for each in text.filter(foreign).to_pylist()]
+    return pc.replace_with_mask(text, foreign, pa.array(composed, text.type))
 
 
 def clean_text(caption: str) -> str:

@@ -38,7 +38,7 @@ def wait_for_text(process: warm.Process, text: str) -> str:
 @pytest.mark.parametrize(
     ("words", "written"),
     [
-        (["train", *WORDS, "paths.run=runs/alone", "--gpus", "1"], "runs/alone/student/model_index.json"),
+        (["train", *WORDS, "paths.run=runs/no-rank", "--gpus", "1"], "runs/no-rank/student/model_index.json"),
         # Only rank 0 would write it.
         pytest.param(["report", "demo", *TINY], "runs/demo/report.json", marks=pytest.mark.slow),
     ],

@@ -50,7 +50,7 @@ def test_the_report_holds_every_arm(world: Path) -> None:
     page = (world / "runs/demo/report.html").read_text()
     assert "asked for three" in text and "| teacher |" in text
     assert "data:image/png;base64," in page
-    assert loads(page) == [] and page.count("<svg") == 2  # the loss and the gradient norm
+    assert loads(page) == [] and page.count("<svg") == 4  # the loss and the gradient norm, over steps and over hours
     assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
 
 

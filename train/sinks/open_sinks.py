@@ -15,10 +15,10 @@ TRACKERS: dict[str, type[WandbSink] | type[MlflowSink]] = {kind.name: kind for k
 
 def check_sinks(config: Config) -> None:
     """Raises UserError if the package of a sink is not installed, or if its service wants a key and there is none."""
-    for name in config.watch.sinks:
-        if name in TRACKERS:
-            need(name, f"watch.sinks: {name}")
+    if "mlflow" in config.watch.sinks:
+        need("mlflow", "watch.sinks: mlflow")
     if "wandb" in config.watch.sinks:
+        need("wandb", "watch.sinks: wandb")
         check_wandb()
 
 

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 from randcond.data.cache.latent_source import choose_captions
+from randcond.data.captions import row_filter
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.captions.caption_lists import names_any, read_source, read_unique
 from randcond.data.captions.pool import build, build_pool, open_pool, take
@@ -329,3 +330,13 @@ def test_a_pool_that_failed_at_its_first_file_does_not_block_its_folder(tmp_path
     with pytest.raises(UserError, match="no column caption"):
         build(tmp_path / "pool", [str(tmp_path / "a.csv")])
     assert build(tmp_path / "pool", [str(tmp_path / "a.txt")])["captions"] == 1
+
+
+@pytest.mark.parametrize("composes", [row_filter._COMPOSES, False])  # this pyarrow, and one before 26
+def test_captions_are_nfc_with_every_pyarrow(composes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_filter, "_COMPOSES", composes)
+    texts = ["a cat", None, "Hu\u0308hnerei", "", "e\u0301cole  \u00e9t\u00e9", "plain"]
+    for kind in (pa.string(), pa.large_string()):
+        found = row_filter.clean(pa.array(texts, kind)).to_pylist()
+        assert found == ["a cat", "", "H\u00fchnerei", "", "\u00e9cole \u00e9t\u00e9", "plain"]
+    assert row_filter.clean(pa.array([], pa.string())).to_pylist() == []

@@ -16,7 +16,12 @@ from randcond.launch.install import extras
 from tests.support.environments import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ROOMS = {"eval": ("eval", "data/digits"), "llm": ("data/texts",)}  # extra -> where it is imported
+ROOMS = {  # extra -> where it is imported
+    "eval": ("eval", "data/digits"),
+    "llm": ("data/texts",),
+    "wandb": ("train/sinks",),
+    "mlflow": ("train/sinks",),
+}
 OTHERS = {"s3": "fsspec", "xformers": "diffusers"}  # extra -> the library that imports it
 
 
