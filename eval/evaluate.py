@@ -95,7 +95,7 @@ def evaluate(model: EvaluatedModel, task: Task, real: References, out: Path) -> 
     path = out / "scores.json"
     known = read_record(path) if path.is_file() else {}
     # An older version computed no intervals.
-    complete = "intervals" in known or not any(METRICS[name].influence for name in task.ev.metrics)
+    complete = "intervals" in known or not any(METRICS[name].has_interval for name in task.ev.metrics)
     if rank() != 0 or (_same_scores(known, facts) and known.get("size") == model.size and complete):
         return
     scores = score(task, real, out)
@@ -187,9 +187,10 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
             for metric in metrics.values():
                 if tuple(sorted(metric.needs)) == names:
                     reference = real.get((split, metric.compares)) if metric.compares else None
-                    splits[split] |= metric.score(split_features, split_captions, reference)
-                    if metric.influence:
-                        influence[split][metric.best] = metric.influence(split_features, reference)
+                    measured = metric.measure(split_features, split_captions, reference)
+                    splits[split] |= measured.scores
+                    if measured.influence is not None:
+                        influence[split][metric.best] = measured.influence
     for split, ids in task.prompts.splits.items():
         split_references = {feature: reference for (name, feature), reference in real.items() if name == split}
         if split_notes := warnings(task.ev.metrics, len(ids), split_references):

@@ -3,14 +3,13 @@
 For a mean, it is the image's value minus the mean. A score of resampled images is, to first order, the score plus the
 mean influence of the images that were drawn. So bootstrap intervals take one pass over the stored features, also for
 scores like FID whose own computation takes seconds (the infinitesimal jackknife; Efron 1982, chapter 6). Statistics of
-real images are taken as exact.
+real images are taken as exact. (Of the MMD: mmd.py.)
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from randcond.eval.scores.mmd import SCALE, kernel_means, unit
 from randcond.eval.scores.moments import BLOCK, Moments, symmetric_root
 
 IS_SPLITS, IS_SEED = 10, 2020  # torch-fidelity's: which image belongs to which split
@@ -58,10 +57,3 @@ def of_inception_score(logits: Tensor) -> Tensor:
         share = count / (IS_SPLITS * len(ids))  # the splits differ by an image if 10 does not divide n
         influence[ids] = share * divergence.mean().exp() * (divergence - divergence.mean())
     return influence
-
-
-def of_mmd(drawn: Tensor, real: Tensor) -> Tensor:
-    """Returns the influence of each image on the MMD of mmd.py: [n], fp64. Features: [n, d] and [m, d]."""
-    one = unit(drawn)
-    witness = kernel_means(one, one) - kernel_means(one, unit(real))
-    return 2 * SCALE * (witness - witness.mean())

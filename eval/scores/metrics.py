@@ -12,19 +12,27 @@ import numpy as np
 from torch import Tensor
 
 from randcond.eval.scores.digits_scores import score_digits
-from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean, of_mmd
-from randcond.eval.scores.mmd import mmd
+from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean
+from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
 from randcond.eval.scores.statistics import Reference
 from randcond.launch.errors import UserError
 
 Features = dict[str, Tensor]
 Scores = dict[str, Any]
-# (features of a split by name [n, ...], its n captions, statistics of real images) -> scores
-ScoreOf = Callable[[Features, list[str], Reference | None], Scores]
-# (features of a split by name [n, ...], statistics of real images) -> influence of each image on the score `best` [n]
-InfluenceOf = Callable[[Features, Reference | None], Tensor]
 KID_SUBSET = 1000  # torch-fidelity's default
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of a split."""
+
+    scores: Scores
+    influence: Tensor | None = None  # of each image on the metric's score `best` [n], fp64; None: it has no interval
+
+
+# (features of a split by name [n, ...], its n captions, statistics of real images) -> scores
+Measure = Callable[[Features, list[str], Reference | None], Measured]
 
 
 @dataclass(frozen=True)
@@ -32,42 +40,45 @@ class Metric:
     """One entry of `eval.metrics`."""
 
     needs: dict[str, str]  # feature -> the extractor that reads it
-    score: ScoreOf
+    measure: Measure
     best: str  # the score that decides which evaluation is the best
     compares: str | None = None  # the feature whose statistics of real images it needs
     samples: bool = False  # it also needs that feature of the single real images
     lower: bool = False  # lower is better
     least: int = 1  # least number of images in a split
-    influence: InfluenceOf | None = None  # for intervals; None: the score has none
+    has_interval: bool = False  # `measure` returns the influence of each image
+
+    def score(self, features: Features, captions: list[str], real: Reference | None) -> Scores:
+        """Returns the scores alone. The arguments are those of `measure`."""
+        return self.measure(features, captions, real).scores
 
 
-def _frechet_of(feature: str, name: str, infinity: str | None = None) -> tuple[ScoreOf, InfluenceOf]:
-    """Returns the Fréchet distance of a feature [n, d] as a score, and its influence.
+def _frechet_of(feature: str, extractor: str, name: str, infinity: str | None = None) -> Metric:
+    """Returns the metric whose score `name` is the Fréchet distance of a feature [n, d].
 
     infinity: name of the distance that is extrapolated to infinitely many images; None: it is not computed.
     """
 
-    def score(features: Features, captions: list[str], real: Reference | None) -> Scores:
+    def measure(features: Features, captions: list[str], real: Reference | None) -> Measured:
         assert real is not None
-        found = {name: frechet_distance(Moments.of(features[feature]), real.moments)}
-        extrapolated = frechet_infinity(features[feature], real.moments) if infinity else None
-        return found if infinity is None or extrapolated is None else {**found, infinity: extrapolated}
+        drawn = Moments.of(features[feature])
+        scores = {name: frechet_distance(drawn, real.moments)}
+        if infinity and (extrapolated := frechet_infinity(features[feature], real.moments)) is not None:
+            scores[infinity] = extrapolated
+        return Measured(scores, of_frechet(features[feature], drawn, real.moments))
 
-    def influence(features: Features, real: Reference | None) -> Tensor:
-        assert real is not None
-        return of_frechet(features[feature], Moments.of(features[feature]), real.moments)
-
-    return score, influence
+    return Metric({feature: extractor}, measure, name, compares=feature, lower=True, least=2, has_interval=True)
 
 
-def _is(features: Features, captions: list[str], real: Reference | None) -> Scores:
+def _is(features: Features, captions: list[str], real: Reference | None) -> Measured:
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     result = isc_features_to_metric(features["logits"])  # 10 splits, shuffled with a fixed seed
-    return {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}
+    scores = {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}
+    return Measured(scores, of_inception_score(features["logits"]))
 
 
-def _kid(features: Features, captions: list[str], real: Reference | None) -> Scores:
+def _kid(features: Features, captions: list[str], real: Reference | None) -> Measured:
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     assert real is not None
@@ -76,10 +87,10 @@ def _kid(features: Features, captions: list[str], real: Reference | None) -> Sco
     size = min(KID_SUBSET, images)
     result = kid_features_to_metric(drawn_features, real_features, kid_subset_size=size, verbose=False)
     spread = {"kid_std": result[KEY_METRIC_KID_STD]} if size < images else {}  # else all subsets are the same set
-    return {"kid": result[KEY_METRIC_KID_MEAN], **spread, "kid_subset": size}
+    return Measured({"kid": result[KEY_METRIC_KID_MEAN], **spread, "kid_subset": size})
 
 
-def _precision_recall(features: Features, captions: list[str], real: Reference | None) -> Scores:
+def _precision_recall(features: Features, captions: list[str], real: Reference | None) -> Measured:
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     assert real is not None
@@ -89,7 +100,8 @@ def _precision_recall(features: Features, captions: list[str], real: Reference |
         values[np.sort(np.random.default_rng(0).permutation(len(values))[:size])] for values in both
     )
     result = prc_features_to_metric(drawn_features, real_features, save_cpu_ram=True, verbose=False)
-    return {"precision": result[KEY_METRIC_PRECISION], "recall": result[KEY_METRIC_RECALL], "prc_images": size}
+    scores = {"precision": result[KEY_METRIC_PRECISION], "recall": result[KEY_METRIC_RECALL], "prc_images": size}
+    return Measured(scores)
 
 
 def _mean_of(feature: str) -> Metric:
@@ -97,72 +109,43 @@ def _mean_of(feature: str) -> Metric:
 
     Higher is better.
     """
-    return Metric(
-        {feature: feature},
-        lambda features, captions, real: {feature: float(np.mean(features[feature].double().numpy()))},
-        best=feature,
-        influence=lambda features, real: of_mean(features[feature]),
-    )
+
+    def measure(features: Features, captions: list[str], real: Reference | None) -> Measured:
+        values = features[feature].double()
+        return Measured({feature: float(np.mean(values.numpy()))}, of_mean(values))
+
+    return Metric({feature: feature}, measure, feature, has_interval=True)
 
 
 def _mmd_of(feature: str, extractor: str, name: str) -> Metric:
     """Returns the metric whose score `name` is the MMD of a feature [n, d]."""
 
-    def score(features: Features, captions: list[str], real: Reference | None) -> Scores:
+    def measure(features: Features, captions: list[str], real: Reference | None) -> Measured:
         assert real is not None
-        return {name: mmd(features[feature], real.features())}
+        found = Mmd.of(features[feature], real.features())
+        return Measured({name: found.value}, found.influence)
 
-    def influence(features: Features, real: Reference | None) -> Tensor:
-        assert real is not None
-        return of_mmd(features[feature], real.features())
-
-    return Metric(
-        {feature: extractor},
-        score,
-        compares=feature,
-        samples=True,
-        best=name,
-        lower=True,
-        influence=influence,
-    )
+    return Metric({feature: extractor}, measure, name, compares=feature, samples=True, lower=True, has_interval=True)
 
 
-def _digits(features: Features, captions: list[str], real: Reference | None) -> Scores:
-    return score_digits(captions, features["judge_read"], features["judge_features"])
+def _digits(features: Features, captions: list[str], real: Reference | None) -> Measured:
+    return Measured(score_digits(captions, features["judge_read"], features["judge_features"]))
 
 
 INCEPTION = {"inception": "inception"}
-_FID, _FID_INFLUENCE = _frechet_of("inception", "fid", "fid_infinity")
-_FD_DINOV2, _FD_DINOV2_INFLUENCE = _frechet_of("dino", "fd_dinov2")
 METRICS = {
-    "fid": Metric(INCEPTION, _FID, compares="inception", best="fid", lower=True, least=2, influence=_FID_INFLUENCE),
-    "is": Metric(
-        {"logits": "inception"},
-        _is,
-        best="is",
-        least=10,
-        influence=lambda features, real: of_inception_score(features["logits"]),
-    ),
+    "fid": _frechet_of("inception", "inception", "fid", "fid_infinity"),
+    "is": Metric({"logits": "inception"}, _is, "is", least=10, has_interval=True),
     "clip": _mean_of("clip"),
     "hps": _mean_of("hps"),
     "pickscore": _mean_of("pickscore"),
     "imagereward": _mean_of("imagereward"),
-    "kid": Metric(INCEPTION, _kid, compares="inception", samples=True, best="kid", lower=True, least=2),
-    "precision-recall": Metric(
-        INCEPTION, _precision_recall, compares="inception", samples=True, best="precision", least=5
-    ),
-    "fd-dinov2": Metric(
-        {"dino": "dino"},
-        _FD_DINOV2,
-        compares="dino",
-        best="fd_dinov2",
-        lower=True,
-        least=2,
-        influence=_FD_DINOV2_INFLUENCE,
-    ),
+    "kid": Metric(INCEPTION, _kid, "kid", compares="inception", samples=True, lower=True, least=2),
+    "precision-recall": Metric(INCEPTION, _precision_recall, "precision", "inception", samples=True, least=5),
+    "fd-dinov2": _frechet_of("dino", "dino", "fd_dinov2"),
     "cmmd": _mmd_of("cmmd", "cmmd-clip", "cmmd"),
     "dino-mmd": _mmd_of("dino", "dino", "dino_mmd"),
-    "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, best="digit_accuracy", least=2),
+    "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, "digit_accuracy", least=2),
 }
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 from randcond.eval.scores.bootstrap import Interval, intervals, save_influence
-from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean, of_mmd
-from randcond.eval.scores.mmd import mmd
+from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean
+from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
 from randcond.eval.tables.collect import Row
 from randcond.eval.tables.noise import differences_to_best, noise_remarks
@@ -102,8 +102,8 @@ def biased(features: Tensor) -> Moments:
 
 def test_the_influence_on_mmd_is_its_derivative() -> None:
     drawn, real = normal(30, 6, 0, 0.3), normal(50, 6, 1)
-    influence = of_mmd(drawn, real)
-    found = [numerical(lambda ids: mmd(drawn[ids], real), 30, image, 200) for image in range(4)]
+    influence = Mmd.of(drawn, real).influence
+    found = [numerical(lambda ids: Mmd.of(drawn[ids], real).value, 30, image, 200) for image in range(4)]
     assert torch.allclose(influence[:4], torch.tensor(found, dtype=torch.float64), rtol=0.01, atol=1e-4)
 
 

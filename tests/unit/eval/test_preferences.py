@@ -15,7 +15,7 @@ from transformers import BertTokenizer, CLIPModel, CLIPProcessor
 
 from randcond.eval.features.load import check_weights, load_extractors
 from randcond.eval.images.protocol_images import to_picture
-from randcond.eval.scores.mmd import mmd
+from randcond.eval.scores.mmd import Mmd
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
 from tests.support.networks import (
@@ -132,16 +132,16 @@ def test_cmmd_is_its_ports(tmp_path: Path) -> None:
         return torch.exp(-(squares - 2 * first @ second.T) / (2 * 10**2)).mean()
 
     expected = float(1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)))
-    assert expected > 0.01 and mmd(one, other) == pytest.approx(expected, abs=1e-5)
-    assert mmd(one, one) == pytest.approx(0, abs=1e-9)
+    assert expected > 0.01 and Mmd.of(one, other).value == pytest.approx(expected, abs=1e-5)
+    assert Mmd.of(one, one).value == pytest.approx(0, abs=1e-9)
 
 
 def test_an_mmd_of_more_rows_than_a_block_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(50, 8, generator=generator), torch.randn(70, 8, generator=generator) + 1
-    whole = mmd(one, other)
+    whole = Mmd.of(one, other).value
     monkeypatch.setattr("randcond.eval.scores.mmd.BLOCK", 7)
-    assert mmd(one, other) == pytest.approx(whole, rel=1e-12)
+    assert Mmd.of(one, other).value == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize(
