@@ -132,6 +132,23 @@ def test_a_tracker_that_is_down_does_not_end_a_run(prepared: Path) -> None:
     assert len(own(folder)) == 3 and not (folder / "tensorboard").exists()
 
 
+@pytest.mark.slow  # it waits for the service as long as a user would
+def test_a_service_that_is_down_does_not_hold_up_the_end(prepared: Path) -> None:
+    folder, key = prepared / "silent", "f" * 40
+    words = [f"paths.run={folder}", f"paths.cache={prepared}/runs/demo/cache", f"paths.pool={prepared}/runs/demo/pool"]
+    command = training(prepared, "", "train.steps=3", "watch.sinks=[wandb]", *words)
+    address = f"http://127.0.0.1:{free_port()}"
+    online = {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": key, "HOME": str(prepared)}
+    began = time.monotonic()
+    done = warm.run([warm.Command(command.module, command.words, command.folder, {**command.environment, **online})])[0]
+    assert done.returncode == 0 and (folder / "train.json").is_file(), done.stderr
+    assert "wandb: 4 values or pictures were not sent" in done.stdout + done.stderr
+    assert time.monotonic() - began < HANG
+    assert not any(
+        key in path.read_text(errors="replace") for path in folder.rglob("*") if path.suffix in (".log", ".yaml")
+    )
+
+
 def test_what_a_tracker_lacks_is_named_in_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("demo-with", ["watch.sinks=[wandb]"])
     script = "from randcond.launch.config.experiments import load_config\n"

@@ -27,7 +27,7 @@ def open_sinks(config: Config, facts: RunFacts) -> list[Sink]:
     opened: list[Sink] = []
     for name in dict.fromkeys(config.watch.sinks):
         if name in TRACKERS:
-            opened.append(Tracker(name, partial(TRACKERS[name], facts)))
+            opened.append(Tracker(name, partial(TRACKERS[name], facts), TRACKERS[name].abandon))
         else:
             opened.append(TensorBoardSink(facts))
     return opened

@@ -51,3 +51,7 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Sends what is left. The run has ended, or will be resumed."""
+
+    @staticmethod
+    def abandon() -> None:  # noqa: B027
+        """Gives up what close() can't send. Called instead of waiting for it."""

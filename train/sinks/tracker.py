@@ -26,9 +26,9 @@ class Tracker(Sink):
 
     name: ClassVar[str] = "tracker"
 
-    def __init__(self, kind: str, open_sink: Callable[[], Sink]) -> None:
-        """`kind`: the sink's name, for the log."""
-        self.kind, self._open = kind, open_sink
+    def __init__(self, kind: str, open_sink: Callable[[], Sink], abandon: Callable[[], None] = Sink.abandon) -> None:
+        """`kind`: the sink's name, for the log. `abandon`: its Sink.abandon."""
+        self.kind, self._open, self._abandon = kind, open_sink, abandon
         self._waiting: deque[Callable[[Sink], None]] = deque()
         self._given_up = 0
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -49,6 +49,8 @@ class Tracker(Sink):
         self._closing.set()
         self._wake.set()
         self._thread.join(LAST_TRY + 1)
+        if self._thread.is_alive():
+            self._abandon()
         unsent = self._given_up + len(self._waiting)
         if unsent:
             log.warning(f"{self.kind}: {unsent} values or pictures were not sent; metrics.jsonl has all values")

@@ -1,27 +1,32 @@
 """Weights & Biases. Offline with WANDB_MODE=offline; `wandb sync` uploads such a run later."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
+
+import psutil
 
 from randcond.launch.errors import UserError
 from randcond.train.sinks.known_runs import known_run, remember_run
 from randcond.train.sinks.sink import RunFacts, Sink
 from randcond.train.sinks.wandb_file import last_step
 
+_PATIENCE = 30.0  # seconds for the service to answer
+
 
 def is_offline() -> bool:
     """Returns True if W&B works offline: by WANDB_MODE, or by its own settings."""
     import wandb
 
-    return wandb.setup().settings.mode in ("offline", "dryrun", "disabled")
+    return wandb.setup(wandb.Settings(silent=True)).settings.mode in ("offline", "dryrun", "disabled")
 
 
 def check_wandb() -> None:
     """Raises UserError if the service will want a key, and there is none."""
     import wandb
 
-    if not is_offline() and not wandb.login(prompt=False):
+    if not is_offline() and not wandb.login(prompt=False, verify=False):
         raise UserError(
             "watch.sinks: wandb has no key: run `wandb login`, set WANDB_API_KEY, or work offline with "
             "WANDB_MODE=offline"
@@ -46,7 +51,7 @@ class WandbSink(Sink):
             resume="allow",
             dir=str(facts.folder),
             config=dict(facts.configuration),
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=_PATIENCE),
         )
         remember_run(facts.folder, self.name, self.run.id)
         # Online, W&B knows the last step of a run that it resumes.
@@ -66,3 +71,11 @@ class WandbSink(Sink):
 
     def close(self) -> None:
         self.run.finish()
+
+    @staticmethod
+    def abandon() -> None:
+        """Ends W&B's own process, for which Python would wait at its exit, however long the service is down."""
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if "wandb-core" in child.name():
+                    child.kill()
