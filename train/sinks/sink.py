@@ -52,6 +52,6 @@ class Sink(ABC):
     def close(self) -> None:
         """Sends what is left. The run has ended, or will be resumed."""
 
-    @staticmethod
-    def abandon() -> None:  # noqa: B027
+    @staticmethod  # noqa: B027
+    def abandon() -> None:
         """Gives up what close() can't send. Called instead of waiting for it."""
