@@ -25,10 +25,11 @@ from randcond.train.faults.preemption import Preemption, ignore_signals
 from randcond.train.prefetch import Prefetcher
 from randcond.train.schedule import learning_rate
 from randcond.train.setup import Training, set_up, start
+from randcond.train.sinks.sink import GRID
 from randcond.train.state import checkpoint
 from randcond.train.state.model_card import model_card
 from randcond.train.watch.monitor import Monitor
-from randcond.train.watch.sample_grid import NAME, draw_grid, grid_path
+from randcond.train.watch.sample_grid import draw_grid, grid_path
 from randcond.train.watch.sample_log import SampleLog
 from randcond.train.watch.timing import StartupTimer, trace_window
 
@@ -97,7 +98,7 @@ def steps(
     tracing = trace_window(train.profile, first, training.folder, engine.rank)
     checkpointing = "" if config.engine.activation_checkpointing else "engine.activation_checkpointing=true"
     fitting = naming_memory(smaller_batch("engine.micro_batch", micro, micro * accumulation, others=checkpointing))
-    with checkpoints, fitting, tracing as after_step:
+    with monitor, checkpoints, fitting, tracing as after_step:
         while step < train.steps and not preempted:
             step += 1
             lr = learning_rate(train, step)
@@ -131,10 +132,10 @@ def steps(
             if train.sample_every and step % train.sample_every == 0 and not preempted:
                 path = grid_path(training.folder, step)
                 draw_grid(config, training.teacher, engine, training.student, path)
-                monitor.add_picture(step, NAME, path)
+                monitor.add_picture(step, GRID, path)
             if not preempted:
                 started += evaluate_if_due(training, monitor, heartbeat, step)
-    monitor.close()
+    monitor.close(finished=step == train.steps)
     sample_log.close()
     return step, time.monotonic() - started
 

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from randcond.train.sinks.known_runs import known_run, remember_run
-from randcond.train.sinks.sink import RunFacts, Sink
+from randcond.train.sinks.sink import RunFacts, Sent, Sink
 
 _LONGEST = 500  # characters of a parameter
 _AT_ONCE = 100  # parameters of a request, at most
+_PICTURES = "grids"  # folder of the run's artifacts
 
 
 class MlflowSink(Sink):
@@ -20,42 +22,70 @@ class MlflowSink(Sink):
     def __init__(self, facts: RunFacts) -> None:
         from mlflow.tracking import MlflowClient
 
-        self.facts, self.client = facts, MlflowClient()
-        if known := known_run(facts.folder, self.name):
-            self.client.update_run(known, status="RUNNING")
+        self.client = MlflowClient()
+        known = known_run(facts.folder, self.name)
         self.run_id = known or self._create(facts)
-        history = self.client.get_metric_history(self.run_id, "loss/total")
-        self.sent = max((metric.step for metric in history), default=0)
-        for step, values in facts.history():
+        remember_run(facts.folder, self.name, self.run_id)
+        self.client.update_run(self.run_id, status="RUNNING")
+        run = self.client.get_run(self.run_id)
+        if not run.data.params:
+            self._describe(facts)
+        scores = [name for name in run.data.metrics if name.startswith("eval/")]
+        self.sent = Sent(self._last("loss/total"), self._last(scores[0]) if scores else 0, self._last_picture())
+        for step, values in facts.history:
             self.values(step, values)
 
     def _create(self, facts: RunFacts) -> str:
-        """Creates a run with the configuration as its parameters, and as a file."""
-        from mlflow.entities import Param
-
         found = self.client.get_experiment_by_name(facts.project)
         experiment = found.experiment_id if found else self.client.create_experiment(facts.project)
-        run_id: str = self.client.create_run(experiment, run_name=facts.name).info.run_id
-        remember_run(facts.folder, self.name, run_id)
+        return str(self.client.create_run(experiment, run_name=facts.name).info.run_id)
+
+    def _describe(self, facts: RunFacts) -> None:
+        """Sends the configuration as the run's parameters."""
+        from mlflow.entities import Param
+
         params = [Param(key, str(value)[:_LONGEST]) for key, value in _leaves(facts.configuration)]
         for start in range(0, len(params), _AT_ONCE):
-            self.client.log_batch(run_id, params=params[start : start + _AT_ONCE])
-        self.client.log_dict(run_id, dict(facts.configuration), "configuration.yaml")
-        return run_id
+            self.client.log_batch(self.run_id, params=params[start : start + _AT_ONCE])
+
+    def _last(self, name: str) -> int:
+        """Returns the last step of a metric; 0 if it has none."""
+        return max((metric.step for metric in self.client.get_metric_history(self.run_id, name)), default=0)
+
+    def _last_picture(self) -> int:
+        paths = [PurePosixPath(file.path).stem for file in self.client.list_artifacts(self.run_id, _PICTURES)]
+        return max((int(stem.removeprefix("step-")) for stem in paths), default=0)
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        if self.facts.is_new(step, values, self.sent):
-            now = int(1000 * time.time())
-            self.client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
+        now = int(1000 * time.time())
+        before = replace(self.sent)
+        if self.sent.takes(step, values):
+            try:
+                self.client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
+            except Exception:
+                self.sent = before
+                raise
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        if step > self.sent:
-            self.client.log_artifact(self.run_id, str(path), name.replace(" ", "-"))
+        before = replace(self.sent)
+        if self.sent.takes_picture(step):
+            try:
+                self.client.log_artifact(self.run_id, str(path), _PICTURES)
+            except Exception:
+                self.sent = before
+                raise
 
-    def close(self) -> None:
-        self.client.set_terminated(self.run_id)
+    def close(self, finished: bool) -> None:
+        self.client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
+
+    def answers(self) -> bool:
+        try:
+            self.client.get_run(self.run_id)
+        except Exception:  # of the client, of its HTTP library, of the network
+            return False
+        return True
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:

@@ -1,12 +1,12 @@
 """The interface of a sink. To add one, derive a class and add it to open_sinks.py."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from randcond.launch.runtime.json_lines import whole_lines
+GRID = "teacher over student"  # name of the sample grids
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,31 @@ class RunFacts:
     folder: Path  # of the run
     first: int  # the step that the run resumes from; 0: it begins
     configuration: Mapping[str, Any]  # resolved, as plain data, without secrets
+    history: tuple[tuple[int, dict[str, float]], ...] = ()  # the values of metrics.jsonl up to `first`, by step
 
-    def is_new(self, step: int, values: Mapping[str, float], sent: int) -> bool:
-        """Returns True if a tracker that has all values up to step `sent` lacks these.
 
-        A resumed run computes the steps after `first` again. At `first` itself it may make up for an evaluation that
-        was interrupted.
-        """
-        return step > sent or (step == self.first and all(name.startswith("eval/") for name in values))
+@dataclass
+class Sent:
+    """The last steps that a tracker has. A resumed run computes some of them again."""
 
-    def history(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Yields the values that metrics.jsonl has up to `first`, by step."""
-        for _, line in whole_lines(self.folder / "metrics.jsonl"):
-            if (step := line.pop("step")) > self.first:
-                return
-            yield step, line
+    values: int = 0
+    scores: int = 0  # of evaluations, which come after the values of their step
+    pictures: int = 0
+
+    def takes(self, step: int, values: Mapping[str, float]) -> bool:
+        """Returns True if values are new, and counts them as sent."""
+        kind = "scores" if all(name.startswith("eval/") for name in values) else "values"
+        return self._takes(kind, step)
+
+    def takes_picture(self, step: int) -> bool:
+        """Returns True if a picture is new, and counts it as sent."""
+        return self._takes("pictures", step)
+
+    def _takes(self, kind: str, step: int) -> bool:
+        if step <= getattr(self, kind):
+            return False
+        setattr(self, kind, step)
+        return True
 
 
 class Sink(ABC):
@@ -42,15 +52,19 @@ class Sink(ABC):
 
     @abstractmethod
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes scalars by name."""
+        """Takes scalars by name: those of a step, or the scores of an evaluation (eval/...)."""
 
     @abstractmethod
     def picture(self, step: int, name: str, path: Path) -> None:
         """Takes a picture, a PNG file."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Sends what is left. The run has ended, or will be resumed."""
+    def close(self, finished: bool) -> None:
+        """Sends what is left. finished: False if the run has failed, or will be resumed."""
+
+    def answers(self) -> bool:
+        """Returns False if the tracker is out of reach. Asked after a call has failed."""
+        return True
 
     @staticmethod  # noqa: B027
     def abandon() -> None:

@@ -59,6 +59,6 @@ class TensorBoardSink(Sink):
         with naming_full_disk(self.folder):
             self.writer.add_image(name, pixels, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         with naming_full_disk(self.folder):
             self.writer.close()

@@ -1,7 +1,7 @@
 """Sends to a tracker in a thread, so that a slow or broken one neither delays nor ends a training.
 
-What can't be sent waits in order and is tried again. What is still unsent at the end, or too much, is given up and
-counted in the log.
+While a tracker is out of reach, what can't be sent waits in order. What a tracker that answers refuses is dropped. What
+is still unsent at the end, or too much, is given up. All that is not sent is counted in the log.
 """
 
 import threading
@@ -17,8 +17,8 @@ from randcond.train.sinks.sink import Sink
 
 MOST_WAITING = 20_000  # calls; more are given up, the oldest first
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
-LAST_TRY = 30.0  # seconds after the end of the training in which what is waiting is sent
-_FOR_GOOD = (TypeError, AttributeError)  # errors of ours, which trying again does not mend
+REFUSALS = 3  # tries of a call that a tracker refuses
+LAST_TRY, LAST_TRY_OF_FAILED = 30.0, 5.0  # seconds after the end of the training in which what is waiting is sent
 
 
 class Tracker(Sink):
@@ -30,7 +30,8 @@ class Tracker(Sink):
         """`kind`: the sink's name, for the log. `abandon`: its Sink.abandon."""
         self.kind, self._open, self._abandon = kind, open_sink, abandon
         self._waiting: deque[Callable[[Sink], None]] = deque()
-        self._given_up = 0
+        self._lost = 0
+        self._sink: Sink | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
         self._end: float | None = None  # when to give up; None while the training runs
         self._thread = threading.Thread(target=self._send_all, name=kind, daemon=True)
@@ -43,51 +44,60 @@ class Tracker(Sink):
     def picture(self, step: int, name: str, path: Path) -> None:
         self._put(lambda sink: sink.picture(step, name, path))
 
-    def close(self) -> None:
-        self._put(lambda sink: sink.close())
-        self._end = time.monotonic() + LAST_TRY
+    def close(self, finished: bool) -> None:
+        patience = LAST_TRY if finished else LAST_TRY_OF_FAILED
+        self._put(lambda sink: sink.close(finished))
+        self._end = time.monotonic() + patience
         self._closing.set()
         self._wake.set()
-        self._thread.join(LAST_TRY + 1)
+        self._thread.join(patience + 1)
         if self._thread.is_alive():
             self._abandon()
-        unsent = self._given_up + len(self._waiting)
-        if unsent:
-            log.warning(f"{self.kind}: {unsent} values or pictures were not sent; metrics.jsonl has all values")
+        lost = self._lost + max(0, len(self._waiting) - 1)  # without the call of close()
+        if lost:
+            log.warning(f"{self.kind}: {lost} values or pictures were not sent; metrics.jsonl has all values")
 
     def _put(self, call: Callable[[Sink], None]) -> None:
         if len(self._waiting) >= MOST_WAITING:
             self._waiting.popleft()
-            self._given_up += 1
+            self._lost += 1
         self._waiting.append(call)
         self._wake.set()
 
     def _send_all(self) -> None:
-        sink: Sink | None = None
-        pause, is_down = FIRST_PAUSE, False
         while self._end is None or (self._waiting and time.monotonic() < self._end):
             if not self._waiting:
                 self._wake.wait(1.0)
                 self._wake.clear()
                 continue
+            call = self._waiting[0]
+            sent = self._send(call)
+            if self._waiting and self._waiting[0] is call:  # not if it was given up meanwhile
+                self._waiting.popleft()
+                self._lost += not sent
+
+    def _send(self, call: Callable[[Sink], None]) -> bool:
+        """Sends one call, however long the tracker is out of reach. Returns False if it is refused, or given up."""
+        pause, refusals, is_down = FIRST_PAUSE, 0, False
+        while self._end is None or time.monotonic() < self._end:
             try:
-                sink = sink or self._open()
-                call = self._waiting[0]
-                call(sink)
-            except _FOR_GOOD as error:
-                log.warning(f"{self.kind}: switched off: {hide_secrets(str(error))}")
-                return
+                self._sink = self._sink or self._open()
+                call(self._sink)
             except Exception as error:  # of the tracker's client, of its HTTP library, of the network
-                if not is_down:
-                    said = hide_secrets(str(error) or type(error).__name__).splitlines()[0][:300]
+                said = hide_secrets(str(error) or type(error).__name__).splitlines()[0][:300]
+                if self._sink is not None and self._sink.answers():
+                    refusals += 1
+                    if refusals == REFUSALS:
+                        log.warning(f"{self.kind}: does not take a value or picture ({said})")
+                        return False
+                elif not is_down:
                     log.warning(f"{self.kind}: out of reach ({said}); the training goes on, and values are kept for it")
-                is_down = True
+                    is_down = True
                 if self._closing.wait(pause):
                     time.sleep(FIRST_PAUSE)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             if is_down:
                 log.info(f"{self.kind}: answers again")
-            pause, is_down = FIRST_PAUSE, False
-            if self._waiting and self._waiting[0] is call:  # not if it was given up meanwhile
-                self._waiting.popleft()
+            return True
+        return False

@@ -9,23 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from randcond.train.sinks.sink import GRID, Sent
+
 _BLOCK, _HEADER = 32768, 7  # bytes of a block, and of the header of the file and of each part of a record
 _WHOLE, _FIRST, _LAST = 1, 2, 4  # kinds of parts
 
 
-def last_step(run: Path, identity: str) -> int:
-    """Returns the last step that the offline files of a W&B run hold; 0 if there is none. run: the run's folder."""
+def sent_offline(run: Path, identity: str) -> Sent:
+    """Returns the last steps that the offline files of a W&B run hold. run: the run's folder."""
     from wandb.proto import wandb_internal_pb2
 
     messages: Any = wandb_internal_pb2  # has no types
-    last = 0
+    sent = Sent()
     for path in run.glob(f"wandb/offline-run-*/run-{identity}.wandb"):
         for data in records(path):
             record = messages.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
-                last = max(last, record.history.step.num)
-    return last
+                step, names = record.history.step.num, {"/".join(i.nested_key) or i.key for i in record.history.item}
+                sent.values = max(sent.values, step * ("loss/total" in names))
+                sent.scores = max(sent.scores, step * any(name.startswith("eval/") for name in names))
+                sent.pictures = max(sent.pictures, step * any(name.startswith(GRID) for name in names))
+    return sent
 
 
 def records(path: Path) -> Iterator[bytes]:

@@ -9,8 +9,8 @@ import psutil
 
 from randcond.launch.errors import UserError
 from randcond.train.sinks.known_runs import known_run, remember_run
-from randcond.train.sinks.sink import RunFacts, Sink
-from randcond.train.sinks.wandb_file import last_step
+from randcond.train.sinks.sink import RunFacts, Sent, Sink
+from randcond.train.sinks.wandb_file import sent_offline
 
 _PATIENCE = 30.0  # seconds for the service to answer
 
@@ -26,7 +26,11 @@ def check_wandb() -> None:
     """Raises UserError if the service will want a key, and there is none."""
     import wandb
 
-    if not is_offline() and not wandb.login(prompt=False, verify=False):
+    try:
+        known = is_offline() or wandb.login(prompt=False, verify=False)
+    except wandb.errors.Error as error:
+        raise UserError(f"watch.sinks: wandb: {error}; see WANDB_API_KEY, or set WANDB_MODE=offline") from None
+    if not known:
         raise UserError(
             "watch.sinks: wandb has no key: run `wandb login`, set WANDB_API_KEY, or work offline with "
             "WANDB_MODE=offline"
@@ -41,9 +45,8 @@ class WandbSink(Sink):
     def __init__(self, facts: RunFacts) -> None:
         import wandb
 
-        self.facts = facts
-        known = known_run(facts.folder, self.name)
-        held = last_step(facts.folder, known) if known and is_offline() else 0
+        self.folder, known = facts.folder, known_run(facts.folder, self.name)
+        sent = sent_offline(facts.folder, known) if known and is_offline() else Sent()
         self.run = wandb.init(
             project=facts.project,
             name=facts.name,
@@ -51,26 +54,29 @@ class WandbSink(Sink):
             resume="allow",
             dir=str(facts.folder),
             config=dict(facts.configuration),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=_PATIENCE),
+            # Its metadata would hold the command line, with whatever secrets are in it.
+            settings=wandb.Settings(console="off", silent=True, init_timeout=_PATIENCE, x_disable_meta=True),
         )
         remember_run(facts.folder, self.name, self.run.id)
-        # Online, W&B knows the last step of a run that it resumes.
-        self.sent = held if is_offline() else max(self.run.step - 1, 0)
-        for step, values in facts.history():
+        if not is_offline():  # W&B knows the last step of a run that it resumes
+            last = max(self.run.step - 1, 0)
+            sent = Sent(last, last, last)
+        self.sent = sent
+        for step, values in facts.history:
             self.values(step, values)
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        if self.facts.is_new(step, values, self.sent):
+        if self.sent.takes(step, values):
             self.run.log(dict(values), step=max(step, self.run.step))  # W&B drops what is before its current step
 
     def picture(self, step: int, name: str, path: Path) -> None:
         import wandb
 
-        if step > self.sent:
-            self.run.log({name: wandb.Image(str(path))}, step=step)
+        if self.sent.takes_picture(step):
+            self.run.log({name: wandb.Image(str(path))}, step=max(step, self.run.step))
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, finished: bool) -> None:
+        self.run.finish(exit_code=0 if finished else 1)
 
     @staticmethod
     def abandon() -> None:

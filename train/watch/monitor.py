@@ -5,8 +5,9 @@ Between logging steps, all sums stay on the device. At a logging step they are r
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
@@ -18,7 +19,7 @@ from randcond.launch.config.gpus import gpu_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import naming_full_disk
-from randcond.launch.runtime.json_lines import lines_up_to
+from randcond.launch.runtime.json_lines import lines_up_to, whole_lines
 from randcond.launch.runtime.progress import Progress
 from randcond.train.engine import Engine
 from randcond.train.sinks.open_sinks import open_sinks
@@ -57,8 +58,18 @@ class Monitor:
         if self.is_rank_0:
             self.metrics_file = lines_up_to(self.folder / "metrics.jsonl", first).open("a", buffering=1)
             name = f"{config.name} {config.replicate}".strip()
-            facts = RunFacts(name, config.watch.project, self.folder, first, shown_dict(config))
+            history = tuple((line.pop("step"), line) for _, line in whole_lines(self.folder / "metrics.jsonl"))
+            facts = RunFacts(name, config.watch.project, self.folder, first, shown_dict(config), history)
             self.sinks = open_sinks(config, facts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes the sinks after an error, so that trackers get what is waiting. Its own errors would hide that one."""
+        for sink in self.sinks if kind else []:
+            with suppress(Exception):
+                sink.close(finished=False)
 
     def _reset(self) -> None:
         device = self.engine.device
@@ -179,14 +190,14 @@ class Monitor:
         for sink in self.sinks:
             sink.picture(step, name, path)
 
-    def close(self) -> None:
-        """Flushes and closes the files."""
+    def close(self, finished: bool = True) -> None:
+        """Flushes and closes the files and sinks. finished: False if the run has failed, or will be resumed."""
         self.bar.close()
         if self.is_rank_0:
             with naming_full_disk(self.folder / "metrics.jsonl"):
                 self.metrics_file.close()
         for sink in self.sinks:
-            sink.close()
+            sink.close(finished)
 
 
 class _FiniteSums:

@@ -18,7 +18,6 @@ from randcond.model_zoo.sampler import caption_seed, decode, draw_latents, to_by
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.engine import Engine
 
-NAME = "teacher over student"
 FOLDER = "grids"  # of a run: step-NNNNNNNN.png
 
 

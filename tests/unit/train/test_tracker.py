@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from randcond.train.sinks import tracker as module
-from randcond.train.sinks.sink import RunFacts, Sink
+from randcond.train.sinks.sink import Sent, Sink
 from randcond.train.sinks.tracker import Tracker
 
 
@@ -31,8 +31,11 @@ class Flaky(Sink):
     def picture(self, step: int, name: str, path: Path) -> None:
         self._take((step, name))
 
-    def close(self) -> None:
-        self._take("closed")
+    def close(self, finished: bool) -> None:
+        self._take("finished" if finished else "failed")
+
+    def answers(self) -> bool:
+        return not isinstance(self.broken(), ConnectionError)
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +56,8 @@ def test_an_outage_loses_nothing_and_keeps_the_order(caplog: pytest.LogCaptureFi
         time.sleep(0.01)
     assert sink.got == []
     down.clear()
-    sent.close()
-    assert sink.got == [*((step, {"loss": float(step)}) for step in (1, 2, 3)), (3, "a grid"), "closed"]
+    sent.close(True)
+    assert sink.got == [*((step, {"loss": float(step)}) for step in (1, 2, 3)), (3, "a grid"), "finished"]
     assert caplog.text.count("out of reach") == 1 and "answers again" in caplog.text and "secret" not in caplog.text
     assert "not sent" not in caplog.text
 
@@ -65,15 +68,24 @@ def test_what_is_never_sent_is_counted(caplog: pytest.LogCaptureFixture, monkeyp
     sent = Tracker("flaky", lambda: Flaky(lambda: ConnectionError("refused")))
     for step in range(5):
         sent.values(step, {})
-    sent.close()
-    assert "flaky: 6 values or pictures were not sent" in caplog.text  # five, and the end
+    sent.close(True)
+    assert "flaky: 5 values or pictures were not sent" in caplog.text
 
 
-def test_an_error_of_ours_switches_it_off(caplog: pytest.LogCaptureFixture) -> None:
-    sent = Tracker("flaky", lambda: Flaky(lambda: TypeError("no such argument")))
-    sent.values(1, {})
-    sent.close()
-    assert "flaky: switched off: no such argument" in caplog.text
+def test_what_a_tracker_refuses_does_not_hold_up_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    class Picky(Flaky):
+        def picture(self, step: int, name: str, path: Path) -> None:
+            raise TypeError("no artifacts here")
+
+    sink = Picky(lambda: None)
+    sent = Tracker("flaky", lambda: sink)
+    sent.values(1, {"loss": 1.0})
+    sent.picture(1, "a grid", Path("grid.png"))
+    sent.values(2, {"loss": 2.0})
+    sent.close(False)
+    assert sink.got == [(1, {"loss": 1.0}), (2, {"loss": 2.0}), "failed"]
+    assert "flaky: does not take a value or picture (no artifacts here)" in caplog.text
+    assert "flaky: 1 values or pictures were not sent" in caplog.text and "out of reach" not in caplog.text
 
 
 def test_a_sink_that_hangs_does_not_delay_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +105,9 @@ def test_a_sink_that_hangs_does_not_delay_the_training(monkeypatch: pytest.Monke
 
 
 def test_what_a_resumed_run_computes_again_is_not_new() -> None:
-    facts = RunFacts("demo", "randcond", Path(), first=8, configuration={})
     loss, scores = {"loss/total": 1.0}, {"eval/raw/all/fid": 9.0}
-    assert not facts.is_new(9, loss, 11) and not facts.is_new(11, loss, 11) and facts.is_new(12, loss, 11)
-    assert facts.is_new(8, scores, 11)  # an evaluation that the kill interrupted
-    assert not facts.is_new(8, loss, 11) and not facts.is_new(9, scores, 11)
+    sent = Sent(values=11, scores=8, pictures=8)
+    assert not sent.takes(9, loss) and not sent.takes(11, loss) and not sent.takes(8, scores)
+    assert sent.takes(10, scores) and not sent.takes(10, scores)  # the kill came in the evaluation at 10
+    assert sent.takes(12, loss) and not sent.takes(12, loss)
+    assert not sent.takes_picture(8) and sent.takes_picture(10)
