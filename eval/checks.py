@@ -57,6 +57,13 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     if config.eval.compbench.lists:
         with collecting_missing(missing):
             _check_lists(Path(config.eval.compbench.lists), config.eval.compbench.categories)
+    for key, number in (
+        ("compbench.images", config.eval.compbench.images),
+        ("geneval.images", config.eval.geneval.images),
+        ("geneval2.size", config.eval.geneval2.size),
+    ):
+        if number is not None and number < 1:
+            raise UserError(f"eval.{key}: is {number}, expected at least 1")
     if config.eval.geneval.prompts:
         with collecting_missing(missing):
             geneval_items(config.eval)

@@ -102,6 +102,7 @@ def _composed(text: pa.Array) -> pa.Array:
     """Returns texts [n] in Unicode NFC, by pyarrow where it can."""
     if _COMPOSES:
         return pc.utf8_normalize(text, form="NFC")
+    text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
     foreign = pc.invert(pc.string_is_ascii(text))
     composed = [unicodedata.normalize("NFC", each) for each in text.filter(foreign).to_pylist()]
     return pc.replace_with_mask(text, foreign, pa.array(composed, text.type))

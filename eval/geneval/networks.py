@@ -28,6 +28,7 @@ NOTE = (
     "each other, and with published ones with care"
 )
 FILES = (*TRANSFORMERS_FILES, "preprocessor_config.json")
+AT_ONCE = 4  # images that the detector reads at once; each takes 0.7 GB
 GREY = "#999"  # of the background of an object whose colour is asked for
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
@@ -44,15 +45,18 @@ class GenEvalNetworks:
     @torch.no_grad()
     def objects(self, images: Tensor) -> list[dict[str, list[Found]]]:
         """Returns the objects in images uint8 [n, 3, H, W] by name, the most confident first."""
-        pictures = [to_picture(image) for image in images]
-        inputs = self.processor(images=pictures, return_tensors="pt").to(self.detector.device)
-        results = self.processor.post_process_instance_segmentation(
-            self.detector(**inputs),
-            threshold=CONFIDENCE,
-            target_sizes=[tuple(images.shape[-2:])] * len(images),
-            return_binary_maps=True,
-        )
-        return [_by_name(result) for result in results]
+        found: list[dict[str, list[Found]]] = []
+        for some in images.split(AT_ONCE):
+            pictures = [to_picture(image) for image in some]
+            inputs = self.processor(images=pictures, return_tensors="pt").to(self.detector.device)
+            results = self.processor.post_process_instance_segmentation(
+                self.detector(**inputs),
+                threshold=CONFIDENCE,
+                target_sizes=[tuple(some.shape[-2:])] * len(some),
+                return_binary_maps=True,
+            )
+            found += map(_by_name, results)
+        return found
 
     def colours(self, image: Tensor, found: Sequence[Found], name: str) -> list[str]:
         """Returns the colour of each object of a kind in an image uint8 [3, H, W]: the nearest one to CLIP."""

@@ -59,6 +59,8 @@ def _item(found: dict[str, Any]) -> Item:
     if found["tag"] not in TASKS:
         raise ValueError(f"unknown tag {found['tag']!r}")
     wanted = tuple(_wanted(each) for each in found["include"])
+    if not wanted:
+        raise ValueError("it asks for no objects")
     for number, each in enumerate(wanted):
         if each.place and not 0 <= each.beside < number:
             raise ValueError(f"the position of {each.name} refers to no entry before it")

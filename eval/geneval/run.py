@@ -1,6 +1,6 @@
 """Evaluates one network on GenEval: draws four images per prompt and looks for what they must show, in the same pass.
 
-Out: OUT/geneval/chunk-*.safetensors, OUT/geneval/scores.json, and the influence of each image beside it.
+Out: OUT/geneval/chunk-*.safetensors, OUT/geneval/scores.json, and the influence of each prompt beside it.
 """
 
 from functools import partial
@@ -57,6 +57,8 @@ def evaluate_geneval(task: Task, networks: GenEvalNetworks, out: Path, name: str
     tasks = [item.task for item in items for _ in range(ev.geneval.images)]
     shares, influence = by_task(correct, tasks)
     scores = {"geneval": sum(shares.values()) / len(shares), "geneval_tasks": shares}
+    # The images of a prompt are alike: prompts are resampled, not images.
+    influence = influence.view(-1, ev.geneval.images).mean(dim=1)
     save_influence(folder, {ALL: {"geneval": influence}})
     found = intervals({"geneval": scores["geneval"]}, {"geneval": influence})  # type: ignore[dict-item]
     write_json(path, {**facts, "scores": scores, "intervals": {ALL: found}})

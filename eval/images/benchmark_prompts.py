@@ -27,14 +27,14 @@ def read_prompts(path: Path, key: str, benchmark: str, read: Callable[[dict[str,
     if not path.is_file():
         raise MissingInput(f"{key}: no {path}{missing_input(str(path))}")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # a prompt may hold other line ends
         if line.strip():
             try:
                 found.append(read(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}: line {number}: is no prompt of {benchmark} ({error})") from None
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(f"{key}: {path}: line {number}: is no prompt of {benchmark} ({error})") from None
     if not found:
-        raise UserError(f"{path}: has no prompts")
+        raise UserError(f"{key}: {path}: has no prompts")
     return found
 
 

@@ -69,7 +69,8 @@ def _measure(pipe: DiffusionPipeline, task: Task, batch: int) -> dict[str, Any]:
     """Returns seconds and GB of a compute batch; seconds are per image."""
     steps = task.protocol.steps
     assert steps is not None  # the task has the pipeline's default
-    bytes_drawing, first = _peak(lambda: _draw(pipe, task, batch, min(steps, FEW)))  # also warms up
+    bytes_drawing, _ = _peak(lambda: _draw(pipe, task, batch, min(steps, FEW)))  # also warms up
+    first = _seconds(lambda: _draw(pipe, task, batch, min(steps, FEW)))
     found = {"gb": (_weights(pipe) + bytes_drawing) / 1e9}
     if first * steps / FEW > LONGEST and steps > TWICE_AS_MANY:
         few, more = (_seconds(lambda count=count: _draw(pipe, task, batch, count)) for count in (FEW, TWICE_AS_MANY))  # type: ignore[misc]

@@ -144,7 +144,8 @@ def draw_curves(title: str, lines: Mapping[str, Line], log: bool = False, unit: 
     axes = figure.subplots()
     for name, line in lines.items():
         steps, values = zip(*line, strict=True)
-        axes.plot(steps, values, label=name, marker="o" if len(line) < 20 else "", markersize=3, linewidth=1.4)
+        label = name.replace("$", r"\$")  # which would begin a formula
+        axes.plot(steps, values, label=label, marker="o" if len(line) < 20 else "", markersize=3, linewidth=1.4)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(unit)
     axes.grid(alpha=0.3)

@@ -47,6 +47,7 @@ class Metric:
     lower: bool = False  # lower is better
     least: int = 1  # least number of images in a split
     has_interval: bool = False  # `measure` returns the influence of each image
+    is_frechet: bool = False  # a Fréchet distance, which needs more images than features
 
     def score(self, features: Features, captions: list[str], real: Reference | None) -> Scores:
         """Returns the scores alone. The arguments are those of `measure`."""
@@ -67,7 +68,7 @@ def _frechet_of(feature: str, extractor: str, name: str, infinity: str | None = 
             scores[infinity] = extrapolated
         return Measured(scores, of_frechet(features[feature], drawn, real.moments))
 
-    return Metric({feature: extractor}, measure, name, compares=feature, lower=True, least=2, has_interval=True)
+    return Metric({feature: extractor}, measure, name, feature, lower=True, least=2, has_interval=True, is_frechet=True)
 
 
 def _is(features: Features, captions: list[str], real: Reference | None) -> Measured:
@@ -162,7 +163,10 @@ def warnings(names: list[str], images: int, real: Mapping[str, Reference]) -> li
     `names`: the metrics; `real`: feature -> the statistics of real images that the split is compared with.
     """
     notes = []
+    frechet = {metric.compares for name in names if (metric := METRICS[name]).is_frechet}
     for feature, reference in real.items():
+        if feature not in frechet:
+            continue
         if images <= reference.moments.mean.size:
             notes.append(
                 f"{images} images for {reference.moments.mean.size} features: the covariance is singular, and the "

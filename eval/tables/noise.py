@@ -40,25 +40,27 @@ class Difference:
 
 
 def differences_to_best(rows: Sequence[Row]) -> list[Difference]:
-    """Returns the differences to the best student of each score that has influence values, split by split."""
+    """Returns the differences to the best student of each score that has influence values, split by split.
+
+    Rows that drew other prompts than the first one with the score are left out: they can't be paired.
+    """
     students = [row for row in rows if row.scores and row.folder and row.run]
-    if len(students) < 2 or any(_paired_by(row) != _paired_by(students[0]) for row in students):
-        return []
     influence = {row.name: load_influence(row.folder) for row in students if row.folder}
     lower = {metric.best for metric in METRICS.values() if metric.lower}
     found = []
-    for split, score in influence[students[0].name]:
-        values = {
-            row.name: row.scores[split][score]
-            for row in students
-            if score in row.scores.get(split, {}) and (split, score) in influence[row.name]
-        }
+    for split, score in dict.fromkeys(key for values in influence.values() for key in values):
+        having = [
+            row for row in students if (split, score) in influence[row.name] and score in row.scores.get(split, {})
+        ]
+        paired = [row for row in having if _drawn(row, score) == _drawn(having[0], score)]
+        values = {row.name: row.scores[split][score] for row in paired}
         if len(values) < 2:
             continue
         best = (min if score in lower else max)(values, key=lambda name: values[name])
         for name in values.keys() - {best}:
             pair = influence[name][split, score], influence[best][split, score]
-            found.append(_difference(split, score, best, name, values[name] - values[best], *pair))
+            if len(pair[0]) == len(pair[1]):
+                found.append(_difference(split, score, best, name, values[name] - values[best], *pair))
     order = {row.name: place for place, row in enumerate(rows)}
     return sorted(found, key=lambda each: (each.split, list(COLUMNS).index(each.score), order[each.other]))
 
@@ -70,7 +72,11 @@ def _difference(
     return Difference(split, score, best, other, value, intervals({"": value}, paired)[""])
 
 
-def _paired_by(row: Row) -> list[Any]:
+def _drawn(row: Row, score: str) -> Any:
+    """Returns what must be equal in two rows so that a score of them is paired: prompts, seed, judges."""
+    benchmark = score.removesuffix("_am")
+    if benchmark in ("geneval", "geneval2"):
+        return row.protocol.get(benchmark)
     return [row.protocol.get(key) for key in SAME]
 
 

@@ -32,6 +32,7 @@ SCORING = {  # metric -> of its network
     "imagereward": 1.8e9,
 }
 JUDGE = 18e9  # of GenEval 2: Qwen3-VL-8B in bf16, and what it holds while it reads an image
+GENEVAL = 5e9  # Mask2Former and CLIP ViT-L/14 in fp32, and what they hold for four images
 STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
 
 
@@ -107,8 +108,7 @@ def _scoring(config: Config, batch: int) -> int:
     local = {"clip": ev.clip_weights, "fd-dinov2": ev.dino, "dino-mmd": ev.dino, "hps": ev.hps}
     if "fd-dinov2" in metrics:
         metrics.discard("dino-mmd")  # the same network
-    if ev.geneval2.prompts:
-        total += JUDGE
+    total += JUDGE * bool(ev.geneval2.prompts) + GENEVAL * bool(ev.geneval.prompts)
     for metric in metrics & SCORING.keys():
         path = Path(local.get(metric, ""))
         total += path.stat().st_size if path.is_file() else SCORING[metric]

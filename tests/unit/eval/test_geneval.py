@@ -207,6 +207,8 @@ def test_a_network_is_drawn_and_scored(networks: tuple[Path, Path], tmp_path: Pa
     ("change", "said"),
     [
         ({"tag": "taste"}, "unknown tag 'taste'"),
+        ({"include": []}, "it asks for no objects"),
+        ({"include": ["cat"]}, "."),
         ({"include": [{"class": "dragon", "count": 1}]}, "unknown class 'dragon'"),
         ({"include": [{"class": "dog", "count": 1, "color": "teal"}]}, "unknown color 'teal'"),
         ({"include": [{"class": "dog", "count": 1, "position": ["near", 0]}]}, "unknown position 'near'"),
@@ -215,7 +217,16 @@ def test_a_network_is_drawn_and_scored(networks: tuple[Path, Path], tmp_path: Pa
 )
 def test_a_damaged_line_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", [LINES[0], {**LINES[1], **change}])
-    with pytest.raises(UserError, match=f"line 2: is no prompt of GenEval .*{said}"):
+    with pytest.raises(UserError, match=rf"eval\.geneval\.prompts: .*line 2: is no prompt of GenEval .*{said}"):
+        read_items(path)
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(json.dumps({**LINES[0], "prompt": "a bench\u2028here"}, ensure_ascii=False).encode() + b"\n")
+    assert read_items(path)[0].prompt == "a bench\u2028here"
+    path.write_bytes(b"\xff\xfe{}\n")
+    with pytest.raises(UserError, match=r"eval\.geneval\.prompts: .*line 1: is no prompt of GenEval"):
         read_items(path)
 
 
@@ -228,6 +239,8 @@ def test_what_is_missing_is_named(networks: tuple[Path, Path], tmp_path: Path) -
             [data, f"eval.geneval.detector={tmp_path / 'empty'}"],
             r"eval\.geneval\.detector: .*has no config\.json",
         ),
+        ([data, "eval.geneval.images=0"], r"eval\.geneval\.images: is 0, expected at least 1"),
+        (["eval.geneval2.size=-5"], r"eval\.geneval2\.size: is -5, expected at least 1"),
         ([data, f"eval.geneval.clip={tmp_path / 'empty'}"], r"eval\.geneval\.clip: .*has no open_clip_config\.json"),
     ):
         with pytest.raises(UserError, match=said):

@@ -171,6 +171,8 @@ def test_a_report_says_which_differences_are_within_noise(tmp_path: Path) -> Non
     assert noise_remarks(found[1:])[0].startswith("No student is within noise of the best one")
     assert json.loads(json.dumps([each.facts() for each in found]))[1]["within_noise"] is False
     assert differences_to_best([rows[0], replace(rows[1], protocol={"seed": 2})]) == []  # other noise: not paired
+    others = [replace(rows[1], protocol={"seed": 2}), rows[0], rows[2]]
+    assert differences_to_best([rows[0], *others[:1], rows[2]])[0].other == "c"  # the others still are
     assert differences_to_best([replace(each, folder=tmp_path / "gone") for each in rows]) == []  # of an older version
 
 
@@ -182,3 +184,17 @@ def test_a_cell_has_as_many_digits_as_its_interval_bears(tmp_path: Path) -> None
     assert parameters.write(859.5e6, half=12e6) == "0.860"
     line = table([row("a", tmp_path / "a", 0.3 + 0.01 * normal(400, 1, 0)[:, 0])])[1]
     assert re.fullmatch(r"0\.\d{5} ± 0\.000\d\d", line[-1]), line
+
+
+def test_benchmarks_of_different_sizes_are_not_paired(tmp_path: Path) -> None:
+    rows = []
+    for name, count in (("a", 100), ("b", 800), ("c", 100)):
+        folder = tmp_path / name
+        folder.mkdir()
+        values = normal(count, 1, count)[:, 0]
+        save_influence(folder, {"all": {"geneval2": of_mean(values)}})
+        protocol = {"seed": 1, "geneval2": {"prompts_sha256": str(count)}}
+        rows.append(
+            Row(name, {"all": {"geneval2": float(values.mean())}}, protocol=protocol, folder=folder, run=folder)
+        )
+    assert [(each.best, each.other) for each in differences_to_best(rows)] in ([("a", "c")], [("c", "a")])
