@@ -16,7 +16,7 @@ from randcond.eval.images.identity import ABSENT
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts
 from randcond.eval.scores.metrics import find_metrics
 from randcond.eval.scores.statistics import find_statistics, identity_of
-from randcond.eval.tables.benchmarks import benchmarks
+from randcond.eval.tables.benchmarks import DRAWN_ALIKE, benchmarks
 from randcond.launch.config.paths import eval_folder, resolve_path, student_folder, watched_folder
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
@@ -140,6 +140,8 @@ def _row(
         notes += bench.notes
         measured |= {split: {**measured.get(split, {}), **found} for split, found in bench.intervals.items()}
     cost = read_record(folder / COST, "batches", "device") if (folder / COST).is_file() else {}
+    if any(cost.get(key) not in (None, scored["protocol"].get(key)) for key in DRAWN_ALIKE):
+        cost = {}  # of other settings
     return Row(
         name, splits, paper, scored["protocol"], notes, facts, folder, run, command, intervals=measured, cost=cost
     )
