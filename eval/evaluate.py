@@ -189,6 +189,8 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
                     reference = real.get((split, metric.compares)) if metric.compares else None
                     measured = metric.measure(split_features, split_captions, reference)
                     splits[split] |= measured.scores
+                    if metric.slow and not task.during_training:
+                        splits[split] |= metric.slow(split_features, reference)
                     if measured.influence is not None:
                         influence[split][metric.best] = measured.influence
     for split, ids in task.prompts.splits.items():

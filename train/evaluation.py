@@ -90,7 +90,7 @@ def evaluate_weights(training: Training, step: int, beat: Callable[[], object]) 
     """
     config, engine = training.config, training.engine
     task = prepare(config)
-    task = replace(task, prompts=first_prompts(task.prompts, config.train.eval_size))
+    task = replace(task, prompts=first_prompts(task.prompts, config.train.eval_size), during_training=True)
     real = references(config, task)
     values: dict[str, float] = {}
     for kind in config.train.eval_weights:

@@ -47,6 +47,7 @@ class Task:
     ev: Eval
     extractors: dict[str, Extractor]
     text_facts: dict[str, Any] = field(default_factory=dict)  # as Teacher.text_facts in launch/config/sections.py
+    during_training: bool = False  # leaves out scores that take minutes
 
     @property
     def batch(self) -> int:

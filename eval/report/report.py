@@ -17,7 +17,7 @@ from randcond.eval.report.records import Report
 from randcond.eval.report.result_plots import plot_repetitions
 from randcond.eval.tables.collect import Row, collect
 from randcond.eval.tables.costs import cost_remarks, cost_table
-from randcond.eval.tables.noise import differences_to_best, interval_remarks, noise_remarks
+from randcond.eval.tables.noise import differences_to_best, interval_remarks, noise_remarks, unpaired
 from randcond.eval.tables.repetitions import claim_lines, merge, verdicts
 from randcond.eval.tables.table import as_markdown, as_text, spread_over_subsets, table
 from randcond.launch.config.experiments import load_config, shown_dict, table_names
@@ -66,8 +66,9 @@ def write_report(report: Report) -> None:
             f"interval is of the rows' difference, repetition by repetition (Student's t; of shares, no narrower than "
             f"their number of images allows)."
         )
-    differences = [] if report.repetitions else differences_to_best(rows)
-    remarks += interval_remarks(rows) + noise_remarks(differences) + cost_remarks(rows)
+    rows_compared = [] if report.repetitions else rows
+    differences = differences_to_best(rows_compared)
+    remarks += interval_remarks(rows) + noise_remarks(differences, unpaired(rows_compared)) + cost_remarks(rows)
     remarks += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
     notes = _notes(rows)
     images = [f"![{title}]({path.name})" for title, path in pictures.items()]

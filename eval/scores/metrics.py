@@ -48,6 +48,7 @@ class Metric:
     least: int = 1  # least number of images in a split
     has_interval: bool = False  # `measure` returns the influence of each image
     is_frechet: bool = False  # a Fréchet distance, which needs more images than features
+    slow: Callable[[Features, Reference | None], Scores] | None = None  # scores that evaluations in training leave out
 
     def score(self, features: Features, captions: list[str], real: Reference | None) -> Scores:
         """Returns the scores alone. The arguments are those of `measure`."""
@@ -63,12 +64,25 @@ def _frechet_of(feature: str, extractor: str, name: str, infinity: str | None = 
     def measure(features: Features, captions: list[str], real: Reference | None) -> Measured:
         assert real is not None
         drawn = Moments.of(features[feature])
-        scores = {name: frechet_distance(drawn, real.moments)}
-        if infinity and (extrapolated := frechet_infinity(features[feature], real.moments)) is not None:
-            scores[infinity] = extrapolated
-        return Measured(scores, of_frechet(features[feature], drawn, real.moments))
+        value = frechet_distance(drawn, real.moments)
+        return Measured({name: value}, of_frechet(features[feature], drawn, real.moments))
 
-    return Metric({feature: extractor}, measure, name, feature, lower=True, least=2, has_interval=True, is_frechet=True)
+    def extrapolate(features: Features, real: Reference | None) -> Scores:
+        assert infinity is not None and real is not None
+        value = frechet_infinity(features[feature], real.moments)
+        return {} if value is None else {infinity: value}
+
+    return Metric(
+        {feature: extractor},
+        measure,
+        name,
+        feature,
+        lower=True,
+        least=2,
+        has_interval=True,
+        is_frechet=True,
+        slow=extrapolate if infinity else None,
+    )
 
 
 def _is(features: Features, captions: list[str], real: Reference | None) -> Measured:

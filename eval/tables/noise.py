@@ -4,7 +4,7 @@ In: rows that drew the same captions. Out: for each score of a split, the differ
 with its interval, paired by caption.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,27 +42,59 @@ class Difference:
 def differences_to_best(rows: Sequence[Row]) -> list[Difference]:
     """Returns the differences to the best student of each score that has influence values, split by split.
 
-    Rows that drew other prompts than the first one with the score are left out: they can't be paired.
+    Rows that can't be paired are left out, see unpaired().
     """
-    students = [row for row in rows if row.scores and row.folder and row.run]
-    influence = {row.name: load_influence(row.folder) for row in students if row.folder}
     lower = {metric.best for metric in METRICS.values() if metric.lower}
     found = []
-    for split, score in dict.fromkeys(key for values in influence.values() for key in values):
-        having = [
-            row for row in students if (split, score) in influence[row.name] and score in row.scores.get(split, {})
-        ]
-        paired = [row for row in having if _drawn(row, score) == _drawn(having[0], score)]
-        values = {row.name: row.scores[split][score] for row in paired}
+    for group in _groups(rows):
+        split, score = group.split, group.score
+        values = {name: row.scores[split][score] for name, (row, _) in group.paired.items()}
         if len(values) < 2:
             continue
         best = (min if score in lower else max)(values, key=lambda name: values[name])
         for name in values.keys() - {best}:
-            pair = influence[name][split, score], influence[best][split, score]
-            if len(pair[0]) == len(pair[1]):
-                found.append(_difference(split, score, best, name, values[name] - values[best], *pair))
+            pair = group.paired[name][1], group.paired[best][1]
+            found.append(_difference(split, score, best, name, values[name] - values[best], *pair))
     order = {row.name: place for place, row in enumerate(rows)}
     return sorted(found, key=lambda each: (each.split, list(COLUMNS).index(each.score), order[each.other]))
+
+
+def unpaired(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Returns score -> the students that have it, but drew other images for it than the first student of the report.
+
+    Other images: of other captions, another seed or other questions of a benchmark. {} if all can be compared.
+    """
+    found: dict[str, list[str]] = {}
+    for group in _groups(rows):
+        names = found.setdefault(group.score, [])
+        names += [name for name in group.others if name not in names]
+    return {score: names for score, names in found.items() if names}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The students that have a score in a split. `paired`: with the influence of their images."""
+
+    split: str
+    score: str
+    paired: dict[str, tuple[Row, Tensor]]  # those that drew what the first one drew
+    others: list[str]
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[_Group]:
+    students = [row for row in rows if row.scores and row.folder and row.run]
+    influence = {row.name: load_influence(row.folder) for row in students if row.folder}
+    for split, score in dict.fromkeys(key for values in influence.values() for key in values):
+        having = [
+            (row, influence[row.name][split, score])
+            for row in students
+            if (split, score) in influence[row.name] and score in row.scores.get(split, {})
+        ]
+        if not having:
+            continue
+        first = _drawn(*having[0], score)
+        paired = {row.name: (row, values) for row, values in having if _drawn(row, values, score) == first}
+        yield _Group(split, score, paired, [row.name for row, _ in having if row.name not in paired])
 
 
 def _difference(
@@ -72,18 +104,19 @@ def _difference(
     return Difference(split, score, best, other, value, intervals({"": value}, paired)[""])
 
 
-def _drawn(row: Row, score: str) -> Any:
+def _drawn(row: Row, influence: Tensor, score: str) -> Any:
     """Returns what must be equal in two rows so that a score of them is paired: prompts, seed, judges."""
     benchmark = score.removesuffix("_am")
     if benchmark in ("geneval", "geneval2"):
-        return row.protocol.get(benchmark)
-    return [row.protocol.get(key) for key in SAME]
+        return len(influence), row.protocol.get(benchmark)
+    return len(influence), [row.protocol.get(key) for key in SAME]
 
 
-def noise_remarks(found: Sequence[Difference]) -> list[str]:
-    """Returns what a reader should know about the differences, as sentences; [] if there are none."""
-    if not found:
-        return []
+def noise_remarks(found: Sequence[Difference], left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns what a reader should know about the differences, as sentences; [] if there are none.
+
+    `left_out`: from unpaired().
+    """
     lines = []
     for split, score in dict.fromkeys((each.split, each.score) for each in found):
         same = [each for each in found if (each.split, each.score) == (split, score) and each.within_noise]
@@ -91,9 +124,16 @@ def noise_remarks(found: Sequence[Difference]) -> list[str]:
             others = ", ".join(each.other for each in same)
             lines.append(f"{COLUMNS[score].label}, {split}: {same[0].best} and {others}")
     how = f"{CONFIDENCE:.0%} intervals, paired by caption"
-    if not lines:
-        return [f"No student is within noise of the best one in any score ({how})."]
-    return [f"Within noise of the best student ({how}): {'; '.join(lines)}."]
+    remarks = [f"Within noise of the best student ({how}): {'; '.join(lines)}."] if lines else []
+    if found and not lines:
+        remarks = [f"No student is within noise of the best one in any score ({how})."]
+    if left_out:
+        labels: dict[str, list[str]] = {}
+        for score, names in left_out.items():
+            labels.setdefault(", ".join(names), []).append(COLUMNS[score].label)
+        others = "; ".join(f"{names} ({', '.join(scores)})" for names, scores in labels.items())
+        remarks.append(f"Not compared, because they drew other captions, or with another seed: {others}.")
+    return remarks
 
 
 def interval_remarks(rows: Sequence[Row]) -> list[str]:

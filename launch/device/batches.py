@@ -153,8 +153,11 @@ def _drawing(config: Config, stage: Literal["cache", "eval"], training: bool = F
         sizes = costs.counted(config, "eval" if stage == "eval" else "train")
     except OtherNetworks:  # a published model, which is only evaluated
         return DEFAULT
-    beside = drawing.held_by_training(config, costs.counted(config), cluster) if training else 0
-    batch = drawing.largest_batch(config, sizes, cluster, stage, beside)
+    if stage == "cache":
+        beside, batch = 0, drawing.largest_batch(config, sizes, cluster, stage)
+    else:
+        beside = drawing.held_by_training(config, costs.counted(config), cluster) if training else 0
+        batch = drawing.largest_eval_batch(config, sizes, cluster, beside)
     if batch is None:
         remedy = remedies.drawing_remedy(config, sizes, cluster, stage, beside)
         raise UserError(_does_not_fit(stage, cluster, remedy))

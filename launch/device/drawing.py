@@ -4,6 +4,7 @@ In: an experiment, its costs, a cluster. Out: bytes per GPU by part. The network
 their published sizes, or from the size of a local file.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,7 @@ SCORING = {  # metric -> of its network
 }
 JUDGE = 18e9  # of GenEval 2: Qwen3-VL-8B in bf16, and what it holds while it reads an image
 GENEVAL = 5e9  # Mask2Former and CLIP ViT-L/14 in fp32, and what they hold for four images
+COMPBENCH = {"blip": 3e9, "clip": 0.7e9, "detector": 3e9}  # in fp32, and what they hold for 16 images: assumed
 STATE = ("student weights", "gradients", "optimizer, fp32 weights, EMA", "reduction buckets")  # stays between steps
 
 
@@ -57,6 +59,13 @@ def drawing_memory(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
         memory["drawing"] = max(memory["drawing"], at_once * decoder_peak(sizes.networks.vae, sizes.vae_side, vae))
         memory["scoring"] = _scoring(config, batch)
     return memory | {"CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb)}
+
+
+def during_training(config: Config) -> Config:
+    """Returns the configuration of the evaluations during a training: they draw no benchmark."""
+    ev = config.eval
+    without = {name: type(getattr(ev, name))() for name in ("compbench", "geneval", "geneval2")}
+    return replace(config, eval=replace(ev, **without))
 
 
 def held_by_training(config: Config, sizes: Sizes, cluster: Cluster) -> int:
@@ -99,6 +108,18 @@ def largest_batch(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawing
     return None
 
 
+def largest_eval_batch(config: Config, sizes: Sizes, cluster: Cluster, beside: int) -> int | None:
+    """Returns the largest compute batch of an experiment's evaluations, None if not even one sample fits.
+
+    Evaluations during the training share it, so it fits these, too. `beside`: bytes that the training holds then.
+    """
+    after = largest_batch(config, sizes, cluster, "eval")
+    if not beside or not after:
+        return after
+    during = largest_batch(during_training(config), sizes, cluster, "eval", beside)
+    return min(after, during) if during else None
+
+
 def _scoring(config: Config, batch: int) -> int:
     """Returns the bytes of the networks that score images."""
     ev, total = config.eval, 0.0
@@ -108,8 +129,20 @@ def _scoring(config: Config, batch: int) -> int:
     local = {"clip": ev.clip_weights, "fd-dinov2": ev.dino, "dino-mmd": ev.dino, "hps": ev.hps}
     if "fd-dinov2" in metrics:
         metrics.discard("dino-mmd")  # the same network
-    total += JUDGE * bool(ev.geneval2.prompts) + GENEVAL * bool(ev.geneval.prompts)
-    for metric in metrics & SCORING.keys():
-        path = Path(local.get(metric, ""))
-        total += path.stat().st_size if path.is_file() else SCORING[metric]
+    total += sum(_weights(local.get(metric), SCORING[metric]) for metric in metrics & SCORING.keys())
+    if ev.compbench.lists:
+        total += sum(_weights(getattr(ev.compbench, name), assumed) for name, assumed in COMPBENCH.items())
+    if ev.geneval.prompts:
+        total += GENEVAL
+    if ev.geneval2.prompts:
+        total += _weights(ev.geneval2.judge, JUDGE)
     return int(total)
+
+
+def _weights(path: str | None, assumed: float) -> float:
+    """Returns the bytes of a local file or folder of weights, `assumed` if there is none."""
+    if not path:
+        return assumed
+    where = Path(path)
+    files = [where] if where.is_file() else where.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files) or assumed

@@ -15,7 +15,15 @@ from randcond.launch.config.engines import batch_shape
 from randcond.launch.config.paths import eval_folder, is_url
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch, recorded_micro_batch
-from randcond.launch.device.drawing import DrawingStage, drawing_memory, grid_memory, held_by_training, largest_batch
+from randcond.launch.device.drawing import (
+    DrawingStage,
+    drawing_memory,
+    during_training,
+    grid_memory,
+    held_by_training,
+    largest_batch,
+    largest_eval_batch,
+)
 from randcond.launch.device.here import Here, device_here
 from randcond.launch.device.remedies import drawing_remedy, host_remedy, training_remedy
 from randcond.launch.device.saving import host_bytes
@@ -72,7 +80,7 @@ def forecast(config: Config, cluster: Cluster, here: Here) -> Iterator[StageFore
         "cache": _drawing_gb(config, sizes, cluster, "cache"),
         "eval": _drawing_gb(config, eval_sizes, cluster, "eval"),
     }
-    evaluating = memory["eval"] + beside / 1e9 if beside else 0.0
+    evaluating = _drawing_gb(during_training(config), eval_sizes, cluster, "eval") + beside / 1e9 if beside else 0.0
     memory["train"] = max(planned.needed_gb, evaluating, grid_memory(config, sizes, cluster) / 1e9)
     disk = {
         "pool": CAPTION * (config.pool.size or 0),
@@ -117,7 +125,7 @@ def _with_drawing_batches(config: Config, sizes: Sizes, eval_sizes: Sizes, clust
     drawn = (
         config.eval.batch
         or recorded_eval_batch(config)
-        or largest_batch(config, eval_sizes, cluster, "eval", beside)
+        or largest_eval_batch(config, eval_sizes, cluster, beside)
         or largest_batch(config, eval_sizes, cluster, "eval")
     )
     return replace(config, cache=replace(config.cache, batch=cached or 1), eval=replace(config.eval, batch=drawn or 1))

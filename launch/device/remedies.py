@@ -5,7 +5,7 @@ from pathlib import Path
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
 from randcond.launch.device.batches import recorded_cache_batch, recorded_eval_batch
-from randcond.launch.device.drawing import DrawingStage, largest_batch
+from randcond.launch.device.drawing import DrawingStage, during_training, largest_batch
 from randcond.launch.planning.costs import Cluster, Sizes
 from randcond.launch.planning.fitting import Change, overrides, ways_to_fit
 
@@ -21,13 +21,15 @@ def training_remedy(config: Config, sizes: Sizes, cluster: Cluster) -> str:
 
 def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: DrawingStage, beside: int = 0) -> str:
     """Returns what makes caching or evaluation fit. `beside`: bytes that a training holds during its evaluations."""
-    batch = largest_batch(config, sizes, cluster, stage, beside)
-    if beside:
+    batch = largest_batch(config, sizes, cluster, stage)
+    if beside and batch:
+        batch = largest_batch(during_training(config), sizes, cluster, stage, beside)
         lower = f"eval.batch={batch} or " if batch else ""
         return f"an evaluation needs this beside the training; set {lower}train.eval_every=0, and evaluate afterwards"
     if not batch:
         dtypes = [f"teacher.dtype={dtype}"] if (dtype := _LOWER.get(config.teacher.dtype)) else []
-        metrics = ["fewer eval.metrics"] if stage == "eval" and config.eval.metrics else []
+        scored = stage == "eval" and (config.eval.metrics or during_training(config) != config)
+        metrics = ["fewer eval.metrics and benchmarks"] if scored else []
         return f"use {' or '.join([*dtypes, *metrics, 'another device'])}"
     set_it = f"set {stage}.batch={batch}"
     begun = recorded_cache_batch(config) if stage == "cache" else recorded_eval_batch(config)

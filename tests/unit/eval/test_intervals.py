@@ -10,16 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
+from randcond.eval.evaluate import score
+from randcond.eval.images.generate import Task, chunk_paths
+from randcond.eval.images.prompts import Prompts
 from randcond.eval.scores.bootstrap import Interval, intervals, save_influence
 from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean
 from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
+from randcond.eval.scores.statistics import Reference
 from randcond.eval.tables.collect import Row
-from randcond.eval.tables.noise import differences_to_best, noise_remarks
+from randcond.eval.tables.noise import differences_to_best, noise_remarks, unpaired
 from randcond.eval.tables.table import COLUMNS, table
+from randcond.launch.config.experiments import load_config
+from randcond.launch.config.protocols import protocol_of
 
 TRIALS, COVERED = 100, 90
 
@@ -35,6 +42,18 @@ def interval_of(score: float, influence: Tensor) -> Interval:
 def standard(width: int) -> Moments:
     """The moments of a standard normal distribution."""
     return Moments(0, np.zeros(width), np.eye(width))
+
+
+def test_evaluations_during_a_training_do_not_extrapolate(tmp_path: Path) -> None:
+    features = normal(200, 24, 1).float()
+    save_file({"inception": features}, chunk_paths(tmp_path, 200, 200)[0])
+    prompts = Prompts(["a word"] * 200, [""] * 200, {"all": list(range(200))})
+    real = {("all", "inception"): Reference(tmp_path / "all.npz", standard(24), {})}
+    ev = load_config("demo-with", ["eval.metrics=[fid]", "eval.batch=200"]).eval
+    task = Task(prompts, protocol_of(ev), ev, {})
+    whole = score(task, real, tmp_path)["splits"]["all"]
+    brief = score(replace(task, during_training=True), real, tmp_path)["splits"]["all"]
+    assert whole.pop("fid_infinity") == frechet_infinity(features, standard(24)) and whole == brief
 
 
 def test_intervals_of_means_cover_the_true_mean() -> None:
@@ -165,14 +184,18 @@ def test_a_report_says_which_differences_are_within_noise(tmp_path: Path) -> Non
     found = differences_to_best(rows)
     assert [(each.best, each.other, each.within_noise) for each in found] == [("b", "a", True), ("b", "c", False)]
     assert rows[2].intervals["all"]["clip"][1] > rows[1].intervals["all"]["clip"][0]  # unpaired, they overlap
-    assert noise_remarks(found) == [
+    assert noise_remarks(found, {}) == [
         "Within noise of the best student (95% intervals, paired by caption): CLIP↑, all: b and a."
     ]
-    assert noise_remarks(found[1:])[0].startswith("No student is within noise of the best one")
+    assert noise_remarks(found[1:], {})[0].startswith("No student is within noise of the best one")
     assert json.loads(json.dumps([each.facts() for each in found]))[1]["within_noise"] is False
     assert differences_to_best([rows[0], replace(rows[1], protocol={"seed": 2})]) == []  # other noise: not paired
-    others = [replace(rows[1], protocol={"seed": 2}), rows[0], rows[2]]
-    assert differences_to_best([rows[0], *others[:1], rows[2]])[0].other == "c"  # the others still are
+    mixed = [rows[0], replace(rows[1], protocol={"seed": 2}), rows[2]]
+    assert differences_to_best(mixed)[0].other == "c"  # the others still are
+    assert unpaired(rows) == {} and unpaired(mixed) == {"clip": ["b"]}
+    assert noise_remarks([], unpaired(mixed)) == [
+        "Not compared, because they drew other captions, or with another seed: b (CLIP↑)."
+    ]
     assert differences_to_best([replace(each, folder=tmp_path / "gone") for each in rows]) == []  # of an older version
 
 

@@ -11,7 +11,7 @@ import pytest
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.gpus import Gpu, find_gpu
 from randcond.launch.config.sections import Config
-from randcond.launch.device.drawing import grid_memory, held_by_training, largest_batch
+from randcond.launch.device.drawing import JUDGE, grid_memory, held_by_training, largest_batch, largest_eval_batch
 from randcond.launch.device.forecast import GRIDS, StageForecast, faults, forecast, forecast_all, table
 from randcond.launch.device.here import Here
 from randcond.launch.planning.costs import Cluster, counted
@@ -125,6 +125,24 @@ def test_an_evaluation_must_fit_beside_the_training(tmp_path: Path, monkeypatch:
     held = held_by_training(config, counted(config), cluster)
     alone, beside = (largest_batch(config, counted(config, "eval"), cluster, "eval", size) for size in (0, held))
     assert alone and beside and alone > beside and held > 10e9
+
+
+def test_the_judge_of_a_benchmark_is_not_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = Here("a card of 80 GB", find_gpu("h100"))
+    needed: dict[str, tuple[float, float]] = {}
+    batches: dict[str, list[int]] = {}
+    for prompts in ("null", "geneval2.jsonl"):
+        words = ["teacher.path=sd-v1-4", "cache.size=1024", "eval.batch=8", "eval.cost=false", "engine.micro_batch=4"]
+        config = load_config("b-base", [*words, "train.eval_every=1000", f"eval.geneval2.prompts={prompts}"])
+        rows = {row.stage: row for row in forecast(config, Cluster(card.gpu, 1, 1), card)}
+        needed[prompts] = rows["train"].needed_gb, rows["eval"].needed_gb
+        sizes, cluster = counted(config, "eval"), Cluster(find_gpu("a100-40"), 1, 1)
+        batches[prompts] = [largest_eval_batch(config, sizes, cluster, int(beside)) or 0 for beside in (0, 10e9, 25e9)]
+    without, judged = needed.values()
+    assert judged[0] == without[0] and judged[1] == pytest.approx(without[1] + JUDGE / 1e9)
+    plain, limited = batches.values()  # one batch serves both kinds of evaluations, so the judge limits it
+    assert plain[0] > limited[0] > plain[2] > 0 and limited == [min(limited[0], batch) for batch in plain], batches
 
 
 def test_sample_grids_must_fit_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
