@@ -27,18 +27,41 @@ def of_frechet(features: Tensor, drawn: Moments, real: Moments) -> Tensor:
     changes by 2 (m_d - m_r) dm + tr((1 - T) dS). Directions in which the drawn images don't vary are left out of the
     inverse: no weight of theirs changes the distance along them.
     """
-    root = symmetric_root(torch.from_numpy(real.covariance))
-    values, vectors = torch.linalg.eigh(root @ torch.from_numpy(drawn.covariance) @ root)
-    kept = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
-    scaled = root @ vectors[:, kept] * values[kept] ** -0.25
-    change = torch.eye(len(values), dtype=torch.float64) - scaled @ scaled.T
+    half = _few_images(features, drawn, real) if len(features) <= features.shape[1] else _many_images(drawn, real)
     mean, shift = torch.from_numpy(drawn.mean), torch.from_numpy(drawn.mean - real.mean)
     parts = []
     for block in features.split(BLOCK):
         centred = block.double() - mean
-        parts.append(2 * centred @ shift + ((centred @ change) * centred).sum(dim=1))
+        parts.append(2 * centred @ shift + centred.square().sum(dim=1) - (centred @ half).square().sum(dim=1))
     influence = torch.cat(parts)
     return influence - influence.mean()
+
+
+def _many_images(drawn: Moments, real: Moments) -> Tensor:
+    """Returns H [d, k] with T = H H', by the eigenvalues and eigenvectors of R S_d R."""
+    root = symmetric_root(torch.from_numpy(real.covariance))
+    values, vectors = torch.linalg.eigh(root @ torch.from_numpy(drawn.covariance) @ root)
+    kept = _above_rounding(values)
+    return root @ vectors[:, kept] * values[kept] ** -0.25
+
+
+def _few_images(features: Tensor, drawn: Moments, real: Moments) -> Tensor:
+    """Returns H [d, k] as _many_images() does, at a cost that grows with n instead of d^3.
+
+    With the centred features X and S_d = w X'X, R S_d R has the eigenvalues of w X S_r X' [n, n]. An eigenvector u of
+    this gives R X' u of that.
+    """
+    centred, covariance = features.double() - torch.from_numpy(drawn.mean), torch.from_numpy(real.covariance)
+    weight = float(np.trace(drawn.covariance)) / max(float(centred.square().sum()), torch.finfo(torch.float64).tiny)
+    across = covariance @ centred.T  # [d, n]
+    values, vectors = torch.linalg.eigh(weight * centred @ across)
+    kept = _above_rounding(values)
+    return weight**0.5 * across @ vectors[:, kept] * values[kept] ** -0.75
+
+
+def _above_rounding(values: Tensor) -> Tensor:
+    """Returns which eigenvalues, in ascending order, are more than rounding errors: bool [n]."""
+    return values > values[-1] * len(values) * torch.finfo(values.dtype).eps
 
 
 def of_inception_score(logits: Tensor) -> Tensor:

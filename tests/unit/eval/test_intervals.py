@@ -18,7 +18,7 @@ from randcond.eval.evaluate import score
 from randcond.eval.images.generate import Task, chunk_paths
 from randcond.eval.images.prompts import Prompts
 from randcond.eval.scores.bootstrap import Interval, intervals, save_influence
-from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean
+from randcond.eval.scores.influence import _few_images, _many_images, of_frechet, of_inception_score, of_mean
 from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
 from randcond.eval.scores.statistics import Reference
@@ -111,6 +111,14 @@ def test_the_influence_on_fid_is_its_derivative(width: int) -> None:
     own = of_frechet(features, biased(features), real)
     assert torch.allclose(own[:4], torch.tensor(found).double(), rtol=0.02, atol=0.02 * float(own.std()))
     assert torch.allclose(own, influence, rtol=0.1, atol=0.1 * float(own.std()))
+
+
+def test_few_images_have_the_influence_that_the_eigenvectors_of_all_features_give() -> None:
+    features, real = normal(25, 40, 0, 0.2), Moments.of(normal(100, 40, 1))
+    drawn = Moments.of(features)
+    centred = features - torch.from_numpy(drawn.mean)
+    one, other = (_few_images(features, drawn, real), _many_images(drawn, real))
+    assert torch.allclose(centred @ one @ one.T, centred @ other @ other.T, rtol=1e-6, atol=1e-8)
 
 
 def biased(features: Tensor) -> Moments:
