@@ -135,7 +135,7 @@ def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Call
     assert [(a["step"], a["loss/total"]) for a in ours] == [(a["step"], a["loss/total"]) for a in theirs]
 
 
-@pytest.mark.long
+@pytest.mark.slow  # each of the two is in `make test` by itself
 def test_a_lost_rank_and_then_a_preemption(whole: Path) -> None:
     """The run starts again after rank 1 is killed. Then it is asked to end, and continues by another command."""
     run = "runs/lost-and-asked"

@@ -51,6 +51,7 @@ def handed_over(folder: Path, student: Path, images: str, count: int, steps: int
     return distil(student, shards, folder / "few", steps)
 
 
+@pytest.mark.slow
 def test_an_exported_student_becomes_a_model_of_few_steps(tmp_path: Path) -> None:
     for stage in ("pool", "cache", "train"):
         randcond(tmp_path, "run", stage, "demo-with", *TINY, "train.steps=4")
