@@ -21,7 +21,7 @@ WHERE := $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(NODES),--nodes $(NODE
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini beyond mini-results bench bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini beyond mini-results bench bench-gpu bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
@@ -119,6 +119,9 @@ bench: $(READY) ## compare the training step with the published recipe's and a b
 	$(BIN)/python -m tests.bench.step $(ARGS)
 	$(BIN)/python -m tests.bench.draw $(HELP)
 	$(BIN)/python -m tests.bench.evaluation --images 96 --many 0 $(HELP)
+
+bench-gpu: $(READY) ## what only a GPU shows, the most useful figures first, in 15 minutes; the same command continues
+	$(BIN)/python -m tests.bench.gpu $(ARGS)
 
 bench-start: $(READY) ## the time to the first step, by part
 	$(BIN)/python -m tests.bench.startup $(ARGS)

@@ -44,12 +44,16 @@ class TextNetwork:
     kind: str  # a class of transformers
     config: dict[str, Any]  # arguments of its configuration
 
+    def make(self) -> nn.Module:
+        """Builds the network, with random weights."""
+        model = getattr(transformers, self.kind)
+        network: nn.Module = model(model.config_class(**self.config))
+        return network
+
     def blank(self) -> nn.Module:
         """Builds the network on the meta device."""
-        model = getattr(transformers, self.kind)
         with torch.device("meta"):
-            network: nn.Module = model(model.config_class(**self.config))
-        return network
+            return self.make()
 
     @property
     def is_language_model(self) -> bool:

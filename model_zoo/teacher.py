@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from randcond.model_zoo.checkpoints.diffusers_folder import compute_dtype, freeze, loading, part_dtypes
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
@@ -28,6 +29,7 @@ from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.text_encoding.buckets import in_buckets
 from randcond.model_zoo.text_encoding.condition_cache import ConditionCache, in_chunks
+from randcond.model_zoo.text_encoding.duplicates import once_each
 from randcond.model_zoo.text_encoding.options import TextOptions, check_buckets
 from randcond.model_zoo.text_encoding.transfer import keep_on_host, to_device
 
@@ -43,6 +45,7 @@ class Teacher:
     process: Process
     text: TextOptions = field(default_factory=TextOptions)
     remark: str = ""  # a line for the log
+    text_is_compiled: bool = False  # for one number of captions
     latent_side: int | None = None  # set if the training latents differ in size from those of the denoiser
 
     @classmethod
@@ -166,6 +169,8 @@ class Teacher:
 
     def _encode(self, ids: list[Tensor], null: Tensor | None) -> Condition:
         """Encodes token ids [B, L] per text encoder, on the CPU, in length buckets if the text has those."""
+        if self.has_language_model and not self.has_buckets and not self.text_is_compiled:
+            return once_each(self._encode_at_once, ids, null, self.device)
         if not self.has_buckets:
             return self._encode_at_once(ids, null)
 
@@ -188,6 +193,11 @@ class Teacher:
     def has_buckets(self) -> bool:
         """True if captions are encoded in length buckets."""
         return bool(self.family.masked) and self.text.buckets is not False
+
+    @property
+    def has_language_model(self) -> bool:
+        """True if a language model encodes the text. CLIPs take about 1 % of a step."""
+        return any(not isinstance(each, CLIPTextModel | CLIPTextModelWithProjection) for each in self.text_encoders)
 
     @cached_property
     def _conditions(self) -> ConditionCache | None:

@@ -154,6 +154,7 @@ def apply_speed_options(options: EngineSection, teacher: Teacher, student: Model
         text = ", text encoder not (its batches have many shapes)"  # each shape would be compiled
     elif options.compile == "whole":
         compile_text(teacher.text_encoders)
+        teacher.text_is_compiled = True
     return (
         f"compiled: teacher {how['teacher']}, student {how['student']}{text}; compilation takes place in the first step"
     )

@@ -89,7 +89,8 @@ def steps(
     checkpoints = checkpoint.Writer(training.folder / "checkpoints", engine.rank, engine.ranks, *keep)
     flop = flop_per_sample(training.teacher, training.student)
     monitor = Monitor(config, engine, training.teacher.timesteps, first, flop)
-    prefetcher = Prefetcher(loader, training.teacher.device, monitor.data_stalls.wait)
+    encode = training.distil.encode if config.engine.text_ahead else None
+    prefetcher = Prefetcher(loader, training.teacher.device, monitor.data_stalls.wait, encode)
     sample_log = SampleLog(training.folder, engine.rank, train.log_samples)
     started, step, preempted = time.monotonic() - seconds, first, False
     # `started` is moved by the duration of each evaluation, which does not count as training time.

@@ -76,6 +76,10 @@ class DistillationStep:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.taps = FeatureTaps(teacher.denoiser, names)
 
+    def encode(self, batch: Batch) -> Condition:
+        """Returns the condition of a micro-batch, on the teacher's device."""
+        return self.teacher.encode(batch.token_ids, batch.null, self.zero_null)
+
     def __call__(self, student: StudentForward, batch: Batch, dtype: torch.dtype) -> Losses:
         """Returns the losses of one micro-batch.
 
@@ -88,7 +92,7 @@ class DistillationStep:
         assert noise is not None
         timesteps = batch.timesteps.to(device, non_blocking=True)  # [B]
         noised = teacher.add_noise(latents, noise, timesteps).contiguous(memory_format=self.memory_format)
-        condition = teacher.encode(batch.token_ids, batch.null, self.zero_null)
+        condition = self.encode(batch) if batch.condition is None else batch.condition
         with torch.no_grad():  # not inference_mode: the losses keep these tensors for the backward pass
             self.taps.forget()
             if self.teacher_graph:  # allows the graph to overwrite its outputs of the previous step

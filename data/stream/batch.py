@@ -19,6 +19,7 @@ class Batch:
     null: Tensor  # bool [B], whether the null caption is used
     unreplaced_in_batch: int  # number of samples in the global batch that kept their caption; 0 if not counted
     noise: Tensor | None = None  # fp32 [B, C, h, w]; None before `to_device`
+    condition: dict[str, Tensor] | None = None  # the encoded captions, as Teacher.encode() returns them; None: not yet
 
     def __len__(self) -> int:
         """B."""

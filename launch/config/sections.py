@@ -232,6 +232,7 @@ class Engine:
     compile: Free[Compile] = "none"  # compile teacher and student; whole is the fastest, after minutes of compilation
     teacher_graph: Free[bool] = False  # replay the teacher as one CUDA graph; needs compile: whole
     teacher_fp8: OfRun[bool] = False  # the teacher's linear layers multiply in fp8; the log reports the error
+    text_ahead: Free[bool] = True  # encode the next captions beside the backward pass, on a CUDA stream of their own
     channels_last: Free[bool] = False  # memory format [B, h, w, C], which tensor cores prefer
     activation_checkpointing: Free[bool] = False  # saves memory, costs a third more student compute
     teacher: Free[Literal["replicated", "sharded"]] = "replicated"  # sharded: by FSDP2, to save memory

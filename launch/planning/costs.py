@@ -11,6 +11,7 @@ from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config, Teacher
 from randcond.model_zoo.checkpoints.layouts import layout_of
+from randcond.model_zoo.cost.drawing_memory import text_peak
 from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost, encoder_flop
 from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
 from randcond.model_zoo.cost.memory import (
@@ -24,7 +25,7 @@ from randcond.model_zoo.cost.memory import (
     trained_shapes,
 )
 from randcond.model_zoo.int8_weights import int8_bytes
-from randcond.model_zoo.networks import networks_of
+from randcond.model_zoo.networks import CLIP_TOKENS, networks_of
 from randcond.model_zoo.students.registry import student_of
 
 CAPTION_TOKENS = 48  # that a language model computes per caption in length buckets: most have some 30 tokens
@@ -120,6 +121,21 @@ class Sizes:
     def _language_flop(self, tokens: int) -> int:
         models = [text.blank() for text in self.networks.text_encoders if text.is_language_model]
         return sum(encoder_flop(each, tokens) for each in models)
+
+    def text_peak(self, of: Teacher) -> int:
+        """Returns the bytes per caption that encoding holds at its peak, without the weights.
+
+        of: the settings of the teacher.
+        """
+        return self._text_peak(self.networks.open_length(of.text_tokens), of.dtype == "fp32")
+
+    @cache  # noqa: B019 (Sizes are cached, too)
+    def _text_peak(self, tokens: int, in_fp32: bool) -> int:
+        dtype = torch.float32 if in_fp32 else torch.bfloat16
+        encoders = self.networks.text_encoders
+        own = (text.config.get("max_position_embeddings", CLIP_TOKENS) for text in encoders)
+        lengths = (tokens if text.is_language_model else each for text, each in zip(encoders, own, strict=True))
+        return max(text_peak(text.make, length, dtype) for text, length in zip(encoders, lengths, strict=True))
 
     @property
     def vae_side(self) -> int:

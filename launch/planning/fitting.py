@@ -39,6 +39,8 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
         "reduction buckets": state.buffers,
         "gathered in a step": state.transient,
         "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing, compared(config)),
+        # While the activations are held. Otherwise it is over before the forward pass, and takes no more than they do.
+        "text encoding": micro * sizes.text_peak(config.teacher) if engine.text_ahead else 0,
         "CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb),
     }
 

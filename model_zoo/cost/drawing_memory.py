@@ -1,4 +1,4 @@
-"""Counts the memory that networks need to draw and to encode images, beside their weights, without a device.
+"""Counts the memory that networks need to draw and to encode, beside their weights, without a device.
 
 A forward pass on fake tensors tells which tensors live at the same time. Attention is assumed to be fused.
 """
@@ -37,6 +37,18 @@ def encoder_peak(vae: Architecture, pixels: int, dtype: torch.dtype) -> int:
     dtype: of weights and activations.
     """
     return _vae_peak(vae, pixels, dtype, "encode")
+
+
+def text_peak(build: Callable[[], Any], tokens: int, dtype: torch.dtype) -> int:
+    """Returns the bytes that a text encoder holds at its peak to encode one caption, without the weights.
+
+    build: makes the encoder. tokens: length of the caption. dtype: of weights and activations.
+    """
+
+    def run(network: Any) -> None:
+        getattr(network, "model", network)(torch.zeros(1, tokens, dtype=torch.long))
+
+    return _peak(build, run, dtype)
 
 
 @once_per_architecture

@@ -4,7 +4,8 @@ Both run in one process, in interleaved rounds. Ours is what `randcond run cache
 each caption, samples, and writes the shard. The other side is diffusers' own pipeline on the same prompts in a plain
 loop. `--sizes LIST`: sizes of tests/bench/sizes.py, separated by commas. `--rounds N`: the timed rounds. `--batch N`:
 our batch size (default: the best one found, as for the stock pipeline). `--largest N`: the largest batch size to try.
-All other words override keys of the experiment.
+`--rehearse`: with tiny teachers, up to 2 images at once. `--out FOLDER`: where results are saved. All other words
+override keys of the experiment.
 """
 
 from argparse import ArgumentParser
@@ -26,7 +27,7 @@ from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.tune_command import doubling, proposed
 from tests.bench.floor import products
-from tests.bench.results import interval, save
+from tests.bench.results import FOLDER, interval, save
 from tests.bench.sizes import TEACHERS, configured
 from tests.bench.step import interleaved
 
@@ -40,11 +41,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--largest", type=int, default=256 if torch.cuda.is_available() else 64)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     asked, words = parser.parse_known_args()
+    largest = 2 if asked.rehearse else asked.largest
     for name in asked.sizes.split(","):
         with TemporaryDirectory() as folder:
-            config = configured(name, TEACHERS, [*words, f"cache.size={asked.largest}"])
-            save(f"draw-{name}", compare(name, config, Path(folder), asked.rounds, asked.batch, asked.largest))
+            config = configured(name, TEACHERS, [*words, f"cache.size={largest}"], asked.rehearse)
+            save(f"draw-{name}", compare(name, config, Path(folder), asked.rounds, asked.batch, largest), asked.out)
 
 
 def compare(name: str, config: Config, folder: Path, rounds: int, batch: int, largest: int) -> dict[str, Any]:

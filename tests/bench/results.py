@@ -64,7 +64,6 @@ def bf16_in_hardware() -> bool:
 
 def save(name: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
     """Saves the results of a bench. Prints each median beside the one of the last saved result."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     last = path if path.is_file() else RECORD / path.name
     if last.is_file():
@@ -75,8 +74,14 @@ def save(name: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
             old = _ratios(before["found"]).get(key)
             if old is not None:
                 print(f"  {key:40}{old:8.3f}  now {value:8.3f}")
-    write_json(path, {"environment": environment(), "found": found})
+    write(name, found, folder)
     print(f"saved: {path}\n{json.dumps(environment())}")
+
+
+def write(name: str, found: dict[str, Any], folder: Path) -> None:
+    """Writes the results of a bench, so far, into NAME.json of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", {"environment": environment(), "found": found})
 
 
 def _ratios(found: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from randcond.data.cache.shards import write_shard
 from randcond.data.captions.caption_file import write_captions
+from randcond.data.stream.conditioning import times_of
 from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.experiments import load_config, to_yaml
 from randcond.launch.config.paths import resolve_path
@@ -32,7 +33,7 @@ from randcond.train.step import draw_noise
 from randcond.train.watch.monitor import Monitor
 from tests.bench.recipe import published_step
 from tests.bench.results import bf16_in_hardware
-from tests.support.latents import ddpm_times, opened
+from tests.support.latents import opened
 
 LOGGED = 4  # steps between the monitor's lines
 
@@ -64,6 +65,8 @@ class Sides:
         batch, options = config.train.global_batch, config.engine
         self.batch = batch
         self.teacher = Teacher.load(resolve_path(config.teacher.path), config.teacher.dtype, device())
+        if config.cache.resolution:
+            self.teacher.latent_side = config.cache.resolution // self.teacher.pixels_per_latent
         module, self.distil = build_step(config, self.teacher)
         if not alone:
             bare_module, other = build_step(config, self.teacher)
@@ -74,9 +77,10 @@ class Sides:
         choose_kernels(config, self.teacher, module.network, self.engine, folder)
         self.flop = flop_per_sample(self.teacher, module.network)
         self.student = module.network
-        self.stream = make_stream(folder, config.conditioning.p, self.teacher)
+        self.stream = make_stream(folder, config, self.teacher)
         self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
-        self.ahead = Prefetcher(self.loader, self.teacher.device)
+        encode = self.distil.encode if options.text_ahead else None
+        self.ahead = Prefetcher(self.loader, self.teacher.device, encode=encode)
         self.monitor = self._monitor(config, folder, steps)
         self.number = 0
         self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])
@@ -111,6 +115,10 @@ class Sides:
         self.monitor.add(losses, drawn)
         self.monitor.step(self.number, 1e-5, norm, False)
         mark("watching")
+
+    def text(self) -> None:
+        """Encodes the captions of a step, as the step itself does."""
+        self.distil.encode(self.fixed)
 
     def _bare(self, config: Config, module: Any) -> Callable[[], None]:
         """Returns the bare step. Condition and noise are made once; AdamW has no master weights, also in bf16."""
@@ -188,7 +196,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
+def make_stream(folder: Path, config: Config, teacher: Teacher) -> Stream:
     """Returns a stream over 256 latents of noise in a real shard. A step costs the same with real latents."""
     captions = list(resolve_path("package:data/digits/captions.txt").read_text().splitlines())[:256]
     latents = np.random.default_rng(0).standard_normal((len(captions), *teacher.latent_shape))
@@ -197,4 +205,4 @@ def make_stream(folder: Path, p: str, teacher: Teacher) -> Stream:
     write_shard(folder / "latents-00000.tar", samples)
     cache = opened(folder)
     pool = CaptionPool(cache.captions, cache.captions)
-    return Stream(cache, pool, ddpm_times(p, teacher.timesteps), 0.1, teacher.tokenizers, seed=0)
+    return Stream(cache, pool, times_of(config, teacher.process), 0.1, teacher.tokenizers, seed=0)

@@ -6,8 +6,9 @@ The sides run in interleaved rounds in one process, in rotating order. A ratio i
 `--sizes LIST`: by default world,mid on a CPU and b-base,b-tiny,c-micro,koala-700m on a GPU. `--rounds N`: the timed
 rounds. `--switches all`, or a list such as "channels last;checkpointing": the gain of each optimisation alone over the
 plain step, beside the prediction of the cost model. `--agree N`: how far the losses of N steps with this size's
-settings are from the plain step's, and how far rounding alone moves them. `--profile`: the time of each op.
-`--out FOLDER`: where results are saved. All other words override keys of the experiment (engine.compile=none).
+settings are from the plain step's, and how far rounding alone moves them. `--profile`: the time of each op. `--alone`:
+our step without the other sides. `--rehearse`: with tiny teachers. `--out FOLDER`: where results are saved. All other
+words override keys of the experiment (engine.compile=none).
 """
 
 import gc
@@ -15,19 +16,21 @@ import time
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 
+from randcond.data.stream.batch import Batch
 from randcond.launch.config.sections import Config
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.denoiser.architecture import Architecture
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate, products
 from tests.bench.predicted import Floor, fp8_flop
-from tests.bench.results import FOLDER, interval, save
+from tests.bench.results import FOLDER, interval, save, write
 from tests.bench.sides import Sides, wait
 from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 
@@ -35,7 +38,9 @@ T = TypeVar("T")
 WARM_UP = 3  # rounds that don't count
 PLAIN = ["engine.compile=none", "engine.attention=sdpa", "engine.channels_last=false"]
 PLAIN += ["engine.teacher_graph=false", "engine.teacher_fp8=false", "engine.activation_checkpointing=false"]
+PLAIN += ["engine.text_ahead=false"]
 SWITCHES: dict[str, list[str]] = {
+    "text ahead": ["engine.text_ahead=true"],
     "attention by race": ["engine.attention=auto"],
     "channels last": ["engine.channels_last=true"],
     "compiled blocks": ["engine.compile=blocks"],
@@ -44,7 +49,23 @@ SWITCHES: dict[str, list[str]] = {
     "compiled whole, teacher's graph": ["engine.compile=whole", "engine.teacher_graph=true"],
     "compiled whole, teacher in fp8": ["engine.compile=whole", "engine.teacher_fp8=true"],
     "checkpointing": ["engine.activation_checkpointing=true"],
+    "AdamW in 8 bits": ["train.optimizer=adamw_8bit"],
+    "teacher in int8": ["teacher.dtype=int8"],
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a size of sizes.py, overrides of its experiment, and the number of timed rounds."""
+
+    name: str
+    words: list[str]
+    rounds: int
+    rehearsed: bool = False  # with a tiny teacher
+
+    def plain(self, *words: str) -> "Case":
+        """Returns the case with the settings of a plain step, and then `words`."""
+        return replace(self, words=[*self.words, *PLAIN, *words])
 
 
 def main() -> None:
@@ -55,6 +76,8 @@ def main() -> None:
     parser.add_argument("--switches", default="", help=f"all, or separated by semicolons: {'; '.join(SWITCHES)}")
     parser.add_argument("--agree", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked, words = parser.parse_known_args()
     wanted = list(SWITCHES) if asked.switches == "all" else [each.strip() for each in asked.switches.split(";") if each]
@@ -62,24 +85,25 @@ def main() -> None:
         parser.error(f"--switches: expected some of {'; '.join(SWITCHES)}, got {'; '.join(sorted(unknown))}")
     print(f"memory rate of this device: {memory_rate(device()) / 1e9:.3g} GB/s")
     for name in asked.sizes.split(","):
+        case = Case(name, words, asked.rounds, asked.rehearse)
         found: dict[str, Any] = {}
         try:
-            found |= beside(name, words, asked.rounds, asked.profile)
+            found |= beside(case, asked.alone, asked.profile)
         except torch.OutOfMemoryError as error:
             found["failed"] = first_line(error)
             traceback.clear_frames(error.__traceback__)  # the frames hold the networks in memory
             print(f"{name}: {found['failed']}; try a smaller batch: train.global_batch=N")
         save(f"step-{name}", found, asked.out)
         if wanted:
-            save(f"switches-{name}", {"switches": switches(name, words, asked.rounds, wanted)}, asked.out)
+            switches(case, wanted, lambda found, name=name: write(f"switches-{name}", found, asked.out))
         if asked.agree:
-            save(f"agree-{name}", {"agree": agree(name, words, asked.agree)}, asked.out)
+            save(f"agree-{name}", {"agree": agree(case, asked.agree)}, asked.out)
 
 
-def beside(name: str, words: list[str], rounds: int, profiled: bool) -> dict[str, Any]:
-    """Returns the results of the three sides of a size. The sides are taken down in any case, also on an error."""
-    with measured(name, words, rounds) as sides:
-        found = compare(name, sides, rounds)
+def beside(case: Case, alone: bool, profiled: bool) -> dict[str, Any]:
+    """Returns the results of the three sides, or of ours alone. They are taken down in any case, also on an error."""
+    with measured(case, alone or not SIZES[case.name].published_micro) as sides:
+        found = compare(case, sides) | {"memory_gb": largest_memory()}
         if profiled:
             profile(sides)
         return found
@@ -88,10 +112,10 @@ def beside(name: str, words: list[str], rounds: int, profiled: bool) -> dict[str
 class measured:
     """A context with the three sides of a size, or with ours alone."""
 
-    def __init__(self, name: str, words: list[str], rounds: int, alone: bool = False) -> None:
+    def __init__(self, case: Case, alone: bool = False) -> None:
         self.folder = TemporaryDirectory()
-        self.config: Config = configured(name, TEACHERS, words)
-        self.size, self.rounds, self.alone = SIZES[name], rounds, alone
+        self.config: Config = configured(case.name, TEACHERS, case.words, case.rehearsed)
+        self.size, self.rounds, self.alone = SIZES[case.name], case.rounds, alone
 
     def __enter__(self) -> Sides:
         steps = 4 * (self.rounds + WARM_UP) + 200
@@ -109,20 +133,23 @@ class measured:
         self.folder.cleanup()
 
 
-def compare(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
+def compare(case: Case, sides: Sides) -> dict[str, Any]:
     """Returns the ratios (a)/(c) and (b)/(a) of the sides in sides.py, their speeds, and the parts of our step."""
-    batch = sides.batch
+    batch, rounds, rule = sides.batch, case.rounds, SIZES[case.name].rule
     floor_of = products(device())
-    times = interleaved({"ours": sides.ours, **sides.others, "products": floor_of.run}, rounds)
+    work = {"ours": sides.ours, **sides.others, "text": sides.text, "products": floor_of.run}
+    times = interleaved(work, rounds)
     rates = [floor_of.flop / taken for taken in times.pop("products")]
     found: dict[str, Any] = {"matmul_tflops": interval(rates)[0] / 1e12}
-    print(f"\n{name}: {SIZES[name].rule}, {batch} samples per step, {sides.flop / 1e12:.3g} TFLOP per sample")
-    pairs = [("ours", "bare"), *((side, "ours") for side in times if side.startswith("published"))]
+    print(f"\n{case.name}: {rule}, {batch} samples per step, {sides.flop / 1e12:.3g} TFLOP per sample")
+    pairs = [("ours", "bare")] * ("bare" in times)
+    pairs += [(side, "ours") for side in times if side.startswith("published")] + [("text", "ours")]
     for over, under in pairs:
         label = f"{over} / {under}"
         middle, low, high = interval([a / b for a, b in zip(times[over], times[under], strict=True)])
         found[label] = {"median": middle, "low": low, "high": high, "rounds": rounds}
         print(f"  {label:32}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % interval of {rounds} rounds)")
+    times.pop("text")
     for side, taken in times.items():
         second = interval(taken)[0]
         speed = batch / second
@@ -155,35 +182,36 @@ def interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return times
 
 
-def switches(name: str, words: list[str], rounds: int, wanted: list[str]) -> dict[str, Any]:
-    """Returns the gain of each optimisation alone over the plain step, which is timed right before it.
+def switches(case: Case, wanted: list[str], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Measures the gain of each optimisation alone over the plain step, which is timed right before it.
 
     On a GPU, whose speed is steady, the plain step is timed once. The result includes the prediction of the cost model
-    where there is one (tests/bench/predicted.py).
+    where there is one (tests/bench/predicted.py). `keep`: called with the results so far after each optimisation.
     """
     found: dict[str, Any] = {}
-    print(f"\n{name}: each optimisation alone, against the plain step")
+    print(f"\n{case.name}: each optimisation alone, against the plain step")
     plain, predicted = 0.0, {}
     for label in wanted:
         try:
             if not plain or not torch.cuda.is_available():
-                plain, predicted = alone(name, [*words, *PLAIN], rounds, lambda sides, took: floor(sides, took).gains())
-            seconds, memory = alone(name, [*words, *PLAIN, *SWITCHES[label]], rounds, lambda *_: largest_memory())
+                plain, predicted = alone(case.plain(), lambda sides, took: floor(sides, took).gains())
+            seconds, memory = alone(case.plain(*SWITCHES[label]), lambda *_: largest_memory())
         except Exception as error:  # this device or compiler can't do it: record it and go on
             found[label] = {"failed": first_line(error)}
             print(f"  {label:34}failed: {found[label]['failed']}", flush=True)
+            keep({"switches": found})
             continue
         found[label] = {"median": plain / seconds, "predicted": predicted.get(label), "memory_gb": memory}
         said = f", predicted {predicted[label]:.3f}" if label in predicted else ""
         said += f", {memory:.1f} GB" if memory else ""
         print(f"  {label:34}{plain / seconds:6.3f} times as fast{said}", flush=True)
-    return found
+        keep({"switches": found})
 
 
-def alone(name: str, words: list[str], rounds: int, look: Callable[[Sides, float], T]) -> tuple[float, T]:
+def alone(case: Case, look: Callable[[Sides, float], T]) -> tuple[float, T]:
     """Returns the median seconds of our step alone, and what `look` returns before the sides are taken down."""
-    with measured(name, words, rounds, alone=True) as sides:
-        seconds = interval(interleaved({"ours": sides.ours}, rounds)["ours"])[0]
+    with measured(case, alone=True) as sides:
+        seconds = interval(interleaved({"ours": sides.ours}, case.rounds)["ours"])[0]
         return seconds, look(sides, seconds)
 
 
@@ -212,18 +240,18 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def agree(name: str, words: list[str], steps: int) -> dict[str, float]:
+def agree(case: Case, steps: int) -> dict[str, float]:
     """Returns how far losses with this size's settings are from those of the plain step.
 
     Rounding is measured too: the plain step runs again with the samples of every batch in the opposite order.
     """
-    plain = curve(name, [*words, *PLAIN], steps)
-    rounding = apart(plain, curve(name, [*words, *PLAIN], steps, backwards=True))
-    ours = curve(name, words, steps)
+    case = replace(case, rounds=steps)
+    plain = curve(case.plain())
+    rounding = apart(plain, curve(case.plain(), backwards=True))
+    ours = curve(case)
     found = {"largest": apart(plain, ours), "by_rounding": rounding, "first": plain[0].item(), "last": plain[-1].item()}
-    print(
-        f"{name}: over {steps} steps, losses differ by at most {found['largest']:.2e}; by rounding alone {rounding:.2e}"
-    )
+    largest = found["largest"]
+    print(f"{case.name}: over {steps} steps, losses differ by at most {largest:.2e}; by rounding alone {rounding:.2e}")
     print(f"  plain: from {plain[0]:.4f} to {plain[-1]:.4f}; with the settings: to {ours[-1]:.4f}")
     return found
 
@@ -233,19 +261,25 @@ def apart(plain: torch.Tensor, other: torch.Tensor) -> float:
     return ((other - plain) / plain).abs().max().item()
 
 
-def curve(name: str, words: list[str], steps: int, backwards: bool = False) -> torch.Tensor:
-    """Returns the total losses [steps] of our step. `backwards`: with the samples in the opposite order."""
+def curve(case: Case, backwards: bool = False) -> torch.Tensor:
+    """Returns the total losses [rounds] of our step. `backwards`: with the samples in the opposite order."""
     losses = []
-    with measured(name, words, steps, alone=True) as sides:
-        for _ in range(steps):
+    with measured(case, alone=True) as sides:
+        for _ in range(case.rounds):
             drawn = next(sides.loader)
             if backwards:
-                drawn = {key: v.flip(0) if isinstance(v, torch.Tensor) else v for key, v in drawn.items()}
+                drawn = in_opposite_order(drawn)
             out = sides.distil(sides.engine.forward, drawn, sides.engine.dtype)
             sides.engine.backward(out.total)
             sides.engine.step(1e-5, 0.99)
             losses.append(out.total.detach())
         return torch.stack(losses).cpu()
+
+
+def in_opposite_order(batch: Batch) -> Batch:
+    """Returns a batch with its last sample first."""
+    tensors = {key: value.flip(0) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **tensors, token_ids={key: ids.flip(0) for key, ids in batch.token_ids.items()})
 
 
 def profile(sides: Sides) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import write_json
 from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.cost.gpu_occupancy import Product, Work, occupancy
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.tune_command import Measured, doubling, proposed
+from tests.bench.gpu import MEASUREMENTS, Measurement, dependencies, run_all
 from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import RECORD, bf16_in_hardware, interval
 from tests.support.patience import HANG
@@ -55,6 +58,37 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     agreed = json.loads((tmp_path / "runs/bench/agree-world.json").read_text())["found"]["agree"]
     assert 0 <= agreed["by_rounding"] < 1e-4 and 0 <= agreed["largest"] < 1e-4  # 0 if no bit changes in two steps
     assert f"last saved, {kept['environment']['date']}" in bench(tmp_path, "step", *words)
+
+
+@pytest.mark.slow
+def test_the_gpus_bench_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "gpu"
+    words = ["--rehearse", "--out", str(out), "--only", "b-base,sd35-12,pixart-14,caching"]
+    first = bench(tmp_path, "gpu", *words)
+    lines = (out / "summary.md").read_text().splitlines()
+    assert len(lines) == 4 and all(re.match(r"- [\w-]+ \(\d+ s\): ", line) for line in lines), lines
+    assert "ours / bare" in lines[0] and "text / ours" in lines[1] and "stock / ours" in lines[3]
+    write_json(out / "sd35-12" / "outcome.json", {"rc": 124, "seconds": 1.0})
+    again = bench(tmp_path, "gpu", *words)
+    assert again.count("measured before") == 3 and "12 layers" in again and first.splitlines()[-5] == lines[0]
+
+
+def test_the_gpus_bench_tells_what_failed_and_what_is_left(tmp_path: Path) -> None:
+    broken = Measurement("broken", "a command that fails", ["-m", "tests.bench.no_such_bench"], 1)
+    hangs = Measurement("hangs", "a command that never ends", ["-c", "import time; time.sleep(600)"], 0.01)
+    long = Measurement("long", "a long command", ["-m", "this"], 60)
+    assert run_all([broken, hangs, long], tmp_path, sys.executable, False, time.monotonic() + 120) == 1
+    said = (tmp_path / "summary.md").read_text().splitlines()
+    assert said[0].startswith("- broken: failed after") and "No module named tests.bench.no_such_bench" in said[0]
+    assert re.search(r"hangs: failed after \d s, took too long", said[1]) and said[2] == "- long: not measured"
+
+
+def test_the_gpus_bench_needs_the_standard_library_alone() -> None:
+    command = [sys.executable, "-S", "-m", "tests.bench.gpu", "--list"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in said.splitlines()] == [each.name for each in MEASUREMENTS]
+    needed = dependencies("randcond")
+    assert {"diffusers", "deepspeed", "webdataset"} <= needed and not needed & {"torch", "triton"}
 
 
 @pytest.mark.slow

@@ -85,8 +85,13 @@ def vae(channels: int, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(**{**VAE, **small, "latent_channels": channels, **more})
 
 
-def sd3(folder: Path, seed: int = 0, with_t5: bool = True, **changes: Any) -> Path:
-    """Saves a teacher in the layout of SD 3.5 Medium, with 6 blocks of which 3 have two attentions."""
+def sd3(
+    folder: Path, seed: int = 0, with_t5: bool = True, networks: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    """Saves a teacher in the layout of SD 3.5 Medium, with 6 blocks of which 3 have two attentions.
+
+    `networks`: other ones in place of the small ones, by the pipeline's names.
+    """
     torch.manual_seed(seed)
     tokenizers = [clip_tokenizer(pad, FEW_MERGES) for pad in (None, "!")]
     third = t5_tokenizer() if with_t5 else None
@@ -96,15 +101,18 @@ def sd3(folder: Path, seed: int = 0, with_t5: bool = True, **changes: Any) -> Pa
         "joint_attention_dim": T5_WIDTH, "pooled_projection_dim": 8 + 12, "pos_embed_max_size": 24,
         "dual_attention_layers": (0, 1, 2), "qk_norm": "rms_norm",
     }  # fmt: skip
+    parts = networks or {
+        "transformer": SD3Transformer2DModel(**{**sizes, **changes}).eval(),
+        "vae": vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        "text_encoder": clip(8, 8, tokenizers[0]),
+        "text_encoder_2": clip(12, 12, tokenizers[1]),
+        "text_encoder_3": t5_encoder(third) if third else None,
+    }
     pipe = StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(**{**sizes, **changes}).eval(),
+        **parts,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=clip(8, 8, tokenizers[0]),
         tokenizer=tokenizers[0],
-        text_encoder_2=clip(12, 12, tokenizers[1]),
         tokenizer_2=tokenizers[1],
-        text_encoder_3=t5_encoder(third) if third else None,
         tokenizer_3=third,
     )
     pipe.save_pretrained(folder)
@@ -117,19 +125,31 @@ def pixart_alpha(folder: Path) -> Path:
     return pixart(folder, pipeline=PixArtAlphaPipeline, **sizes, use_additional_conditions=True)
 
 
-def pixart(folder: Path, seed: int = 0, pipeline: Any = PixArtSigmaPipeline, **changes: Any) -> Path:
-    """Saves a teacher in the layout of PixArt-Sigma, with 6 blocks and latents of 16 x 16, as the published one is."""
+def pixart(
+    folder: Path,
+    seed: int = 0,
+    pipeline: Any = PixArtSigmaPipeline,
+    networks: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """Saves a teacher in the layout of PixArt-Sigma, with 6 blocks and latents of 16 x 16, as the published one is.
+
+    `networks`: other ones in place of the small ones, by the pipeline's names.
+    """
     torch.manual_seed(seed)
     tokenizer = write_sentencepiece(folder / "tokenizer")
     sizes = {
         "sample_size": 16, "num_attention_heads": 4, "attention_head_dim": 8, "cross_attention_dim": 32,
         "caption_channels": T5_WIDTH, "num_layers": 6, "use_additional_conditions": False,
     }  # fmt: skip
+    parts = networks or {
+        "text_encoder": t5_encoder(tokenizer),
+        "vae": vae(4, scaling_factor=0.13025),
+        "transformer": PixArtTransformer2DModel(**{**sizes, **changes}).eval(),
+    }
     pipe = pipeline(
+        **parts,
         tokenizer=tokenizer,
-        text_encoder=t5_encoder(tokenizer),
-        vae=vae(4, scaling_factor=0.13025),
-        transformer=PixArtTransformer2DModel(**{**sizes, **changes}).eval(),
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
     )
     pipe.save_pretrained(folder)

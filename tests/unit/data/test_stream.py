@@ -17,6 +17,7 @@ from randcond.data.stream.stream import CaptionPool, Positions, Stream, batches
 from randcond.launch.config.paths import PACKAGE
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.tokenizers import Tokenizers
+from randcond.model_zoo.families.base.family import Condition
 from randcond.train.prefetch import Prefetcher
 from randcond.train.step import draw_noise, to_device
 from randcond.train.watch.timing import DataStalls
@@ -183,6 +184,48 @@ def test_what_is_made_ready_ahead_is_what_the_step_would_make(folder: Path) -> N
     ahead.fetch()  # after the last batch: no error, so that the last step is finished
     with pytest.raises(StopIteration):
         ahead.take()
+
+
+def test_captions_are_encoded_ahead_by_what_the_step_would_use(folder: Path) -> None:
+    def encode(batch: Batch) -> Condition:
+        return {"ids": 2 * batch.token_ids["token_ids"]}
+
+    plain = list(batches(stream(folder), Positions(0, 3, 4, 2, 0, 1), 0))
+    loader = batches(stream(folder), Positions(0, 3, 4, 2, 0, 1), 0)
+    ahead = Prefetcher(loader, torch.device("cpu"), encode=encode)
+    for batch in plain:
+        condition = ahead.take().condition
+        assert condition is not None and torch.equal(condition["ids"], encode(batch)["ids"])
+        ahead.fetch()
+    assert batch.condition is None
+
+
+@pytest.mark.gpu
+def test_a_condition_of_another_stream_is_complete_when_it_is_taken(folder: Path) -> None:
+    """The memory of a condition is not given to a later one while the step may still read it."""
+    device = torch.device("cuda")
+    square = torch.randn(4096, 4096, device=device)
+
+    def encode(batch: Batch) -> Condition:
+        ids = batch.token_ids["token_ids"].to(device, torch.float32)
+        for _ in range(20):
+            square @ square  # so that it is late
+        return {"ids": 2 * ids}
+
+    def late(value: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            square @ square
+        return value + 0
+
+    loader = batches(stream(folder), Positions(0, 8, 4, 2, 0, 1), 0)
+    ahead, read = Prefetcher(loader, device, encode=encode), []
+    for _ in range(8):
+        batch = ahead.take()
+        assert batch.condition is not None
+        read.append((late(batch.condition["ids"]), encode(batch)["ids"]))
+        del batch
+        ahead.fetch()
+    assert all(torch.equal(ours, theirs) for ours, theirs in read)
 
 
 def test_what_fails_ahead_is_raised_when_it_is_asked_for(folder: Path) -> None:

@@ -10,6 +10,7 @@ from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.families.base.family import Condition
 from randcond.model_zoo.teacher import Teacher
 from randcond.model_zoo.text_encoding.condition_cache import CHUNK, ConditionCache, in_chunks
+from randcond.model_zoo.text_encoding.duplicates import once_each
 from randcond.model_zoo.text_encoding.options import TextOptions
 from tests.support import flow_teachers
 
@@ -59,6 +60,36 @@ def test_buckets_need_a_mask(folder: Path, tmp_path: Path) -> None:
         Teacher.load(unmasked, "fp32", text=TextOptions(buckets=True))
     assert Teacher.load(folder, "fp32", text=TextOptions(buckets=True)).has_buckets
     assert not Teacher.load(unmasked, "fp32").has_buckets
+
+
+def test_a_language_model_reads_each_caption_once(tmp_path: Path) -> None:
+    teacher = Teacher.load(flow_teachers.sd3(tmp_path / "teacher"), "fp32")
+    counts: list[int] = []
+    teacher.pipe.text_encoder_3.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    captions = ["a cat", "", "one dog", "", "a cat", ""]
+    found = encoded(teacher, captions)
+    assert counts == [3]
+    alone = [encoded(teacher, [caption]) for caption in captions]
+    for key, value in found.items():
+        assert torch.allclose(value, torch.cat([each[key] for each in alone]), atol=1e-6), key
+    teacher.text_is_compiled = True
+    counts.clear()
+    encoded(teacher, captions)
+    assert counts == [6]  # a compiled encoder would be compiled again for another number of captions
+
+
+def test_each_caption_is_encoded_once_in_its_order() -> None:
+    given: list[list[int]] = []
+
+    def encode(ids: list[torch.Tensor], null: torch.Tensor | None) -> Condition:
+        assert null is not None
+        given.append(ids[0][:, 0].tolist())
+        return {"hidden": ids[0] * 10 + null[:, None]}
+
+    first = torch.tensor([[7], [3], [7], [9], [3], [7]])
+    null = torch.tensor([False, False, True, False, False, False])  # the third is another caption than the first
+    found = once_each(encode, [first, 2 * first], null, torch.device("cpu"))
+    assert given == [[7, 3, 7, 9]] and found["hidden"].flatten().tolist() == [70, 30, 71, 90, 30, 70]
 
 
 @pytest.mark.parametrize("family", ["pixart", "sd3"])
