@@ -44,7 +44,7 @@ def build_step(config: Config, teacher: Teacher) -> tuple[TappedStudent, Distill
     derived = student_of(student.full_rule, teacher.architecture)
     module = TappedStudent(network, derived, teacher.architecture, student.seed).to(device())
     zero_null = config.conditioning.null_embedding == "teacher"
-    layout = options.channels_last, options.teacher_graph, train.feature_loss
+    layout = options.channels_last is True, options.teacher_graph is True, train.feature_loss
     distil = DistillationStep(
         teacher, module.teacher_names, asdict(train.losses), train.global_batch, zero_null, *layout
     )
@@ -135,7 +135,7 @@ def choose_kernels(config: Config, teacher: Teacher, student: ModelMixin, engine
 def apply_speed_options(options: EngineSection, teacher: Teacher, student: ModelMixin) -> str:
     """Sets memory formats, activation checkpointing and compilation. Returns a line for the log, or ""."""
     # FSDP chooses the memory layout of sharded weights. A sharded teacher gets channels-last inputs only.
-    if options.channels_last and options.teacher == "replicated":
+    if options.channels_last is True and options.teacher == "replicated":
         teacher.denoiser.to(memory_format=torch.channels_last)
     if options.activation_checkpointing:
         student.enable_gradient_checkpointing()
@@ -147,7 +147,7 @@ def apply_speed_options(options: EngineSection, teacher: Teacher, student: Model
         "student": options.spec.gathers_blocks,
     }
     how = {name: "blocks" if by_block else options.compile for name, by_block in gathered_by_block.items()}
-    compile_network(teacher.denoiser, how["teacher"], options.teacher_graph)
+    compile_network(teacher.denoiser, how["teacher"], options.teacher_graph is True)
     compile_network(student, how["student"])
     text = ""
     if options.compile == "whole" and teacher.has_buckets:

@@ -93,6 +93,9 @@ def steps(
     prefetcher = Prefetcher(loader, training.teacher.device, monitor.data_stalls.wait, encode)
     sample_log = SampleLog(training.folder, engine.rank, train.log_samples)
     started, step, preempted = time.monotonic() - seconds, first, False
+    # The run may have been killed between its last checkpoint and the sample grid or the evaluation of that step.
+    if not engine.broadcast(grid_path(training.folder, first).is_file()):
+        draw_grid_if_due(training, monitor, first)
     # `started` is moved by the duration of each evaluation, which does not count as training time.
     started += evaluate_interrupted(training, monitor, heartbeat, first)
     startup.mark("loader, monitor")
@@ -130,15 +133,20 @@ def steps(
                 trained_s = time.monotonic() - started
                 facts = {"identity": training.identity, "seconds": trained_s, "skipped": engine.skipped}
                 checkpoints.save(step, engine.local_state(), engine.shapes, facts)
-            if train.sample_every and step % train.sample_every == 0 and not preempted:
-                path = grid_path(training.folder, step)
-                draw_grid(config, training.teacher, engine, training.student, path)
-                monitor.add_picture(step, GRID, path)
             if not preempted:
+                draw_grid_if_due(training, monitor, step)
                 started += evaluate_if_due(training, monitor, heartbeat, step)
     monitor.close(finished=step == train.steps)
     sample_log.close()
     return step, time.monotonic() - started
+
+
+def draw_grid_if_due(training: Training, monitor: Monitor, step: int) -> None:
+    """Draws the sample grid of a step if `train.sample_every` asks for one. Every rank must call it."""
+    every, path = training.config.train.sample_every, grid_path(training.folder, step)
+    if every and step and step % every == 0:
+        draw_grid(training.config, training.teacher, training.engine, training.student, path)
+        monitor.add_picture(step, GRID, path)
 
 
 def export(training: Training, seconds: float) -> None:

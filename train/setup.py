@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from randcond.model_zoo.kernels.fp8 import fp8_teacher
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, choose_kernels
 from randcond.train.engine import Engine, build_engine, shard_teacher
+from randcond.train.engine.switches import decided
 from randcond.train.faults.disk_space import check_folder
 from randcond.train.losses import counts_unreplaced
 from randcond.train.state import checkpoint
@@ -64,6 +65,8 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     """
     train = config.train
     teacher = load_teacher(config)
+    options, switches = decided(config.engine, teacher)
+    config = replace(config, engine=options)
     mark("teacher")
     cache = LatentCache.open(config, teacher.fingerprint)
     teacher.latent_side = cache.latent_shape[-1]
@@ -95,6 +98,8 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     if engine.rank == 0:
         for message in filter(None, (teacher.remark, fp8_message)):
             log.info(message)
+        if switches:
+            log.info(f"training: {switches}")
         if config.conditioning.p != "none":
             p, share = config.conditioning, times.expected_share()
             log.info(f"training: p(t) {p.p} of {p.of} replaces {share:.1%} of the captions on average")

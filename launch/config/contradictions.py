@@ -3,6 +3,8 @@
 import operator
 from typing import TYPE_CHECKING
 
+from randcond.launch.config.engines import AUTO
+
 if TYPE_CHECKING:
     from randcond.launch.config.sections import Config
 
@@ -41,9 +43,10 @@ def check_config(config: "Config") -> None:
         len(config.train.profile) == 2 and 1 <= config.train.profile[0] <= config.train.profile[1]
     ):
         raise ValueError(f"train.profile: expected [first, last] step of the trace, got {config.train.profile}")
-    if config.engine.teacher_graph and config.engine.compile != "whole":
+    graph = config.engine.teacher_graph is True
+    if graph and config.engine.compile not in ("whole", AUTO):
         raise ValueError("engine.teacher_graph: needs engine.compile=whole")
-    if config.engine.teacher == "sharded" and (config.engine.teacher_graph or config.engine.teacher_fp8):
+    if config.engine.teacher == "sharded" and (graph or config.engine.teacher_fp8):
         raise ValueError("engine.teacher: a sharded teacher can't use engine.teacher_graph or engine.teacher_fp8")
     if config.teacher.dtype == "int8" and (config.engine.teacher == "sharded" or config.engine.teacher_fp8):
         raise ValueError("teacher.dtype: int8 can't be combined with engine.teacher=sharded or engine.teacher_fp8")

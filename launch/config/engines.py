@@ -12,6 +12,9 @@ from pydantic import BeforeValidator
 from randcond.launch.errors import UserError
 
 Compile = Literal["none", "blocks", "whole"]  # torch.compile: the repeated transformer blocks, or one whole graph
+AUTO = "auto"  # on where it works and was measured to be faster
+EngineCompile = Literal["none", "blocks", "whole", "auto"]
+Switch = bool | Literal["auto"]
 # Where EMA weights are. YAML reads a plain `off` as false.
 EmaPlace = Annotated[Literal["device", "cpu", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 

@@ -11,7 +11,16 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from randcond.launch.config.contradictions import check_config
-from randcond.launch.config.engines import ENGINES, Compile, EmaPlace, EngineKind, EngineSpec, engine_kind
+from randcond.launch.config.engines import (
+    ENGINES,
+    Compile,
+    EmaPlace,
+    EngineCompile,
+    EngineKind,
+    EngineSpec,
+    Switch,
+    engine_kind,
+)
 from randcond.launch.config.identity import (
     ByContent,
     Decides,
@@ -229,11 +238,14 @@ class Engine:
     threads: Annotated[int | None, Decides(("content",))] = None  # CPU threads per rank; null: torch's default
     micro_batch: Free[int | None] = None  # samples per rank and forward; null: the largest that fits the device
     attention: Free[Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers"]] = "auto"  # auto: the fastest
-    compile: Free[Compile] = "none"  # compile teacher and student; whole is the fastest, after minutes of compilation
-    teacher_graph: Free[bool] = False  # replay the teacher as one CUDA graph; needs compile: whole
+    # Compile teacher and student; whole is the fastest, after minutes of compilation. auto: whole on a GPU.
+    compile: Free[EngineCompile] = "none"
+    teacher_graph: Free[Switch] = (
+        False  # replay the teacher as one CUDA graph; needs compile: whole; auto: where it works
+    )
     teacher_fp8: OfRun[bool] = False  # the teacher's linear layers multiply in fp8; the log reports the error
     text_ahead: Free[bool] = True  # encode the next captions beside the backward pass, on a CUDA stream of their own
-    channels_last: Free[bool] = False  # memory format [B, h, w, C], which tensor cores prefer
+    channels_last: Free[Switch] = False  # memory format [B, h, w, C], which tensor cores prefer; auto: U-Nets on a GPU
     activation_checkpointing: Free[bool] = False  # saves memory, costs a third more student compute
     teacher: Free[Literal["replicated", "sharded"]] = "replicated"  # sharded: by FSDP2, to save memory
     ema: Free[EmaPlace] = "device"  # where the EMA weights are; off: there are none

@@ -11,7 +11,7 @@ from randcond.launch.config.gpus import Gpu
 from randcond.launch.config.paths import resolve_path
 from randcond.launch.config.sections import Config, Teacher
 from randcond.model_zoo.checkpoints.layouts import layout_of
-from randcond.model_zoo.cost.drawing_memory import text_peak
+from randcond.model_zoo.cost.drawing_memory import denoiser_peak, text_peak
 from randcond.model_zoo.cost.flops import DenoiserCost, decoder_cost, denoiser_cost, encoder_flop
 from randcond.model_zoo.cost.gpu_occupancy import Work, forward_work
 from randcond.model_zoo.cost.memory import (
@@ -174,6 +174,10 @@ class Sizes:
     def teacher_bytes(self, dtype: str) -> int:
         """Returns the bytes of the teacher's denoiser, given the setting `teacher.dtype`."""
         return self._int8_bytes[0] if dtype == "int8" else weight_bytes(dtype) * self.teacher.parameters
+
+    def teacher_peak(self, dtype: str) -> int:
+        """Returns the bytes per sample that the teacher's forward pass holds at its peak, given `teacher.dtype`."""
+        return denoiser_peak(self.networks.denoiser, torch.float32 if dtype == "fp32" else torch.bfloat16)
 
     def text_bytes(self, of: Teacher) -> int:
         """Returns the bytes of the text encoders on a device, given the settings of the teacher."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from randcond.launch.config.engines import ENGINES, EngineKind, batch_shape
+from randcond.launch.config.engines import AUTO, ENGINES, EngineKind, batch_shape
 from randcond.launch.config.sections import Config
 from randcond.launch.planning.costs import Cluster, Sizes, compared, sharding, weight_bytes
 from randcond.model_zoo.cost.memory import state_memory
@@ -39,10 +39,19 @@ def training_memory(config: Config, sizes: Sizes, cluster: Cluster) -> dict[str,
         "reduction buckets": state.buffers,
         "gathered in a step": state.transient,
         "activations": micro * sizes.activations(engine.precision, engine.activation_checkpointing, compared(config)),
+        "teacher's graph": micro * sizes.teacher_peak(dtype) if _graph(config, cluster) else 0,
         # While the activations are held. Otherwise it is over before the forward pass, and takes no more than they do.
         "text encoding": micro * sizes.text_peak(config.teacher) if engine.text_ahead else 0,
         "CUDA, NCCL, slack": int(1e9 * cluster.gpu.overhead_gb),
     }
+
+
+def _graph(config: Config, cluster: Cluster) -> bool:
+    """Returns True if the teacher is one CUDA graph, which keeps the memory of its forward pass."""
+    engine = config.engine
+    if engine.teacher_graph == AUTO:
+        return engine.compile in ("whole", AUTO) and engine.teacher == "replicated" and not cluster.gpu.host
+    return engine.teacher_graph
 
 
 def fits(memory: dict[str, int], cluster: Cluster) -> bool:
@@ -130,7 +139,7 @@ def _sharding(config: Config, cluster: Cluster) -> tuple[list[Change], list[Chan
 
 def _switched_off(config: Config, *names: str) -> Change:
     """Returns the changes that switch off those of these options of the engine that are on."""
-    return {f"engine.{name}": False for name in names if getattr(config.engine, name)}
+    return {f"engine.{name}": False for name in names if getattr(config.engine, name) is True}
 
 
 def changed(config: Config, change: Change) -> Config:

@@ -59,7 +59,6 @@ def plan(
     upper bound, because gradients grow while activations are freed. Not included:
     - the arithmetic of CLIP text encoders (about 1 %); T5 and Qwen3 are counted
     - the memory of an evaluation during training (train.eval_every): a copy of the student's denoiser, scoring networks
-    - the memory that engine.teacher_graph reserves for the teacher's forward pass
 
     examples     randcond plan                  GPU-hours and disk space of every table, and of all together
                  randcond plan table1 --nodes 8

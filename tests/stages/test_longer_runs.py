@@ -45,7 +45,9 @@ def test_a_finished_run_goes_on_to_more_steps(world: Path) -> None:
     randcond(world, "run", "eval", "demo-with", *words, "--gpus", "1")
     before = json.loads((run / "eval-ema/scores.json").read_text())["protocol"]["network"]
     randcond(world, "run", "report", "demo-with", *words)
-    said = train(world, "runs/raised", "train.steps=6")
+    said = train(world, "runs/raised", "train.steps=6", "train.sample_every=4", "eval.steps=1")
+    # As after a kill between the checkpoint of step 4 and its sample grid.
+    assert [path.name for path in (run / "grids").iterdir()] == ["step-00000004.png"]
     assert "resuming from step 4" in said and "kept in runs/raised/eval-ema-before-0" in said
     train(world, "runs/whole", "train.steps=6")
     assert same_bits(run, world / "runs/whole")

@@ -31,6 +31,7 @@ from randcond.model_zoo.students.registry import build_student
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, choose_kernels
 from randcond.train.engine import build_engine
+from randcond.train.engine.switches import decided
 
 CAPTION = "a photograph"
 NEAR_BEST = 0.97  # share of the best speed; the smallest batch that reaches it is proposed
@@ -166,6 +167,7 @@ def _prepare_training(config: Config) -> Callable[[int], int]:
     single_rank = replace(config.engine, processes=1, micro_batch=None, shard_group=shard_group)
     config = replace(config, engine=single_rank, train=replace(config.train, global_batch=1))
     teacher = load_teacher(config)
+    config = replace(config, engine=decided(config.engine, teacher)[0])
     if config.cache.resolution:
         teacher.latent_side = config.cache.resolution // teacher.pixels_per_latent
     module, distil = build_step(config, teacher)
