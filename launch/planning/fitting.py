@@ -51,7 +51,7 @@ def _graph(config: Config, cluster: Cluster) -> bool:
     engine = config.engine
     if engine.teacher_graph == AUTO:
         return engine.compile in ("whole", AUTO) and engine.teacher == "replicated" and not cluster.gpu.host
-    return engine.teacher_graph
+    return bool(engine.teacher_graph)
 
 
 def fits(memory: dict[str, int], cluster: Cluster) -> bool:

@@ -5,6 +5,7 @@ measured to be faster on a GPU (docs/speed.md), and changes no result. A switch 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -24,8 +25,8 @@ def decided(options: Engine, teacher: Teacher) -> tuple[Engine, str]:
         if getattr(options, name) != AUTO:
             continue
         reason = _WHY_NOT[name](options, teacher)
-        value = {"compile": "none" if reason else "whole"}.get(name, not reason)
-        options = replace(options, **{name: value})
+        change: dict[str, Any] = {name: not reason if name != "compile" else "none" if reason else "whole"}
+        options = replace(options, **change)
         shown = name if name != "compile" else "compile: whole"
         said.append(f"{shown} is off ({reason})" if reason else f"{shown} is on")
     return options, "; ".join(said)
