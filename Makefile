@@ -139,9 +139,9 @@ bench-eval: $(READY) ## the evaluation part of make bench, and its memory over 1
 tensorboard: $(READY) ## show the runs in TensorBoard
 	$(BIN)/tensorboard --logdir runs
 
-docs: $(READY) ## write the API reference from docstrings and types to runs/api
-	PYTHONWARNINGS=ignore::UserWarning $(BIN)/pdoc -o runs/api $(PACKAGES)
-	@echo "open runs/api/index.html"
+docs: $(READY) ## build the documentation's site into build/site; checks every link and anchor
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean $(ARGS)
+	@echo "open build/site/index.html, or read it while you write: $(BIN)/python -m mkdocs serve"
 
 layout: $(READY) ## write docs/layout.md, the tree of the packages, from docstrings
 	@$(BIN)/python -m tests.support.layout

@@ -109,8 +109,8 @@ def probability_table(name: str, p_args: dict[str, float], timesteps: int) -> li
 
     Raises UserError if a name or argument is unknown, or if a value of p(t) is not in [0, 1].
 
-    >>> [round(p, 3) for p in probability_table("exponential", {"lam": 5.0}, timesteps=4)]
-    [0.007, 0.024, 0.082, 0.287]
+    >>> tuple(round(p, 3) for p in probability_table("exponential", {"lam": 5.0}, timesteps=4))
+    (0.007, 0.024, 0.082, 0.287)
     """
     return _probabilities(name, p_args, [t / timesteps for t in range(timesteps)])
 
