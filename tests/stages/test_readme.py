@@ -213,8 +213,8 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 
 def test_names_to_add_to_stand_where_it_says() -> None:
-    """For each `NAME` (`file.py`) in docs/developing.md, the file defines the name."""
-    pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", " ".join(page_with("## Adding a teacher")[1].split()))
+    """For each `NAME` (`file.py`) in docs/extending.md, the file defines the name."""
+    pairs = re.findall(r"`(\w+)` \(`([\w/]+\.py)`", " ".join(page_with("# Extending\n")[1].split()))
     assert len(pairs) >= 4
     for name, file in pairs:
         assert re.search(rf"^(class )?{name}\b", (ROOT / file).read_text(), re.MULTILINE), f"{name} in {file}"
