@@ -45,7 +45,8 @@ def drawing_remedy(config: Config, sizes: Sizes, cluster: Cluster, stage: Drawin
 def host_remedy(config: Config) -> str:
     """Returns what makes a training's checkpoints fit the host's memory."""
     ema = "" if config.engine.ema == "off" else "engine.ema=off, "
-    return f"use {ema}a smaller student, or hosts with more memory"
+    text = "a smaller teacher.text_cache_gb, " if config.teacher.text_cache_gb else ""
+    return f"use {ema}{text}a smaller student, or hosts with more memory"
 
 
 def _with_folders(change: Change, config: Config) -> str:

@@ -26,11 +26,14 @@ def copied_bytes(config: Config, sizes: Sizes, cluster: Cluster) -> int:
 def host_bytes(config: Config, sizes: Sizes, cluster: Cluster) -> int:
     """Returns the bytes per host that a training takes while it saves.
 
-    On a CPU they hold the training itself, without what only a step needs. Beside GPUs: the copy, and the EMA with
-    `engine.ema: cpu`.
+    On a CPU they hold the training itself, without what only a step needs. Beside GPUs: the copy, the EMA with
+    `engine.ema: cpu`, and text encoders with `teacher.text_device: cpu`. The cache of encoded captions
+    (`teacher.text_cache_gb`) counts whole.
     """
-    copied = copied_bytes(config, sizes, cluster)
+    ranks, teacher = cluster.per_node, config.teacher
+    text = sizes.loaded_text_bytes(teacher) if teacher.text_device == "cpu" else 0
+    held = copied_bytes(config, sizes, cluster) + ranks * (text + int(1e9 * teacher.text_cache_gb))
     if cluster.gpu.host:
         memory = training_memory(config, sizes, cluster)
-        return copied + cluster.per_node * sum(memory[part] for part in _KEPT)
-    return copied + (sizes.trained * EMA // cluster.nodes if config.engine.ema == "cpu" else 0)
+        return held + ranks * sum(memory[part] for part in _KEPT)
+    return held + (sizes.trained * EMA // cluster.nodes if config.engine.ema == "cpu" else 0)

@@ -14,6 +14,8 @@ from randcond.launch.config.sections import Config
 from randcond.launch.device.drawing import JUDGE, grid_memory, held_by_training, largest_batch, largest_eval_batch
 from randcond.launch.device.forecast import GRIDS, StageForecast, faults, forecast, forecast_all, table
 from randcond.launch.device.here import Here
+from randcond.launch.device.remedies import host_remedy
+from randcond.launch.device.saving import host_bytes
 from randcond.launch.planning.costs import Cluster, counted
 from randcond.launch.planning.fitting import USABLE, changed, training_memory, ways_to_fit
 
@@ -216,6 +218,21 @@ def test_a_checkpoint_must_fit_the_hosts_memory() -> None:
     assert not said_of(card)
     said = said_of(replace(card, host_gb=9))
     assert len(said) == 1 and "a checkpoint is copied into the host's memory" in said[0] and "9.0 GB" in said[0]
+
+
+def test_text_encoders_and_their_cache_take_the_hosts_memory() -> None:
+    needed: dict[str, dict[bool, int]] = {}
+    for words in ("teacher.text_cache_gb=0", "teacher.text_cache_gb=40", "teacher.text_device=cpu"):
+        needed[words] = {}
+        config = load_config("demo-with", [*SD, "engine.micro_batch=1", words])
+        for host in (False, True):
+            cluster = Cluster(replace(find_gpu("h200"), host=host), 1, 2)
+            needed[words][host] = host_bytes(config, counted(config), cluster)
+    plain, cached, away = needed.values()
+    text = 2 * counted(config).loaded_text_bytes(config.teacher)
+    assert cached[False] - plain[False] == cached[True] - plain[True] == 2 * 40e9
+    assert away[False] - plain[False] == text and text > away[True] - plain[True] >= 0
+    assert "smaller teacher.text_cache_gb" in host_remedy(load_config("demo-with", [*SD, "teacher.text_cache_gb=40"]))
 
 
 def test_on_a_cpu_a_checkpoint_comes_on_top_of_the_training() -> None:
