@@ -29,12 +29,11 @@ from randcond.eval.geneval2.run import evaluate_geneval2
 from randcond.eval.images.drawing_cost import cost_facts, is_measured, measure_cost
 from randcond.eval.images.generate import Task
 from randcond.eval.images.prompts import grid_prompts
-from randcond.launch.config.paths import eval_folder, resolve_path, student_folder
+from randcond.eval.trained_runs import trained_student
+from randcond.launch.config.paths import eval_folder, resolve_path
 from randcond.launch.config.sections import Config
-from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import write_config
 from randcond.launch.runtime.ranks import device, rank
-from randcond.launch.runtime.this_command import stage_command
 from randcond.model_zoo.checkpoints.fingerprint import folder_fingerprint
 from randcond.model_zoo.checkpoints.hub import local_folder
 from randcond.model_zoo.kernels.compilation import compile_drawing
@@ -129,20 +128,3 @@ def _measure(config: Config, network: _Network, task: Task) -> None:
 
 def _compiled(config: Config) -> str | None:
     return None if config.eval.compile == "none" else config.eval.compile
-
-
-def trained_student(config: Config, weights: str) -> Path:
-    """Returns the folder of the finished run's student with `weights` (raw or ema).
-
-    Raises UserError if there is none.
-    """
-    folder = student_folder(config, weights)
-    finished = (Path(config.paths.run) / "train.json").is_file()
-    if finished and weights == "ema" and not folder.is_dir() and student_folder(config, "raw").is_dir():
-        raise UserError(
-            f"no EMA weights at {folder}: the run was trained with engine.ema=off; take its raw weights "
-            f"(eval.weights=raw, or --weights raw of randcond export)"
-        )
-    if not finished or not folder.is_dir():
-        raise UserError(f"no trained student at {folder}: train it with {stage_command('train')}")
-    return folder

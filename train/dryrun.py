@@ -99,7 +99,7 @@ def check_stage(stage: str, config: Config, ranks: int) -> None:
         _check_made(config)
     elif stage == "eval":
         from randcond.eval.__main__ import check
-        from randcond.eval.stage import trained_student
+        from randcond.eval.trained_runs import trained_student
 
         check(config)
         if config.trains and "student" in config.eval.of:

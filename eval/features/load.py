@@ -13,7 +13,7 @@ import torch
 from randcond.eval.features.digits_judge import load_judge
 from randcond.eval.features.dino import load_dino
 from randcond.eval.features.inception import load_inception
-from randcond.eval.features.network_weights import TRANSFORMERS_FILES, WEIGHT_SUFFIXES
+from randcond.eval.features.network_weights import TRANSFORMERS_FILES, WEIGHT_SUFFIXES, is_path
 from randcond.eval.features.open_clip_models import CLIP_FILES, LOCAL, load_clip, load_cmmd_clip, load_hps
 from randcond.eval.features.preferences import BERT_FILES, PICKSCORE_FILES, load_imagereward, load_pickscore
 from randcond.eval.images.extractor import Extractor
@@ -59,8 +59,10 @@ def check_weights(names: Iterable[str], ev: Eval) -> None:
                 _check_files(f"eval.{key}", Path(source.removeprefix(LOCAL)), CLIP_FILES)
             elif Path(source).is_dir():
                 _check_files(f"eval.{key}", Path(source), files)
-            elif Path(source).suffix in WEIGHT_SUFFIXES and not Path(source).is_file():
+            elif (Path(source).suffix in WEIGHT_SUFFIXES or is_path(source)) and not Path(source).is_file():
                 raise UserError(f"eval.{key}: no weights at {source}")
+        if name == "clip" and is_path(ev.clip_weights) and not Path(ev.clip_weights).is_file():
+            raise UserError(f"eval.clip_weights: no weights at {ev.clip_weights}")
 
 
 def _check_files(key: str, folder: Path, files: tuple[str, ...]) -> None:

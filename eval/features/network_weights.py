@@ -23,6 +23,11 @@ TRANSFORMERS_FILES = ("config.json", "model.safetensors")
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
+def is_path(source: str) -> bool:
+    """Returns True if a source of weights names a place on this machine, rather than a hub id or a published name."""
+    return source.startswith(("/", "./", "../", "~"))
+
+
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     """Loads the tensors of a .safetensors or .pth file by name, in the shapes and dtypes of the file, on the CPU.
 

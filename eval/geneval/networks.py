@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from randcond.eval.features.network_weights import TRANSFORMERS_FILES, fingerprint, load_network, model_folder
+from randcond.eval.features.network_weights import TRANSFORMERS_FILES, fingerprint, is_path, load_network, model_folder
 from randcond.eval.features.open_clip_models import CLIP_FILES, LOCAL, OpenClip, load_open_clip
 from randcond.eval.geneval.prompts import COLOURS, OBJECTS
 from randcond.eval.geneval.rules import CONFIDENCE, Found
@@ -131,3 +131,5 @@ def check_geneval_networks(detector: str, clip: str) -> None:
     for key, source, files in (("detector", detector, FILES), ("clip", clip, CLIP_FILES)):
         if Path(source).is_dir() and (missing := [file for file in files if not (Path(source) / file).is_file()]):
             raise UserError(f"eval.geneval.{key}: {source} has no {', '.join(missing)}")
+        if is_path(source) and not Path(source).is_dir():
+            raise UserError(f"eval.geneval.{key}: there is no folder {source}")

@@ -32,7 +32,8 @@ def read_prompts(path: Path, key: str, benchmark: str, read: Callable[[dict[str,
             try:
                 found.append(read(json.loads(line)))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(f"{key}: {path}: line {number}: is no prompt of {benchmark} ({error})") from None
+                why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise UserError(f"{key}: {path}: line {number}: is no prompt of {benchmark} ({why})") from None
     if not found:
         raise UserError(f"{key}: {path}: has no prompts")
     return found

@@ -17,6 +17,7 @@ from randcond.eval.images.prompts import ALL, Prompts, choose_prompts
 from randcond.eval.scores.metrics import find_metrics
 from randcond.eval.scores.statistics import find_statistics, identity_of
 from randcond.eval.tables.benchmarks import DRAWN_ALIKE, benchmarks
+from randcond.eval.trained_runs import check_run
 from randcond.launch.config.paths import eval_folder, resolve_path, student_folder, watched_folder
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
@@ -93,6 +94,7 @@ def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[s
         config = configs[experiment]
         facts = {"weights": config.eval.weights if config.trains else "raw"}
         if config.trains:
+            check_run(config)
             trained = _training_facts(Path(config.paths.run) / "train.json")
             notes += [f"trained without: {left_out}" for left_out in trained.pop("left_out", [])]
             facts |= {"conditioning": config.conditioning.p, **trained}

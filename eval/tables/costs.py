@@ -21,7 +21,7 @@ def cost_table(rows: Sequence[Row]) -> list[list[str]]:
     sizes = [name for name in _SIZES if any(name in row.scores.get(ALL, {}) for row in measured)]
     header = ["cost of an image", *(COLUMNS[name].label for name in sizes)]
     for batch in batches:
-        header += [f"s at batch {batch}", "GB", "speed-up"]
+        header += [f"s per image, batch {batch}", f"GB, batch {batch}", f"speed-up, batch {batch}"]
     lines = [header]
     for row in measured:
         size = row.scores.get(ALL, {})
@@ -50,7 +50,7 @@ def cost_remarks(rows: Sequence[Row]) -> list[str]:
         return []
     places = list(dict.fromkeys(map(_measured_on, measured)))
     sentences = [
-        f"Time and memory per image, from its caption to its pixels, {' and '.join(places)}. Memory is that of "
+        f"Time per image and memory per batch, from captions to pixels, {' and '.join(places)}. Memory is that of "
         "tensors: weights, and the largest sum of all others at one time.",
         *([f"Speed-ups are over {measured[0].name}."] if len(measured) > 1 else []),
     ]

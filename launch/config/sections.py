@@ -316,7 +316,9 @@ class Eval:
     compile: OfEvaluation[Compile] = "none"  # as cache.compile
     seed: OfEvaluation[int] = 1  # of the noise that images are drawn from
     weights: OfEvaluation[Literal["raw", "ema"]] = "raw"  # the student's weights that are evaluated
-    metrics: ByContent[list[str]] = _list("fid", "is", "clip")  # names in eval/scores/metrics.py; []: pictures only
+    # fid, is, clip, kid, precision-recall, fd-dinov2, cmmd, dino-mmd, hps, pickscore, imagereward; digits (the embedded
+    # world). []: pictures only
+    metrics: ByContent[list[str]] = _list("fid", "is", "clip")
     statistics: ByContent[str | None] = None  # of real images (`randcond eval stats`): a folder of SPLIT.npz, or a file
     inception: ByContent[str] = "inputs/inception/weights-inception-2015-12-05-6726825d.pth"  # .pth or .safetensors
     # the port of Inception that computes FID features
@@ -342,6 +344,7 @@ class Eval:
 class Watch:
     """Where a training's values and sample grids go, besides metrics.jsonl in its folder."""
 
+    # what the values and sample grids of a training are sent to
     sinks: Free[list[Literal["tensorboard", "wandb", "mlflow"]]] = _list("tensorboard")
     project: Free[str] = "randcond"  # W&B's project, MLflow's experiment
 

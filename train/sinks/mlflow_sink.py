@@ -1,17 +1,30 @@
 """MLflow: the server of MLFLOW_TRACKING_URI, or a local database mlflow.db in the working directory without one."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from randcond.launch.errors import UserError
 from randcond.train.sinks.known_runs import known_run, remember_run
 from randcond.train.sinks.sink import RunFacts, Sent, Sink
 
 _LONGEST = 500  # characters of a parameter
 _AT_ONCE = 100  # parameters of a request, at most
 _PICTURES = "grids"  # folder of the run's artifacts
+
+
+def check_mlflow() -> None:
+    """Raises UserError if MLFLOW_TRACKING_URI is a folder, which MLflow takes no more."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    is_named = "://" in address or address.startswith("databricks")  # a service or a database
+    if address and (address.startswith("file:") or not is_named):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {address} is a folder, and MLflow keeps runs in databases; give the address of a "
+            f"server, or sqlite:///FILE, or unset it for mlflow.db in the working directory"
+        )
 
 
 class MlflowSink(Sink):

@@ -4,7 +4,7 @@ from functools import partial
 
 from randcond.launch.config.sections import Config
 from randcond.launch.install.extras import need
-from randcond.train.sinks.mlflow_sink import MlflowSink
+from randcond.train.sinks.mlflow_sink import MlflowSink, check_mlflow
 from randcond.train.sinks.sink import RunFacts, Sink
 from randcond.train.sinks.tensorboard_sink import TensorBoardSink
 from randcond.train.sinks.tracker import Tracker
@@ -17,6 +17,7 @@ def check_sinks(config: Config) -> None:
     """Raises UserError if the package of a sink is not installed, or if its service wants a key and there is none."""
     if "mlflow" in config.watch.sinks:
         need("mlflow", "watch.sinks: mlflow")
+        check_mlflow()
     if "wandb" in config.watch.sinks:
         need("wandb", "watch.sinks: wandb")
         check_wandb()

@@ -18,6 +18,7 @@ from randcond.train.sinks.sink import Sink
 MOST_WAITING = 20_000  # calls; more are given up, the oldest first
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
 REFUSALS = 3  # tries of a call that a tracker refuses
+SILENCE = 20.0  # seconds without an answer to the first call after which the log says so: a client may try for minutes
 LAST_TRY, LAST_TRY_OF_FAILED = 30.0, 5.0  # seconds after the end of the training in which what is waiting is sent
 
 
@@ -33,6 +34,7 @@ class Tracker(Sink):
         self._lost = 0
         self._sink: Sink | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
+        self._began, self._is_silent = time.monotonic(), False
         self._end: float | None = None  # when to give up; None while the training runs
         self._thread = threading.Thread(target=self._send_all, name=kind, daemon=True)
         self._thread.start()
@@ -58,6 +60,9 @@ class Tracker(Sink):
             log.warning(f"{self.kind}: {lost} values or pictures were not sent; metrics.jsonl has all values")
 
     def _put(self, call: Callable[[Sink], None]) -> None:
+        if self._sink is None and not self._is_silent and time.monotonic() - self._began > SILENCE:
+            self._is_silent = True
+            log.warning(f"{self.kind}: no answer for {SILENCE:.0f} s; the training goes on, and values are kept for it")
         if len(self._waiting) >= MOST_WAITING:
             self._waiting.popleft()
             self._lost += 1
@@ -97,7 +102,8 @@ class Tracker(Sink):
                     time.sleep(FIRST_PAUSE)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
-            if is_down:
+            if is_down or self._is_silent:
+                self._is_silent = False
                 log.info(f"{self.kind}: answers again")
             return True
         return False

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from randcond.eval.stage import trained_student
+from randcond.eval.trained_runs import trained_student
 from randcond.launch.config.experiments import load_config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import atomic_write, read_record

@@ -30,7 +30,8 @@ def test_seconds_and_memory_are_measured_once(tmp_path: Path, monkeypatch: pytes
     assert path.read_bytes() == before
     row = collect(None, {config.name: config})[0]
     assert row.cost == cost
-    assert cost_table([row])[0][-6:] == ["s at batch 1", "GB", "speed-up", "s at batch 4", "GB", "speed-up"]
+    shown = [f"{what}, batch {batch}" for batch in (1, 4) for what in ("s per image", "GB", "speed-up")]
+    assert cost_table([row])[0][-6:] == shown
     path.write_text(json.dumps({**cost, "network": "another"}))
     assert collect(None, {config.name: config})[0].cost == {}  # it is not this one's
     monkeypatch.setattr(drawing_cost, "LONGEST", 0.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from randcond.eval.checks import check_evaluation
-from randcond.eval.geneval.networks import NOTE, load_geneval_networks
+from randcond.eval.geneval.networks import NOTE, check_geneval_networks, load_geneval_networks
 from randcond.eval.geneval.prompts import COLOURS, OBJECTS, Item, Wanted, read_items
 from randcond.eval.geneval.rules import Found, is_correct, places_of
 from randcond.eval.geneval.run import by_task
@@ -219,6 +219,14 @@ def test_a_damaged_line_is_named(change: dict[str, Any], said: str, tmp_path: Pa
     path = write(tmp_path / "data.jsonl", [LINES[0], {**LINES[1], **change}])
     with pytest.raises(UserError, match=rf"eval\.geneval\.prompts: .*line 2: is no prompt of GenEval .*{said}"):
         read_items(path)
+
+
+def test_missing_keys_and_networks_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", [{"prompt": "a cat"}])
+    with pytest.raises(UserError, match=r"line 1: is no prompt of GenEval \(it lacks 'tag'\)"):
+        read_items(path)
+    with pytest.raises(UserError, match=r"eval\.geneval\.detector: there is no folder /gone"):
+        check_geneval_networks("/gone", "timm/vit")
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:

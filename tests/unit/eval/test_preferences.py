@@ -153,6 +153,10 @@ def test_an_mmd_of_more_rows_than_a_block_is_the_same(monkeypatch: pytest.Monkey
         ("pickscore", {"pickscore": "EMPTY"}, r"eval\.pickscore: .* has no config\.json, model\.safetensors, prep"),
         ("cmmd-clip", {"cmmd": "EMPTY"}, r"eval\.cmmd: .* has no open_clip_config\.json, open_clip_model\.safetensors"),
         ("clip", {"clip": "local-dir:gone"}, r"eval\.clip: there is no folder gone"),
+        ("clip", {"clip_weights": "/gone/clip.pt"}, r"eval\.clip_weights: no weights at /gone/clip\.pt"),
+        ("pickscore", {"pickscore": "./gone"}, r"eval\.pickscore: no weights at \./gone"),
+        ("imagereward", {"bert": "/gone/bert"}, r"eval\.bert: no weights at /gone/bert"),
+        ("dino", {"dino": "../gone"}, r"eval\.dino: no weights at \.\./gone"),
     ],
 )
 def test_missing_weights_are_named_in_the_check(name: str, settings: dict[str, str], said: str, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from randcond.launch.errors import UserError
 from randcond.train.sinks import tracker as module
+from randcond.train.sinks.mlflow_sink import check_mlflow
 from randcond.train.sinks.sink import Sent, Sink
 from randcond.train.sinks.tracker import Tracker
 
@@ -102,6 +104,37 @@ def test_a_sink_that_hangs_does_not_delay_the_training(monkeypatch: pytest.Monke
         sent.values(step, {"loss": 1.0})
     assert time.monotonic() - started < 20  # it would be a minute
     hanging.set()
+
+
+def test_a_tracker_without_an_answer_is_named_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may try for minutes before it raises an error."""
+    monkeypatch.setattr(module, "SILENCE", 0.0)
+    opening, sink = threading.Event(), Flaky(lambda: None)
+
+    def late() -> Sink:
+        opening.wait(60)
+        return sink
+
+    sent = Tracker("flaky", late)
+    time.sleep(0.01)
+    for step in (1, 2, 3):
+        sent.values(step, {})
+    assert caplog.text.count("flaky: no answer for 0 s; the training goes on") == 1
+    opening.set()
+    sent.close(True)
+    assert "answers again" in caplog.text and len(sink.got) == 4
+
+
+@pytest.mark.parametrize("address", ["file:///runs/ml", "runs/ml", "/runs/ml"])
+def test_a_folder_is_no_mlflow_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI: .* is a folder, and MLflow keeps runs in databases"):
+        check_mlflow()
+    for good in ("", "http://host:5000", "sqlite:///runs.db", "databricks"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", good)
+        check_mlflow()
 
 
 def test_what_a_resumed_run_computes_again_is_not_new() -> None:
