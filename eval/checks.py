@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
 from randcond.data.digits.world import IMAGE_SIZE, read_label
 from randcond.data.inputs.catalogue import MissingInput, collecting_missing, missing_input
 from randcond.data.teacher_settings import check_settings
 from randcond.eval.compbench.prompts import read_complex_kinds, read_prompts
-from randcond.eval.features.load import check_weights
+from randcond.eval.features.load import EXTRACTORS, check_weights
+from randcond.eval.features.network_weights import TRANSFORMERS_FILES
+from randcond.eval.features.open_clip_models import CLIP_FILES
 from randcond.eval.geneval.networks import check_geneval_networks
 from randcond.eval.geneval.run import geneval_items
 from randcond.eval.geneval2.judge import check_judge
@@ -18,6 +22,7 @@ from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.install.extras import need
+from randcond.model_zoo.checkpoints.hub import is_hub_id
 
 
 def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
@@ -74,6 +79,22 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
         check_judge(config.eval.geneval2.judge)
     with collecting_missing(missing):
         grid_prompts(config)
+
+
+def to_download(config: Config) -> list[str]:
+    """Returns the hub ids of scoring networks that are not on this machine yet. Asks no server."""
+    ev = config.eval
+    metrics = find_metrics(ev.metrics).values()
+    names = {name for metric in metrics for name in metric.needs.values()}
+    sources = {getattr(ev, key): files for name in names for key, files in EXTRACTORS[name].weights.items()}
+    sources |= {ev.geneval.detector: TRANSFORMERS_FILES, ev.geneval.clip: CLIP_FILES} if ev.geneval.prompts else {}
+    sources |= {ev.geneval2.judge: ("config.json",)} if ev.geneval2.prompts else {}
+    found = []
+    for source, files in sources.items():
+        name, _, revision = source.partition("@")
+        if is_hub_id(name) and not isinstance(try_to_load_from_cache(name, files[-1], revision=revision or None), str):
+            found.append(source)
+    return sorted(found)
 
 
 def _check_prompts(config: Config, prompts: Prompts, metrics: dict[str, Metric]) -> None:

@@ -191,8 +191,7 @@ def score(task: Task, real: References, out: Path) -> dict[str, Any]:
                     splits[split] |= measured.scores
                     if metric.slow and not task.during_training:
                         splits[split] |= metric.slow(split_features, reference)
-                    if measured.influence is not None:
-                        influence[split][metric.best] = measured.influence
+                    influence[split] |= measured.influence
     for split, ids in task.prompts.splits.items():
         split_references = {feature: reference for (name, feature), reference in real.items() if name == split}
         if split_notes := warnings(task.ev.metrics, len(ids), split_references):

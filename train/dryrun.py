@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
                 raise
             errors += 1
             log.error(f"error: {name}: {error}")
+    _say_downloads(checked)
     errors += 0 if ELSEWHERE in arguments else _forecast(checked)
     if not names:
         for table in table_names():
@@ -70,6 +71,14 @@ def main(arguments: list[str]) -> None:
                 print(f"  {count:3}  {text}")
         print(f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {errors} errors")
     sys.exit(2 if errors else 0)
+
+
+def _say_downloads(configs: list[Config]) -> None:
+    """Prints the scoring networks that an evaluation will download."""
+    from randcond.eval.checks import to_download
+
+    if found := sorted({each for config in configs for each in to_download(config)}):
+        print(f"the evaluation downloads: {', '.join(found)}")
 
 
 def _forecast(configs: list[Config]) -> int:

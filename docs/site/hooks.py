@@ -27,8 +27,11 @@ RESULTS = ROOT / "launch" / "tables" / "results"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
-def on_config(config: MkDocsConfig) -> None:
-    """Makes a folder `randcond` that holds the packages alone, for the API reference."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Makes a folder `randcond` that holds the packages alone, for the API reference.
+
+    mkdocstrings looks for it when it reads the configuration, which is later.
+    """
     folder = ROOT / "build" / "docs" / "randcond"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").touch()

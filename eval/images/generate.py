@@ -153,6 +153,11 @@ def _check_plan(out: Path, identity: dict[str, Any], save: str, complete: bool) 
     plan, what = read_record(path, "extractors", "saved"), f"the evaluation at {out}"
     rest = {key: value for key, value in identity.items() if key != "extractors"}
     check_matches(plan, rest, what, remedy, ABSENT)
+    if added := sorted(identity["extractors"].keys() - plan["extractors"].keys()):
+        raise UserError(
+            f"eval.metrics: {what} was made without {', '.join(added)}: to add a metric that needs it, move that "
+            f"folder aside and evaluate again, which draws the images anew"
+        )
     check_matches(plan["extractors"], identity["extractors"], f"{what} (eval.metrics)", remedy)
     if save not in ("none", plan["saved"]):
         raise UserError(f"eval.save: {what} was run with {plan['saved']!r}, expected {save!r}. {remedy}")

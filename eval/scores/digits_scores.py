@@ -13,6 +13,7 @@ from torch import Tensor
 
 from randcond.data.digits.judge import Judge
 from randcond.data.digits.world import DIGITS, load_glyphs, read_label, sample_images
+from randcond.eval.scores.influence import of_frechet, of_mean
 from randcond.eval.scores.moments import Moments, frechet_distance
 from randcond.model_zoo.sampler import to_bytes
 
@@ -24,17 +25,34 @@ def score_digits(captions: list[str], predicted: Tensor, features: Tensor) -> di
 
     The classes are indices of digit, colour and background. Accuracies are shares in [0, 1].
     """
-    expected = torch.tensor([[c.digit, c.colour, c.background] for c in map(read_label, captions)])
-    accuracy = (predicted == expected).double().mean(dim=0)  # [3]
-    digits = tuple(sorted(set(expected[:, 0].tolist())))
+    accuracy = _right(captions, predicted).mean(dim=0)  # [3]
     drawn = Counter(DIGITS[int(digit)] for digit in predicted[:, 0].tolist())
     return {
         "digit_accuracy": accuracy[0].item(),
         "colour_accuracy": accuracy[1].item(),
         "background_accuracy": accuracy[2].item(),
-        "frechet_judge": frechet_distance(Moments.of(features), _real_moments(digits)),
+        "frechet_judge": frechet_distance(Moments.of(features), _real_moments(_digits(captions))),
         "digits_drawn": dict(drawn.most_common()),
     }
+
+
+def digits_influence(captions: list[str], predicted: Tensor, features: Tensor) -> dict[str, Tensor]:
+    """Returns score -> the influence of each image on it [n], fp64. The arguments are those of score_digits()."""
+    right = _right(captions, predicted)
+    return {
+        "digit_accuracy": of_mean(right[:, 0]),
+        "colour_accuracy": of_mean(right[:, 1]),
+        "frechet_judge": of_frechet(features, Moments.of(features), _real_moments(_digits(captions))),
+    }
+
+
+def _right(captions: list[str], predicted: Tensor) -> Tensor:
+    """Returns 1 where digit, colour and background are the caption's, else 0: [n, 3], fp64."""
+    return (predicted == torch.tensor([[c.digit, c.colour, c.background] for c in map(read_label, captions)])).double()
+
+
+def _digits(captions: list[str]) -> tuple[int, ...]:
+    return tuple(sorted({read_label(caption).digit for caption in captions}))
 
 
 @cache

@@ -5,13 +5,13 @@ FID, IS, KID, precision and recall are torch-fidelity's.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from randcond.eval.scores.digits_scores import score_digits
+from randcond.eval.scores.digits_scores import digits_influence, score_digits
 from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean
 from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
@@ -28,7 +28,7 @@ class Measured:
     """The scores of a split."""
 
     scores: Scores
-    influence: Tensor | None = None  # of each image on the metric's score `best` [n], fp64; None: it has no interval
+    influence: dict[str, Tensor] = field(default_factory=dict)  # score -> of each image on it [n], fp64: its interval
 
 
 # (features of a split by name [n, ...], its n captions, statistics of real images) -> scores
@@ -46,7 +46,7 @@ class Metric:
     samples: bool = False  # it also needs that feature of the single real images
     lower: bool = False  # lower is better
     least: int = 1  # least number of images in a split
-    has_interval: bool = False  # `measure` returns the influence of each image
+    has_interval: bool = False  # an evaluation without an interval of it is scored again
     is_frechet: bool = False  # a Fréchet distance, which needs more images than features
     slow: Callable[[Features, Reference | None], Scores] | None = None  # scores that evaluations in training leave out
 
@@ -65,7 +65,7 @@ def _frechet_of(feature: str, extractor: str, name: str, infinity: str | None = 
         assert real is not None
         drawn = Moments.of(features[feature])
         value = frechet_distance(drawn, real.moments)
-        return Measured({name: value}, of_frechet(features[feature], drawn, real.moments))
+        return Measured({name: value}, {name: of_frechet(features[feature], drawn, real.moments)})
 
     def extrapolate(features: Features, real: Reference | None) -> Scores:
         assert infinity is not None and real is not None
@@ -90,7 +90,7 @@ def _is(features: Features, captions: list[str], real: Reference | None) -> Meas
 
     result = isc_features_to_metric(features["logits"])  # 10 splits, shuffled with a fixed seed
     scores = {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}
-    return Measured(scores, of_inception_score(features["logits"]))
+    return Measured(scores, {"is": of_inception_score(features["logits"])})
 
 
 def _kid(features: Features, captions: list[str], real: Reference | None) -> Measured:
@@ -127,7 +127,7 @@ def _mean_of(feature: str) -> Metric:
 
     def measure(features: Features, captions: list[str], real: Reference | None) -> Measured:
         values = features[feature].double()
-        return Measured({feature: float(np.mean(values.numpy()))}, of_mean(values))
+        return Measured({feature: float(np.mean(values.numpy()))}, {feature: of_mean(values)})
 
     return Metric({feature: feature}, measure, feature, has_interval=True)
 
@@ -138,13 +138,14 @@ def _mmd_of(feature: str, extractor: str, name: str) -> Metric:
     def measure(features: Features, captions: list[str], real: Reference | None) -> Measured:
         assert real is not None
         found = Mmd.of(features[feature], real.features())
-        return Measured({name: found.value}, found.influence)
+        return Measured({name: found.value}, {name: found.influence})
 
     return Metric({feature: extractor}, measure, name, compares=feature, samples=True, lower=True, has_interval=True)
 
 
 def _digits(features: Features, captions: list[str], real: Reference | None) -> Measured:
-    return Measured(score_digits(captions, features["judge_read"], features["judge_features"]))
+    read = captions, features["judge_read"], features["judge_features"]
+    return Measured(score_digits(*read), digits_influence(*read))
 
 
 INCEPTION = {"inception": "inception"}
@@ -160,8 +161,10 @@ METRICS = {
     "fd-dinov2": _frechet_of("dino", "dino", "fd_dinov2"),
     "cmmd": _mmd_of("cmmd", "cmmd-clip", "cmmd"),
     "dino-mmd": _mmd_of("dino", "dino", "dino_mmd"),
+    # Without has_interval: its intervals came later, and an older evaluation need not be scored again for them.
     "digits": Metric({"judge_read": "judge", "judge_features": "judge"}, _digits, "digit_accuracy", least=2),
 }
+LOWER = {"frechet_judge"} | {metric.best for metric in METRICS.values() if metric.lower}  # scores: lower is better
 
 
 def find_metrics(names: list[str]) -> dict[str, Metric]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from randcond.eval.scores.bootstrap import CONFIDENCE, Interval, intervals, load_influence
-from randcond.eval.scores.metrics import METRICS
+from randcond.eval.scores.metrics import LOWER
 from randcond.eval.tables.collect import Row
 from randcond.eval.tables.table import COLUMNS
 
@@ -44,14 +44,13 @@ def differences_to_best(rows: Sequence[Row]) -> list[Difference]:
 
     Rows that can't be paired are left out, see unpaired().
     """
-    lower = {metric.best for metric in METRICS.values() if metric.lower}
     found = []
     for group in _groups(rows):
         split, score = group.split, group.score
         values = {name: row.scores[split][score] for name, (row, _) in group.paired.items()}
         if len(values) < 2:
             continue
-        best = (min if score in lower else max)(values, key=lambda name: values[name])
+        best = (min if score in LOWER else max)(values, key=lambda name: values[name])
         for name in values.keys() - {best}:
             pair = group.paired[name][1], group.paired[best][1]
             found.append(_difference(split, score, best, name, values[name] - values[best], *pair))

@@ -55,9 +55,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_ranks_make_the_same_bytes_and_scores(alone: Path, tmp_path: Path) -> None:
-    """26 captions in chunks of 4: the ranks get uneven shares."""
+    """26 captions in chunks of 4: the ranks get uneven shares. Beside images and chunks: plan, scores, influence."""
     randcond(system(tmp_path), "run", "eval", "system.yaml", "--gpus", "2")
-    assert len(held(tmp_path)) == 26 + 7 + 2 and held(tmp_path) == held(alone)
+    assert len(held(tmp_path)) == 26 + 7 + 3 and held(tmp_path) == held(alone)
 
 
 @pytest.mark.slow

@@ -189,6 +189,10 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
         run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
     with pytest.raises(UserError, match="does not match this experiment: steps is 3, expected 4"):
         run(system(tmp_path, *words, "eval.metrics=[is]", "eval.steps=4"))
+    with pytest.raises(
+        UserError, match=r"eval\.metrics: .* was made without judge: to add a metric that needs it, move"
+    ):
+        run(system(tmp_path, *words, "eval.metrics=[is,digits]"))
 
 
 @pytest.mark.heavy

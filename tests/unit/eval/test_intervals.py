@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
+from randcond.data.digits.world import read_label
 from randcond.eval.evaluate import score
 from randcond.eval.images.generate import Task, chunk_paths
 from randcond.eval.images.prompts import Prompts
 from randcond.eval.scores.bootstrap import Interval, intervals, save_influence
 from randcond.eval.scores.influence import _few_images, _many_images, of_frechet, of_inception_score, of_mean
+from randcond.eval.scores.metrics import METRICS
 from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
 from randcond.eval.scores.statistics import Reference
@@ -215,6 +217,29 @@ def test_a_cell_has_as_many_digits_as_its_interval_bears(tmp_path: Path) -> None
     assert parameters.write(859.5e6, half=12e6) == "0.860"
     line = table([row("a", tmp_path / "a", 0.3 + 0.01 * normal(400, 1, 0)[:, 0])])[1]
     assert re.fullmatch(r"0\.\d{5} ± 0\.000\d\d", line[-1]), line
+
+
+def test_the_embedded_worlds_scores_have_intervals(tmp_path: Path) -> None:
+    captions = [f"a red {word} on a black background" for word in ("two", "four", "two", "nine", "four")] * 40
+    expected = torch.tensor([[c.digit, c.colour, c.background] for c in map(read_label, captions)])
+    rows = []
+    for name, wrong, mean in (("good", 5, 0.0), ("bad", 60, 50.0)):
+        read = expected.clone()
+        read[:wrong, 0] = 7
+        features = {"judge_read": read.float(), "judge_features": normal(200, 64, 1, mean).float()}
+        measured = METRICS["digits"].measure(features, captions, None)
+        found = intervals(measured.scores, measured.influence)
+        assert found.keys() == {"digit_accuracy", "colour_accuracy", "frechet_judge"} <= measured.scores.keys()
+        share = wrong / 200
+        assert found["digit_accuracy"].half == pytest.approx(1.96 * (share * (1 - share) / 200) ** 0.5, rel=0.15)
+        assert found["colour_accuracy"].half == 0 < found["frechet_judge"].half
+        (tmp_path / name).mkdir()
+        save_influence(tmp_path / name, {"all": measured.influence})
+        row = Row(name, {"all": measured.scores}, protocol={"seed": 1}, folder=tmp_path / name, run=tmp_path / name)
+        rows.append(row)
+    differences = {each.score: each for each in differences_to_best(rows)}
+    assert differences["digit_accuracy"].best == differences["frechet_judge"].best == "good"
+    assert not differences["digit_accuracy"].within_noise and differences["colour_accuracy"].within_noise
 
 
 def test_benchmarks_of_different_sizes_are_not_paired(tmp_path: Path) -> None:

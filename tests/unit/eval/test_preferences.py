@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 from transformers import BertTokenizer, CLIPModel, CLIPProcessor
 
+from randcond.eval.checks import to_download
 from randcond.eval.features.load import check_weights, load_extractors
 from randcond.eval.images.protocol_images import to_picture
 from randcond.eval.scores.mmd import Mmd
+from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Eval
 from randcond.launch.errors import UserError
 from tests.support.networks import (
@@ -163,6 +165,13 @@ def test_missing_weights_are_named_in_the_check(name: str, settings: dict[str, s
     given = {key: str(tmp_path) if value == "EMPTY" else value for key, value in settings.items()}
     with pytest.raises(UserError, match=said):
         check_weights([name], Eval(**given))
+
+
+def test_what_will_be_downloaded_is_told(tmp_path: Path) -> None:
+    words = ["eval.metrics=[digits,hps,pickscore,imagereward]", f"eval.pickscore={tmp_path}"]
+    config = load_config("demo-with", words)
+    assert to_download(config) == ["RE-N-Y/ImageReward", "RE-N-Y/hpsv21", "google-bert/bert-base-uncased"]
+    assert to_download(load_config("demo-with")) == []
 
 
 def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
