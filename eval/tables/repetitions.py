@@ -37,7 +37,8 @@ def merge(repetitions: dict[str, list[Row]]) -> list[Row]:
         seconds = [row.facts["seconds"] for row in rows if row.facts.get("seconds") is not None]
         facts = {key: value for key, value in rows[0].facts.items() if all(row.facts.get(key) == value for row in rows)}
         facts |= {"seconds": mean(seconds)} if seconds else {}
-        merged.append(replace(rows[0], scores=scores, spread=spread, notes=notes, facts=facts, intervals={}))
+        own = rows[0].intervals if len(rows) == 1 else {}  # several repetitions have a spread instead
+        merged.append(replace(rows[0], scores=scores, spread=spread, notes=notes, facts=facts, intervals=own))
     all_names = dict.fromkeys(row.name for rows in repetitions.values() for row in rows)
     for name in [name for name in all_names if name not in rows_by_name]:
         having = [repetition for repetition, rows in repetitions.items() if name in {row.name for row in rows}]

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def test_rows_are_put_together_by_name(tmp_path: Path) -> None:
 
 
 def test_one_repetition_is_itself() -> None:
-    alone = rows(0.1, 0.5)
+    alone = [replace(row, intervals={"unseen": {"digit_accuracy": [0.0, 0.6]}}) for row in rows(0.1, 0.5)]
     assert merge({"": alone}) == alone
+    assert [line[-1] for line in table(merge({"": alone}))] == ["digit right", "10% ± 30%", "50% ± 30%"]
+    assert not any(row.intervals for row in merge({"a": alone, "b": alone}))  # several have a spread
     with pytest.raises(UserError, match="one repetition has no spread"):
         verdicts([HELPS], {"": alone})
 
