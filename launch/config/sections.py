@@ -240,9 +240,8 @@ class Engine:
     attention: Free[Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers"]] = "auto"  # auto: the fastest
     # Compile teacher and student; whole is the fastest, after minutes of compilation. auto: whole on a GPU.
     compile: Free[EngineCompile] = "none"
-    teacher_graph: Free[Switch] = (
-        False  # replay the teacher as one CUDA graph; needs compile: whole; auto: where it works
-    )
+    # replay the teacher as one CUDA graph; needs compile: whole. auto: where it works
+    teacher_graph: Free[Switch] = False
     teacher_fp8: OfRun[bool] = False  # the teacher's linear layers multiply in fp8; the log reports the error
     text_ahead: Free[bool] = True  # encode the next captions beside the backward pass, on a CUDA stream of their own
     channels_last: Free[Switch] = False  # memory format [B, h, w, C], which tensor cores prefer; auto: U-Nets on a GPU

@@ -15,6 +15,7 @@ from randcond.eval.tables.costs import cost_remarks, cost_table
 from tests.unit.eval.test_evaluation import system
 
 
+@pytest.mark.heavy
 def test_seconds_and_memory_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = system(tmp_path, "eval.cost=true", "eval.size=4", "eval.batch=4")
     run(config)

@@ -188,6 +188,7 @@ def test_objects_have_the_boxes_of_their_masks(networks: tuple[Path, Path]) -> N
                 assert each.mask[top].any() and each.mask[:, right - 1].any()
 
 
+@pytest.mark.heavy
 def test_a_network_is_drawn_and_scored(networks: tuple[Path, Path], tmp_path: Path) -> None:
     words = [f"eval.geneval.prompts={write(tmp_path / 'data.jsonl', LINES)}", "eval.geneval.images=2"]
     words += [f"eval.geneval.detector={networks[0]}", f"eval.geneval.clip={networks[1]}"]

@@ -91,6 +91,7 @@ def read_hand_made() -> list[Item]:
     ]
 
 
+@pytest.mark.heavy
 def test_the_judge_is_asked_as_published(judge: Path) -> None:
     """200 images: greedy decoding of one token, and the probabilities of the first tokens of the answers added up."""
     ours = load_judge(str(judge), "cpu")
@@ -149,6 +150,7 @@ def test_answers_in_other_words_are_told() -> None:
     assert judge.warnings(tokens[:4]) == [] and judge.warnings([*tokens[:4] * 10, tokens[4]]) == []
 
 
+@pytest.mark.heavy
 def test_a_network_is_drawn_and_judged(judge: Path, tmp_path: Path) -> None:
     words = [f"eval.geneval2.prompts={write(tmp_path / 'data.jsonl', LINES)}", f"eval.geneval2.judge={judge}"]
     config = system(tmp_path, *words, "eval.size=2", "eval.batch=2", "eval.metrics=[digits]")

@@ -129,6 +129,7 @@ def biased(features: Tensor) -> Moments:
     return Moments(moments.count, moments.mean, moments.covariance * (moments.count - 1) / moments.count)
 
 
+@pytest.mark.heavy
 def test_the_influence_on_mmd_is_its_derivative() -> None:
     drawn, real = normal(30, 6, 0, 0.3), normal(50, 6, 1)
     influence = Mmd.of(drawn, real).influence

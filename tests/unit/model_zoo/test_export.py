@@ -148,6 +148,7 @@ def parts_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", RULES)
 def test_every_student_is_exported_in_every_dtype(
@@ -209,6 +210,7 @@ def test_older_diffusers_knows_every_key_of_a_student(name: str, students: dict[
     assert {key for key in settings if not key.startswith("_")} <= KNOWN_TO_0_35
 
 
+@pytest.mark.heavy
 def test_a_folder_of_transformers_5_becomes_one_for_both(tmp_path: Path) -> None:
     """transformers 4 needs a vocabulary and merges, and other names in the text encoder. No token and value changes."""
     teacher = shaped.build("sdxl", tmp_path / "teacher")
@@ -235,6 +237,7 @@ def test_a_folder_of_transformers_5_becomes_one_for_both(tmp_path: Path) -> None
     assert written == {path: path.read_bytes() for path in teacher.rglob("*") if path.is_file()}
 
 
+@pytest.mark.heavy
 def test_sharded_parts_are_copied_and_cast_with_their_index(teachers: dict[str, Path], tmp_path: Path) -> None:
     teacher = Teacher.load(teachers["sd-v1-4"], "fp32")
     teacher.pipe.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")

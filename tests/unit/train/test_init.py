@@ -37,6 +37,7 @@ def write(file: str = "mine.yaml", **flags: str | int) -> None:
     init(file, **{"teacher": str(TEACHER), "captions": str(CAPTIONS), **flags})  # type: ignore[arg-type]
 
 
+@pytest.mark.heavy
 def test_every_line_is_explained_and_the_file_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(gpu="rtx4090", hours="2")
     text = (folder / "mine.yaml").read_text()
@@ -211,6 +212,7 @@ def test_whatever_saves_memory_stands_in_the_file(folder: Path) -> None:
         assert getattr(getattr(config, section), name) == value, key
 
 
+@pytest.mark.heavy
 def test_the_images_size_can_be_chosen(folder: Path) -> None:
     flow = str(TEACHER.with_name("flow-teacher"))
     write(gpu="rtx4090", hours="1", teacher=flow, size=64)
