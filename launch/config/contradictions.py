@@ -32,13 +32,16 @@ def check_config(config: "Config") -> None:
             raise ValueError(f"paths.{name}: is missing")
     if config.engine.precision == "bf16" and not config.engine.spec.accumulates_in_fp32:
         raise ValueError(
-            "engine.zero_stage: DeepSpeed's stage 0 accumulates gradients in bf16; "
-            "use stage 1 (same numbers, less memory), or engine.precision=fp32"
+            f"engine.precision: {config.engine.engine_kind} would accumulate gradients in bf16; "
+            f"use engine.zero_stage=1 (same numbers, less memory), or engine.precision=fp32"
         )
     if not any(vars(config.train.losses).values()):
         raise ValueError("train.losses: every weight is 0; nothing would be learned")
     if config.train.skip_nonfinite and not config.engine.spec.skips_steps:
-        raise ValueError("train.skip_nonfinite: DeepSpeed's stage 0 can't skip a step; use stage 1 or fsdp")
+        raise ValueError(
+            f"train.skip_nonfinite: {config.engine.engine_kind} can't skip a step; use engine.zero_stage=1 or "
+            f"engine.kind=fsdp"
+        )
     if config.train.profile and not (
         len(config.train.profile) == 2 and 1 <= config.train.profile[0] <= config.train.profile[1]
     ):

@@ -39,12 +39,15 @@ class EngineSpec:
     gathers_blocks: bool = False  # the weights are sharded, and gathered block by block during the passes
     keeps_gathered: bool = False  # gathered weights are kept from the forward pass until the backward pass
     in_groups: bool = False  # the state is sharded over a group of ranks, and the groups are replicas
+    replicated: bool = False  # every rank holds the whole state
     accumulates_in_fp32: bool = True  # even if it computes in bf16
     skips_steps: bool = True  # can skip a step whose gradient is NaN or infinite
 
 
 ENGINES: dict[EngineKind, EngineSpec] = {
-    EngineKind.ZERO_0: EngineSpec({"kind": "deepspeed", "zero_stage": 0}, accumulates_in_fp32=False, skips_steps=False),
+    EngineKind.ZERO_0: EngineSpec(
+        {"kind": "deepspeed", "zero_stage": 0}, replicated=True, accumulates_in_fp32=False, skips_steps=False
+    ),
     EngineKind.ZERO_1: EngineSpec({"kind": "deepspeed", "zero_stage": 1}),
     EngineKind.ZERO_2: EngineSpec({"kind": "deepspeed", "zero_stage": 2}),
     EngineKind.ZERO_3: EngineSpec({"kind": "deepspeed", "zero_stage": 3}, gathers_blocks=True),
@@ -58,7 +61,8 @@ ENGINES: dict[EngineKind, EngineSpec] = {
 
 def engine_kind(kind: str, zero_stage: int, sharding: str) -> EngineKind:
     """Returns the kind that the three keys of the section `engine` select."""
-    return EngineKind(f"zero-{zero_stage}" if kind == "deepspeed" else f"fsdp-{sharding}")
+    keys = {"kind": kind, "zero_stage": zero_stage, "sharding": sharding}
+    return next(engine for engine, spec in ENGINES.items() if spec.settings.items() <= keys.items())
 
 
 def batch_shape(global_batch: int, ranks: int, micro_batch: int | None) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 In: an experiment, its costs, a cluster. Out: bytes per host.
 """
 
-from randcond.launch.config.engines import ENGINES, EngineKind
 from randcond.launch.config.sections import Config
 from randcond.launch.device.drawing import STATE
 from randcond.launch.planning.costs import Cluster, Sizes
@@ -17,9 +16,8 @@ def copied_bytes(config: Config, sizes: Sizes, cluster: Cluster) -> int:
     """Returns the bytes per host of the copy of a checkpoint: fp32, of the values that the host's ranks write."""
     engine = config.engine
     ema = 0 if engine.ema == "off" else EMA
-    kind = engine.engine_kind
     # Replicas hold the same values, and only the first one writes them.
-    hosts = 1 if ENGINES[kind].in_groups or kind is EngineKind.ZERO_0 else cluster.nodes
+    hosts = 1 if engine.spec.in_groups or engine.spec.replicated else cluster.nodes
     return sizes.trained * (CHECKPOINT + ema) // hosts
 
 

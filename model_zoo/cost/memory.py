@@ -92,7 +92,7 @@ def state_memory(shapes: Sequence[tuple[int, ...]], blocks: Sequence[int], shard
             return StateMemory(width * total, (width + 4) * total, round(held * own), 0, 0)
         gradients = 4 * (total if sharding.accumulates else own)
         return StateMemory(width * total, gradients, round(held * own), 0, bucket)
-    assert sharding.kind == EngineKind.ZERO_0 and width == 4, sharding
+    assert ENGINES[sharding.kind].replicated and width == 4, sharding
     return StateMemory(4 * total, 4 * total, round(averages * total), 0, bucket)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     AutoencoderKLFlux2,
     DPMSolverMultistepScheduler,
@@ -29,6 +31,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -203,6 +207,27 @@ def klein(folder: Path, seed: int = 0, **changes: Any) -> Path:
         text_encoder=Qwen3ForCausalLM(text).eval(),
         tokenizer=tokenizer,
         transformer=Flux2Transformer2DModel(**{**sizes, **changes}).eval(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def aura_flow(folder: Path, seed: int = 0) -> Path:
+    """Saves a teacher in the layout of AuraFlow, with 2 blocks of two streams and 4 of one."""
+    torch.manual_seed(seed)
+    tokenizer = t5_tokenizer()
+    text = UMT5Config(vocab_size=len(tokenizer), d_model=T5_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    sizes = {
+        "sample_size": 16, "num_mmdit_layers": 2, "num_single_dit_layers": 4, "attention_head_dim": 8,
+        "num_attention_heads": 4, "joint_attention_dim": T5_WIDTH, "caption_projection_dim": 32,
+        "pos_embed_max_size": 144,
+    }  # fmt: skip
+    pipe = AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(text).eval(),
+        vae=vae(4, scaling_factor=0.13025),
+        transformer=AuraFlowTransformer2DModel(**sizes).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
     )
     pipe.save_pretrained(folder)
     return folder
