@@ -58,7 +58,7 @@ def run(
     hostfile: str | None = None,
     nodes: int | None = None,
     gpus: int | None = None,
-    launcher: str = "deepspeed",
+    launcher: str | None = None,
     max_restarts: int = 0,
     grace: int = 120,
     master_addr: str | None = None,
@@ -84,7 +84,8 @@ def run(
     --hostfile FILE  run on the hosts of a DeepSpeed host file (lines such as `node1 slots=8`)
     --nodes N        number of hosts; with a host file: its first N
     --gpus N         ranks per host; without a host file: ranks on this machine (default: engine.processes)
-    --launcher NAME  deepspeed (default), torchrun, or slurm, which writes an sbatch script and submits it
+    --launcher NAME  deepspeed (default), torchrun, or slurm, which writes an sbatch script and submits it; without
+                     it, stages on this machine's CPU are forked from one process that has imported the libraries
     --max-restarts N restart a stage from its last checkpoint, at most N times, if a rank or a host is lost
     --grace N        seconds that a preempted training has to save (default 120); slurm: the training is preempted
                      this long before the time limit
@@ -103,7 +104,9 @@ def run(
                 randcond launch train demo --launcher slurm --nodes 2 --gpus 8 --sbatch "--partition=gpu"
                 randcond run all demo --dry-run
     """
-    place = Place(hostfile, nodes, gpus, launcher, rdzv, master_addr, master_port)
+    place = Place(
+        hostfile, nodes, gpus, launcher or "deepspeed", rdzv, master_addr, master_port, may_fork=launcher is None
+    )
     steps = plan(stage, experiment, list(overrides), place)
     checks = check_before(stage, steps, place, experiment, list(overrides))
     is_table = experiment in table_names()

@@ -7,9 +7,10 @@ import os
 import shlex
 import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from randcond.launch.cluster.fork_server import Request
 from randcond.launch.cluster.place import Place
 from randcond.launch.config.experiments import table_names, to_dict, to_yaml
 from randcond.launch.config.gpus import nvidia_here
@@ -42,6 +43,8 @@ class Step:
     environment_file: Path | None = None  # deepspeed launcher on several hosts: environment of the ranks
     needs_port: bool = False  # deepspeed launcher on this machine: gets a port that is free when it starts
     environment: dict[str, str] = field(default_factory=dict)  # secrets of URLs, which are not in the command
+    forked: Request | None = None  # does what the command does, by a fork of a process that has imported the libraries
+    threads: int | None = None  # CPU threads of each rank; None: the default of the machine
 
 
 def launch_folder(config: Config) -> Path:
@@ -71,6 +74,7 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
     distributed = stage in _DISTRIBUTED
     several_hosts = distributed and bool(place.hostfile)
     by, launcher = _launcher(config, place) if distributed else ("", [])
+    ranks = (place.gpus or config.engine.processes) if distributed else 1
     return Step(
         label=" ".join(filter(None, [stage, run.experiment, config.replicate])),
         command=[*(launcher or [sys.executable, "-m"]), module, *arguments],
@@ -83,7 +87,14 @@ def stage_step(stage: str, run: Run, place: Place) -> Step:
         zero_means_done=by == "torchrun",
         needs_port=by == "deepspeed" and not place.hostfile,
         environment=environment,
+        forked=_forked(place, module, arguments, ranks),
+        threads=config.engine.threads,
     )
+
+
+def _forked(place: Place, module: str, words: list[str], ranks: int = 1) -> Request | None:
+    """Returns the request to fork a stage, None where that is not possible: elsewhere, or on GPUs."""
+    return Request(module, words, ranks) if place.may_fork and not place.hostfile and not on_gpus() else None
 
 
 def _check_urls(config: Config, place: Place) -> None:
@@ -174,10 +185,11 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
         steps.setdefault((each, step.artefact), step)
     if stage in ("report", "all"):
         if name in table_names():
-            reports = [_report(name, overrides, out_folder(name, runs))]
+            reports = [_report(name, overrides, out_folder(name, runs), place)]
         else:
             reports = [
-                _report(run.experiment, run.overrides, Path(run.config.home), run.config.replicate) for run in runs
+                _report(run.experiment, run.overrides, Path(run.config.home), place, run.config.replicate)
+                for run in runs
             ]
         steps |= {("report", out): step for out, step in reports}
     # Checking one repetition is enough: repetitions differ in seeds and excluded words only.
@@ -195,13 +207,14 @@ def check_before(stage: str, steps: list[Step], place: Place, name: str, overrid
     return [_check([run for run in runs if run.overrides == runs[0].overrides], place, stage)]
 
 
-def _report(name: str, overrides: list[str], out: Path, replicate: str = "") -> tuple[Path, Step]:
+def _report(name: str, overrides: list[str], out: Path, place: Place, replicate: str = "") -> tuple[Path, Step]:
     """Returns the report's folder, and the step that writes the report."""
     environment: dict[str, str] = {}
     words = [veiled(word, environment) for word in overrides]
     command = [sys.executable, "-m", "randcond.eval.report", name, *words]
     label = " ".join(filter(None, ["report", name, replicate]))
-    return out, Step(label, command, out / "report.json", environment=environment)
+    forked = _forked(place, "randcond.eval.report", [name, *words])
+    return out, Step(label, command, out / "report.json", environment=environment, forked=forked)
 
 
 def _check(runs: list[Run], place: Place, stage: str = "") -> Step:
@@ -215,7 +228,9 @@ def _check(runs: list[Run], place: Place, stage: str = "") -> Step:
         words += [*(run.experiment for run in runs), *(veiled(word, environment) for word in runs[0].overrides)]
     if place.hostfile or place.nodes or place.gpus:
         words.append(f"engine.processes={place.ranks(max(run.config.engine.processes for run in runs))}")
-    return Step("check", [sys.executable, "-m", "randcond.train.dryrun", *words], environment=environment)
+    forked = _forked(place, "randcond.train.dryrun", words)
+    command = [sys.executable, "-m", "randcond.train.dryrun", *words]
+    return Step("check", command, environment=environment, forked=forked)
 
 
 def artefact(stage: str, config: Config) -> Path:
@@ -233,10 +248,11 @@ def show(step: Step) -> str:
     return hide_secrets(shlex.join(step.command))
 
 
-def with_free_port(command: list[str]) -> list[str]:
-    """Adds a port that is free on this machine now to a command of the deepspeed launcher."""
+def with_free_port(step: Step) -> Step:
+    """Returns a step whose ranks meet at a port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    at = command.index("--module")
-    return [*command[:at], "--master_port", str(port), *command[at:]]
+    at = step.command.index("--module")
+    command = [*step.command[:at], "--master_port", str(port), *step.command[at:]]
+    return replace(step, command=command, forked=replace(step.forked, port=port) if step.forked else None)

@@ -4,9 +4,9 @@ Launchers report how their ranks ended, some with tracebacks. So they are stoppe
 """
 
 import signal
-import subprocess
 import time
 from contextlib import suppress
+from typing import Protocol
 
 import psutil
 
@@ -14,7 +14,16 @@ PATIENCE = 15.0  # seconds until the ranks have ended
 AGAIN = 0.5  # seconds; a rank that is still starting ignores Ctrl-C
 
 
-def end_ranks(command: subprocess.Popen[bytes]) -> None:
+class Running(Protocol):
+    """A command that runs."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Returns the exit code, or None while it runs."""
+
+
+def end_ranks(command: Running) -> None:
     """Sends Ctrl-C to the ranks below a command, or to itself if it is the stage, until they have ended."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and command.poll() is None:

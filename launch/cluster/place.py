@@ -24,6 +24,7 @@ class Place:
     rdzv: str | None = None  # torchrun on several hosts: host:port of the rendezvous
     master_addr: str | None = None  # deepspeed: address of the first host, if its default one is wrong
     master_port: int | None = None  # deepspeed: port of the first host at which the ranks meet
+    may_fork: bool = False  # no launcher was asked for: stages on this machine's CPU may be forked (fork_server.py)
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:

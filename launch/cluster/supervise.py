@@ -1,18 +1,17 @@
 """Runs the commands of a plan, passes preemption on to them, restarts failed steps, and leaves no process behind."""
 
 import contextlib
-import ctypes
 import os
 import platform
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from randcond.launch.cluster.commands import Step, with_free_port
+from randcond.launch.cluster.forked import ForkedProcess, ForkServer, fork_server
 from randcond.launch.cluster.hosts import (
     PATIENCE,
     check_tools,
@@ -27,8 +26,10 @@ from randcond.launch.machine.visible_gpus import VARIABLE, gpus_here
 from randcond.launch.runtime.exit_codes import INTERRUPTED, LOST_RANK, PREEMPTED, USER_ERROR
 from randcond.launch.runtime.files import remove
 from randcond.launch.runtime.logs import SAID, log
-from randcond.launch.runtime.processes import QUIET, RANKS_FROM, STOP_FILE, SUPERVISOR
+from randcond.launch.runtime.processes import QUIET, RANKS_FROM, STOP_FILE, SUPERVISOR, prepare_child
 from randcond.launch.runtime.this_command import this_command
+
+Command = subprocess.Popen[bytes] | ForkedProcess
 
 
 def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) -> None:
@@ -39,13 +40,21 @@ def run_steps(steps: list[Step], max_restarts: int = 0, grace: float = 120.0) ->
     last command was done. Finished work is kept, and the same command continues from it.
     """
     check_hosts(steps)
-    with _preemption_requests() as requests:
-        for number, step in enumerate(steps, 1):
-            if requests:
-                log.info("\npreempted; run the same command to continue with the next step")
-                raise SystemExit(PREEMPTED)
-            log.info(f"\n[{number}/{len(steps)}] {step.label}")
-            _run_with_restarts(step, max_restarts, grace, requests)
+    try:
+        with _signals() as requests, fork_server(steps, _environment()) as forks:
+            for number, step in enumerate(steps, 1):
+                if requests:
+                    log.info("\npreempted; run the same command to continue with the next step")
+                    raise SystemExit(PREEMPTED)
+                log.info(f"\n[{number}/{len(steps)}] {step.label}")
+                _run_with_restarts(step, max_restarts, grace, requests, forks)
+    except KeyboardInterrupt:  # between two commands
+        _say_interrupted()
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _say_interrupted() -> None:
+    log.info(f"\ninterrupted; finished work is kept. To go on, run the same command: {this_command()}")
 
 
 def check_hosts(steps: list[Step]) -> None:
@@ -58,11 +67,15 @@ def check_hosts(steps: list[Step]) -> None:
 
 
 @contextlib.contextmanager
-def _preemption_requests() -> Iterator[list[float]]:
-    """Yields a list that gets the time of each SIGTERM and SIGUSR1 until the context ends."""
+def _signals() -> Iterator[list[float]]:
+    """Yields a list that gets the time of each SIGTERM and SIGUSR1 until the context ends. Ctrl-C raises an error.
+
+    A shell that runs this command in the background has Ctrl-C ignored. It may still be sent on purpose.
+    """
     requests: list[float] = []
     signals = (signal.SIGTERM, signal.SIGUSR1)
     previous = {number: signal.signal(number, lambda *_: requests.append(time.monotonic())) for number in signals}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, _raise_interrupt)
     try:
         yield requests
     finally:
@@ -70,7 +83,23 @@ def _preemption_requests() -> Iterator[list[float]]:
             signal.signal(number, handler)
 
 
-def _run_with_restarts(step: Step, max_restarts: int, grace: float, requests: list[float]) -> None:
+def _environment(elsewhere: bool = False) -> dict[str, str]:
+    """Returns the environment of every command: without the ranks of a job around this one.
+
+    elsewhere: the ranks are on other hosts.
+    """
+    environment = {**QUIET, **os.environ}
+    forget_ranks(environment)
+    environment.pop(RANKS_FROM, None)
+    environment |= {SUPERVISOR: str(os.getpid()), "RANDCOND_HOST": platform.node()}
+    if not elsewhere and not gpus_here():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    return environment
+
+
+def _run_with_restarts(
+    step: Step, max_restarts: int, grace: float, requests: list[float], forks: ForkServer | None
+) -> None:
     """Runs one step, and restarts it if it failed. Raises SystemExit if it still fails, or was preempted."""
     restarts = 0
     while True:
@@ -80,7 +109,7 @@ def _run_with_restarts(step: Step, max_restarts: int, grace: float, requests: li
             log.error(f"error: {error}")
             code = LOST_RANK
             break
-        code = PREEMPTED if requests else _run_step(step, grace, requests)
+        code = PREEMPTED if requests else _run_step(step, grace, requests, forks)
         if code in (0, USER_ERROR, PREEMPTED, INTERRUPTED) or not step.distributed or restarts == max_restarts:
             break
         restarts += 1
@@ -96,12 +125,10 @@ def _run_with_restarts(step: Step, max_restarts: int, grace: float, requests: li
         raise SystemExit(code)
 
 
-def _run_step(step: Step, grace: float, requests: list[float]) -> int:
+def _run_step(step: Step, grace: float, requests: list[float], forks: ForkServer | None) -> int:
     """Runs one step and returns its exit code. The code is not 0 if the step's artefact is missing."""
     write_files(step.files)
-    command = with_free_port(step.command) if step.needs_port else step.command
-    stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
-    code = _run_command(command, stop, step.environment_file, grace, requests, step.environment)
+    code = _run_command(with_free_port(step) if step.needs_port else step, grace, requests, forks)
     if code == 0 and not step.zero_means_done and step.artefact and not step.artefact.is_file():
         # The deepspeed launcher ends with 0 if a signal killed its process on a host.
         log.error(f"error: {step.label} ended with code 0, but {step.artefact} is missing: was a process killed?")
@@ -123,62 +150,56 @@ def _write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _run_command(
-    command: list[str],
-    stop: Path | None,
-    environment_file: Path | None,
-    grace: float,
-    requests: list[float],
-    own: Mapping[str, str],
-) -> int:
-    """Runs one command in its own session and returns its exit code. No process that it started outlives it.
+def _run_command(step: Step, grace: float, requests: list[float], forks: ForkServer | None) -> int:
+    """Runs a step's command in its own session and returns its exit code. No process that it started outlives it.
 
-    A preempted command returns PREEMPTED. With `stop`, the command may first save: it ends by itself when the file
-    `stop` appears. Without, it is killed at once. Raises SystemExit if it has not saved after `grace` seconds.
-
-    `environment_file`: where the deepspeed launcher reads the environment for the ranks on other hosts.
-    `own`: environment variables of this command.
+    A preempted training may first save: it ends by itself when its stop file appears. Any other command that is
+    preempted is killed at once. Both return PREEMPTED. Raises SystemExit if it has not saved after `grace` seconds.
     """
-    environment = {**QUIET, **os.environ}
-    forget_ranks(environment)  # of a job around this command
-    environment.pop(RANKS_FROM, None)
-    environment |= {**own, SUPERVISOR: str(os.getpid()), "RANDCOND_HOST": platform.node()}
-    said = _folder_of_errors(environment_file)
+    environment = {**_environment(elsewhere=step.environment_file is not None), **step.environment}
+    said = _folder_of_errors(step.environment_file)
     environment[SAID] = str(said)
+    stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
     if stop:
         environment[STOP_FILE] = str(stop.absolute())
         stop.unlink(missing_ok=True)  # left by a killed command whose container used the same process number
-    if environment_file:
-        _write_private(environment_file, environment_lines(environment))
-        environment |= host_environment(environment_file)
-    elif not gpus_here():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    if {"--include", "--num_accelerators"} & set(command):  # the launcher would say that it ignores the variable
+    if step.environment_file:
+        _write_private(step.environment_file, environment_lines(environment))
+        environment |= host_environment(step.environment_file)
+    if {"--include", "--num_accelerators"} & set(step.command):  # the launcher would say that it ignores the variable
         environment.pop(VARIABLE, None)
-    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_prepare_child)
-    previous = signal.signal(signal.SIGINT, _raise_interrupt)
+    process: Command | None = None
     try:
+        if forks and step.forked:
+            process = forks.start(step.forked, environment)
+        if process is None:
+            process = subprocess.Popen(step.command, env=environment, start_new_session=True, preexec_fn=prepare_child)
         return _wait(process, requests, stop, grace)
     except KeyboardInterrupt:
-        log.info(f"\ninterrupted; finished work is kept. To go on, run the same command: {this_command()}")
-        if not environment_file:  # the ranks are on this machine
+        _say_interrupted()
+        if process is not None and not step.environment_file:  # the ranks are on this machine
             from randcond.launch.cluster.interrupt import end_ranks  # imports psutil
 
             end_ranks(process)
-        return INTERRUPTED
+        raise SystemExit(INTERRUPTED) from None
     finally:
-        if environment_file and process.poll() is None:
-            process.terminate()  # the launcher then ends its ranks on other hosts, which we can't
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=15)
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            _end(process, step)
         remove(said)
-        if environment_file:
-            environment_file.unlink(missing_ok=True)
+        if step.environment_file:
+            step.environment_file.unlink(missing_ok=True)
         if stop:
             stop.unlink(missing_ok=True)
-        signal.signal(signal.SIGINT, previous)
+
+
+def _end(process: Command, step: Step) -> None:
+    """Ends what is left of a command."""
+    if step.environment_file and isinstance(process, subprocess.Popen) and process.poll() is None:
+        process.terminate()  # the launcher then ends its ranks on other hosts, which we can't
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _folder_of_errors(environment_file: Path | None) -> Path:
@@ -194,7 +215,7 @@ def _folder_of_errors(environment_file: Path | None) -> Path:
     return folder
 
 
-def _wait(process: subprocess.Popen[bytes], requests: list[float], stop: Path | None, grace: float) -> int:
+def _wait(process: Command, requests: list[float], stop: Path | None, grace: float) -> int:
     """Waits until the command has ended and returns its exit code.
 
     After a preemption request, returns PREEMPTED: at once without `stop`, otherwise when the command has saved.
@@ -249,10 +270,3 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         pass
-
-
-def _prepare_child() -> None:
-    """Makes the kernel kill this process when its parent dies. Ctrl-C is ignored until the stage can handle it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -87,14 +87,25 @@ def read_slurm_ranks() -> None:
         os.environ["LOCAL_SIZE"] = re.split(r"[(,]", os.environ["SLURM_STEP_TASKS_PER_NODE"])[0]
 
 
+def prepare_child() -> None:
+    """Makes the kernel kill this process when its parent dies. Ctrl-C is ignored until the stage can handle it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def end_with_parent() -> None:
     """Makes a rank end when its launcher or the `randcond run` above it dies, so that no rank goes on alone.
 
     Launchers don't do this: the ranks of a killed launcher go on.
     """
-    if sys.platform == "linux" and "RANK" in os.environ:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if "RANK" in os.environ:
+        _die_with_parent()
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor and os.environ.get("RANDCOND_HOST", platform.node()) == platform.node():
         threading.Thread(target=_die_with, args=(int(supervisor),), daemon=True).start()
@@ -117,6 +128,9 @@ def limit_threads(config: Config) -> None:
 
     The last bits of results depend on this number.
     """
-    if config.engine.threads is not None:
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[variable] = str(config.engine.threads)
+    os.environ.update(thread_limits(config.engine.threads))
+
+
+def thread_limits(threads: int | None) -> dict[str, str]:
+    """Returns the environment that limits the CPU threads of torch and its libraries; {} for None."""
+    return {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))

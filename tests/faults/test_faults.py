@@ -95,7 +95,13 @@ def assert_saved_and_continues(whole: Path, run: str, code: int, said: str, *mor
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strike", "more"),
-    [(asks, []), (asks_a_rank, []), (asks_all, ["train.workers=1"]), (asks, ["--launcher", "torchrun"])],
+    [
+        (asks, []),
+        (asks_a_rank, []),
+        (asks_all, ["train.workers=1"]),
+        (asks, ["--launcher", "torchrun"]),
+        (asks_all, ["--launcher", "deepspeed", "train.workers=1"]),
+    ],
 )
 def test_asked_to_end_it_saves_that_step_and_goes_on(
     whole: Path, strike: Callable[[Any], None], more: list[str]
@@ -122,12 +128,19 @@ RESTART = ["--max-restarts", "1", "engine.heartbeat=6"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strike", "named"),
-    [(kills_a_rank, "rank 1 on host"), (kills_the_first, "rank 0 on host"), (stops_a_rank, "rank 1 on host")],
+    ("strike", "named", "more"),
+    [
+        (kills_a_rank, "rank 1 on host", []),
+        (kills_the_first, "rank 0 on host", []),
+        (stops_a_rank, "rank 1 on host", []),
+        (kills_a_rank, "rank 1 on host", ["--launcher", "deepspeed"]),
+    ],
 )
-def test_a_lost_rank_is_named_and_the_run_starts_again(whole: Path, strike: Callable[[Any], None], named: str) -> None:
-    run = f"runs/{strike.__name__}"
-    code, said = struck(whole, run, strike, *RESTART)
+def test_a_lost_rank_is_named_and_the_run_starts_again(
+    whole: Path, strike: Callable[[Any], None], named: str, more: list[str]
+) -> None:
+    run = f"runs/{strike.__name__}-{len(more)}"
+    code, said = struck(whole, run, strike, *RESTART, *more)
     assert code == 0, said
     assert f"error: training ended: {named}" in said and "restart 1 of 1" in said
     assert_same(whole, run)

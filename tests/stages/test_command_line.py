@@ -115,7 +115,7 @@ def test_a_port_is_chosen_when_a_step_starts() -> None:
     for step in steps:
         assert "--master_port" not in step.command
         if step.needs_port:
-            words = with_free_port(step.command)
+            words = with_free_port(step).command
             at = words.index("--master_port")
             assert words[at + 2] == "--module" and words[:at] + words[at + 2 :] == step.command
             with socket.socket() as ours:

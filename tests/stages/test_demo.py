@@ -54,14 +54,17 @@ def test_the_report_holds_every_arm(world: Path) -> None:
     assert (world / "runs/demo/contact_sheet.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow  # test_faults.py compares the launcher's student with that of warm processes, too
-def test_the_command_line_and_the_launcher_make_the_same_student(world: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["", "deepspeed", "torchrun"])
+def test_the_command_line_and_the_launchers_make_the_same_student(launcher: str, world: Path) -> None:
     """The fixture `world` runs the stages in warm processes instead (tests/support/warm.py)."""
-    words = [*TINY, "train.sample_every=6", "paths.run=runs/launched"]  # a grid changes nothing after it
-    said = randcond(world, "run", "train", "demo-with", *words, launcher=True).stdout
+    run = f"runs/launched-{launcher}"
+    words = [*TINY, "train.sample_every=6", f"paths.run={run}"]  # a grid changes nothing after it
+    flags = ["--launcher", launcher] if launcher else []
+    said = randcond(world, "run", "train", "demo-with", *words, *flags, launcher=True).stdout
     assert "[1/2] check" in said and "[2/2] train demo-with" in said
-    assert same_bits(world / "runs/launched", world / "runs/demo/with")
-    assert (world / "runs/launched/student_ema/unet").is_dir()
+    assert same_bits(world / run, world / "runs/demo/with")
+    assert (world / run / "student_ema/unet").is_dir()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ Running = subprocess.Popen[Any] | warm.Process
 
 FRONT = "deepspeed.launcher.runner"  # the front end of the launcher
 NODE = "deepspeed.launcher.launch"  # the process that starts the ranks of one host
+FORKS = "randcond.launch.cluster.fork_server"  # without a launcher: forks the ranks
+DEEPSPEED = ("--launcher", "deepspeed")
 RANDCOND = [sys.executable, "-m", "randcond.launch.cli"]
 
 
@@ -39,17 +42,25 @@ def ranks(process: Running) -> list[psutil.Process]:
             words = child.cmdline()
         except psutil.Error:
             continue
-        if "-m" in words and words[words.index("-m") + 1].startswith("randcond."):
+        module = words[words.index("-m") + 1] if "-m" in words else ""
+        if module.startswith("randcond.") and not module.startswith("randcond.launch."):
             found.append(child)
     return found
 
 
 def launcher(process: Running, name: str) -> psutil.Process:
-    """Returns a process of the launcher. `name`: FRONT or NODE."""
-    for child in below(process):
-        if any(word.endswith(name) for word in child.cmdline()[:5]):
-            return child
-    raise AssertionError(f"no {name} is running")
+    """Waits for a process that starts ranks, and returns it. `name`: FRONT, NODE or FORKS."""
+    found: list[psutil.Process] = []
+
+    def runs() -> bool:
+        for child in below(process):
+            with suppress(psutil.Error):
+                if any(word.endswith(name) for word in child.cmdline()[:5]):
+                    found.append(child)
+        return bool(found)
+
+    wait_for(runs, process)
+    return found[0]
 
 
 def wait_for(happened: Callable[[], bool], process: Running, seconds: float = HANG) -> None:
@@ -84,12 +95,13 @@ class Blow:
     strike: Callable[[Any], None]
     sign: Callable[[], bool] = lambda: True
     delay: float = 0.5
+    flags: tuple[str, ...] = ()  # of the command
 
 
 def interrupt(folder: Path, words: list[str], blow: Blow) -> int:
     """Starts `randcond WORDS`, interrupts its stage and waits until all processes have ended; returns the exit code."""
     with (folder / "log.txt").open("a") as out:
-        process = subprocess.Popen([*RANDCOND, *words], cwd=folder, stdout=out, stderr=out)
+        process = subprocess.Popen([*RANDCOND, *words, *blow.flags], cwd=folder, stdout=out, stderr=out)
         wait_for(lambda: bool(ranks(process)) and blow.sign(), process)
         time.sleep(blow.delay)
         children = below(process)
@@ -117,7 +129,12 @@ def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
         ranks(process)[-1].kill()
 
     def kill_launcher(name: str) -> Callable[[Any], None]:
-        return lambda process: launcher(process, name).kill()
+        def kill(process: Any) -> None:
+            found = launcher(process, name)
+            time.sleep(8.0)
+            found.kill()
+
+        return kill
 
     stages: list[tuple[str, str, list[Blow]]] = [
         ("pool", "demo-with", [Blow("Ctrl-C", ctrl_c, delay=0.0), Blow("kill -9", kill_all, delay=0.0)]),
@@ -138,8 +155,9 @@ def interrupted_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
                 Blow("Ctrl-C", ctrl_c, there("with/checkpoints/step-*")),
                 Blow("kill -9 of all", kill_all, there("with/checkpoints/step-*", 2)),
                 Blow("kill -9 of a rank", kill_rank, there("with/checkpoints/step-*", 3)),
-                Blow("kill -9 of the node's launcher", kill_launcher(NODE), delay=8.0),
-                Blow("kill -9 of deepspeed", kill_launcher(FRONT), delay=8.0),
+                Blow("kill -9 of the process that forks", kill_launcher(FORKS), delay=0.0),
+                Blow("kill -9 of the node's launcher", kill_launcher(NODE), delay=0.0, flags=DEEPSPEED),
+                Blow("kill -9 of deepspeed", kill_launcher(FRONT), delay=0.0, flags=DEEPSPEED),
             ],
         ),
         (

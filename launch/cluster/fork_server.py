@@ -1,0 +1,181 @@
+"""Forks a plan's stages from one process that has imported their libraries, so that each stage need not.
+
+`python -m randcond.launch.cluster.fork_server SOCKET MODULE ...` is this process. It is for CPUs: a GPU's driver does
+not survive a fork. It reads one request per line from SOCKET, a descriptor that it inherits, and answers with the
+process id and at last the exit code. It ends when the other end of SOCKET is closed.
+"""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import shlex
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from randcond.launch.runtime.processes import prepare_child
+
+NOTICED = 1.0  # seconds until the other ranks are ended after one has failed: they name the lost rank meanwhile
+PATIENCE = 30.0  # seconds that they have to end
+
+
+@dataclass(frozen=True)
+class Request:
+    """One stage: a module that is run as `python -m MODULE WORDS`, by one process or by several ranks."""
+
+    module: str
+    words: list[str]
+    ranks: int = 1
+    environment: dict[str, str | None] = field(default_factory=dict)  # what differs from this process's; None: unset
+    port: int = 0  # where the ranks meet
+
+    def line(self) -> bytes:
+        """The request as it is sent."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def serve(line: socket.socket, modules: list[str]) -> None:
+    """Imports modules, then forks a stage for each request until there are no more."""
+    _preemption(signal.SIG_IGN)  # it is for the stages
+    try:
+        with _quiet():
+            for module in modules:
+                importlib.import_module(module)
+    except ImportError:
+        return  # the stage is started without this process, and says what is missing
+    for message in (".*use of fork", ".* found in sys.modules after import of package"):
+        warnings.filterwarnings("ignore", message=message)
+    requests = line.makefile("rb")
+    while text := requests.readline():
+        request = Request(**json.loads(text))
+        pid = os.fork()
+        if not pid:
+            os.close(line.detach())  # only this process answers
+            _lead(request)
+        _send(line, {"pid": pid})
+        _, status = os.waitpid(pid, 0)
+        _send(line, {"code": os.waitstatus_to_exitcode(status)})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what libraries print on import. Their output goes past Python, too."""
+    kept = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    try:
+        yield
+    finally:
+        for number, file in zip((1, 2), kept, strict=True):
+            os.dup2(file, number)
+            os.close(file)
+        os.close(nowhere)
+
+
+def _send(line: socket.socket, answer: dict[str, object]) -> None:
+    with contextlib.suppress(OSError):  # the command is gone, and so will this process be
+        line.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _lead(request: Request) -> None:
+    """Runs a stage in this forked process, or in ranks that it forks and watches. Does not return."""
+    os.setsid()
+    prepare_child()
+    _preemption(signal.SIG_DFL)
+    for name, value in request.environment.items():  # what the libraries have set on import stays
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if request.ranks == 1:
+        _run(request)
+    meeting = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(request.port),
+        "WORLD_SIZE": str(request.ranks),
+        "LOCAL_SIZE": str(request.ranks),
+    }
+    os.environ.update(meeting)
+    ranks = set()
+    _preemption(signal.SIG_IGN)  # the ranks get it, too; this process reports how they end
+    for rank in range(request.ranks):
+        pid = os.fork()
+        if not pid:
+            prepare_child()
+            _preemption(signal.SIG_DFL)
+            os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            _run(request)
+        ranks.add(pid)
+    os._exit(_watch(ranks))
+
+
+def _preemption(handler: signal.Handlers) -> None:
+    """Ignores the signals that ask a training to end, or takes them again."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, handler)
+
+
+def _watch(living: set[int]) -> int:
+    """Waits for the ranks. If one fails, ends the others. Returns the exit code of the first that failed, or 0."""
+    while living:
+        pid, status = os.wait()
+        living.discard(pid)
+        if code := os.waitstatus_to_exitcode(status):
+            _end(living)
+            return code if code > 0 else 128 - code
+    return 0
+
+
+def _end(ranks: set[int]) -> None:
+    """Ends the other ranks: with SIGTERM, after a while with SIGKILL."""
+    deadline = time.monotonic() + NOTICED
+    signals = [(deadline, signal.SIGTERM), (deadline + PATIENCE, signal.SIGKILL)]
+    while ranks:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+        ranks.discard(pid)
+        if signals and time.monotonic() > signals[0][0]:
+            _, number = signals.pop(0)
+            for rank in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, number)
+        time.sleep(0.02)
+
+
+def _run(request: Request) -> None:
+    """Runs the module in this process as `python -m` would, and ends it."""
+    from setproctitle import setproctitle
+
+    code = 1
+    try:
+        sys.argv = [request.module, *request.words]
+        setproctitle(shlex.join([sys.executable, "-m", *sys.argv]))  # for ps, and whoever looks for the ranks
+        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
