@@ -21,7 +21,7 @@ WHERE := $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(NODES),--nodes $(NODE
   $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(RESTARTS),--max-restarts $(RESTARTS)) $(if $(SBATCH),--sbatch "$(SBATCH)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini beyond mini-results bench bench-gpu bench-start bench-scaling bench-data bench-eval tensorboard docs layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
+.PHONY: help setup packages always quick test coverage test-all test-endurance test-hosts test-slurm lint format dryrun plan mini beyond mini-results bench bench-gpu bench-start bench-scaling bench-data bench-eval tensorboard docs gallery layout digits-flow-teacher digits-teacher $(EXPERIMENTS) $(TABLES)
 
 help: ## this list
 	@echo "make TARGET [HOSTFILE=hosts] [NODES=n] [GPUS=ranks per host] [LAUNCHER=deepspeed|torchrun|slurm] [RESTARTS=n]"
@@ -142,6 +142,9 @@ tensorboard: $(READY) ## show the runs in TensorBoard
 docs: $(READY) ## build the documentation's site into build/site; checks every link and anchor
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean $(ARGS)
 	@echo "open build/site/index.html, or read it while you write: $(BIN)/python -m mkdocs serve"
+
+gallery: $(READY) ## take the screenshots of docs/gallery.md from a finished `make demo`; needs Debian's chromium
+	$(BIN)/python docs/site/gallery.py runs/demo docs/gallery
 
 layout: $(READY) ## write docs/layout.md, the tree of the packages, from docstrings
 	@$(BIN)/python -m tests.support.layout

@@ -1,7 +1,7 @@
 """Times what a user waits for before the first training step, by part (`make bench-start`).
 
 It times `randcond --help`, a dry run, and a training of the embedded world from the command to the end of its first
-step. `--rounds N`: how often each is timed.
+step: forked, and under the deepspeed launcher, in turns. `--rounds N`: how often each is timed.
 """
 
 import subprocess
@@ -16,6 +16,7 @@ from randcond.launch.runtime.files import read_json
 from tests.bench.results import interval, save
 
 RANDCOND = str(Path(sys.executable).with_name("randcond"))
+BEFORE = "check, and start of ranks"  # until the ranks' first line of Python
 SMALL = ["cache.size=100", "train.steps=2", "cache.steps=2", "train.sample_every=0"]
 
 
@@ -38,20 +39,24 @@ def main() -> None:
 
 
 def training(folder: Path, rounds: int) -> dict[str, Any]:
-    """Returns the seconds from the command to the end of the first step, by part."""
-    parts: dict[str, list[float]] = {}
+    """Returns the seconds from the command to the end of the first step, by way to start it and by part."""
+    ways: dict[str, list[str]] = {"forked": [], "deepspeed": ["--launcher", "deepspeed"]}
+    found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for number in range(rounds):
-        run = folder / f"run-{number}"
-        began = time.time()
-        timed([RANDCOND, "run", "train", "demo-with", *SMALL, f"paths.run={run}"], folder)
-        mine = read_json(run / "startup.json")
-        whole = (run / "startup.json").stat().st_mtime - began
-        for part, seconds in {"command and launcher": whole - sum(mine.values()), **mine, "whole": whole}.items():
-            parts.setdefault(part, []).append(seconds)
+        for way, flags in ways.items():
+            run = folder / f"run-{way}-{number}"
+            began = time.time()
+            timed([RANDCOND, "run", "train", "demo-with", *SMALL, f"paths.run={run}", *flags], folder)
+            mine = read_json(run / "startup.json")
+            whole = (run / "startup.json").stat().st_mtime - began
+            for part, seconds in {BEFORE: whole - sum(mine.values()), **mine, "whole": whole}.items():
+                found[way].setdefault(part, []).append(seconds)
     print("training of the embedded world on two ranks, from the command to the end of its first step:")
-    for part, taken in parts.items():
-        print(f"  {part:28}{interval(taken)[0]:6.2f} s   ({min(taken):.2f} to {max(taken):.2f})")
-    return {part: {"median": interval(taken)[0]} for part, taken in parts.items()}
+    for way, parts in found.items():
+        print(way)
+        for part, taken in parts.items():
+            print(f"  {part:28}{interval(taken)[0]:6.2f} s   ({min(taken):.2f} to {max(taken):.2f})")
+    return {way: {part: {"median": interval(each)[0]} for part, each in parts.items()} for way, parts in found.items()}
 
 
 def timed(command: list[str], folder: Path) -> float:

@@ -1,5 +1,6 @@
 """From a checkpoint that people have to a student that stock diffusers draws with: three lines typed."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -10,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from randcond.model_zoo.teacher import Teacher
-from tests.support import shaped
+from tests.support import shaped, warm
 from tests.support.demo import randcond
 from tests.support.drawing import draw_elsewhere
 from tests.support.ldm import one_file
 
+README = Path(__file__).parents[2] / "README.md"
 CAPTIONS = [f"a {size} {colour} {thing}" for size in ("small", "large") for colour in ("red", "green", "blue", "grey")
             for thing in ("cat", "dog", "tree", "car", "house", "boat")]  # fmt: skip
 PIPELINES = {"sdxl": "StableDiffusionXLPipeline"}
@@ -57,11 +59,20 @@ def three_lines(layout: str, form: Form, flags: list[str], folder: Path, hours: 
     for words in lines:
         randcond(folder, *words)
     seconds = time.monotonic() - started
+    load_as_the_readme_says(folder)
     student = folder / "runs/mine/run/student_ema"
     image = draw_elsewhere(student, folder / "image.npy", PIPELINES.get(layout, "StableDiffusionPipeline"))
     assert image.shape == (1, 128, 128, 3) and image.std() > 0
     assert (folder / "runs/mine/run/report.html").is_file()
     return seconds, float(image.std())
+
+
+def load_as_the_readme_says(folder: Path) -> None:
+    """Runs the README's Python beside a finished run."""
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    done = warm.run([warm.Command("-c", [code], folder)])[0]
+    assert done.returncode == 0, done.stderr
+    assert (folder / "cat.png").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -176,7 +176,27 @@ def test_the_map_names_every_room() -> None:
     named = set(re.findall(r"\]\(([^)]+)\)", text))
     rooms = {path.parent for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")}
     assert {str(room.relative_to(ROOT)) for room in rooms} <= named
-    assert len(text.strip().splitlines()) <= 27  # 25 rows and the head
+    assert len(text.strip().splitlines()) <= 20  # 18 rows and the head
+
+
+ONE_GPU = re.findall(r"\(`--gpu (\S+)`\) (\| .* \|)$", README.read_text(), re.MULTILINE)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("gpu", "row"), ONE_GPU, ids=lambda text: text.split()[0])
+def test_the_readme_says_what_init_predicts(gpu: str, row: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("caption\n" + "".join(f"a photo of {n}\n" for n in range(200_000)))
+    words = ["--teacher", "CompVis/stable-diffusion-v1-4", "--captions", "captions.csv", "--hours", "24", "--gpu", gpu]
+    said = run(tmp_path, "init", "mine.yaml", *words).stdout
+    student, latents, steps, samples, hours = re.match(  # type: ignore[union-attr]
+        r"mine.yaml: (\S+), (\S+) latents, (\S+) steps of (\d+); about (\d+) hours on", said
+    ).groups()
+    memory = re.search(r"train (\S+ GB) of memory", (tmp_path / "mine.yaml").read_text())
+    assert memory and row == f"| {student} | {latents} | {steps} of {samples} | {memory[1]} | {hours} |"
+
+
+def test_the_rows_of_one_gpu() -> None:
+    assert [gpu for gpu, _ in ONE_GPU] == ["rtx4090", "a100-80"]
 
 
 def test_the_readme_is_short() -> None:
@@ -187,9 +207,9 @@ def test_the_readme_is_short() -> None:
 
 def test_the_readme_and_the_index_link_every_page() -> None:
     pages = {path.relative_to(ROOT) for path in PAGES if path != README}
-    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", README.read_text()))
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)\)", README.read_text()))
     assert linked == {str(page) for page in pages}
-    index = set(re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", (ROOT / "docs/README.md").read_text()))
+    index = set(re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+\.md)\)", (ROOT / "docs/README.md").read_text()))
     assert index == {page.name for page in pages} - {"README.md"}
 
 
