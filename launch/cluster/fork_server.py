@@ -7,6 +7,7 @@ process id and at last the exit code. It ends when the other end of SOCKET is cl
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -53,6 +54,7 @@ def serve(line: socket.socket, modules: list[str]) -> None:
         return  # the stage is started without this process, and says what is missing
     for message in (".*use of fork", ".* found in sys.modules after import of package"):
         warnings.filterwarnings("ignore", message=message)
+    gc.freeze()  # the collector would otherwise touch, and so copy, all memory that the forks share
     requests = line.makefile("rb")
     while text := requests.readline():
         request = Request(**json.loads(text))

@@ -26,7 +26,7 @@ from randcond.launch.machine.visible_gpus import VARIABLE, gpus_here
 from randcond.launch.runtime.exit_codes import INTERRUPTED, LOST_RANK, PREEMPTED, USER_ERROR
 from randcond.launch.runtime.files import remove
 from randcond.launch.runtime.logs import SAID, log
-from randcond.launch.runtime.processes import QUIET, RANKS_FROM, STOP_FILE, SUPERVISOR, prepare_child
+from randcond.launch.runtime.processes import QUIET, RANKS_FROM, STOP_FILE, SUPERVISOR, prepare_child, thread_limits
 from randcond.launch.runtime.this_command import this_command
 
 Command = subprocess.Popen[bytes] | ForkedProcess
@@ -157,6 +157,7 @@ def _run_command(step: Step, grace: float, requests: list[float], forks: ForkSer
     preempted is killed at once. Both return PREEMPTED. Raises SystemExit if it has not saved after `grace` seconds.
     """
     environment = {**_environment(elsewhere=step.environment_file is not None), **step.environment}
+    environment |= thread_limits(step.threads)  # torchrun would warn that it sets 1
     said = _folder_of_errors(step.environment_file)
     environment[SAID] = str(said)
     stop = step.folder / f".stop.{platform.node()}.{os.getpid()}" if step.folder else None
@@ -199,7 +200,8 @@ def _end(process: Command, step: Step) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=15)
     _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=60)
 
 
 def _folder_of_errors(environment_file: Path | None) -> Path:

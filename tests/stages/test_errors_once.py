@@ -43,10 +43,11 @@ def test_a_stage_alone_is_checked_before_its_ranks_start(world: Path, stage: str
     assert "[1/2] check" in done.stdout and "[2/2]" not in done.stdout
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["", "deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_what_only_the_ranks_can_find_is_shown_once(world: Path, launcher: str) -> None:
     words = ["train", "demo-with", *TINY, "paths.run=runs/new", "cache.guidance=5.0"]
-    done = run(world, *words, "--gpus", "2", "--launcher", launcher, "--max-restarts", "1")
+    flags = ["--launcher", launcher] if launcher else []
+    done = run(world, *words, "--gpus", "2", *flags, "--max-restarts", "1")
     assert done.stderr.count("guidance is 3.0, expected 5.0") == 1
     assert done.stderr.count("error") == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "[2/2] train" in done.stdout and "restart 1" not in done.stdout  # the same command would end the same way

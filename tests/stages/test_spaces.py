@@ -40,8 +40,9 @@ def environment_with_spaces(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_training_in_a_path_with_spaces(spaced: Path) -> None:
-    """With the launcher, two ranks, captions with spaces in their names, and an environment in a path with spaces."""
+@pytest.mark.parametrize("flags", [(), ("--launcher", "deepspeed")])
+def test_a_training_in_a_path_with_spaces(flags: tuple[str, ...], spaced: Path) -> None:
+    """With two ranks, captions with spaces in their names, and an environment in a path with spaces."""
     (spaced / "captions of mine").mkdir()
     (spaced / "captions of mine/a few.txt").write_text("a red three on green\na blue four on white\n")
     paths = ["paths.cache=runs of mine/demo/cache", "paths.pool=runs of mine/a pool", "paths.run=runs of mine/a run"]
@@ -49,7 +50,7 @@ def test_a_training_in_a_path_with_spaces(spaced: Path) -> None:
     words += ["train.sample_every=0"]
     randcond(spaced, "run", "pool", *words)
     python = environment_with_spaces(spaced)
-    command = [str(python), "-m", "randcond.launch.cli", "run", "train", *words, "--gpus", "2"]
+    command = [str(python), "-m", "randcond.launch.cli", "run", "train", *words, "--gpus", "2", *flags]
     clean = {name: value for name, value in os.environ.items() if name != "TORCH_EXTENSIONS_DIR"}
     done = subprocess.run(command, cwd=spaced, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
