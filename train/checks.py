@@ -42,6 +42,7 @@ def check_training(config: Config, ranks: int) -> None:
         need("eval", f"train.eval_every={config.train.eval_every}")
     engine = config.engine
     batch_shape(config.train.global_batch, ranks, engine.micro_batch)
+    _check_latents(config)
     if engine.shard_group:
         shard_group(engine.engine_kind, engine.shard_group, ranks, ranks)
     rule = find_rule(config.student.full_rule)
@@ -57,6 +58,17 @@ def check_training(config: Config, ranks: int) -> None:
         _check_earlier(config)
     check_schedule(config.train)
     check_steps(config)
+
+
+def _check_latents(config: Config) -> None:
+    """Raises UserError if captions give fewer latents than a batch needs. The number of images is not known yet."""
+    cache, batch = config.cache, config.train.global_batch
+    key, latents = ("cache.used", cache.used) if cache.used else ("cache.size", cache.size)
+    if cache.captions and latents < batch:
+        raise UserError(
+            f"train.global_batch: {batch} is larger than {key} ({latents}); a batch must not contain a sample twice; "
+            f"lower it or draw more latents"
+        )
 
 
 def _check_against_teacher(config: Config) -> None:

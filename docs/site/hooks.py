@@ -47,14 +47,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     for path in sorted(RESULTS.rglob("*")):
-        if path.suffix in (".md", ".png"):
+        if path.suffix in (".md", ".png", ".webp"):
             uri = path.relative_to(RESULTS.parent).as_posix()
             files.append(File(uri, str(RESULTS.parent), config.site_dir, config.use_directory_urls))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points the links of a page to the pages of the site."""
+    """Points the links of a page to the pages of the site.
+
+    In a search, the questions of the home page stand before the guide, references and kept reports behind it. They have
+    more pages than it, and shorter titles.
+    """
+    if page.is_homepage:
+        page.meta["search"] = {"boost": 20}
+    elif page.file.src_uri.startswith(("reference/", "results/")):
+        page.meta["search"] = {"boost": 0.01}
     source = page.file.abs_src_path
     if source is None:  # a generated page
         return markdown

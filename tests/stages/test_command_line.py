@@ -238,6 +238,7 @@ def test_empty_or_missing_captions_end_before_any_artefact(tmp_path: Path) -> No
         ("cache.size=99999", "cache.size: is 99999, but the sources contain only 2880 captions (320 more"),
         ("cache.exclude=[tree]", "cache.exclude: no caption contains 'tree'"),
         ("train.global_batch=63", "63 does not divide over 2 ranks"),
+        ("cache.size=50", "train.global_batch: 64 is larger than cache.size (50)"),
         ("teacher.path=/nowhere", "no teacher at /nowhere"),
     ],
 )

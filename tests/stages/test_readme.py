@@ -113,6 +113,8 @@ def test_randcond_lines_run(line: str, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ROOT / "data")
     if {"my-model", "mine.yaml"} & set(words):
         words += own_model(words, tmp_path)
+    if "hosts" in words:
+        (tmp_path / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")
     if words[:2] in (["pool", "sample"], ["pool", "take"]):
         run(tmp_path, "pool", "build", words[2], "data/digits/captions.txt")
     done = run(tmp_path, *words)
@@ -305,9 +307,9 @@ def test_the_table_in_miniature_says_what_its_reports_say() -> None:
             made = [abs(b - a + d - c) / 2, abs((b - a) - (d - c))]
             assert min(abs(each - told) for each in made) < 0.16, line  # the numbers are rounded
     counted = re.search(
-        r"Of (\d+) claims asked beforehand (\d+) are reproduced, (\d+) within noise and (\d+) not reproduced; "
-        r"of (\d+) asked afterwards none, (\d+) and (\d+)\.",
-        " ".join(page_with("claims asked beforehand")[1].split()),
+        r"(\d+) of the paper's claims were written down before the runs: (\d+) are reproduced, (\d+) are within noise, "
+        r"(\d+) are not reproduced\. (\d+) more were written down afterwards: (\d+) are within noise, (\d+) are not",
+        " ".join(page_with("claims were written down")[1].split()),
     )
     assert counted and len(lines) > 10
     kept = (ROOT / "launch/tables/results/README.md").read_text()
@@ -347,7 +349,5 @@ def test_the_claim_of_speed_is_its_records() -> None:
     sheet = share * found["matmul_tflops"] / GPUS["h200"].tflops
     said = " ".join(README.read_text().split())
     speed = f"{found['ours']['samples_per_s']:.0f} samples/s"
-    assert (
-        f"{speed}: {share:.0%} of the card's measured bf16 rate, {sheet:.0%} of its data sheet's".replace("%", " %")
-        in said
-    )
+    assert f"{speed}, {share:.0%} of the card's measured bf16 rate".replace("%", " %") in said
+    assert f"of its peak (an H200 reached {sheet:.0%})".replace("%", " %") in said
