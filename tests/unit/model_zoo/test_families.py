@@ -86,7 +86,7 @@ def test_a_teacher_is_shown_what_its_pipeline_shows_it(name: str, folders: dict[
     stock.scheduler.step = lambda output, *args, **kwargs: steps.append(output) or step(output, *args, **kwargs)
     with stock.transformer.register_forward_hook(note, with_kwargs=True):
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-        options: dict[str, Any] = {"use_resolution_binning": False} if "pixart" in name else {}
+        options: dict[str, Any] = dict(teacher.family.call_options)
         options |= {"height": PIXELS, "width": PIXELS} if name == "klein" else {}
         settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent", **options}
         theirs = stock(prompt=CAPTIONS[:2], generator=generators, **settings).images
