@@ -167,6 +167,7 @@ def test_clip_score_is_open_clips_cosine(tmp_path: Path) -> None:
     assert ours == pytest.approx(torch.cosine_similarity(seen, said).double().mean().item(), abs=1e-6)
 
 
+@pytest.mark.heavy
 def test_a_network_is_told_by_its_settings_too(tmp_path: Path) -> None:
     """The same weights with another activation give other features, so the identity changes."""
     clip, dino = clip_folder(tmp_path / "clip"), dino_folder(tmp_path / "dino")

@@ -43,6 +43,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return load_config("demo-with", OPEN)
 
 
+@pytest.mark.heavy
 def test_a_batch_is_recorded_and_kept(config: Config) -> None:
     micro = with_micro_batch(config).engine.micro_batch
     assert micro == config.train.global_batch  # one rank, and little memory is needed
@@ -147,6 +148,7 @@ def test_every_metric_that_reads_inception_takes_its_memory(config: Config) -> N
     assert {name: scoring(name) for name in METRICS if scoring(name) == scoring("fid")}.keys() == readers
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["rtx4060", "rtx4090", "h200", "11GB,27TFLOPS"])
 def test_the_largest_batch_of_drawing_fits_and_divides_the_shards(name: str) -> None:
     config = load_config("demo-with", [*SD, *OPEN, "cache.size=1024", "cache.shard_size=1024", "eval.size=1000"])

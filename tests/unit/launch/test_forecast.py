@@ -28,6 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return load_config("demo-with", ["cache.batch=null", "eval.batch=null", "engine.micro_batch=null"])
 
 
+@pytest.mark.heavy
 def test_what_does_not_fit_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     card = Here("a small card", Gpu(30, 8, 16, 3, 24))

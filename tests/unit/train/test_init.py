@@ -52,6 +52,7 @@ def test_every_line_is_explained_and_the_file_loads(folder: Path, capsys: pytest
     assert "next: randcond run all mine.yaml" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_the_schema_beside_it_knows_every_key(folder: Path) -> None:
     write(gpu="rtx4090", hours="2")
     first = (folder / "mine.yaml").read_text().splitlines()[0]

@@ -58,6 +58,7 @@ def test_without_triton_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     assert "does not support an old card" in line and "teacher_graph is off (it needs compile: whole)" in line
 
 
+@pytest.mark.heavy
 def test_the_papers_experiments_leave_it_to_the_device_and_their_graph_is_counted() -> None:
     for name in ("b-base", "koala-700m", "slim", "pixart-14-512"):
         engine = load_config(name).engine
