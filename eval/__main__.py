@@ -7,12 +7,13 @@ from randcond.launch.runtime.entry_point import stage_main
 
 def check(config: Config) -> None:
     """Raises UserError if teacher, captions, metrics or protocol are wrong; called before any image is drawn."""
-    from randcond.eval.checks import check_evaluation  # imports torch; stage_main() must set its threads first
+    from randcond.eval.checks import check_evaluation, check_made  # imports torch; stage_main() must set threads first
     from randcond.model_zoo.families.faults.look import check_teacher
 
     if config.trains:
         check_teacher(resolve_path(config.teacher.path))
     check_evaluation(config)
+    check_made(config)
 
 
 def evaluate(config: Config) -> None:

@@ -18,10 +18,12 @@ from randcond.eval.geneval2.run import geneval2_items
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
 from randcond.eval.scores.metrics import Metric, find_metrics
 from randcond.eval.scores.statistics import find_features, find_statistics
+from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
 from randcond.launch.errors import UserError
 from randcond.launch.install.extras import need
+from randcond.launch.runtime.files import read_record
 from randcond.model_zoo.checkpoints.hub import is_hub_id
 
 
@@ -79,6 +81,23 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
         check_judge(config.eval.geneval2.judge)
     with collecting_missing(missing):
         grid_prompts(config)
+
+
+def check_made(config: Config) -> None:
+    """Raises UserError naming every evaluation that is there and was made without a network that a metric needs."""
+    metrics = find_metrics(config.eval.metrics).values()
+    needed = {name for metric in metrics for name in metric.needs.values()}
+    lacking = []
+    for name in config.eval.of:
+        folder = Path(config.paths.reference) if name == "teacher" else eval_folder(config)
+        if (folder / "plan.json").is_file():
+            added = needed - read_record(folder / "plan.json", "extractors")["extractors"].keys()
+            lacking += [f"the evaluation at {folder} was made without {', '.join(sorted(added))}"] if added else []
+    if lacking:
+        raise UserError(
+            f"eval.metrics: {'; '.join(lacking)}: to add a metric that needs it, move what is named aside and evaluate "
+            f"again, which draws the images anew"
+        )
 
 
 def to_download(config: Config) -> list[str]:

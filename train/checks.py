@@ -12,7 +12,7 @@ from randcond.data.inputs.catalogue import collecting_missing
 from randcond.data.inputs.fetch import check_packages
 from randcond.data.stream.conditioning import probability_table, times_of
 from randcond.data.teacher_settings import check_settings
-from randcond.eval.checks import check_evaluation
+from randcond.eval.checks import check_evaluation, check_made
 from randcond.eval.images.prompts import choose_prompts
 from randcond.launch.config.engines import batch_shape, shard_group
 from randcond.launch.config.paths import is_url, resolve_path, resolve_sources
@@ -160,3 +160,4 @@ def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> N
             with collecting_missing(missing):
                 expand(source)
     check_evaluation(config, missing)
+    check_made(config)

@@ -4,6 +4,7 @@ A drop-in for tqdm, which counts, times and draws. Carriage returns never reach 
 """
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -27,6 +28,15 @@ class Progress(tqdm):  # type: ignore[type-arg]
         options |= {"file": self._sink or stream, "mininterval": 1.0}
         super().__init__(*args, **options)
         self._first = self._last = self.n
+        self._ended = threading.Event()
+        if not self.disable and self.line_every > 0:
+            threading.Thread(target=self._remind, daemon=True).start()
+
+    def _remind(self) -> None:
+        """Writes a line when it is time for one, although nothing was counted meanwhile."""
+        while not self._ended.wait(self.line_every):
+            if time.monotonic() - self._said >= self.line_every:
+                self._say()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Draws the bar, or writes a line when it is time for one."""
@@ -36,6 +46,8 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
     def close(self) -> None:
         """Ends it, with a last line where lines are written."""
+        if hasattr(self, "_ended"):
+            self._ended.set()
         if not self.disable and hasattr(self, "_last") and self.n > self._last:
             self._say()
         super().close()
@@ -65,6 +77,8 @@ class Progress(tqdm):  # type: ignore[type-arg]
             parts.append(f"{duration(facts['elapsed'] / new * (self.total - self.n))} left")
         elif self.total and self.n >= self.total:
             parts.append(f"took {duration(facts['elapsed'])}")
+        elif self.total:
+            parts.append(f"{duration(facts['elapsed'])} so far")
         return ", ".join(parts)
 
     def _amount(self, count: float) -> str:

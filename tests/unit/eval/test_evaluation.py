@@ -32,7 +32,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from randcond.eval.checks import check_evaluation
+from randcond.eval.checks import check_evaluation, check_made
 from randcond.eval.features.load import EXTRACTORS
 from randcond.eval.images.generate import load_features, load_shown
 from randcond.eval.images.prompts import choose_prompts, first_prompts, grid_prompts
@@ -43,6 +43,7 @@ from randcond.launch.config.experiments import load_config
 from randcond.launch.config.paths import PACKAGE, eval_folder
 from randcond.launch.config.sections import Config, Eval
 from randcond.launch.errors import UserError
+from randcond.launch.runtime.files import write_json
 from randcond.model_zoo.checkpoints.layouts import VAE, text_config
 from randcond.model_zoo.pipelines import load_frozen_pipeline
 from randcond.model_zoo.sampler import caption_seed
@@ -193,6 +194,22 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
         UserError, match=r"eval\.metrics: .* was made without judge: to add a metric that needs it, move"
     ):
         run(system(tmp_path, *words, "eval.metrics=[is,digits]"))
+
+
+def test_all_evaluations_that_lack_a_network_are_named_before_any_work(tmp_path: Path) -> None:
+    config = load_config("demo-with", [f"paths.reference={tmp_path / 'teacher'}", f"paths.run={tmp_path / 'run'}"])
+    check_made(config)  # nothing is there
+    for folder, extractors in ((tmp_path / "teacher", {}), (tmp_path / "run/eval-ema", {"inception": "i"})):
+        folder.mkdir(parents=True)
+        write_json(folder / "plan.json", {"extractors": extractors, "saved": "none"})
+    with pytest.raises(UserError) as raised:
+        check_made(config)
+    said = str(raised.value)
+    assert said.startswith("eval.metrics: the evaluation at ") and said.count("was made without judge") == 2
+    assert f"{tmp_path}/teacher" in said and f"{tmp_path}/run/eval-ema" in said
+    for folder in (tmp_path / "teacher", tmp_path / "run/eval-ema"):
+        write_json(folder / "plan.json", {"extractors": {"judge": "j", "inception": "i"}, "saved": "none"})
+    check_made(config)
 
 
 @pytest.mark.heavy

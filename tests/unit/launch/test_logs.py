@@ -8,10 +8,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
+from randcond.launch.runtime import progress
 from randcond.launch.runtime.progress import Progress
 from tests.support.patience import HANG
 
@@ -58,6 +60,21 @@ def test_progress_and_lines_of_several_threads_do_not_wait_for_each_other(tmp_pa
     assert done.stdout.splitlines() == ["?"] * 4000
     assert done.stderr.splitlines()[-1].startswith("counting: 2,000 of 2,000 things (100%)")
     assert "\r" not in done.stderr
+
+
+def test_what_takes_long_says_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the first batch, before anything is counted."""
+    said: list[str] = []
+    monkeypatch.setattr(progress.log, "info", lambda text, **more: said.append(text))
+    with Progress(total=2, desc="drawing", unit="batch", line_every=0.02) as bar:
+        deadline = time.monotonic() + HANG
+        while len(said) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        bar.update(2)
+    before = len(said)
+    time.sleep(0.1)
+    assert len(said) == before and said[0] == "drawing: 0 of 2 batches (0%), 0 s so far"
 
 
 @pytest.mark.parametrize("columns", [0, 80])
