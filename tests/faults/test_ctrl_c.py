@@ -23,7 +23,7 @@ STEPS = ["train.steps=4000", "train.sample_every=0", "train.checkpoint_every=2"]
         (1, "", "at the start"),
         (1, "", "in training"),
         (2, "", "at the start"),
-        (2, "", "in training"),
+        pytest.param(2, "", "in training", marks=pytest.mark.slow),
         (2, "deepspeed", "at the start"),
         pytest.param(2, "deepspeed", "in training", marks=pytest.mark.slow),
         pytest.param(2, "torchrun", "at the start", marks=pytest.mark.slow),

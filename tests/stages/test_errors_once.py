@@ -43,7 +43,9 @@ def test_a_stage_alone_is_checked_before_its_ranks_start(world: Path, stage: str
     assert "[1/2] check" in done.stdout and "[2/2]" not in done.stdout
 
 
-@pytest.mark.parametrize("launcher", ["", "deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", ["", *(pytest.param(x, marks=pytest.mark.slow) for x in ("deepspeed", "torchrun"))]
+)
 def test_what_only_the_ranks_can_find_is_shown_once(world: Path, launcher: str) -> None:
     words = ["train", "demo-with", *TINY, "paths.run=runs/new", "cache.guidance=5.0"]
     flags = ["--launcher", launcher] if launcher else []

@@ -22,14 +22,8 @@ def run(path: Path, folder: Path, settings: list[str]) -> nbformat.NotebookNode:
     return notebook
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if "subprocess" in path.read_text() else [])
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     notebook = run(path, tmp_path, [*TINY, "train.steps=4"])
