@@ -16,7 +16,7 @@ from randcond.eval.geneval.run import geneval_items
 from randcond.eval.geneval2.judge import check_judge
 from randcond.eval.geneval2.run import geneval2_items
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
-from randcond.eval.scores.metrics import Metric, find_metrics
+from randcond.eval.scores.metrics import Metric, find_metrics, needed_extractors
 from randcond.eval.scores.statistics import find_features, find_statistics
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.protocols import protocol_of
@@ -60,7 +60,7 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     if any("inception" in metric.needs.values() for metric in metrics.values()):
         with collecting_missing(missing):
             _check_inception(config.eval.inception)
-    check_weights({name for metric in metrics.values() for name in metric.needs.values()}, config.eval)
+    check_weights(needed_extractors(metrics), config.eval)
     if config.eval.compbench.lists:
         with collecting_missing(missing):
             _check_lists(Path(config.eval.compbench.lists), config.eval.compbench.categories)
@@ -85,9 +85,7 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
 
 def check_made(config: Config) -> None:
     """Raises UserError naming every evaluation that is there and was made without a network that a metric needs."""
-    metrics = find_metrics(config.eval.metrics).values()
-    needed = {name for metric in metrics for name in metric.needs.values()}
-    lacking = []
+    needed, lacking = needed_extractors(find_metrics(config.eval.metrics)), []
     for name in config.eval.of:
         folder = Path(config.paths.reference) if name == "teacher" else eval_folder(config)
         if (folder / "plan.json").is_file():
@@ -103,8 +101,7 @@ def check_made(config: Config) -> None:
 def to_download(config: Config) -> list[str]:
     """Returns the hub ids of scoring networks that are not on this machine yet. Asks no server."""
     ev = config.eval
-    metrics = find_metrics(ev.metrics).values()
-    names = {name for metric in metrics for name in metric.needs.values()}
+    names = needed_extractors(find_metrics(ev.metrics))
     sources = {getattr(ev, key): files for name in names for key, files in EXTRACTORS[name].weights.items()}
     sources |= {ev.geneval.detector: TRANSFORMERS_FILES, ev.geneval.clip: CLIP_FILES} if ev.geneval.prompts else {}
     sources |= {ev.geneval2.judge: ("config.json",)} if ev.geneval2.prompts else {}

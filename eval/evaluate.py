@@ -18,7 +18,7 @@ from randcond.eval.images.generate import Task, generate, load_features
 from randcond.eval.images.identity import further_settings, same_evaluation
 from randcond.eval.images.prompts import choose_prompts
 from randcond.eval.scores.bootstrap import intervals, save_influence
-from randcond.eval.scores.metrics import METRICS, find_metrics, warnings
+from randcond.eval.scores.metrics import METRICS, find_metrics, needed_extractors, warnings
 from randcond.eval.scores.statistics import Reference, read_statistics
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
@@ -47,7 +47,7 @@ class EvaluatedModel:
 
 def prepare(config: Config) -> Task:
     """Returns the experiment's captions, protocol and extractors; raises UserError naming what is missing."""
-    names = sorted({extractor for m in find_metrics(config.eval.metrics).values() for extractor in m.needs.values()})
+    names = sorted(needed_extractors(find_metrics(config.eval.metrics)))
     extractors = load_extractors(names, config.eval, device())
     facts = config.teacher.text_facts
     return Task(choose_prompts(config), protocol_of(config.eval), config.eval, extractors, facts)

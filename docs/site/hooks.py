@@ -47,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     for path in sorted(RESULTS.rglob("*")):
-        if path.suffix in (".md", ".png", ".webp"):
+        if path.suffix in (".md", ".png"):
             uri = path.relative_to(RESULTS.parent).as_posix()
             files.append(File(uri, str(RESULTS.parent), config.site_dir, config.use_directory_urls))
     return files

@@ -167,6 +167,11 @@ METRICS = {
 LOWER = {"frechet_judge"} | {metric.best for metric in METRICS.values() if metric.lower}  # scores: lower is better
 
 
+def needed_extractors(metrics: Mapping[str, Metric]) -> set[str]:
+    """Returns the names of the extractors that metrics need."""
+    return {extractor for metric in metrics.values() for extractor in metric.needs.values()}
+
+
 def find_metrics(names: list[str]) -> dict[str, Metric]:
     """Returns the named metrics; none for pictures without scores. Raises UserError naming an unknown one."""
     if unknown := [name for name in names if name not in METRICS]:
