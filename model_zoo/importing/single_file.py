@@ -47,6 +47,9 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  
 _EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}  # Playground 2.5, CosXL
 
 
+_TITLES = {"sd-v1-4": "Stable Diffusion 1.x", "sd-v2-1": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What a file holds."""
@@ -55,6 +58,11 @@ class _Kind:
     side: int  # of a latent
     prediction: str
     to_zero: bool  # whether its noise schedule ends in pure noise
+
+    @property
+    def title(self) -> str:
+        """What people call all models of this layout."""
+        return _TITLES[self.layout]
 
 
 def import_file(source: Path, target: Path, prediction: str = "", configuration: Path | None = None) -> list[str]:
@@ -96,10 +104,10 @@ def import_file(source: Path, target: Path, prediction: str = "", configuration:
             except (RuntimeError, SingleFileComponentError) as error:  # a part or a tensor is missing
                 reason = next(iter(str(error).splitlines()), "")
                 raise UserError(
-                    f"{source}: does not hold all of {kind.layout} ({reason}); if the model has other sizes, give "
+                    f"{source}: does not hold all of {kind.title} ({reason}); if the model has other sizes, give "
                     f"--config FOLDER, a diffusers folder that describes it"
                 ) from error
-    said = [f"{kind.layout}, predicts {kind.prediction}, {str(dtype).removeprefix('torch.')}"]
+    said = [f"{kind.title}, predicts {kind.prediction}, {str(dtype).removeprefix('torch.')}"]
     if any(name.startswith("model_ema.") for name in shapes):
         said.append("the file also holds EMA weights, which are left out")
     return said
@@ -168,7 +176,7 @@ def _check_widths(shapes: Shapes, kind: _Kind, source: Path) -> None:
     if found != (published := (layout["block_out_channels"][0], layout["cross_attention_dim"])):
         raise UserError(
             f"{source}: its U-Net begins with {found[0]} channels and takes a condition of width {found[1]}, but "
-            f"{kind.layout} has {published[0]} and {published[1]}; give --config FOLDER, a diffusers folder that "
+            f"{kind.title} has {published[0]} and {published[1]}; give --config FOLDER, a diffusers folder that "
             f"describes this model (its weights are not read)"
         )
 
