@@ -18,7 +18,7 @@ def text_options(config: Config) -> TextOptions:
     of = config.teacher
     return TextOptions(
         tokens=of.text_tokens,
-        int8=of.text_dtype == "int8",
+        dtype=of.text_dtype,
         offload=of.text_device == "cpu",
         buckets=of.text_buckets,
         cache_gb=of.text_cache_gb,

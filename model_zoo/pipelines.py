@@ -24,7 +24,7 @@ from randcond.model_zoo.cost.flops import denoiser_cost
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.export import load_denoiser
 from randcond.model_zoo.families.registry import FAMILIES, PIPELINES, load_options, with_parts
-from randcond.model_zoo.int8_weights import store_in_int8
+from randcond.model_zoo.int8_weights import int8_kind, store_in_int8
 from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.text_encoding.options import TextOptions
 from randcond.model_zoo.text_encoding.transfer import keep_on_host
@@ -41,7 +41,7 @@ def load_frozen_pipeline(
     """Loads the pipeline of a folder or hub id, frozen, on `device`, with the named sampler; safetensors only.
 
     dtype: the setting `teacher.dtype`. student: True for a student, whose denoiser is never stored in 8 bits.
-    text: settings of the text encoders; only `int8` and `offload` count here.
+    text: settings of the text encoders; only `dtype` and `offload` count here.
     Raises UserError naming the folder if it is missing or is not a text-to-image pipeline with an autoencoder.
     """
     folder = local_folder(path)
@@ -62,12 +62,12 @@ def load_frozen_pipeline(
             except ValueError as error:
                 raise UserError(f"{folder}: diffusers has no text-to-image pipeline for {name} ({error})") from None
     freeze(pipe, device)
-    in_int8 = [denoiser(pipe)] if dtype == "int8" and not student else []
     text = text or TextOptions()
-    if dtype == "int8" or text.int8:
-        in_int8 += text_encoders(pipe)
-    for network in in_int8:
-        store_in_int8(network)
+    if not student and (kind := int8_kind(dtype)):
+        store_in_int8(denoiser(pipe), kind)
+    if kind := text.dtype or int8_kind(dtype):
+        for encoder in text_encoders(pipe):
+            store_in_int8(encoder, kind)
     if text.offload:
         keep_on_host(text_encoders(pipe), device)
     pipe.scheduler = build_sampler(sampler, pipe.scheduler)

@@ -24,7 +24,8 @@ from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.families.base.family import Condition, Family, TextPart, default_length
 from randcond.model_zoo.families.faults.look import check_configurations
 from randcond.model_zoo.families.registry import load_options, pipeline_of, pixels_per_latent, with_parts
-from randcond.model_zoo.int8_weights import store_in_int8
+from randcond.model_zoo.int8_products import Int8Product
+from randcond.model_zoo.int8_weights import int8_kind, store_in_int8
 from randcond.model_zoo.process.process import Process
 from randcond.model_zoo.sampler import build_sampler
 from randcond.model_zoo.text_encoding.buckets import in_buckets
@@ -58,7 +59,8 @@ class Teacher:
     ) -> "Teacher":
         """Loads a diffusers folder or hub id, safetensors only.
 
-        With the dtype int8, the denoiser and the text encoders store their weights in 8 bits, and compute in bf16.
+        With the dtypes int8 and int8_dynamic, the denoiser and the text encoders store their weights in 8 bits; what
+        they don't multiply in 8 bits they compute in bf16.
         Raises UserError naming the folder if it is missing, or file and key if it does not suit a teacher.
         """
         folder = local_folder(path)
@@ -74,22 +76,27 @@ class Teacher:
         process = process_of(pipe.scheduler, folder, family.flow)
         freeze(pipe, device)
         teacher = cls(pipe, folder, compute_dtype(dtype), family, process, text)
-        if dtype == "int8":
-            teacher.remark = teacher._store_in_int8("teacher", [teacher.denoiser, *teacher.text_encoders])
-        elif text.int8:
-            teacher.remark = teacher._store_in_int8("text encoders", teacher.text_encoders)
+        own, for_text = int8_kind(dtype), text.dtype or int8_kind(dtype)
+        if own and own == for_text:
+            teacher.remark = teacher._store_in_int8("teacher", [teacher.denoiser, *teacher.text_encoders], own)
+        else:
+            parts = [("text encoders", teacher.text_encoders, for_text), ("teacher", [teacher.denoiser], own)]
+            said = [teacher._store_in_int8(what, networks, kind) for what, networks, kind in parts if kind]
+            teacher.remark = "; ".join(said)
         if text.offload:
             keep_on_host(teacher.text_encoders, device)
         return teacher
 
-    def _store_in_int8(self, what: str, networks: list[nn.Module]) -> str:
+    def _store_in_int8(self, what: str, networks: list[nn.Module], kind: str) -> str:
         """Stores the weights in 8 bits. Returns a line for the log with the error of the predictions."""
         before = self.probe()
-        counts = [store_in_int8(network) for network in networks]
+        counts = [store_in_int8(network, kind) for network in networks]
         taken, layers = (sum(each) for each in zip(*counts, strict=True))
+        products = sum(isinstance(module, Int8Product) for network in networks for module in network.modules())
+        multiply = f" ({products} multiply in it)" if products else ""
         return (
-            f"{what} in int8: {taken} of {layers} linear layers and convolutions, which changes the teacher's "
-            f"predictions by {(self.probe() - before).norm() / before.norm():.2%}"
+            f"{what} in int8: {taken} of {layers} linear layers and convolutions{multiply}, which changes the "
+            f"teacher's predictions by {(self.probe() - before).norm() / before.norm():.2%}"
         )
 
     @property

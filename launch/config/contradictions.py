@@ -51,8 +51,10 @@ def check_config(config: "Config") -> None:
         raise ValueError("engine.teacher_graph: needs engine.compile=whole")
     if config.engine.teacher == "sharded" and (graph or config.engine.teacher_fp8):
         raise ValueError("engine.teacher: a sharded teacher can't use engine.teacher_graph or engine.teacher_fp8")
-    if config.teacher.dtype == "int8" and (config.engine.teacher == "sharded" or config.engine.teacher_fp8):
-        raise ValueError("teacher.dtype: int8 can't be combined with engine.teacher=sharded or engine.teacher_fp8")
+    if config.teacher.in_8_bits and (config.engine.teacher == "sharded" or config.engine.teacher_fp8):
+        raise ValueError(
+            f"teacher.dtype: {config.teacher.dtype} can't be combined with engine.teacher=sharded or engine.teacher_fp8"
+        )
     if config.trains and config.engine.ema == "off":
         _check_raw(config)
     if config.trains and bool(config.cache.captions) == bool(config.cache.images):

@@ -48,13 +48,14 @@ class Teacher:
 
     # A diffusers folder, a hub id (owner/name), or package:... for a folder that ships with randcond.
     path: ByContent[str]
-    # of the teacher's weights and activations; int8: weights in 8 bits, activations in bf16
-    dtype: Annotated[Literal["fp32", "bf16", "int8"], Decides(("run", "shards", "evaluation"))] = "bf16"
+    # of the teacher's weights and activations. int8: weights in 8 bits, activations in bf16. int8_dynamic: linear
+    # layers also multiply in 8 bits, which is fast on tensor cores if it is compiled.
+    dtype: Annotated[Literal["fp32", "bf16", "int8", "int8_dynamic"], Decides(("run", "shards", "evaluation"))] = "bf16"
     # Length of the text in tokens, where the pipeline leaves it open (max_sequence_length: T5's text in SD 3 and
     # PixArt, Qwen3's in FLUX.2); null: the pipeline's default.
     text_tokens: ByContent[int | None] = None
-    # of the text encoders' weights; int8: in 8 bits, about half the memory; null: as dtype says
-    text_dtype: ByContent[Literal["int8"] | None] = None
+    # of the text encoders; int8: weights in 8 bits, about half the memory; int8_dynamic: products, too; null: as dtype
+    text_dtype: ByContent[Literal["int8", "int8_dynamic"] | None] = None
     # Where the text encoders' weights stay. cpu: in the host's memory; each layer is copied when it is
     # needed, which saves GPU memory and costs time.
     text_device: Free[Literal["device", "cpu"]] = "device"
@@ -63,6 +64,16 @@ class Teacher:
     text_buckets: Free[bool | None] = None
     # GB of host memory per rank for the encodings of captions that were seen before. It pays where the pool is small.
     text_cache_gb: Free[float] = 0.0
+
+    @property
+    def in_8_bits(self) -> bool:
+        """True if the denoiser and the text encoders store their weights in 8 bits."""
+        return self.dtype in ("int8", "int8_dynamic")
+
+    @property
+    def text_in_8_bits(self) -> bool:
+        """True if the text encoders store their weights in 8 bits."""
+        return self.in_8_bits or self.text_dtype is not None
 
     @property
     def text_facts(self) -> dict[str, Any]:

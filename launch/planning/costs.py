@@ -24,7 +24,7 @@ from randcond.model_zoo.cost.memory import (
     block_sizes,
     trained_shapes,
 )
-from randcond.model_zoo.int8_weights import int8_bytes
+from randcond.model_zoo.int8_weights import int8_bytes, int8_kind
 from randcond.model_zoo.networks import CLIP_TOKENS, networks_of
 from randcond.model_zoo.students.registry import student_of
 
@@ -173,7 +173,7 @@ class Sizes:
 
     def teacher_bytes(self, dtype: str) -> int:
         """Returns the bytes of the teacher's denoiser, given the setting `teacher.dtype`."""
-        return self._int8_bytes[0] if dtype == "int8" else weight_bytes(dtype) * self.teacher.parameters
+        return self._int8_bytes[0] if int8_kind(dtype) else weight_bytes(dtype) * self.teacher.parameters
 
     def teacher_peak(self, dtype: str) -> int:
         """Returns the bytes per sample that the teacher's forward pass holds at its peak, given `teacher.dtype`."""
@@ -187,8 +187,7 @@ class Sizes:
 
     def loaded_text_bytes(self, of: Teacher) -> int:
         """Returns the bytes of the text encoders, wherever they are."""
-        in_int8 = "int8" in (of.dtype, of.text_dtype)
-        return self._int8_bytes[1] if in_int8 else weight_bytes(of.dtype) * self.text
+        return self._int8_bytes[1] if of.text_in_8_bits else weight_bytes(of.dtype) * self.text
 
     @cached_property
     def _int8_bytes(self) -> tuple[int, int]:
@@ -216,7 +215,7 @@ def counted(config: Config, stage: Literal["train", "eval"] = "train") -> Sizes:
 
 
 def weight_bytes(dtype: str) -> int:
-    """Returns the bytes of a weight or activation, given the setting `teacher.dtype`. With int8, that of bf16."""
+    """Returns the bytes of a weight or activation, given the setting `teacher.dtype`. With 8 bits, that of bf16."""
     return 4 if dtype == "fp32" else 2
 
 

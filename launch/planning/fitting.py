@@ -113,9 +113,9 @@ def _other_numbers(config: Config, language: bool) -> list[Change]:
     moments: list[Change] = [{"train.optimizer": "adamw_8bit"}]
     teacher: list[Change] = [{"teacher.dtype": "int8", **_switched_off(config, "teacher_fp8")}]
     return [
-        *(text if language and "int8" not in (config.teacher.dtype, config.teacher.text_dtype) else []),
+        *(text if language and not config.teacher.text_in_8_bits else []),
         *(moments if config.train.optimizer == "adamw" else []),
-        *(teacher if config.teacher.dtype != "int8" and config.engine.teacher == "replicated" else []),
+        *(teacher if not config.teacher.in_8_bits and config.engine.teacher == "replicated" else []),
     ]
 
 
@@ -133,7 +133,7 @@ def _sharding(config: Config, cluster: Cluster) -> tuple[list[Change], list[Chan
         if not ENGINES[kind].in_groups
     ]
     # A sharded teacher can't use a CUDA graph, fp8 or int8.
-    dtype: Change = {"teacher.dtype": "bf16"} if config.teacher.dtype == "int8" else {}
+    dtype: Change = {"teacher.dtype": "bf16"} if config.teacher.in_8_bits else {}
     return engines, [{"engine.teacher": "sharded", **_switched_off(config, "teacher_graph", "teacher_fp8"), **dtype}]
 
 

@@ -107,8 +107,8 @@ def check_files(folder: Path) -> None:
 
 
 def compute_dtype(name: str) -> torch.dtype:
-    """Returns the dtype that networks compute in, given the setting `teacher.dtype`. With int8 it is bf16."""
-    return torch.bfloat16 if name == "int8" else DTYPES[name]
+    """Returns the dtype that networks compute in, given the setting `teacher.dtype`. With 8 bits it is bf16."""
+    return torch.bfloat16 if name.startswith("int8") else DTYPES[name]
 
 
 def part_dtypes(folder: Path, dtype: str) -> dict[str, torch.dtype]:

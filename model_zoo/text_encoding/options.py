@@ -12,7 +12,7 @@ class TextOptions:
     """How captions are tokenized and encoded."""
 
     tokens: int | None = None  # length of the text, where the pipeline leaves it open; None: its default
-    int8: bool = False  # the text encoders store their weights in 8 bits
+    dtype: str | None = None  # of the text encoders' weights: int8 or int8_dynamic; None: as the teacher's dtype says
     offload: bool = False  # their weights stay in the host's memory
     buckets: bool | None = None  # encode captions of similar length together; None: where the family masks its text
     cache_gb: float = 0.0  # host memory for the conditions of captions that were seen before

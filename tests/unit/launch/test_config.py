@@ -78,6 +78,7 @@ def test_mistakes_name_the_key(override: str, message: str) -> None:
         (["engine.ema=off", "eval.of=[teacher]"], ""),  # nothing is trained
         (["teacher.dtype=int8", "engine.teacher=sharded"], r"teacher\.dtype: int8 can't be combined"),
         (["teacher.dtype=int8", "engine.teacher_fp8=true"], r"teacher\.dtype: int8 can't be combined"),
+        (["teacher.dtype=int8_dynamic", "engine.teacher=sharded"], r"teacher\.dtype: int8_dynamic can't be combined"),
     ],
 )
 def test_what_saves_memory_is_refused_where_it_can_not_work(words: list[str], message: str) -> None:

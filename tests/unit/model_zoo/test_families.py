@@ -1,5 +1,6 @@
 """Each family shows its denoiser in training what the stock pipeline shows it in drawing."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.export import trained_student
 from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
+from randcond.model_zoo.int8_products import Int8Product
 from randcond.model_zoo.process.levels import sd14_sigmas, sd14_time
 from randcond.model_zoo.process.rectified_flow import RectifiedFlow
 from randcond.model_zoo.sampler import decode, draw_latents, sampler_dtype
@@ -353,9 +355,20 @@ def test_costs_are_those_of_the_text_that_is_encoded(
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_teacher_multiplies_in_8_bits(name: str, folders: dict[str, Path]) -> None:
+    """What modulates a block keeps its precision: it sees one row per sample."""
+    teacher = Teacher.load(folders[name], "int8_dynamic", text=TextOptions(16))
+    products = [module for module, layer in teacher.denoiser.named_modules() if isinstance(layer, Int8Product)]
+    assert products and not any("norm" in module or "emb" in module for module in products)
+    found = re.search(r"teacher in int8: .* by (\d+\.\d+)%", teacher.remark)
+    assert found and 0 < float(found[1]) < 5
+
+
+@pytest.mark.heavy
 def test_the_error_of_8_bits_is_not_the_caches(folders: dict[str, Path]) -> None:
     plain, cached = (
-        Teacher.load(folders["sd3"], "fp32", text=TextOptions(16, int8=True, cache_gb=size)).remark for size in (0, 1)
+        Teacher.load(folders["sd3"], "fp32", text=TextOptions(16, "int8", cache_gb=size)).remark for size in (0, 1)
     )
     assert plain == cached and "by 0.00%" not in plain
 

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from randcond.launch.config.paths import PACKAGE
-from randcond.model_zoo.int8_weights import Int8Layer, int8_bytes, store_in_int8, to_int8
+from randcond.model_zoo.int8_products import Int8Product, to_int8
+from randcond.model_zoo.int8_weights import Int8Layer, int8_bytes, store_in_int8
 from randcond.model_zoo.kernels.compilation import compile_network
 from randcond.model_zoo.pipelines import load_frozen_pipeline, pipeline_size
 from randcond.model_zoo.sampler import draw_latents
 from randcond.model_zoo.students.features import FeatureTaps
 from randcond.model_zoo.teacher import Teacher
+from randcond.model_zoo.text_encoding.options import TextOptions
 from tests.support.shaped import build
 
 DIGITS = PACKAGE / "data/digits/models/teacher"
@@ -21,7 +23,7 @@ DIGITS = PACKAGE / "data/digits/models/teacher"
 
 def held(network: nn.Module) -> int:
     """Returns the bytes of a network's parameters and scales."""
-    scales = [module.scale for module in network.modules() if isinstance(module, Int8Layer)]
+    scales = [module.scale for module in network.modules() if isinstance(module, Int8Layer | Int8Product)]
     return sum(tensor.nbytes for tensor in [*network.parameters(), *scales])
 
 
@@ -56,15 +58,38 @@ def test_a_layer_computes_with_its_stored_weights(dtype: torch.dtype) -> None:
         assert torch.equal(ours, layer(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "has_bias"), [((2, 20), True), ((3,), False), ((17,), True)])
+def test_a_product_is_that_of_the_rounded_rows(dtype: torch.dtype, rows: tuple[int, ...], has_bias: bool) -> None:
+    """Each row has a scale of its own, also one of zeros, so no row depends on another one."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 24, bias=has_bias).to(dtype)
+    x = torch.randn(*rows, 16).to(dtype)
+    x[0] *= 1e-3
+    x.view(-1, 16)[1] = 0
+    ours, exact = Int8Product(layer)(x), layer(x)
+    assert ours.dtype == dtype and ours.shape == exact.shape
+    assert 0 < (ours - exact).norm() / exact.norm() < 0.02
+    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    stored, of_weight = to_int8(layer.weight.detach())
+    rounded = (x.float() / scale).round().double() * scale
+    layer = layer.double()
+    layer.weight.data = stored.double() * of_weight
+    assert torch.allclose(ours.double(), layer(rounded), rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-6)
+    assert torch.equal(Int8Product(layer.to(dtype))(x[:1]), ours[:1])
+
+
 @pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["int8", "int8_dynamic"])
 @pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
-def test_a_teacher_in_int8_is_near_and_small(layout: str, tmp_path: Path) -> None:
+def test_a_teacher_in_int8_is_near_and_small(layout: str, kind: str, tmp_path: Path) -> None:
     folder = build(layout, tmp_path / layout)
-    exact, stored = Teacher.load(folder, "bf16"), Teacher.load(folder, "int8")
+    exact, stored = Teacher.load(folder, "bf16"), Teacher.load(folder, kind)
     assert stored.dtype == stored.denoiser.dtype == torch.bfloat16
     assert {encoder.dtype for encoder in stored.text_encoders} == {torch.bfloat16}
     found = re.fullmatch(r"teacher in int8: (\d+) of (\d+) linear .* predictions by (\d+\.\d+)%", stored.remark)
     assert found and int(found[1]) > 0.9 * int(found[2]) and 0.1 < float(found[3]) < 10
+    assert bool(re.search(r"\(\d+ multiply in it\)", stored.remark)) == (kind == "int8_dynamic")
     for ours, theirs in zip(
         (stored.denoiser, *stored.text_encoders), (exact.denoiser, *exact.text_encoders), strict=True
     ):
@@ -75,9 +100,17 @@ def test_a_teacher_in_int8_is_near_and_small(layout: str, tmp_path: Path) -> Non
     assert all(weights[name].dtype == torch.float32 for name in ("conv_in.weight", "mid_block.resnets.0.conv1.weight"))
 
 
-def test_the_embedded_teacher_in_int8_says_how_far_off_it_is() -> None:
-    found = re.fullmatch(r"teacher in int8: .* by (\d+\.\d+)%", Teacher.load(DIGITS, "int8").remark)
+@pytest.mark.parametrize("kind", ["int8", "int8_dynamic"])
+def test_the_embedded_teacher_in_int8_says_how_far_off_it_is(kind: str) -> None:
+    found = re.fullmatch(r"teacher in int8: .* by (\d+\.\d+)%", Teacher.load(DIGITS, kind).remark)
     assert found and 0.1 < float(found[1]) < 3
+
+
+def test_text_encoders_may_be_stored_otherwise_than_the_denoiser() -> None:
+    remark = Teacher.load(DIGITS, "int8", text=TextOptions(dtype="int8_dynamic")).remark
+    assert re.fullmatch(
+        r"text encoders in int8: .* multiply in it.* by \d\.\d+%; teacher in int8: \d+ of \d+ linear .*", remark
+    ), remark
 
 
 def test_taps_and_channels_last_see_no_difference() -> None:
@@ -110,9 +143,10 @@ def test_a_pipeline_in_int8_draws_nearly_the_same() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "int8_dynamic"])
 @pytest.mark.parametrize("how", ["blocks", "whole"])
-def test_a_compiled_teacher_in_int8_predicts_the_same(how: str) -> None:
-    teacher = Teacher.load(DIGITS, "int8")
+def test_a_compiled_teacher_in_int8_predicts_the_same(how: str, kind: str) -> None:
+    teacher = Teacher.load(DIGITS, kind)
     plain = teacher.probe()
     compile_network(teacher.denoiser, how)
     assert (teacher.probe() - plain).norm() / plain.norm() < 0.01
@@ -124,3 +158,10 @@ def test_layers_outside_of_numbered_blocks_stay() -> None:
     assert 0 < taken < layers
     for name in ("conv_in", "conv_out", "time_embedding.linear_1"):
         assert not isinstance(unet.get_submodule(name), Int8Layer)
+
+
+@pytest.mark.gpu
+def test_the_gpus_product_is_the_cpus() -> None:
+    torch.manual_seed(0)
+    layer, x = Int8Product(nn.Linear(64, 128)), torch.randn(5, 64)
+    assert torch.allclose(layer.cuda()(x.cuda()).cpu(), layer.cpu()(x), rtol=1e-5, atol=1e-5)

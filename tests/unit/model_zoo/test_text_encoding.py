@@ -156,7 +156,7 @@ def test_offloaded_text_encoders_give_the_same_bits(folder: Path) -> None:
 
 
 def test_text_encoders_in_8_bits_tell_their_error(folder: Path) -> None:
-    teacher = Teacher.load(folder, "fp32", text=TextOptions(int8=True))
+    teacher = Teacher.load(folder, "fp32", text=TextOptions(dtype="int8"))
     assert "text encoders in int8: " in teacher.remark and "changes the teacher's predictions by" in teacher.remark
     plain = Teacher.load(folder, "fp32")
     assert all(p.dtype is torch.float32 for p in teacher.denoiser.parameters())
