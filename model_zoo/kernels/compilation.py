@@ -4,8 +4,11 @@ Either the repeated blocks are compiled, once per kind of block, or the whole ne
 Attach feature taps before compiling. torch.compile ignores hooks that are added later.
 """
 
+import os
+import sys
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +29,7 @@ def compile_network(network: Any, how: str, graphs: bool = False) -> None:
     # Blocks with and without a feature tap share code. By default, torch does not check for hooks before reusing it.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     if how != "none":
-        _clean_inductor_cache()
-        quote_library_path()
+        _prepare()
     if how == "blocks":
         _compile_blocks(network)
     elif how == "whole":
@@ -43,14 +45,26 @@ def _compile_blocks(network: Any) -> None:
         block.compile()
 
 
-@cache
-def _clean_inductor_cache() -> None:
-    remove_truncated_libraries()  # cached, because a process may compile several networks
+@cache  # a process may compile several networks
+def _prepare() -> None:
+    keep_compiled_code()
+    remove_truncated_libraries()
+    quote_library_path()
+
+
+def keep_compiled_code() -> None:
+    """Makes Inductor keep compiled code in this Python environment, where later starts and other hosts find it.
+
+    Its own default is a temporary folder. Many clusters empty that after every job, and each host has its own.
+    `TORCHINDUCTOR_CACHE_DIR` names another folder. An environment that this user can't write stays as it is.
+    """
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(sys.prefix, "inductor")))
 
 
 def compile_text(encoders: Iterable[Any]) -> None:
     """Compiles text encoders in place. Code that causes graph breaks runs uncompiled."""
-    quote_library_path()
+    _prepare()
     for encoder in encoders:
         encoder.compile(dynamic=False)
 
