@@ -6,6 +6,7 @@ bare teacher forward and student step with our kernels and nothing else. All run
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from randcond.model_zoo.teacher import Teacher
 from randcond.train.build import build_step, choose_kernels, flop_per_sample
 from randcond.train.engine import build_engine
 from randcond.train.prefetch import Prefetcher
-from randcond.train.step import draw_noise
+from randcond.train.step import draw_noise, to_device
 from randcond.train.watch.monitor import Monitor
 from tests.bench.recipe import published_step
 from tests.bench.results import bf16_in_hardware
 from tests.support.latents import opened
 
 LOGGED = 4  # steps between the monitor's lines
+PARTS = ("data", "text", "EMA", "watching")  # of our step; the bare one does without them
 
 
 def published_sides(batch: int, micro: int) -> dict[str, tuple[str, int]]:
@@ -81,9 +83,11 @@ class Sides:
         self.loader = batches(self.stream, Positions(0, steps, batch, batch, 0, 1), config.train.workers)
         encode = self.distil.encode if options.text_ahead else None
         self.ahead = Prefetcher(self.loader, self.teacher.device, encode=encode)
+        self.unencoded = Prefetcher(self.loader, self.teacher.device)
         self.monitor = self._monitor(config, folder, steps)
         self.number = 0
         self.fixed = self.stream.collate([self.stream[i] for i in range(batch)])
+        self.ready = replace(to_device(self.fixed, self.teacher.device), condition=self.distil.encode(self.fixed))
         self.others: dict[str, Callable[[], None]] = {}
         if not alone:
             bare_module.network.set_attn_processor(module.network.attn_processors)
@@ -115,6 +119,24 @@ class Sides:
         self.monitor.add(losses, drawn)
         self.monitor.step(self.number, 1e-5, norm, False)
         mark("watching")
+
+    def without(self, part: str) -> None:
+        """Does our step without one of PARTS. Without data, the batch is on the device and has its condition."""
+        self.number += 1
+        ahead = self.unencoded if part == "text" else self.ahead
+        drawn = self.ready if part == "data" else ahead.take()
+        if part == "text":
+            drawn = replace(drawn, condition=self.ready.condition)
+        losses = self.distil(self.engine.forward, drawn, self.engine.dtype)
+        if part != "data":
+            ahead.fetch()
+        self.engine.backward(losses.total)
+        ema, self.engine.ema = self.engine.ema, None if part == "EMA" else self.engine.ema
+        norm = self.engine.step(1e-5, 0.99)
+        self.engine.ema = ema
+        if part != "watching":
+            self.monitor.add(losses, drawn)
+            self.monitor.step(self.number, 1e-5, norm, False)
 
     def text(self) -> None:
         """Encodes the captions of a step, as the step itself does."""

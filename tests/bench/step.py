@@ -17,6 +17,7 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from randcond.model_zoo.denoiser.architecture import Architecture
 from tests.bench.floor import elementwise_bytes, matmul_rate, memory_rate, products
 from tests.bench.predicted import Floor, fp8_flop
 from tests.bench.results import FOLDER, interval, save, write
-from tests.bench.sides import Sides, wait
+from tests.bench.sides import PARTS, Sides, wait
 from tests.bench.sizes import SIZES, TEACHERS, configured, default_sizes
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ SWITCHES: dict[str, list[str]] = {
     "checkpointing": ["engine.activation_checkpointing=true"],
     "AdamW in 8 bits": ["train.optimizer=adamw_8bit"],
     "teacher in int8": ["teacher.dtype=int8"],
+    "compiled whole, teacher multiplies in int8": ["engine.compile=whole", "teacher.dtype=int8_dynamic"],
 }
 
 
@@ -118,7 +120,7 @@ class measured:
         self.size, self.rounds, self.alone = SIZES[case.name], case.rounds, alone
 
     def __enter__(self) -> Sides:
-        steps = 4 * (self.rounds + WARM_UP) + 200
+        steps = 5 * (self.rounds + WARM_UP) + 200
         gc.collect()  # frees the previous sides, which their caller held until now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -137,8 +139,10 @@ def compare(case: Case, sides: Sides) -> dict[str, Any]:
     """Returns the ratios (a)/(c) and (b)/(a) of the sides in sides.py, their speeds, and the parts of our step."""
     batch, rounds, rule = sides.batch, case.rounds, SIZES[case.name].rule
     floor_of = products(device())
-    work = {"ours": sides.ours, **sides.others, "text": sides.text, "products": floor_of.run}
+    ablated = {f"without {part}": partial(sides.without, part) for part in PARTS} if sides.others else {}
+    work = {"ours": sides.ours, **sides.others, **ablated, "text": sides.text, "products": floor_of.run}
     times = interleaved(work, rounds)
+    without = {part: times.pop(f"without {part}") for part in PARTS if ablated}
     rates = [floor_of.flop / taken for taken in times.pop("products")]
     found: dict[str, Any] = {"matmul_tflops": interval(rates)[0] / 1e12}
     print(f"\n{case.name}: {rule}, {batch} samples per step, {sides.flop / 1e12:.3g} TFLOP per sample")
@@ -150,6 +154,7 @@ def compare(case: Case, sides: Sides) -> dict[str, Any]:
         found[label] = {"median": middle, "low": low, "high": high, "rounds": rounds}
         print(f"  {label:32}{middle:8.3f}   ({low:.3f} to {high:.3f}, 95 % interval of {rounds} rounds)")
     times.pop("text")
+    found["overhead"] = overhead(times, without)
     for side, taken in times.items():
         second = interval(taken)[0]
         speed = batch / second
@@ -164,6 +169,21 @@ def compare(case: Case, sides: Sides) -> dict[str, Any]:
     whole = sum(parts.values())
     found["parts"] = {part: seconds / whole for part, seconds in parts.items()}
     print("  our step by part, waiting after each: " + ", ".join(f"{p} {s / whole:.1%}" for p, s in parts.items()))
+    return found
+
+
+def overhead(times: dict[str, list[float]], without: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Returns what each part adds to the time of a bare step: part -> median share and its interval. Prints it.
+
+    A part's time is that of our step minus that of our step without it, round by round. What these parts leave over is
+    the engine's.
+    """
+    found = {}
+    for part, taken in without.items():
+        whole = without["text"] if part == "data" else times["ours"]  # without data, the text is encoded, too
+        shares = [(a - b) / bare for a, b, bare in zip(whole, taken, times["bare"], strict=True)]
+        found[part] = dict(zip(("median", "low", "high"), interval(shares), strict=True))
+        print("  {} adds {median:.1%} ({low:.1%} to {high:.1%}) to a bare step".format(part, **found[part]))
     return found
 
 

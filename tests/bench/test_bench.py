@@ -50,6 +50,8 @@ def test_the_steps_bench_and_its_memory_of_the_last(tmp_path: Path) -> None:
     found = kept["found"]
     assert found["ours / bare"]["low"] <= found["ours / bare"]["median"] <= found["ours / bare"]["high"]
     assert sum(found["parts"].values()) == pytest.approx(1)
+    assert list(found["overhead"]) == ["data", "text", "EMA", "watching"]
+    assert first.count(" to a bare step") == 4
     assert found["ours"]["samples_per_s"] == pytest.approx(4 / found["ours"]["seconds"])
     gave = json.loads((tmp_path / "runs/bench/switches-world.json").read_text())["found"]["switches"]
     assert set(gave) == {"channels last", "checkpointing"} and all(each["median"] > 0 for each in gave.values())
