@@ -1,8 +1,9 @@
 """Forks a plan's stages from one process that has imported their libraries, so that each stage need not.
 
-`python -m randcond.launch.cluster.fork_server SOCKET MODULE ...` is this process. It is for CPUs: a GPU's driver does
-not survive a fork. It reads one request per line from SOCKET, a descriptor that it inherits, and answers with the
-process id and at last the exit code. It ends when the other end of SOCKET is closed.
+`python -m randcond.launch.cluster.fork_server SOCKET FIRST OTHERS` is this process; FIRST and OTHERS are names of
+modules, separated by commas. It is for CPUs: a GPU's driver does not survive a fork. It reads one request per line from
+SOCKET, a descriptor that it inherits, and answers with the process id and at last the exit code. It ends when the other
+end of SOCKET is closed.
 """
 
 import atexit
@@ -43,28 +44,45 @@ class Request:
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
-def serve(line: socket.socket, modules: list[str]) -> None:
-    """Imports modules, then forks a stage for each request until there are no more."""
+def serve(line: socket.socket, first: list[str], others: list[str]) -> None:
+    """Forks a stage for each request until there are no more.
+
+    first: what the first stage imports; it is imported before the fork. others: what the other stages import. This
+    happens while the first one runs, because this process then has nothing else to do.
+    """
     _preemption(signal.SIG_IGN)  # it is for the stages
-    try:
-        with _quiet():
-            for module in modules:
-                importlib.import_module(module)
-    except ImportError:
-        return  # the stage is started without this process, and says what is missing
     for message in (".*use of fork", ".* found in sys.modules after import of package"):
         warnings.filterwarnings("ignore", message=message)
-    gc.freeze()  # the collector would otherwise touch, and so copy, all memory that the forks share
-    requests = line.makefile("rb")
+    requests, left = line.makefile("rb"), list(reversed(others))
+    if not all(map(_imported, first)):
+        return  # the stage is started without this process, and says what is missing
     while text := requests.readline():
         request = Request(**json.loads(text))
-        pid = os.fork()
+        gc.freeze()  # the collector would otherwise touch, and so copy, all memory that the forks share
+        pid, status = os.fork(), 0
         if not pid:
             os.close(line.detach())  # only this process answers
             _lead(request)
         _send(line, {"pid": pid})
-        _, status = os.waitpid(pid, 0)
+        ended = 0
+        while left and not ended:
+            _imported(left.pop())  # if it is missing, the stage that needs it says so
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            _, status = os.waitpid(pid, 0)
         _send(line, {"code": os.waitstatus_to_exitcode(status)})
+        while left:
+            _imported(left.pop())
+
+
+def _imported(module: str) -> bool:
+    """Imports a module. Returns False if it, or something that it needs, is missing."""
+    try:
+        with _quiet():
+            importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -180,4 +198,5 @@ def _run(request: Request) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    names = [[name for name in each.split(",") if name] for each in sys.argv[2:]]
+    serve(socket.socket(fileno=int(sys.argv[1])), *names)

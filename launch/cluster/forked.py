@@ -53,8 +53,9 @@ class ForkedProcess:
 class ForkServer:
     """A process that has imported the libraries of some stages, and forks them. It starts with its first stage."""
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._modules, self._environment = modules, environment
+    def __init__(self, first: Sequence[str], others: Sequence[str], environment: Mapping[str, str]) -> None:
+        """first: the modules that the first stage imports; others: those of the others, imported while it runs."""
+        self._modules, self._environment = [",".join(first), ",".join(others)], environment
         self._line: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -106,8 +107,9 @@ def fork_server(steps: Sequence[Step], environment: Mapping[str, str]) -> Iterat
         yield None
         return
     limits = thread_limits(next(iter(threads), None))
-    modules = dict.fromkeys(name for each in forked for name in PRELOADED[each.module])
-    server = ForkServer(list(modules), {**environment, **limits})
+    first = PRELOADED[forked[0].module]
+    others = dict.fromkeys(name for each in forked[1:] for name in PRELOADED[each.module] if name not in first)
+    server = ForkServer(first, list(others), {**environment, **limits})
     try:
         yield server
     finally:

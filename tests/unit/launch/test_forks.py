@@ -24,7 +24,7 @@ HERE = {**os.environ, "PYTHONPATH": str(ROOT), "LEFT": "1", "OTHER": "1"}
 
 @pytest.fixture
 def server() -> Iterator[ForkServer]:
-    server = ForkServer(["json"], HERE)
+    server = ForkServer(["json"], ["csv", "no_such_library"], HERE)
     yield server
     server.close()
 
@@ -66,7 +66,7 @@ def test_the_other_ranks_end_with_the_first_that_fails(
 
 
 def test_a_stage_ends_with_its_server(tmp_path: Path) -> None:
-    server = ForkServer(["json"], HERE)
+    server = ForkServer(["json"], ["csv", "no_such_library"], HERE)
     process = server.start(stage(tmp_path, ranks=2), HERE)
     assert process is not None
     with pytest.raises(subprocess.TimeoutExpired):
@@ -80,7 +80,7 @@ def test_a_stage_ends_with_its_server(tmp_path: Path) -> None:
 
 
 def test_without_a_library_the_stage_is_started_by_itself() -> None:
-    server = ForkServer(["no_such_library"], HERE)
+    server = ForkServer(["no_such_library"], [], HERE)
     assert server.start(Request("platform", []), HERE) is None
     assert server.start(Request("platform", []), HERE) is None
     server.close()
