@@ -12,6 +12,7 @@ from torch.nn import functional
 LARGEST = 127
 MULTIPLE = 8  # CUDA's kernel needs widths that are multiples of this,
 FEWEST_ROWS = 17  # and at least so many rows
+ROWS_AT_ONCE = 8192  # without compilation, whose intermediate values in 32 bits take several times an output's bytes
 
 
 class Int8Product(nn.Module):
@@ -29,14 +30,18 @@ class Int8Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [..., in] to [..., out], in the dtype of x."""
         rows = x.reshape(-1, x.shape[-1])
+        parts = [rows] if torch.compiler.is_compiling() else rows.split(ROWS_AT_ONCE)
+        return torch.cat([self._product(part) for part in parts]).view(*x.shape[:-1], -1)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """Maps rows [n, in] to [n, out]."""
         scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / LARGEST  # [n, 1]
-        whole = (rows.float() / scale).round().to(torch.int8)
+        whole = (rows / scale).round().to(torch.int8)
         missing = max(0, FEWEST_ROWS - len(rows))
         # The function behind it has no public name in torch. Quantisation libraries call this one, too.
         sums = torch._int_mm(functional.pad(whole, (0, 0, 0, missing)), self.weight.t())[: len(rows)]
-        out = sums.float() * scale * self.scale.float().t()
-        out = out if self.bias is None else out + self.bias.float()
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        out = sums * scale * self.scale.float().t()
+        return (out if self.bias is None else out + self.bias.float()).to(rows.dtype)
 
 
 def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,11 @@ def test_a_product_is_that_of_the_rounded_rows(dtype: torch.dtype, rows: tuple[i
     assert torch.equal(Int8Product(layer.to(dtype))(x[:1]), ours[:1])
 
 
+def test_many_rows_are_multiplied_in_parts() -> None:
+    layer, x = Int8Product(nn.Linear(8, 8)), torch.randn(2, 5000, 8)
+    assert torch.equal(layer(x)[:, :10], layer(x[:, :10]))
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["int8", "int8_dynamic"])
 @pytest.mark.parametrize("layout", ["sd-v1-4", "sdxl"])
