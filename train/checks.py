@@ -34,6 +34,7 @@ from randcond.model_zoo.students.registry import find_rule, student_of
 from randcond.train.build import check_start
 from randcond.train.schedule import check_schedule
 from randcond.train.sinks.open_sinks import check_sinks
+from randcond.train.state.kept_work import check_kept
 
 
 def check_training(config: Config, ranks: int) -> None:
@@ -159,5 +160,6 @@ def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> N
         for source in resolve_sources([*config.pool.read, *config.pool.also]):
             with collecting_missing(missing):
                 expand(source)
+        check_kept(config)
     check_evaluation(config, missing)
     check_made(config)

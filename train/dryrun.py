@@ -24,6 +24,7 @@ from randcond.launch.runtime.this_command import remember_experiment, stage_comm
 from randcond.launch.urls import show_url
 from randcond.model_zoo.checkpoints.hub import check_reachable
 from randcond.train.checks import check_all, check_grid, check_training
+from randcond.train.state.kept_work import check_kept
 
 ELSEWHERE = "--elsewhere"  # the ranks run on other machines, which this one can't forecast
 
@@ -106,6 +107,7 @@ def check_stage(stage: str, config: Config, ranks: int) -> None:
         check_training(config, ranks)
         check_grid(config)
         _check_made(config)
+        check_kept(config)
     elif stage == "eval":
         from randcond.eval.__main__ import check
         from randcond.eval.trained_runs import trained_student

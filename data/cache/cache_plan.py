@@ -6,6 +6,7 @@ plan or captions that are damaged are restored from what else there is. The shar
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from randcond.data.cache.shards import FORMAT
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.images.decode import READING
 from randcond.launch.config.identity import absent_settings, identity_of
+from randcond.launch.config.paths import is_url
 from randcond.launch.config.sections import NO_TEXT_FACTS, Cache, Config
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
@@ -59,6 +61,27 @@ def stored_plan(folder: Path, shards: Sequence[Path], sources: Sequence[str]) ->
     if name != "plan.json" and rank() == 0:
         log.warning(f"cache: {folder}/plan.json is not the plan of the shards here; written again from {name}")
     return plans[name]
+
+
+def check_kept_cache(config: Config) -> None:
+    """Raises UserError if the cache in the experiment's folder was made with other settings. Reads its plan alone.
+
+    The cache stage compares teacher and captions as well, and repairs a plan that is damaged.
+    """
+    folder, cache = Path(config.paths.cache), config.cache
+    if is_url(config.paths.cache):
+        return
+    plans = []
+    for path in (folder / "plan.json", folder / "manifest.json"):
+        with suppress(UserError):
+            plans += [read_cache_record(path, sources=cache.captions)] if path.is_file() else []
+    if not plans or "subset_of" in plans[0]:
+        return
+    expected = {"captions": cache.size, **cache_identity(config)}
+    if not (folder / "manifest.json").is_file():
+        expected["shard_size"] = cache.shard_size
+    absent = absent_settings(Cache, "cache", source_kind(config), "shards")
+    check_matches(plans[0], expected, f"the cache at {folder}", _REMEDY, absent)
 
 
 def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSource, shards: list[Path]) -> Plan:

@@ -25,6 +25,18 @@ ABSENT = {
 
 def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
     """The identity that a run's checkpoints and train.json hold."""
+    return {
+        **run_settings(config),
+        "teacher": cache.manifest["teacher"],
+        "cache": [entry.sha256 for entry in cache.entries],
+        "cached": len(cache),  # fewer than the shards hold if some are left out
+        "window": cache.window,
+        "pool": read_record(Path(config.paths.pool) / "manifest.json", "sha256")["sha256"],
+    }
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """The part of a run's identity that the settings decide."""
     student, train = identity_of(config.student, "run"), identity_of(config.train, "run")
     if earlier := config.student.earlier:
         student["start_from"] = folder_fingerprint(Path(earlier))
@@ -36,13 +48,8 @@ def run_identity(config: Config, cache: LatentCache) -> dict[str, Any]:
         "student": student,
         "conditioning": identity_of(config.conditioning, "run"),
         "train": train,
-        "teacher": cache.manifest["teacher"],
         **config.teacher.text_facts,
-        "cache": [entry.sha256 for entry in cache.entries],
-        "cached": len(cache),  # fewer than the shards hold if some are left out
-        "window": cache.window,
         "precision": [config.engine.precision, config.teacher.dtype, *_fp8(config)],
-        "pool": read_record(Path(config.paths.pool) / "manifest.json", "sha256")["sha256"],
     }
 
 
