@@ -27,6 +27,7 @@ FILE = "cost.json"
 REPEATS, REPEATING = 3, 20.0  # runs of which the median counts; seconds after which no further one starts
 LONGEST = 120.0  # seconds: a run that would take longer is extrapolated from FEW and TWICE_AS_MANY steps
 FEW, TWICE_AS_MANY = 2, 4
+STEADY = 1.2  # the slowest run over the fastest one, at most
 
 
 def cost_facts(task: Task, facts: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def _measure(pipe: DiffusionPipeline, task: Task, batch: int) -> dict[str, Any]:
     runs: list[float] = []
     while len(runs) < REPEATS and sum(runs) < REPEATING:
         runs.append(_seconds(lambda: _draw(pipe, task, batch, steps)))
-    return {**found, "seconds": median(runs) / batch, "extrapolated": False}
+    steady = len(runs) > 1 and max(runs) <= STEADY * min(runs)
+    return {**found, "seconds": median(runs) / batch, "extrapolated": False, "steady": steady}
 
 
 def _draw(pipe: DiffusionPipeline, task: Task, batch: int, steps: int) -> None:

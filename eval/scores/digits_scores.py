@@ -18,6 +18,7 @@ from randcond.eval.scores.moments import Moments, frechet_distance
 from randcond.model_zoo.sampler import to_bytes
 
 REFERENCE_IMAGES = 2000
+JUDGE_FEATURES = 64  # per image
 
 
 def score_digits(captions: list[str], predicted: Tensor, features: Tensor) -> dict[str, Any]:

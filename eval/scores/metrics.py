@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from randcond.eval.scores.digits_scores import digits_influence, score_digits
+from randcond.eval.scores.digits_scores import JUDGE_FEATURES, digits_influence, score_digits
 from randcond.eval.scores.influence import of_frechet, of_inception_score, of_mean
 from randcond.eval.scores.mmd import Mmd
 from randcond.eval.scores.moments import Moments, frechet_distance, frechet_infinity
@@ -205,6 +205,11 @@ def warnings(names: list[str], images: int, real: Mapping[str, Reference]) -> li
                 f"{reference.path.name} does not say how it was made: pytorch-fid and torch-fidelity scale and resize "
                 f"images in different ways, which shifts FID; set eval.fid to the tool that made the file"
             )
+    if "digits" in names and images <= JUDGE_FEATURES:
+        notes.append(
+            f"{images} images for the judge's {JUDGE_FEATURES} features: the covariance is singular, and its Fréchet "
+            f"distance is biased upwards"
+        )
     real_images = min((ref.moments.count for ref in real.values() if ref.moments.count), default=images)
     if "kid" in names and min(images, real_images) <= KID_SUBSET:
         notes.append(f"KID has no spread: all its subsets are the same {min(images, real_images)} images")

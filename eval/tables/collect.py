@@ -133,7 +133,7 @@ def _row(
         raise UserError(f"{path}: has no scores of {', '.join(sorted(missing))} (eval.metrics). {remedy}")
     notes = notes + [f"{split}: {note}" for split, split_notes in scored["notes"].items() for note in split_notes]
     run = Path(config.paths.run) if config.trains and name != "teacher" else None
-    command = f"randcond run all {config.name}.yaml   # the configuration below"
+    command = f"randcond run all {config.name}.yaml   # a file with the configuration below"
     splits = {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
     measured = scored.get("intervals", {})  # an older version computed none
     for bench in benchmarks(config, folder, scored["protocol"], name, evaluate, remedy):

@@ -4,6 +4,7 @@ In: rows whose evaluations measured it (`eval.cost`). Out: a header and lines of
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from randcond.eval.images.prompts import ALL
 from randcond.eval.tables.collect import Row
@@ -38,9 +39,15 @@ def _cells(row: Row, teacher: Row, batch: str) -> list[str]:
     if not found:
         return ["", "", ""]
     same = of_teacher and row is not teacher and _measured_on(row) == _measured_on(teacher)
-    faster = f"{of_teacher['seconds'] / found['seconds']:.2f}" if same else ""
-    sign = "~" if found["extrapolated"] else ""
+    rough, rough_teacher = _is_rough(found), bool(of_teacher) and _is_rough(of_teacher)
+    sign, of_ratio = "~" if rough else "", "~" if rough or rough_teacher else ""
+    faster = f"{of_ratio}{of_teacher['seconds'] / found['seconds']:.2f}" if same else ""
     return [f"{sign}{found['seconds']:.3g}", f"{found['gb']:.3g}", faster]
+
+
+def _is_rough(found: dict[str, Any]) -> bool:
+    """Returns True for a time that may be a fifth off. Older evaluations did not store how steady it was."""
+    return bool(found["extrapolated"]) or not found.get("steady", True)
 
 
 def cost_remarks(rows: Sequence[Row]) -> list[str]:
@@ -56,8 +63,11 @@ def cost_remarks(rows: Sequence[Row]) -> list[str]:
     ]
     if len(places) > 1:
         sentences.append("Rows of different devices have no speed-up.")
-    if any(found["extrapolated"] for row in measured for found in row.cost["batches"].values()):
-        sentences.append("~: extrapolated from 2 and 4 steps.")
+    if any(_is_rough(found) for row in measured for found in row.cost["batches"].values()):
+        sentences.append(
+            "~: rough, because it is extrapolated from 2 and 4 steps, or is one run, or its runs differ by a fifth or "
+            "more."
+        )
     return [" ".join(sentences)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.utils.cpp_extension import _get_build_directory
 
 from randcond.launch.runtime.locks import locked
+from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import name_accelerator
 from randcond.model_zoo.kernels.library_path import quote_library_path
 
@@ -40,6 +41,8 @@ def load_operator() -> bool:
     with locked(folder, BUILD_TIMEOUT):
         _copy_from_environment(folder, f"{builder.name}.so")
         (folder / "lock").unlink(missing_ok=True)
+        if not (folder / f"{builder.name}.so").is_file():
+            log.info("compiling DeepSpeed's operator for CPUs: half a minute, once")
         builder.load(verbose=False)
     return True
 

@@ -13,12 +13,14 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from randcond.launch.runtime.logs import log
+from randcond.launch.runtime.processes import SUPERVISOR
 
 FIRST_WORD = 5.0  # seconds of waiting before the first line about it
 NEXT_WORD = 30.0  # seconds between the next ones
 _NAMED = 8  # missing ranks in a line
 _ARRIVED, _ALL = "randcond/arrived", "randcond/all"
 _ALONE = "If this run has one process, unset RANK and WORLD_SIZE"
+_STARTING = "It may still be loading libraries or compiling an operator"
 
 
 @contextmanager
@@ -75,12 +77,17 @@ def _connect(rank: int, ranks: int, place: str, words: "_Words") -> dist.Store:
             if serves:
                 raise ConnectionError(f"rank 0 can't listen at {place} ({_first_line(error)})") from None
             # On every rank's console: where rank 0 is absent, nobody else says it.
-            words.say(f"waiting for rank 0 of {ranks} at {place}, which does not answer. {_ALONE}", log.error)
+            words.say(f"waiting for rank 0 of {ranks} at {place}, which does not answer. {_hint()}", log.error)
 
 
 def _missing(missing: list[int], ranks: int, place: str) -> str:
     named = ", ".join(map(str, missing[:_NAMED])) + (" ..." if len(missing) > _NAMED else "")
-    return f"waiting at {place} for {len(missing)} of {ranks} ranks: {named}. {_ALONE}"
+    return f"waiting at {place} for {len(missing)} of {ranks} ranks: {named}. {_hint()}"
+
+
+def _hint() -> str:
+    """What a user may do about a missing rank. `randcond run` sets RANK itself, so there it can't be wrong."""
+    return _STARTING if SUPERVISOR in os.environ else _ALONE
 
 
 def _tell_of_connecting(ranks: int, place: str, connected: threading.Event) -> None:

@@ -8,6 +8,8 @@ from randcond.launch.config.gpus import find_gpu
 from randcond.launch.config.paths import is_url, resolve_sources
 from randcond.launch.errors import UserError
 
+FEWEST = "fewest"  # --hours: a run to try everything
+
 
 def init(
     file: str = "mine.yaml",
@@ -30,7 +32,7 @@ def init(
     --captions F  caption files (txt, csv, tsv, jsonl, parquet), separated by commas: the latents are drawn for some of
                   them, and all of them replace captions during training
     --gpu NAME    the GPU to plan for, e.g. rtx4090, or 11GB,27TFLOPS for any other (default: this machine's)
-    --hours H     the time for all stages together (default: 24)
+    --hours H     the time for all stages together (default: 24); fewest: as little as makes sense, to try everything
     --student R   a student rule, see `randcond students` (default: block-base, of SDXL koala-700m, of a
                   transformer half of its blocks, of FLUX.2 all blocks of two streams and half of the others)
     --size N      pixels of an image's side (default: the teacher's own size); FLUX.2 klein and the published
@@ -45,6 +47,7 @@ def init(
     examples
       randcond init mine.yaml --teacher my-model --captions captions.csv,more.txt
       randcond init mine.yaml --teacher my-model --captions captions.csv --gpu rtx4070 --hours 8
+      randcond init try.yaml --teacher my-model --captions captions.csv --hours fewest
     """
     path = Path(file)
     if path.suffix not in (".yaml", ".yml"):
@@ -57,11 +60,11 @@ def init(
     captions = captions or _ask("captions", "Caption files, separated by commas")
     sources = [source.strip() for source in captions.split(",") if source.strip()]
     try:
-        budget = float(hours)
+        budget = None if hours == FEWEST else float(hours)
     except ValueError:
         budget = 0.0
-    if not 0 < budget < 1e6:
-        raise UserError(f"--hours: expected a number above 0, got {hours!r}")
+    if budget is not None and not 0 < budget < 1e6:
+        raise UserError(f"--hours: expected a number above 0, or {FEWEST}; got {hours!r}")
 
     # Before torch is imported, which takes seconds.
     if gpu:

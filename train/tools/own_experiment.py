@@ -44,10 +44,11 @@ class Choice:
         return sum(stage.hours for stage in self.stages)
 
 
-def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
+def choose(file: Path, captions: int, here: Here, hours: float | None) -> Choice:
     """Returns the settings for an experiment's YAML file, in which everything but the sizes is set.
 
-    captions: number of distinct captions in its sources. hours: for all stages on one device.
+    captions: number of distinct captions in its sources. hours: for all stages on one device; None: the fewest that
+    make sense.
     Raises UserError if no setting makes the training fit, or if the hours are too few.
     """
     config = load_config(str(file))
@@ -60,6 +61,8 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
             f"setting; choose a smaller student (`randcond students` lists them)"
         )
     config = changed(config, savers)
+    if hours is None:
+        hours = _enough(_with_batch(config, SMALLEST_BATCH), here)
     batch = PAPERS_BATCH
     while batch > SMALLEST_BATCH and (
         captions < 4 * batch or _steps(_with_batch(config, batch), here, hours) < ENOUGH_STEPS
@@ -70,10 +73,9 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
     if captions < batch:
         raise UserError(f"--captions: only {captions:,} captions; give at least {batch}")
     if steps < FEWEST_STEPS or latents < batch:
-        enough = max(FEWEST_STEPS / _steps(config, here, 1.0), batch / _latents(config, here, 1.0))
         raise UserError(
-            f"--hours: {hours:g} hours are enough for {int(latents):,} latents and {int(steps):,} steps of {batch} "
-            f"samples on this device; give at least {float(f'{MARGIN * enough:.2g}'):g}"
+            f"--hours: in {hours:g} hours this device makes only {int(latents):,} latents and {int(steps):,} steps of "
+            f"{batch} samples; give at least {float(f'{_enough(config, here):.2g}'):g}"
         )
     steps, latents = _rounded(steps), _rounded(latents) if latents < captions else captions
     enough_steps = _rounded(PASSES * latents / batch)
@@ -95,6 +97,12 @@ def choose(file: Path, captions: int, here: Here, hours: float) -> Choice:
 
 def _with_batch(config: Config, batch: int) -> Config:
     return replace(config, train=replace(config.train, global_batch=batch))
+
+
+def _enough(config: Config, here: Here) -> float:
+    """Returns hours for the fewest steps, and for the latents of a batch."""
+    batch = config.train.global_batch
+    return MARGIN * max(FEWEST_STEPS / _steps(config, here, 1.0), batch / _latents(config, here, 1.0))
 
 
 def _hours_of(config: Config, here: Here, stage: str, **sizes: int) -> float:

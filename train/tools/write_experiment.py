@@ -23,12 +23,12 @@ from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
 
 
 def write_experiment(
-    file: Path, teacher: str, captions: list[str], gpu: str, hours: float, student: str, size: int | None = None
+    file: Path, teacher: str, captions: list[str], gpu: str, hours: float | None, student: str, size: int | None = None
 ) -> str:
     """Writes an experiment's YAML file and its schema. Returns what to do next, in words.
 
     `gpu`: a name of find_gpu(), or "" for the device of this machine. `student`: a rule, or "" for the default one.
-    `size`: pixels of an image's side, None for the teacher's own.
+    `size`: pixels of an image's side, None for the teacher's own. `hours`: None for the fewest that make sense.
     Raises UserError naming the flag if the teacher, the captions, the student or the size can't be used.
     """
     if Path(teacher).is_file():

@@ -87,6 +87,13 @@ def test_the_hours_are_kept(hours: str, folder: Path, capsys: pytest.CaptureFixt
     assert passes <= 10_000
 
 
+def test_a_try_has_the_fewest_steps_of_the_smallest_batch(folder: Path) -> None:
+    write("try.yaml", gpu="rtx4090", hours="fewest")
+    config = load_config(str(folder / "try.yaml"))
+    assert config.train.global_batch == 16 and 100 <= config.train.steps <= 125 and config.cache.size >= 16
+    assert 0 < config.train.sample_every <= config.train.steps and "runs/try/" in config.paths.run
+
+
 def test_the_hours_that_a_message_asks_for_are_enough(folder: Path) -> None:
     with pytest.raises(UserError, match="give at least ") as raised:
         write(gpu="rtx4090", hours="0.00001")
@@ -99,10 +106,10 @@ def test_the_hours_that_a_message_asks_for_are_enough(folder: Path) -> None:
     [
         ({"teacher": ""}, "--teacher is missing; see `randcond init --help`"),
         ({"captions": ""}, "--captions is missing"),
-        ({"hours": "many"}, "--hours: expected a number above 0, got 'many'"),
+        ({"hours": "many"}, "--hours: expected a number above 0, or fewest; got 'many'"),
         ({"hours": "-1"}, "--hours: expected a number above 0"),
         ({"hours": "nan"}, "--hours: expected a number above 0"),
-        ({"hours": "0.0001", "gpu": "rtx4090"}, "--hours: 0.0001 hours are enough for .*; give at least"),
+        ({"hours": "0.0001", "gpu": "rtx4090"}, "--hours: in 0.0001 hours this device makes only .*; give at least"),
         ({"gpu": "rtx9999"}, "--gpu: unknown 'rtx9999'"),
         ({"captions": "none.txt"}, "--captions: there is no none.txt"),
         ({"gpu": "11GB"}, "--gpu: 11GB is half of it: give memory and bf16 speed"),
