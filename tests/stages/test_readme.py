@@ -76,6 +76,9 @@ def run(folder: Path, *words: str, module: str = "randcond.launch.cli") -> subpr
     return warm.run([warm.Command(module, list(words), folder)])[0]
 
 
+OWN = ("mine.yaml", "try.yaml")  # experiments of a person's own model
+
+
 def own_model(words: list[str], folder: Path) -> list[str]:
     """Makes what a line about a person's own model needs: a tiny checkpoint in place of theirs. Returns more flags."""
     made = shaped.build("sd-v1-4", folder / ("config" if "import" in words else "my-model"))
@@ -85,7 +88,7 @@ def own_model(words: list[str], folder: Path) -> list[str]:
         return ["--config", "config"]  # a file of the published sizes needs none
     if words[0] == "run":
         flags = ["--teacher", "my-model", "--captions", "captions.csv"]
-        assert run(folder, "init", "mine.yaml", *flags).returncode == 0
+        assert run(folder, "init", next(word for word in words if word in OWN), *flags).returncode == 0
     return []
 
 
@@ -111,7 +114,7 @@ def test_randcond_lines_run(line: str, tmp_path: Path) -> None:
         rules = {"sd35-medium": "depth-12", "flux2-klein-4b": "depth-5+10"}
         words += ["--rule", next((rule for teacher, rule in rules.items() if teacher in words), "block-base")]
     (tmp_path / "data").symlink_to(ROOT / "data")
-    if {"my-model", "mine.yaml"} & set(words):
+    if {"my-model", *OWN} & set(words):
         words += own_model(words, tmp_path)
     if "hosts" in words:
         (tmp_path / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")
