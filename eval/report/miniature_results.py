@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from randcond.eval.report.result_plots import COLOURS, plot_claims, plot_effects
-from randcond.eval.tables.repetitions import CONFIDENCE, Verdict, claim_lines, outcome_in_words
+from randcond.eval.tables.repetitions import CONFIDENCE, Verdict, claim_lines
 from randcond.eval.tables.table import as_markdown
 from randcond.launch.config.experiments import table_names
 from randcond.launch.config.tables import load_table
@@ -114,7 +114,9 @@ def _tally(verdicts: dict[str, list[Verdict]]) -> str:
             if not verdict.same_as:
                 outcomes[verdict.claim.afterwards].append(verdict.outcome)
     ours = all(verdict.claim.ours for of_table in verdicts.values() for verdict in of_table)
-    words = {outcome: outcome_in_words(outcome, ours) for outcome in COLOURS}
+    words = {outcome: outcome for outcome in COLOURS}
+    if ours:
+        words = {"reproduced": "hold", "within noise": "are within noise", "not reproduced": "show the opposite"}
     before, after = (
         f"{', '.join(f'{group.count(each)} {word}' for each, word in words.items())}, of {len(group)} claims"
         for group in outcomes.values()

@@ -69,7 +69,7 @@ COLUMNS = {
     "geneval2": Column("GenEval 2 (GM)↑", ".1%"),
     "geneval2_am": Column("GenEval 2 (AM)↑", ".1%"),
     "parameters": Column("parameters, B", ".2f", 1e9),
-    "unet": Column("U-Net, M", ".0f", 1e6),
+    "unet": Column("denoiser, M", ".0f", 1e6),
     "macs": Column("MACs, G", ".0f", 1e9),
 }
 SIZES = ("parameters", "unet", "macs")  # shown only if the paper's table has them
