@@ -1,11 +1,14 @@
 """Errors of a stage that runs alone: found before any rank starts, or shown once where only ranks can find them."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from randcond.launch.runtime.files import write_json
 from tests.support.demo import TINY
 from tests.support.hub import small_hub
 from tests.support.patience import HANG
@@ -28,6 +31,11 @@ def run(world: Path, *words: str, code: int = 2) -> subprocess.CompletedProcess[
             ["paths.cache=none"],
             "no complete cache at none: create or finish it with `randcond run cache demo-w",
         ),
+        (
+            "train",
+            ["paths.run=runs/new", "cache.guidance=5.0"],
+            "runs/demo/cache does not match this experiment: guidance is 3.0, expected 5.0",
+        ),
         pytest.param("train", ["train.global_batch=15"], "15 does not divide over 2 ranks", marks=pytest.mark.slow),
         pytest.param(
             "eval",
@@ -47,10 +55,15 @@ def test_a_stage_alone_is_checked_before_its_ranks_start(world: Path, stage: str
     "launcher", ["", *(pytest.param(x, marks=pytest.mark.slow) for x in ("deepspeed", "torchrun"))]
 )
 def test_what_only_the_ranks_can_find_is_shown_once(world: Path, launcher: str) -> None:
-    words = ["train", "demo-with", *TINY, "paths.run=runs/new", "cache.guidance=5.0"]
+    """Only they compare the teacher itself with that of the cache."""
+    cache = world / f"runs/cache-of-another-teacher-{launcher}"
+    shutil.copytree(world / "runs/demo/cache", cache)
+    manifest = json.loads((cache / "manifest.json").read_text())
+    write_json(cache / "manifest.json", {**manifest, "teacher": "another"})
+    words = ["train", "demo-with", *TINY, "paths.run=runs/new", f"paths.cache={cache}"]
     flags = ["--launcher", launcher] if launcher else []
     done = run(world, *words, "--gpus", "2", *flags, "--max-restarts", "1")
-    assert done.stderr.count("guidance is 3.0, expected 5.0") == 1
+    assert done.stderr.count("teacher is 'another', expected ") == 1
     assert done.stderr.count("error") == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "[2/2] train" in done.stdout and "restart 1" not in done.stdout  # the same command would end the same way
 
