@@ -362,6 +362,15 @@ def test_the_speed_table_says_what_its_records_say() -> None:
         assert cells[3].strip().startswith(f"{shares} %{rate}"), name
 
 
+def test_the_time_to_a_first_step_is_its_record() -> None:
+    found = json.loads((ROOT / "tests/bench/record/startup.json").read_text())["found"]
+    whole = {way: parts["whole"]["median"] for way, parts in found["training"].items()}
+    said = " ".join(page_with("- **Start-up.**")[1].split())
+    assert f"`randcond --help` takes {found['--help']['median']:.1f} s." in said
+    assert f"its first step {whole['forked']:.1f} s after the command" in said
+    assert f"with `--launcher deepspeed` after {whole['deepspeed']:.1f} s" in said
+
+
 def test_the_claim_of_speed_is_its_records() -> None:
     found = json.loads((ROOT / "tests/bench/record/step-b-base.json").read_text())["found"]
     share = found["ours"]["share_of_matmul_rate"]
