@@ -20,7 +20,7 @@ NEXT_WORD = 30.0  # seconds between the next ones
 _NAMED = 8  # missing ranks in a line
 _ARRIVED, _ALL = "randcond/arrived", "randcond/all"
 _ALONE = "If this run has one process, unset RANK and WORLD_SIZE"
-_STARTING = "It may still be loading libraries or compiling an operator"
+_STARTING = "Ranks may still be loading libraries or compiling an operator"
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _missing(missing: list[int], ranks: int, place: str) -> str:
 
 
 def _hint() -> str:
-    """What a user may do about a missing rank. `randcond run` sets RANK itself, so there it can't be wrong."""
+    """Returns a hint about missing ranks. `randcond run` sets RANK itself: there it is not the cause."""
     return _STARTING if SUPERVISOR in os.environ else _ALONE
 
 
