@@ -63,7 +63,7 @@ MINI := mini-fig3 mini-fig2 mini-table1 mini-table2 mini-table3 mini-tableE mini
 mini: $(READY) ## all miniature tables of the paper, one after another: most of a day on two cores
 	@for table in $(MINI); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done
 
-BEYOND := beyond-unet beyond-students beyond-width beyond-p beyond-features beyond-pool
+BEYOND := beyond-unet beyond-students beyond-width beyond-p beyond-noise beyond-shift beyond-features beyond-pool
 
 beyond: $(READY) ## all miniature tables beyond the paper, one after another: most of a day on two cores
 	@for table in $(BEYOND); do $(BIN)/randcond run all $$table $(WHERE) $(ARGS) || exit $$?; done

@@ -1,20 +1,21 @@
 """Resolves and checks experiments without running them.
 
-`python -m randcond.train.dryrun [EXPERIMENT ...] [key=value ...]`. Without a name it checks every experiment and table
-of the package (`make dryrun`). A missing input is an error for an experiment that is named, because it is about to
-run. When all experiments are checked, missing inputs are only listed. With `--stage=NAME` it checks what this stage
-needs, before its ranks start.
+`python -m randcond.train.dryrun [NAME ...] [key=value ...]`. NAME: an experiment, or a table, of which each repetition
+is checked. Without a name it checks every experiment and table of the package (`make dryrun`). A missing input is an
+error for an experiment that is named, because it is about to run. When all experiments are checked, missing inputs are
+only listed. With `--stage=NAME` it checks what this stage needs, before its ranks start. `--ranks=N`: on all hosts.
 """
 
 import os
 import sys
 from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from randcond.launch.config.experiments import experiment_names, load_config, table_names
+from randcond.launch.config.experiments import experiment_names, table_names
 from randcond.launch.config.paths import is_url, resolve_path
 from randcond.launch.config.sections import Config
-from randcond.launch.config.tables import load_table
+from randcond.launch.config.tables import Run, load_table, runs_of
 from randcond.launch.device.forecast import forecast_all
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.exit_codes import report_error
@@ -26,52 +27,94 @@ from randcond.model_zoo.checkpoints.hub import check_reachable
 from randcond.train.checks import check_all, check_grid, check_training
 from randcond.train.state.kept_work import check_kept
 
-ELSEWHERE = "--elsewhere"  # the ranks run on other machines, which this one can't forecast
+ELSEWHERE = "elsewhere"  # a flag: the ranks run on other machines, which this one can't forecast
 
 
 def main(arguments: list[str]) -> None:
     """Prints one line per experiment. Exits with 2 if an experiment or a table has an error, otherwise with 0."""
-    stage = next((word.removeprefix("--stage=") for word in arguments if word.startswith("--stage=")), "")
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
-    names = [argument for argument in arguments if "=" not in argument and not argument.startswith("--")]
-    errors, all_missing = 0, Counter[str]()
-    checked: list[Config] = []
+    flags = dict(word.removeprefix("--").partition("=")[::2] for word in arguments if word.startswith("--"))
+    overrides = [word for word in arguments if "=" in word and not word.startswith("--")]
+    names = [word for word in arguments if "=" not in word and not word.startswith("--")]
+    checks = Checks(flags.get("stage", ""), int(flags.get("ranks", 0)), to_run=bool(names))
     for name in names or experiment_names():
+        checks.check(name, overrides)
+    _say_downloads(checks.passed)
+    checks.errors += 0 if ELSEWHERE in flags else _forecast(checks.passed)
+    if not names:
+        checks.errors += _check_tables()
+        if checks.missing:
+            print("\nmissing inputs, each after the number of experiments that need it:")
+            for text, count in checks.missing.most_common():
+                print(f"  {count:3}  {text}")
+        print(
+            f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {checks.errors} errors"
+        )
+    sys.exit(2 if checks.errors else 0)
+
+
+@dataclass
+class Checks:
+    """The checks of some experiments or tables, and what they found."""
+
+    stage: str  # checks what this stage needs; "": what all of them need
+    ranks: int  # on all hosts; 0: `engine.processes` of each experiment
+    to_run: bool  # they are about to run, so a missing input is an error
+    errors: int = 0
+    missing: Counter[str] = field(default_factory=Counter)  # missing input -> experiments that need it
+    passed: list[Config] = field(default_factory=list)  # of those to run
+
+    def check(self, name: str, overrides: list[str]) -> None:
+        """Checks an experiment, or each row of a table in each repetition. Prints a line per experiment."""
         try:
             remember_experiment(name, overrides)
-            config = load_config(name, overrides)
-            missing: list[str] = []
-            if stage:
-                check_stage(stage, config, config.engine.processes)
-                continue
-            check_all(config, config.engine.processes, missing)
-            print(f"{name}: {summary(config)}" + ("; some inputs are missing" if missing else ""))
-            for text in dict.fromkeys(missing) if names else ():
-                if text not in all_missing:  # report each missing input once
-                    log.error(f"error: {name}: {text}")
-                    errors += 1
-            all_missing.update(missing)
-            if names:
-                check_reachable(resolve_path(config.teacher.path))
-            checked += [config] if names and not missing else []
+            runs = runs_of(name, overrides)
         except (UserError, OSError) as error:
-            if os.environ.get("RANDCOND_TRACEBACK"):
-                raise
+            self._fail(name, error)
+            return
+        for run in runs:
+            if self.stage in ("", "eval") or run.config.trains:
+                label = " ".join(filter(None, [run.experiment, run.config.replicate]))
+                try:
+                    self._check_run(run, label, first=run.config.replicate == runs[0].config.replicate)
+                except (UserError, OSError) as error:
+                    self._fail(label, error)
+
+    def _check_run(self, run: Run, label: str, first: bool) -> None:
+        """Checks a run. `first`: of the first repetition, whose line is shown for all."""
+        remember_experiment(run.experiment, run.overrides)
+        engine = run.config.engine
+        config = replace(run.config, engine=replace(engine, processes=self.ranks or engine.processes))
+        if self.stage:
+            check_stage(self.stage, config, config.engine.processes)
+            return
+        missing: list[str] = []
+        check_all(config, config.engine.processes, missing)
+        if first:
+            print(f"{run.experiment}: {summary(config)}" + ("; some inputs are missing" if missing else ""))
+        for text in dict.fromkeys(missing) if self.to_run else ():
+            if text not in self.missing:  # report each missing input once
+                log.error(f"error: {label}: {text}")
+                self.errors += 1
+        self.missing.update(missing)
+        if self.to_run:
+            check_reachable(resolve_path(config.teacher.path))
+            self.passed += [] if missing else [config]
+
+    def _fail(self, label: str, error: Exception) -> None:
+        if os.environ.get("RANDCOND_TRACEBACK"):
+            raise error
+        self.errors += 1
+        log.error(f"error: {label}: {error}")
+
+
+def _check_tables() -> int:
+    """Returns the number of tables that name an experiment which does not exist; each is an error."""
+    errors = 0
+    for table in table_names():
+        if unknown := set(load_table(table).experiments) - set(experiment_names()):
             errors += 1
-            log.error(f"error: {name}: {error}")
-    _say_downloads(checked)
-    errors += 0 if ELSEWHERE in arguments else _forecast(checked)
-    if not names:
-        for table in table_names():
-            if unknown := set(load_table(table).experiments) - set(experiment_names()):
-                errors += 1
-                log.error(f"error: table {table}: unknown experiments {sorted(unknown)}")
-        if all_missing:
-            print("\nmissing inputs, each after the number of experiments that need it:")
-            for text, count in all_missing.most_common():
-                print(f"  {count:3}  {text}")
-        print(f"\n{len(experiment_names())} experiments and {len(table_names())} tables resolved, {errors} errors")
-    sys.exit(2 if errors else 0)
+            log.error(f"error: table {table}: unknown experiments {sorted(unknown)}")
+    return errors
 
 
 def _say_downloads(configs: list[Config]) -> None:

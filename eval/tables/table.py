@@ -163,8 +163,9 @@ def _score_columns(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
             if quoted or (measured and score not in SIZES):
                 columns.append((split, score, quoted))
     # Puts the splits of one score side by side, because readers compare them.
-    if all(score in OF_PARTS_ONLY for _, score, _ in columns):
-        columns.sort(key=lambda column: OF_PARTS_ONLY.index(column[1]))
+    order = [*OF_PARTS_ONLY, *(score for score in COLUMNS if score not in OF_PARTS_ONLY)]
+    if any(score in OF_PARTS_ONLY for _, score, _ in columns):
+        columns.sort(key=lambda column: order.index(column[1]))
     return columns
 
 

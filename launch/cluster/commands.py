@@ -192,9 +192,7 @@ def plan(stage: str, name: str, overrides: list[str], place: Place) -> list[Step
                 for run in runs
             ]
         steps |= {("report", out): step for out, step in reports}
-    # Checking one repetition is enough: repetitions differ in seeds and excluded words only.
-    first = [run for run in runs if run.overrides == runs[0].overrides]
-    checks = [_check(first, place)] if stage in ("all", "check") and first else []
+    checks = [_check(name, overrides, runs, place)] if stage in ("all", "check") and runs else []
     return [*checks, *steps.values()]
 
 
@@ -204,7 +202,7 @@ def check_before(stage: str, steps: list[Step], place: Place, name: str, overrid
     ranks = [place.ranks(run.config.engine.processes) for run in runs]
     if stage not in _DISTRIBUTED or not steps or max(ranks) == 1:
         return []
-    return [_check([run for run in runs if run.overrides == runs[0].overrides], place, stage)]
+    return [_check(name, overrides, runs, place, stage)]
 
 
 def _report(name: str, overrides: list[str], out: Path, place: Place, replicate: str = "") -> tuple[Path, Step]:
@@ -217,17 +215,17 @@ def _report(name: str, overrides: list[str], out: Path, place: Place, replicate:
     return out, Step(label, command, out / "report.json", environment=environment, forked=forked)
 
 
-def _check(runs: list[Run], place: Place, stage: str = "") -> Step:
-    """Returns the step that checks all runs before the first stage starts, or before `stage`."""
+def _check(name: str, overrides: list[str], runs: list[Run], place: Place, stage: str = "") -> Step:
+    """Returns the step that checks all runs of an experiment or a table before the first stage, or before `stage`."""
     environment: dict[str, str] = {}
     words = [f"--stage={stage}"] if stage else []
     words += ["--elsewhere"] if place.hostfile and not nvidia_here() else []  # started on a login node
     if stage and place.launcher == "slurm":  # YAML files may change while a job is queued
         words += [str(_resolved(stage, run.config)) for run in runs]
     else:
-        words += [*(run.experiment for run in runs), *(veiled(word, environment) for word in runs[0].overrides)]
+        words += [name, *(veiled(word, environment) for word in overrides)]
     if place.hostfile or place.nodes or place.gpus:
-        words.append(f"engine.processes={place.ranks(max(run.config.engine.processes for run in runs))}")
+        words.append(f"--ranks={place.ranks(max(run.config.engine.processes for run in runs))}")
     forked = _forked(place, "randcond.train.dryrun", words)
     command = [sys.executable, "-m", "randcond.train.dryrun", *words]
     return Step("check", command, environment=environment, forked=forked)

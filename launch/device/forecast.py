@@ -4,7 +4,7 @@ In: the experiments that are about to run. Out: one short table, and the errors 
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,27 +147,39 @@ def _remedy(config: Config, stage: str, sizes: Sizes, eval_sizes: Sizes, cluster
 
 
 def table(rows: Sequence[StageForecast], here: Here, ranks: int = 1) -> str:
-    """Returns the forecast as text: a line per stage. A folder that several experiments share is listed once."""
+    """Returns the forecast as text: a line per stage, one for all repetitions of an experiment."""
     usable = USABLE * here.gpu.memory_gb
     source = "measured" if here.measured else f"{ASSUMED_EFFICIENCY:.0%} of its peak, assumed"
     lines = [
         f"on {ranks} x {here.name}, {usable:.1f} GB usable by each; speed: {source}",
         f"  {'':34}{'samples at once':>18}{'memory, GB':>12}{'disk, GB':>10}{'time':>10}",
     ]
-    for row in rows:
+    for same in _repetitions(rows):
+        row = max(same, key=lambda each: each.needed_gb)
+        disk, hours = sum(each.disk_gb for each in same), sum(each.hours for each in same)
+        label = f"{row.stage} {row.experiment}" + (f" x {len(same)}" if len(same) > 1 else "")
         memory = f"{row.needed_gb:.1f}" if row.needed_gb else ""
-        time = "done" if row.done else _time(row.hours) if row.hours else ""
-        line = f"  {f'{row.stage} {row.experiment}':34}{row.batch:>18}{memory:>12}{row.disk_gb:10.1f}{time:>10}"
-        lines.append(line + ("  DOES NOT FIT" if row.remedy else ""))
+        time = "done" if all(each.done for each in same) else _time(hours) if hours else ""
+        line = f"  {label:34}{row.batch:>18}{memory:>12}{disk:10.1f}{time:>10}"
+        lines.append(line + ("  DOES NOT FIT" if any(each.remedy for each in same) else ""))
     disk, hours = sum(row.disk_gb for row in rows), sum(row.hours for row in rows)
     return "\n".join([*lines, f"  {'all':64}{disk:10.1f}{_time(hours):>10}"])
+
+
+def _repetitions(rows: Sequence[StageForecast]) -> Collection[list[StageForecast]]:
+    """Returns the rows by stage and experiment. Repetitions differ in seeds and excluded words only."""
+    found: dict[tuple[str, str], list[StageForecast]] = {}
+    for row in rows:
+        found.setdefault((row.stage, row.experiment), []).append(row)
+    return found.values()
 
 
 def faults(rows: Sequence[StageForecast], here: Here) -> Iterator[str]:
     """Yields one sentence for each stage that does not fit into memory, each training whose checkpoints do not, and
     each disk that is too small.
     """
-    for row in rows:
+    for same in _repetitions(rows):  # one sentence for all that do not fit
+        row = next((each for each in same if each.remedy), None) or max(same, key=lambda each: each.host_gb)
         if row.remedy:
             yield (
                 f"{row.experiment}: {row.stage} needs {row.needed_gb:.1f} GB of memory, this device has "

@@ -103,9 +103,9 @@ def test_dry_run_on_a_host_file(tmp_path: Path) -> None:
         (Place(gpus=3), 3),
     ):
         check, *_ = plan("all", "table1", [], place)  # the check before all work knows the world size
-        assert check.label == "check" and check.command[-1] == f"engine.processes={ranks}"
+        assert check.label == "check" and check.command[-1] == f"--ranks={ranks}"
     check, *_ = plan("all", "table1", [], Place())
-    assert "engine.processes" not in check.command[-1]
+    assert "--ranks" not in check.command[-1]
 
 
 def test_a_port_is_chosen_when_a_step_starts() -> None:
@@ -191,7 +191,7 @@ def test_a_job_script_resolves_and_bash_reads_it(tmp_path: Path) -> None:
     run = f'{stubs} sleep() {{ :; }}; export SLURM_JOB_ID=7; . "{tmp_path / "job"}"'
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True)
     one_run = 'it\'s "one" run/launch/train.yaml'
-    assert done.stdout.splitlines() == ["engine.processes=16", one_run, "requeued 7"] and done.returncode == 75
+    assert done.stdout.splitlines() == ["--ranks=16", one_run, "requeued 7"] and done.returncode == 75
     # A lost rank requeues the job at most three times; preemptions don't count. Of an array, only the task is requeued.
     (tmp_path / 'it\'s "one" run/launch').mkdir(parents=True, exist_ok=True)
     codes = []

@@ -7,6 +7,7 @@ import pytest
 from randcond.data.cache.latent_source import cache_identity
 from randcond.data.captions.pool import pool_identity
 from randcond.launch.config.experiments import load_config
+from randcond.launch.config.tables import load_runs
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.files import write_json
 from randcond.train import dryrun
@@ -80,3 +81,25 @@ def test_the_check_ends_with_2(kept: Path, words: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit) as ended:
         dryrun.main(["demo-with", *words, "cache.size=2000"])
     assert ended.value.code == 2 and " done" not in capsys.readouterr().out
+
+
+def test_each_repetition_of_a_table_is_compared(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(kept)
+    run = load_runs("beyond-shift")["c"]["flow-shift-time"]
+    size = {"captions": run.config.cache.size, "shard_size": run.config.cache.shard_size}
+    plan = {**size, **cache_identity(run.config), "teacher": "a fingerprint"}
+    folder = Path(run.config.paths.cache)
+    write_json(folder / "plan.json", {**plan, "guidance": 7.0})
+    with pytest.raises(SystemExit) as ended:
+        dryrun.main(["beyond-shift"])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and "error: flow-shift-sigma c: " in said.err and "guidance is 7.0" in said.err
+    assert " a: " not in said.err and "train flow-shift-time x 5" in said.out  # c is not forecast
+    write_json(folder / "plan.json", plan)
+    with pytest.raises(SystemExit) as ended:
+        dryrun.main(["beyond-shift"])
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and "train flow-shift-time x 6" in said.out
+    assert said.out.count("flow-shift-time: depth-4") == 1  # one line for all repetitions
