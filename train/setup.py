@@ -105,6 +105,9 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
             log.info(f"training: p(t) {p.p} of {p.of} replaces {share:.1%} of the captions on average")
         for line in skipped:
             log.info(f"training: left out: {line}")
+        if train.sample_every > train.steps:
+            every = f"train.sample_every ({train.sample_every:,})"
+            log.info(f"training: no sample grid, because {every} is more than its {train.steps:,} steps")
     return Training(config, teacher, module.network, distil, engine, stream, identity, skipped)
 
 

@@ -48,7 +48,12 @@ def protocol_line(row: Row) -> str:
         for key, value in row.protocol.items()
         if key not in LEFT_OUT_OF_PROTOCOL_LINE and value not in (None, {})
     }
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
+    return "; ".join(f"{key} {_in_words(value)}" for key, value in settings.items())
+
+
+def _in_words(value: Any) -> str:
+    """Returns a setting as text; of several, each name before its value."""
+    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def write_report(report: Report) -> None:

@@ -1,5 +1,6 @@
 """Rows of `randcond students`: size, cost and memory of a student rule, as plain data."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +9,17 @@ from randcond.model_zoo.cost.flops import DenoiserCost, denoiser_cost, training_
 from randcond.model_zoo.cost.memory import Sharding, activations_per_sample, state_memory, trained_shapes
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.students.registry import find_rule, student_of
+
+
+def rounded(value: float, digits: int) -> float:
+    """Returns a number with some digits after the point, or two significant ones if it is smaller than these show.
+
+    >>> rounded(859.52, 1), rounded(0.00416, 1), rounded(0, 1)
+    (859.5, 0.0042, 0.0)
+    """
+    if not value:
+        return 0.0
+    return round(value, max(digits, 1 - math.floor(math.log10(abs(value)))))
 
 
 def student_row(
@@ -30,8 +42,8 @@ def student_row(
         "summary": find_rule(name).summary,
         **shape_columns(student.denoiser),
         **cost_columns(cost),
-        "training_tflop_per_sample": round(training_flop(teacher_cost, cost) / 1e12, 2),
-        "memory_gb": {key: round(value / 1e9, 2) for key, value in memory.items()},
+        "training_tflop_per_sample": rounded(training_flop(teacher_cost, cost) / 1e12, 2),
+        "memory_gb": {key: rounded(value / 1e9, 2) for key, value in memory.items()},
     }
 
 
@@ -53,7 +65,7 @@ def cost_columns(cost: DenoiserCost) -> dict[str, Any]:
     """Returns the numbers of parameters and MACs, exact and in the paper's units (millions and billions)."""
     return {
         "parameters": cost.parameters,
-        "parameters_m": round(cost.parameters / 1e6, 1),
-        "macs_g": round(cost.macs / 1e9, 1),
-        "attention_macs_g": round(cost.attention_macs / 1e9, 1),
+        "parameters_m": rounded(cost.parameters / 1e6, 1),
+        "macs_g": rounded(cost.macs / 1e9, 1),
+        "attention_macs_g": rounded(cost.attention_macs / 1e9, 1),
     }

@@ -143,8 +143,8 @@ def test_what_is_installed_exists(line: str) -> None:
         assert (ROOT / words[words.index(flag) + 1]).is_file()
     if words[:2] == ["apptainer", "build"]:
         assert (ROOT / words[-1]).is_file()
-    if "run" in words[2:]:
-        done = run(ROOT, *words[-3:], "--dry-run")
+    if "run" in words[2:]:  # the last `run` is ours
+        done = run(ROOT, *words[len(words) - 1 - words[::-1].index("run") :], "--dry-run")
         assert done.returncode == 0, done.stderr
 
 
