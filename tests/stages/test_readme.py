@@ -337,6 +337,16 @@ def test_the_claim_about_transformers_is_its_reports() -> None:
         assert f"| {before}% ±" in report and f"| {after}% ±" in report and f"| {difference} | holds |" in report
 
 
+def test_the_claim_about_p_is_its_reports() -> None:
+    said = " ".join(README.read_text().split())
+    link = "launch/tables/results/beyond/beyond-p/report.md"
+    found = re.search(r"Each of (\w+) helps; a linear one does better .*?, by (\d+\.\d ± \d+\.\d) points", said)
+    report = (ROOT / link).read_text()
+    assert found and link in said
+    assert found.group(1) == "seven" and len(re.findall(r"^\| .* helps \|.*\| holds \|$", report, re.MULTILINE)) == 7
+    assert re.search(rf"linear does better than exponential, of sigma .*\+{found.group(2)} \| holds", report)
+
+
 def test_the_speed_table_says_what_its_records_say() -> None:
     head = "share of the matmul rate: ours, bare, published |"
     rows = page_with(head)[1].split(head)[1].split("\n\n")[0].splitlines()[2:]
