@@ -65,6 +65,7 @@ class Row:
     spread: Scores = field(default_factory=dict)  # standard deviations over the repetitions, if there are several
     intervals: Scores = field(default_factory=dict)  # [low, high], of an evaluation
     cost: dict[str, Any] = field(default_factory=dict)  # of drawing (cost.json); {}: not measured
+    teacher: str = ""  # the row of its teacher; "": not in the report
 
 
 def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[str, str] | None = None) -> list[Row]:
@@ -74,17 +75,15 @@ def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[s
     Raises UserError naming an experiment that is not evaluated, or was evaluated with other settings than its
     configuration has now.
     """
-    rows = []
+    rows: list[Row] = []
     commands = {name: command_of("eval", name) for name in configs} if commands is None else commands
-    by = next((name for name, config in configs.items() if "teacher" in config.eval.of and config.trains), None)
-    if by:
-        first = configs[by]
-        teacher = table.teacher if table else Arm()
-        notes = [teacher.note] if teacher.note else []
+    teachers = teacher_rows(table, configs)
+    for number, (name, by) in enumerate(teachers.values()):
+        first, folder = configs[by], Path(configs[by].paths.reference)
+        arm = table.teacher if table and number == 0 else Arm()  # the paper has one
+        notes = [arm.note] if arm.note else []
         facts = {"weights": "raw", **_training_facts(resolve_path(first.teacher.path) / "training.json")}
-        rows.append(
-            _row("teacher", first, Path(first.paths.reference), facts, by_split(teacher.paper), notes, commands[by])
-        )
+        rows.append(_row(name, first, folder, facts, by_split(arm.paper), notes, commands[by], of_teacher=True))
     arms = {name: (arm.experiment, by_split(arm.paper), arm.note) for name, arm in table.arms.items()} if table else {}
     for name, (experiment, paper, note) in (arms or {name: (name, {}, "") for name in configs}).items():
         notes = [note] if note else []
@@ -99,13 +98,37 @@ def collect(table: Table | None, configs: dict[str, Config], commands: Mapping[s
             notes += [f"trained without: {left_out}" for left_out in trained.pop("left_out", [])]
             facts |= {"conditioning": config.conditioning.p, **trained}
         row = _row(name, config, eval_folder(config), facts, paper, notes, commands[experiment])
+        if config.trains and config.paths.reference in teachers:
+            row = replace(row, teacher=teachers[config.paths.reference][0])
         rows += [row, *_best(row, config)]
     _check_comparable(rows)
     return rows
 
 
+def teacher_rows(table: Table | None, configs: Mapping[str, Config]) -> dict[str, tuple[str, str]]:
+    """Returns the row of each teacher: folder of its evaluation -> (name, first experiment that evaluates it).
+
+    Experiments without a table count as rows of their own names.
+    """
+    arms = {arm.experiment: name for name, arm in reversed(table.arms.items())} if table else {}
+    found: dict[str, str] = {}
+    for name, config in configs.items():
+        if config.trains and "teacher" in config.eval.of:
+            found.setdefault(config.paths.reference, name)
+    if len(found) == 1:
+        return {folder: ("teacher", by) for folder, by in found.items()}
+    return {folder: (f"teacher of {arms.get(by, by)}", by) for folder, by in found.items()}
+
+
 def _row(
-    name: str, config: Config, folder: Path, facts: dict[str, Any], paper: Scores, notes: list[str], evaluate: str
+    name: str,
+    config: Config,
+    folder: Path,
+    facts: dict[str, Any],
+    paper: Scores,
+    notes: list[str],
+    evaluate: str,
+    of_teacher: bool = False,
 ) -> Row:
     path = folder / "scores.json"
     if not path.is_file():
@@ -122,7 +145,7 @@ def _row(
         if (value := getattr(protocol, key)) is not None
     }
     expected |= {"dtype": config.teacher.dtype, "resolution": config.eval.resolution}
-    is_teacher = name == "teacher" or not config.trains
+    is_teacher = of_teacher or not config.trains
     network = resolve_path(config.teacher.path) if is_teacher else student_folder(config, config.eval.weights)
     if network.is_dir():  # a hub id is not downloaded for a report
         expected["network"] = folder_fingerprint(network)
@@ -132,7 +155,7 @@ def _row(
     if missing := set(config.eval.metrics) - set(scored["metrics"]):
         raise UserError(f"{path}: has no scores of {', '.join(sorted(missing))} (eval.metrics). {remedy}")
     notes = notes + [f"{split}: {note}" for split, split_notes in scored["notes"].items() for note in split_notes]
-    run = Path(config.paths.run) if config.trains and name != "teacher" else None
+    run = Path(config.paths.run) if config.trains and not of_teacher else None
     command = f"randcond run all {config.name}.yaml   # a file with the configuration below"
     splits = {**scored["splits"], ALL: {**scored["splits"][ALL], **scored.get("size", {})}}
     measured = scored.get("intervals", {})  # an older version computed none

@@ -28,9 +28,20 @@ def cost_table(rows: Sequence[Row]) -> list[list[str]]:
         size = row.scores.get(ALL, {})
         line = [row.name, *(COLUMNS[name].write(size[name]) if name in size else "" for name in sizes)]
         for batch in batches:
-            line += _cells(row, measured[0], str(batch))
+            line += _cells(row, _compared_with(row, measured), str(batch))
         lines.append(line)
     return lines
+
+
+def _compared_with(row: Row, measured: Sequence[Row]) -> Row:
+    """Returns the row that the speed of a row is compared with: its teacher; without one, the first row.
+
+    Of several teachers, each is compared with itself alone.
+    """
+    teachers = {each.teacher for each in measured}
+    if row.name in teachers:
+        return row
+    return next((each for each in measured if each.name == row.teacher), measured[0])
 
 
 def _cells(row: Row, teacher: Row, batch: str) -> list[str]:
@@ -56,10 +67,12 @@ def cost_remarks(rows: Sequence[Row]) -> list[str]:
     if not measured:
         return []
     places = list(dict.fromkeys(map(_measured_on, measured)))
+    over = [_compared_with(row, measured) for row in measured]
+    compared = dict.fromkeys(each.name for each, row in zip(over, measured, strict=True) if each is not row)
     sentences = [
         f"Time per image and memory per batch, from captions to pixels, {' and '.join(places)}. Memory is that of "
         "tensors: weights, and the largest sum of all others at one time.",
-        *([f"Speed-ups are over {measured[0].name}."] if len(measured) > 1 else []),
+        *([f"Speed-ups are over {' or '.join(compared)}."] if len(measured) > 1 else []),
     ]
     if len(places) > 1:
         sentences.append("Rows of different devices have no speed-up.")

@@ -10,8 +10,9 @@ import torch
 from randcond.eval.images import drawing_cost
 from randcond.eval.images.drawing_cost import _peak
 from randcond.eval.stage import run
-from randcond.eval.tables.collect import Row, collect
+from randcond.eval.tables.collect import Row, collect, teacher_rows
 from randcond.eval.tables.costs import cost_remarks, cost_table
+from randcond.launch.config.tables import load_runs, load_table
 from tests.unit.eval.test_evaluation import system
 
 
@@ -70,3 +71,29 @@ def test_the_table_of_costs() -> None:
     said = cost_remarks(rows)[0]
     assert "on a card, bf16 and on another, bf16" in said and "Speed-ups are over teacher" in said
     assert cost_table([Row("quoted")]) == [] and cost_remarks([Row("quoted")]) == []
+
+
+def test_a_speed_is_compared_with_the_own_teacher() -> None:
+    rows = [measured("teacher of 1", 2.0), measured("teacher of 2", 1.0)]
+    rows += [replace(measured(f"{each}", 0.5), teacher=f"teacher of {each}") for each in (1, 2)]
+    assert [line[5] for line in cost_table(rows)[1:]] == ["", "", "4.00", "2.00"]
+    assert "Speed-ups are over teacher of 1 or teacher of 2." in cost_remarks(rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("demo", ["teacher"]),
+        ("table1", ["teacher"]),
+        ("beyond-unet", ["teacher of 1 U-Net, without", "teacher of 3 transformer, without"]),
+    ],
+)
+def test_each_teacher_of_a_table_has_a_row(table: str, expected: list[str]) -> None:
+    configs = {name: run.config for name, run in next(iter(load_runs(table).values())).items()}
+    assert [name for name, _ in teacher_rows(load_table(table), configs).values()] == expected
+
+
+def test_each_teacher_of_the_transformers_has_a_row() -> None:
+    configs = {name: run.config for name, run in load_runs("transformers")[""].items()}
+    found = teacher_rows(load_table("transformers"), configs)
+    assert len(found) == len({config.paths.reference for config in configs.values()}) == 4
