@@ -339,12 +339,12 @@ def test_the_claim_about_transformers_is_its_reports() -> None:
 
 def test_the_claim_about_p_is_its_reports() -> None:
     said = " ".join(README.read_text().split())
-    link = "launch/tables/results/beyond/beyond-p/report.md"
-    found = re.search(r"Each of (\w+) helps; a linear one does better .*?, by (\d+\.\d ± \d+\.\d) points", said)
-    report = (ROOT / link).read_text()
-    assert found and link in said
-    assert found.group(1) == "seven" and len(re.findall(r"^\| .* helps \|.*\| holds \|$", report, re.MULTILINE)) == 7
-    assert re.search(rf"linear does better than exponential, of sigma .*\+{found.group(2)} \| holds", report)
+    links = [f"launch/tables/results/beyond/beyond-{name}/report.md" for name in ("p", "noise")]
+    found = re.search(r"Each of (\w+) helps, .*? a linear one .*? does better .*?, by (\d+\.\d ± \d+\.\d) points", said)
+    assert found and all(link in said for link in links)
+    reports = "".join((ROOT / link).read_text() for link in links)
+    assert found.group(1) == "ten" and len(re.findall(r"^\| .* helps \|.*\| holds \|$", reports, re.MULTILINE)) == 10
+    assert re.search(rf"linear does better than exponential, of sigma .*\+{found.group(2)} \| holds", reports)
 
 
 def test_the_speed_table_says_what_its_records_say() -> None:
