@@ -46,12 +46,13 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     with collecting_missing(missing):
         prompts = choose_prompts(config)
         _check_prompts(config, prompts, metrics)
-    for name, metric in metrics.items():
-        if metric.compares and config.eval.statistics is None:
-            raise UserError(
-                f"eval.statistics: is missing, and {name} compares with real images: make them with "
-                f"`randcond eval stats`"
-            )
+    comparing = [name for name, metric in metrics.items() if metric.compares]
+    if comparing and config.eval.statistics is None:
+        raise UserError(
+            f"eval.statistics: is missing, but eval.metrics has {', '.join(comparing)}: make statistics of real images "
+            f"with `randcond eval stats`"
+        )
+    for metric in metrics.values():
         for split in (prompts.splits if prompts else [ALL]) if metric.compares else ():
             with collecting_missing(missing):
                 statistics = find_statistics(str(config.eval.statistics), split, str(metric.compares))

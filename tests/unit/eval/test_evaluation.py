@@ -346,7 +346,7 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
         (["eval.metrics=[fid]", "eval.statistics=one.npz"], "one.npz is a single file, but split seen"),
         (["eval.metrics=[is]"], "eval.inception: no weights at .*; download it with `randcond fetch inception`"),
         (["eval.grid=[nowhere.txt]"], "no such file"),
-        (["eval.metrics=[fid]"], "eval.statistics: is missing, and fid compares with real images"),
+        (["eval.metrics=[fid,kid]"], "eval.statistics: is missing, but eval.metrics has fid, kid: make statistics"),
         (["eval.metrics=[]", "train.eval_every=5"], "train.eval_every: evaluations during training need a metric"),
         (["eval.resolution=64"], "eval.metrics: digits needs images of 32 pixels; .* give 64"),
         (["eval.metrics=[is]", "eval.size=9"], "eval.metrics: is needs at least 10 images, seen has 9"),
