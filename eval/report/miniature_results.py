@@ -114,15 +114,23 @@ def _tally(verdicts: dict[str, list[Verdict]]) -> str:
             if not verdict.same_as:
                 outcomes[verdict.claim.afterwards].append(verdict.outcome)
     ours = all(verdict.claim.ours for of_table in verdicts.values() for verdict in of_table)
-    words = {outcome: outcome for outcome in COLOURS}
-    if ours:
-        words = {"reproduced": "hold", "within noise": "are within noise", "not reproduced": "show the opposite"}
     before, after = (
-        f"{', '.join(f'{group.count(each)} {word}' for each, word in words.items())}, of {len(group)} claims"
+        f"{', '.join(_counted(group.count(each), each, ours) for each in COLOURS)}, of {len(group)} claims"
         for group in outcomes.values()
     )
     more = f" Asked afterwards, when the runs were known, which no interval covers: {after}." if outcomes[True] else ""
     return f"{before} asked beforehand.{more}"
+
+
+def _counted(number: int, outcome: str, ours: bool) -> str:
+    if not ours:
+        return f"{number} {outcome}"
+    one, more = {
+        "reproduced": ("holds", "hold"),
+        "within noise": ("is within noise", "are within noise"),
+        "not reproduced": ("shows the opposite", "show the opposite"),
+    }[outcome]
+    return f"{number} {one if number == 1 else more}"
 
 
 def _mark_repeated(found: dict[str, list[Verdict]], replicates: dict[str, Any]) -> tuple[dict[str, list[Verdict]], str]:
