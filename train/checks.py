@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from randcond.data.cache.latent_source import latent_source
+from randcond.data.captions.pool import check_sources_unchanged
 from randcond.data.captions.sources import expand
 from randcond.data.inputs.catalogue import collecting_missing
 from randcond.data.inputs.fetch import check_packages
@@ -161,5 +162,6 @@ def check_all(config: Config, ranks: int, missing: list[str] | None = None) -> N
             with collecting_missing(missing):
                 expand(source)
         check_kept(config)
+        check_sources_unchanged(config)
     check_evaluation(config, missing)
     check_made(config)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from randcond.data.cache.latent_source import LatentSource, cache_identity, source_kind
+from randcond.data.cache.latent_source import LatentSource, cache_identity, shown_key, source_kind
 from randcond.data.cache.manifest import DAMAGED, HASH, Plan, plan_hash, plan_of, read_cache_record
 from randcond.data.cache.shard_work import plans_of
 from randcond.data.cache.shards import FORMAT
@@ -81,7 +81,7 @@ def check_kept_cache(config: Config) -> None:
     if not (folder / "manifest.json").is_file():
         expected["shard_size"] = cache.shard_size
     absent = absent_settings(Cache, "cache", source_kind(config), "shards")
-    check_matches(plans[0], expected, f"the cache at {folder}", _REMEDY, absent)
+    check_matches(plans[0], expected, f"the cache at {folder}", _REMEDY, absent, shown_key)
 
 
 def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSource, shards: list[Path]) -> Plan:
@@ -106,7 +106,9 @@ def agreed_plan(config: Config, folder: Path, teacher: Teacher, source: LatentSo
                 log.info(f"cache: its latents were drawn with teacher.dtype={drawn_in}, and are used as they are")
         if expected["sampler_dtype"] == FP32_NOISE and all(map(Path.is_file, shards)):
             expected["sampler_dtype"] = stored.get("sampler_dtype")  # older versions drew the noise in bf16
-        check_matches(_as_settings(stored), _as_settings(expected), f"the cache at {folder}", _REMEDY, absent)
+        check_matches(
+            _as_settings(stored), _as_settings(expected), f"the cache at {folder}", _REMEDY, absent, shown_key
+        )
         if digest != stored["captions_sha256"]:
             raise UserError(
                 f"{folder / 'captions.arrow'}: is missing or damaged, and the sources give other captions now than "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from randcond.data.cache.latent_source import cache_identity, source_kind
+from randcond.data.cache.latent_source import cache_identity, shown_key, source_kind
 from randcond.data.cache.manifest import (
     ShardEntry,
     captions_of_shard,
@@ -80,6 +80,7 @@ class LatentCache:
             f"the cache at {show_url(location)}",
             "To use it, restore these settings. To make the other cache, give another paths.cache.",
             absent_settings(Cache, "cache", source_kind(config)),
+            shown_key,
         )
         captions = checked_captions(folder, manifest)
         remote, skip = is_url(location), config.on_error == "skip"

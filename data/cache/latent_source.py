@@ -3,6 +3,7 @@
 In both, a latent depends only on the teacher, its caption number, the seed and the compute batch.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -66,6 +67,12 @@ def cache_identity(config: Config) -> dict[str, Any]:
     ordered = {key: settings.pop(key) for key in _FIRST_KEYS if key in settings}
     sources = [source_name(source) for source in cache.captions]  # their contents are hashed when drawing
     return {"source": "images" if cache.images else "teacher", **ordered, "sources": sources, **settings}
+
+
+def shown_key(key: str) -> str:
+    """Returns a key of a cache's identity as experiments call it: captions is cache.size."""
+    own = {"captions": "size", "sources": "captions"}.get(key, key)
+    return f"cache.{own}" if own in {field.name for field in dataclasses.fields(Cache)} else key
 
 
 def source_kind(config: Config) -> str:

@@ -22,11 +22,11 @@ from randcond.data.captions.losses import Losses
 from randcond.data.captions.pool_merge import merge_parts
 from randcond.data.captions.readers import read_batches
 from randcond.data.captions.row_filter import UNFILTERED, RowFilter, absent_filters, row_filter, settings
-from randcond.data.captions.source_identity import as_expected, read_stored, source_name
+from randcond.data.captions.source_identity import as_expected, changed_files, read_stored, source_name
 from randcond.data.captions.sources import expand, identify
 from randcond.data.rows.bad_rows import BadRows
 from randcond.launch.config.identity import absent_settings, identity_of
-from randcond.launch.config.paths import resolve_sources
+from randcond.launch.config.paths import is_url, resolve_sources
 from randcond.launch.config.sections import Config, Pool
 from randcond.launch.errors import UserError
 from randcond.launch.runtime.artefacts import check_matches
@@ -37,6 +37,8 @@ from randcond.launch.runtime.this_command import stage_command
 from randcond.launch.urls import hide_secrets
 
 FORMAT = 3
+_REMEDY = "To build this one, give another paths.pool."
+_SMALL = 1 << 26  # bytes of a caption file that is read by a check (a fifth of a second)
 _KEYS = ("captions", "dropped", "damaged", "sha256")  # that a manifest must have
 
 
@@ -60,7 +62,7 @@ def build(
     made_of = {"format": FORMAT, "sources": list(map(identify, [*unfiltered, *files])), "filter": settings(rows)}
     made_of |= {"skip": skip} | ({"unfiltered": len(unfiltered)} if unfiltered and settings(rows) else {})
     filters = [(file, UNFILTERED) for file in unfiltered] + [(file, rows) for file in files]
-    remedy = "To build this one, give another paths.pool."
+    remedy = _REMEDY
     if manifest := _finished(out, made_of, remedy):
         return manifest
     with _pool_lock(out):  # another run may have built the pool while this one waited for the lock
@@ -86,8 +88,14 @@ def _finished(out: Path, made_of: dict[str, Any], remedy: str) -> dict[str, Any]
 
 def _check_made_of(stored: dict[str, Any], made_of: dict[str, Any], what: str, remedy: str) -> None:
     """Raises UserError if a stored pool has other sources or filters."""
+    if changed := changed_files(stored.get("sources"), made_of["sources"]):
+        raise UserError(f"{_changed(changed)} {what} was built; restore what it was. {remedy}")
     sources = as_expected(stored.get("sources"), made_of["sources"])
-    check_matches({**stored, "sources": sources}, made_of, what, remedy, absent_filters())
+    check_matches({**stored, "sources": sources}, made_of, what, remedy, absent_filters(), shown_key)
+
+
+def _changed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed since"
 
 
 def _build(
@@ -199,7 +207,40 @@ def check_pool_identity(config: Config) -> None:
     if "asked" in manifest:  # missing if the pool was built with `randcond pool build`
         remedy = "To use it, restore these settings. To make another pool, give another paths.pool."
         absent = absent_settings(Pool, "pool") | absent_filters()
-        check_matches(manifest["asked"], pool_identity(config), f"the pool at {folder}", remedy, absent)
+        check_matches(manifest["asked"], pool_identity(config), f"the pool at {folder}", remedy, absent, shown_key)
+
+
+def shown_key(key: str) -> str:
+    """Returns a key of a pool's identity as experiments call it: filter.min_length is pool.min_length."""
+    own = key.removeprefix("filter.")
+    return f"pool.{own}" if own.partition(".")[0] in {field.name for field in dataclasses.fields(Pool)} else key
+
+
+def check_sources_unchanged(config: Config) -> None:
+    """Raises UserError if a caption file has changed since the experiment's pool was built of it.
+
+    Compares local files of at most 64 MB. Building the pool compares all of them.
+    """
+    pool, folder = config.pool, Path(config.paths.pool)
+    stored: list[Any] = []
+    for made in (folder, Path(pool.whole)) if pool.size else (folder,):
+        if (made / "manifest.json").is_file():
+            sources = read_stored(made / "manifest.json").get("sources")
+            stored += sources if isinstance(sources, list) else []
+    files = [file for source in resolve_sources([*pool.read, *pool.also]) for file in _local_files(source)]
+    if changed := changed_files(stored, [identify(file) for file in files if Path(file).stat().st_size <= _SMALL]):
+        raise UserError(
+            f"{_changed(changed)} the pool at {folder} was built; restore what it was, or give another paths.pool (and "
+            f"paths.run) to build one of the new captions"
+        )
+
+
+def _local_files(source: str) -> list[str]:
+    """Returns the files of a source that are on this machine. A source that is gone has none."""
+    try:
+        return [] if is_url(source) else [file for file in expand(source) if not is_url(file)]
+    except UserError:
+        return []
 
 
 def take(

@@ -83,3 +83,19 @@ def as_expected(stored: Any, expected: list[dict[str, Any]]) -> Any:
 
 def _matches(old: Any, new: dict[str, Any]) -> bool:
     return isinstance(old, dict) and "url" in old and all(new.get(key) == value for key, value in old.items())
+
+
+def changed_files(stored: Any, expected: list[dict[str, Any]]) -> list[str]:
+    """Returns the names of local files that a pool's stored sources have with another content.
+
+    `expected`: sources of `identify`, some of the pool's. Several sources may have the same name.
+    """
+    known: dict[str, set[str]] = {}
+    for source in stored if isinstance(stored, list) else []:
+        if isinstance(source, dict) and "sha256" in source:
+            known.setdefault(str(source.get("name")), set()).add(str(source["sha256"]))
+    return [
+        source["name"]
+        for source in expected
+        if "sha256" in source and source["sha256"] not in known.get(source["name"], {source["sha256"]})
+    ]

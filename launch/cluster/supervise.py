@@ -117,7 +117,8 @@ def _run_with_restarts(
     if code == INTERRUPTED:
         raise SystemExit(code)
     if code and code != USER_ERROR:  # an error of the user says the way out itself
-        logs = f" The ranks' logs are in {step.folder}/logs." if step.folder else ""
+        started = step.folder and (step.folder / "logs").is_dir()
+        logs = f" The ranks' logs are in {step.folder}/logs." if started else ""
         log.info(
             f"\n{step.label} ended with code {code}. Finished work is kept. Run the same command to continue.{logs}"
         )

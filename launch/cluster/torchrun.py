@@ -5,10 +5,15 @@ torchrun itself ends with 1 and a traceback of its own, whatever the rank has sa
 
 import logging
 import os
+import re
+import socket
 import sys
 import threading
 
 import psutil
+
+from randcond.launch.machine.network_interface import address_to, addresses_of
+from randcond.launch.runtime.exit_codes import LOST_RANK
 
 FIRST_WORD = 10.0  # seconds of waiting for other hosts before the first line about it
 NEXT_WORD = 30.0
@@ -23,6 +28,7 @@ def main(arguments: list[str]) -> int:
 
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)  # the ranks say it
     if place := next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), ""):
+        arguments = [*own_place(re.sub(r":\d+$", "", place).strip("[]")), *arguments]
         threading.Thread(target=_tell_of_waiting, args=(place,), daemon=True).start()
     try:
         torchrun(arguments)
@@ -32,9 +38,29 @@ def main(arguments: list[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval
     except (RendezvousError, ConnectionError, TimeoutError) as error:
-        print(f"error: --rdzv {place}: the hosts did not meet there ({_first_line(error)})", file=sys.stderr)
-        return 1
+        print(
+            f"error: --rdzv {place}: the hosts did not meet there ({_first_line(error)}); it must be an address of one "
+            f"of the hosts, and each must run the same command within a minute",
+            file=sys.stderr,
+        )
+        return LOST_RANK
     return 0
+
+
+def own_place(meeting: str) -> list[str]:
+    """Returns torchrun's flags that say which host opens the port, and at which address others reach this one.
+
+    `meeting`: name or address of the host where all meet. torchrun itself looks up this host's own name, which on many
+    machines does not lead to the address that the others use. Then no host would open the port.
+    """
+    flags = []
+    if address := address_to(meeting):
+        flags.append(f"--local-addr={address}")
+        if address not in addresses_of(meeting):
+            flags.append("--rdzv-conf=is_host=false")
+        elif address not in addresses_of(socket.gethostname()):  # else torchrun finds out itself
+            flags.append("--rdzv-conf=is_host=true")
+    return flags
 
 
 def _tell_of_waiting(place: str) -> None:

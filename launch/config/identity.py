@@ -82,15 +82,15 @@ class Difference(NamedTuple):
     expected: Any
 
     def __str__(self) -> str:
-        """Returns e.g. `guidance is 7.5, expected 3`. For two long lists: the first place where they differ."""
+        """Returns e.g. `guidance is 7.5 there, 3 here`. For two long lists: the first place where they differ."""
         one, other = self.stored, self.expected
         if isinstance(one, list) and isinstance(other, list) and max(len(one), len(other)) > 8:
             place = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
             if place is None:
-                return f"{self.key} has {len(one)} entries, expected {len(other)}"
+                return f"{self.key} has {len(one)} entries there, {len(other)} here"
             first = Difference(f"{self.key}[{place}]", one[place], other[place])
-            return f"{first} (of {len(one)} entries, expected {len(other)})"
-        return f"{self.key} is {one!r}, expected {other!r}"
+            return f"{first} (of {len(one)} entries there, {len(other)} here)"
+        return f"{self.key} is {one!r} there, {other!r} here"
 
 
 def differences(

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def check_matches(
     what: str,
     remedy: str,
     absent: Mapping[str, Any] | None = None,
+    shown: Callable[[str], str] = str,
 ) -> None:
     """Raises UserError that names every setting in which an artefact differs from what the experiment asks for.
 
@@ -56,6 +57,7 @@ def check_matches(
     what: the artefact, as the message calls it
     remedy: what to do
     absent: dotted key -> the value that its absence stands for
+    shown: returns a key as experiments call it
     """
-    if wrong := differences(stored, expected, absent):
-        raise UserError(f"{what} does not match this experiment: {'; '.join(map(str, wrong))}. {remedy}")
+    if wrong := [str(each._replace(key=shown(each.key))) for each in differences(stored, expected, absent)]:
+        raise UserError(f"{what} does not match this experiment: {'; '.join(wrong)}. {remedy}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import NAMES, TwoHosts
+from tests.cluster.hosts import ADDRESSES, NAMES, TwoHosts
 from tests.cluster.packages import HOSTS, need
 from tests.cluster.world import ONE_HOST, STEPS, WORDS
 from tests.support.interruptions import RANDCOND
@@ -106,6 +106,31 @@ def test_two_hosts_train_what_one_does(hosts: TwoHosts, folder: Path, capsys: py
         assert (folder / run / f"logs/train-rank-{rank:04d}.log").stat().st_size
     with capsys.disabled():
         print(f"\ntwo hosts: largest difference from one host {same_student(folder, run):.1e}")
+
+
+@pytest.mark.parametrize("meeting", [ADDRESSES[0], NAMES[0]])
+def test_hosts_meet_at_an_address_by_torchrun(hosts: TwoHosts, folder: Path, meeting: str) -> None:
+    """The hosts' own names lead to 127.0.1.1, as on Debian. The second host knows the first one's name, too."""
+    names = Path("/etc/netns", NAMES[1], "hosts")
+    before = names.read_text()
+    names.write_text(f"{before}{ADDRESSES[0]} {NAMES[0]}\n")
+    run = f"runs/met-at-{meeting}"
+    words = ["run", "train", "demo-with", *WORDS, f"paths.run={run}", "--launcher", "torchrun", "--gpus", "1"]
+    words += ["--nodes", "2", "--rdzv", f"{meeting}:29511"]
+    started = [
+        subprocess.Popen(
+            [*hosts.on(name), *RANDCOND, *words],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in NAMES
+    ]
+    said = [process.communicate(timeout=HANG)[0] for process in started]
+    names.write_text(before)
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    assert same_student(folder, run) < 1e-5
 
 
 @pytest.mark.parametrize("blow", ["kill", "cut"])

@@ -112,7 +112,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the manifest is theirs": (
         lambda c: (all_from_other(c), shutil.copy(c.parent / "other/cache/manifest.json", c)),
-        r"guidance is 4\.0, expected 3\.0",
+        r"guidance is 4\.0 there, 3\.0 here",
     ),
 }
 

@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "other settings": (
         lambda f: None,
         ["cache.guidance=4.0"],
-        r"guidance is 3\.0, expected 4\.0\. .*another paths\.cache",
+        r"guidance is 3\.0 there, 4\.0 here\. .*another paths\.cache",
     ),
     "other settings, and no plan": (
         lambda f: [(f / "cache" / name).unlink() for name in ("plan.json", "manifest.json")],

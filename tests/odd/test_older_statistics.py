@@ -60,7 +60,9 @@ def test_finished_statistics_are_used_and_stay_as_they_are(older: Path, lost: st
 
 
 def test_a_setting_that_differs_is_still_named(older: Path) -> None:
-    with pytest.raises(UserError, match=r"features does not match this experiment: size is 32, expected 48\. Restore"):
+    with pytest.raises(
+        UserError, match=r"features does not match this experiment: size is 32 there, 48 here\. Restore"
+    ):
         stats(older, size=48)
 
 

@@ -395,8 +395,8 @@ def test_what_is_watched(world: Path) -> None:
         (["conditioning.p=often"], "conditioning.p: unknown p(t) 'often'"),
         (["paths.cache=runs/none"], "no complete cache at runs/none"),
         (["paths.pool=runs/none"], "no caption pool at runs/none"),
-        (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0, expected 5.0"),
-        (["paths.run=runs/new", "cache.exclude=[four]"], "exclude is ['three'], expected ['four']"),
+        (["paths.run=runs/new", "cache.guidance=5.0"], "guidance is 3.0 there, 5.0 here"),
+        (["paths.run=runs/new", "cache.exclude=[four]"], "exclude is ['three'] there, ['four'] here"),
     ],
 )
 def test_bad_input_is_named_before_work_starts(
@@ -437,7 +437,7 @@ def test_a_rank_that_sees_another_cache_says_so(world: Path, tmp_path: Path) -> 
             each.kill()
             each.wait()
     assert ranks[1].returncode == 2
-    assert "error: the training data of rank 1 does not match this experiment: cached is 64, expected 96" in said
+    assert "error: the training data of rank 1 does not match this experiment: cached is 64 there, 96 here" in said
 
 
 @pytest.mark.parametrize(

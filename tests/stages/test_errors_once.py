@@ -34,7 +34,7 @@ def run(world: Path, *words: str, code: int = 2) -> subprocess.CompletedProcess[
         (
             "train",
             ["paths.run=runs/new", "cache.guidance=5.0"],
-            "runs/demo/cache does not match this experiment: guidance is 3.0, expected 5.0",
+            "runs/demo/cache does not match this experiment: guidance is 3.0 there, 5.0 here",
         ),
         pytest.param("train", ["train.global_batch=15"], "15 does not divide over 2 ranks", marks=pytest.mark.slow),
         pytest.param(
@@ -63,7 +63,7 @@ def test_what_only_the_ranks_can_find_is_shown_once(world: Path, launcher: str) 
     words = ["train", "demo-with", *TINY, "paths.run=runs/new", f"paths.cache={cache}"]
     flags = ["--launcher", launcher] if launcher else []
     done = run(world, *words, "--gpus", "2", *flags, "--max-restarts", "1")
-    assert done.stderr.count("teacher is 'another', expected ") == 1
+    assert done.stderr.count("teacher is 'another' there, ") == 1
     assert done.stderr.count("error") == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "[2/2] train" in done.stdout and "restart 1" not in done.stdout  # the same command would end the same way
 

@@ -62,7 +62,7 @@ def test_a_finished_run_goes_on_to_more_steps(world: Path) -> None:
     assert kept == before != folder_fingerprint(run / "student_ema")
 
     said = train(world, "runs/raised", "train.schedule=cosine", "train.steps=8", code=2)
-    assert "train.schedule is 'constant', expected 'cosine'. With" in said and "train.steps is" not in said
+    assert "train.schedule is 'constant' there, 'cosine' here. With" in said and "train.steps is" not in said
     said = train(world, "runs/raised", "train.steps=5", code=2)
     assert "train.steps: 5 is too small, because the run at runs/raised is finished with 6 steps" in said
     shutil.rmtree(run / "checkpoints")
@@ -85,10 +85,10 @@ def test_a_schedule_is_exact_over_a_resume(world: Path, schedule: str) -> None:
     assert [line["lr"] for line in metrics(world / f"runs/{schedule}-cut")] == expected and expected[2:] != [1e-3] * 2
     if schedule == "cosine":
         said = train(world, "runs/cosine", *words, "train.steps=6", code=2)
-        assert "train.steps is 4, expected 6. With train.schedule=cosine, train.steps decides the learning" in said
+        assert "train.steps is 4 there, 6 here. With train.schedule=cosine, train.steps decides the learning" in said
         assert "student.init=runs/cosine/student_ema" in said
         said = train(world, "runs/cosine", "train.schedule=constant", "train.steps=6", code=2)
-        assert "train.schedule is 'cosine', expected 'constant'" in said and "train.steps is" not in said
+        assert "train.schedule is 'cosine' there, 'constant' here" in said and "train.steps is" not in said
     else:
         assert "resuming from step 4" in train(world, "runs/wsd", *words, "train.steps=5")
 

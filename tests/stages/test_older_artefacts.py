@@ -133,7 +133,7 @@ def test_a_key_added_to_the_cache_changes_nothing(older: Path, monkeypatch: pyte
     index, old = read_json(index_file(older)), json.loads(before[str(index_file(older))])
     assert index | {"sha256": old["sha256"]} == old
     monkeypatch.setattr(cache_plan, "absent_settings", lambda *kinds: {"a_new_key": 4})
-    with pytest.raises(UserError, match=r"does not match this experiment: a_new_key is 4, expected 3\. To use it"):
+    with pytest.raises(UserError, match=r"does not match this experiment: a_new_key is 4 there, 3 here\. To use it"):
         caching.run(config())
 
 
@@ -144,7 +144,7 @@ def test_a_pool_is_used_and_so_is_one_with_a_key_less(older: Path) -> None:
     without(older / "pool/manifest.json", "asked", "seed")
     without(older / "pool/manifest.json", "asked", "size")
     assert build_pool(config())["captions"] == 3200
-    with pytest.raises(UserError, match=r"filter\.min_length is 1, expected 5"):
+    with pytest.raises(UserError, match=r"pool\.min_length is 1 there, 5 here"):
         build_pool(config("pool.min_length=5"))
 
 
@@ -159,7 +159,7 @@ def test_an_evaluation_is_kept_and_so_is_one_with_a_key_less(older: Path) -> Non
     before = contents(older / "reference")
     stage.run(alone)
     assert contents(older / "reference") == before
-    with pytest.raises(UserError, match="seed is 1, expected 2"):
+    with pytest.raises(UserError, match="seed is 1 there, 2 here"):
         stage.run(config("eval.of=[teacher]", "eval.seed=2"))
 
 
@@ -187,7 +187,7 @@ def test_a_run_resumes_and_names_what_differs(older: Path, tmp_path: Path) -> No
     (older / "run/train.json").unlink()  # its exported students are not stored either
     words = ["run", "train", "demo-with", *OVERRIDES, "train.steps=4"]
     refused = randcond(tmp_path, *words, "train.lr=2e-3", "student.seed=1", code=2).stderr
-    assert "student.seed is 0, expected 1; train.lr is 0.001, expected 0.002. To resume it, restore" in refused
+    assert "student.seed is 0 there, 1 here; train.lr is 0.001 there, 0.002 here. To resume it, restore" in refused
     assert "student.init=small/run/student_ema" in refused and "Traceback" not in refused
     said = randcond(tmp_path, *words).stdout
     assert "from step 2" in said

@@ -20,7 +20,7 @@ from randcond.data.cache.latent_source import choose_captions
 from randcond.data.captions import row_filter
 from randcond.data.captions.caption_file import Captions, write_captions
 from randcond.data.captions.caption_lists import names_any, read_source, read_unique
-from randcond.data.captions.pool import build, build_pool, open_pool, take
+from randcond.data.captions.pool import build, build_pool, check_sources_unchanged, open_pool, take
 from randcond.data.captions.pool_merge import first_of_each
 from randcond.data.captions.readers import read_batches
 from randcond.data.captions.row_filter import RowFilter, select
@@ -94,7 +94,9 @@ def test_a_pool_keeps_order_drops_duplicates_and_is_built_once(tmp_path: Path) -
     assert build(tmp_path / "pool", [str(source)]) == manifest
     assert (tmp_path / "pool" / "captions.arrow").stat().st_mtime_ns == written
     source.write_text("other\n")
-    with pytest.raises(UserError, match=r"does not match this experiment: sources .* give another paths\.pool"):
+    with pytest.raises(
+        UserError, match=r"a\.txt has changed since the pool at .* was built.* give another paths\.pool"
+    ):
         build(tmp_path / "pool", [str(source)])
 
 
@@ -293,7 +295,7 @@ def test_damaged_sources_stop_the_build_or_stand_in_its_manifest(tmp_path: Path)
     assert list(also["damaged"]) == sources[1:] and also["captions"] >= 10
     with pytest.raises(UserError, match="no column caption"):
         take(tmp_path / "pool", tmp_path / "stopped", 10, seed=0, also=[sources[2]])
-    with pytest.raises(UserError, match="skip is True, expected False"):
+    with pytest.raises(UserError, match="skip is True there, False here"):
         build(tmp_path / "pool", sources)
 
 
@@ -340,3 +342,21 @@ def test_captions_are_nfc_with_every_pyarrow(composes: bool, monkeypatch: pytest
         found = row_filter.clean(pa.array(texts, kind)).to_pylist()
         assert found == ["a cat", "", "H\u00fchnerei", "", "\u00e9cole \u00e9t\u00e9", "plain"]
     assert row_filter.clean(pa.array([], pa.string())).to_pylist() == []
+
+
+@pytest.mark.parametrize("size", ["null", "2"])
+def test_a_caption_file_that_has_changed_is_named(tmp_path: Path, size: str) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\na dog\na tree\n")
+    words = [f"pool.sources=[{tmp_path / 'mine.txt'}]", f"paths.pool={tmp_path / 'pool'}"]
+    config = load_config("demo-with", [*words, f"pool.size={size}", f"pool.whole={tmp_path / 'whole'}"])
+    check_sources_unchanged(config)  # nothing is built yet
+    build_pool(config)
+    check_sources_unchanged(config)
+    (tmp_path / "mine.txt").write_text("a cat\na dog\na house\n")
+    for check in (check_sources_unchanged, build_pool):
+        with pytest.raises(
+            UserError, match=r"^mine\.txt has changed since the pool at .* was built; restore what it was"
+        ):
+            check(config)
+    (tmp_path / "mine.txt").unlink()
+    check_sources_unchanged(config)  # a training needs only the pool

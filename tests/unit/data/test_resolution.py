@@ -26,8 +26,8 @@ def test_the_resolution_is_compared_and_may_be_missing_in_an_older_cache() -> No
     older = {key: value for key, value in identity().items() if key != "resolution"}
     assert not differences(older, identity(), absent)
     for stored, expected, said in (
-        (older, identity("cache.resolution=64"), "resolution is None, expected 64"),
-        (identity("cache.resolution=64"), identity(), "resolution is 64, expected None"),
+        (older, identity("cache.resolution=64"), "resolution is None there, 64 here"),
+        (identity("cache.resolution=64"), identity(), "resolution is 64 there, None here"),
     ):
         assert [str(found) for found in differences(stored, expected, absent)] == [said]
     images = identity("cache.captions=[]", "cache.images=photos", "cache.exclude=[]")
@@ -39,9 +39,9 @@ def test_latents_are_drawn_at_the_resolution(tmp_path: Path) -> None:
     caching.run(load_config("demo-with", [*WORDS, cache, "cache.resolution=64"]))
     manifest = read_manifest(tmp_path / "cache")
     assert manifest["latent_shape"] == [4, 16, 16] and manifest["resolution"] == 64
-    with pytest.raises(UserError, match=r"latent_shape is \[4, 16, 16\], expected \[4, 8, 8\]"):
+    with pytest.raises(UserError, match=r"latent_shape is \[4, 16, 16\] there, \[4, 8, 8\] here"):
         caching.run(load_config("demo-with", [*WORDS, cache]))
-    with pytest.raises(UserError, match="resolution is 64, expected None"):
+    with pytest.raises(UserError, match="resolution is 64 there, None here"):
         LatentCache.open(load_config("demo-with", [*WORDS, cache]), manifest["teacher"])
     caching.run(load_config("demo-with", [*WORDS, f"{cache}-plain"]))  # as older versions made it
     assert "resolution" not in read_manifest(tmp_path / "cache-plain")

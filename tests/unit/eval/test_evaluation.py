@@ -188,7 +188,7 @@ def test_scores_follow_the_metrics_without_drawing_again(tmp_path: Path) -> None
     large = [*words, "eval.metrics=[kid]", f"eval.statistics={tmp_path / 'large'}", "eval.size=20"]
     with pytest.raises(UserError, match="was made from images of 64 pixels, but the scored images have 32"):
         run(system(tmp_path, *large, f"paths.reference={tmp_path / 'again'}"))
-    with pytest.raises(UserError, match="does not match this experiment: steps is 3, expected 4"):
+    with pytest.raises(UserError, match="does not match this experiment: steps is 3 there, 4 here"):
         run(system(tmp_path, *words, "eval.metrics=[is]", "eval.steps=4"))
     with pytest.raises(
         UserError, match=r"eval\.metrics: .* was made without judge: to add a metric that needs it, move"

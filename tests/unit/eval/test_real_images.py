@@ -153,7 +153,7 @@ def test_real_images_are_cached_and_resumed(tmp_path: Path) -> None:
     cache.run(config)
     assert [shard.read_bytes() for shard in shards] == before
     drawn = load_config("demo-with", [*TINY, f"paths.cache={tmp_path / 'cache'}"])
-    with pytest.raises(UserError, match="source is 'images', expected 'teacher'"):
+    with pytest.raises(UserError, match="source is 'images' there, 'teacher' here"):
         LatentCache.open(drawn, manifest["teacher"])
     (tmp_path / "in/003.png").write_bytes((tmp_path / "in/004.png").read_bytes()[:-9])
     with pytest.raises(UserError, match="images_sha256 is"):  # other images need another cache

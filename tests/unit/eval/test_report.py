@@ -124,9 +124,9 @@ def test_experiments_side_by_side(tables: Path) -> None:
     write_report(load_report(["one", "two"], [], str(tables / "side")))
     assert "| one |" in (tables / "side" / "report.md").read_text()
     for word, said in (
-        ("eval.steps=3", "the evaluation of one does not match this experiment: steps is 2, expected 3"),
-        ("teacher.dtype=bf16", "dtype is 'fp32', expected 'bf16'"),
-        ("eval.resolution=64", "resolution is None, expected 64"),
+        ("eval.steps=3", "the evaluation of one does not match this experiment: steps is 2 there, 3 here"),
+        ("teacher.dtype=bf16", "dtype is 'fp32' there, 'bf16' here"),
+        ("eval.resolution=64", "resolution is None there, 64 here"),
         ("eval.metrics=[digits,clip]", r"one/scores\.json: has no scores of clip \(eval\.metrics\)"),
     ):
         with pytest.raises(UserError, match=said):
@@ -136,7 +136,7 @@ def test_experiments_side_by_side(tables: Path) -> None:
     # Weights that were replaced since, or scores by the lists of another experiment with the same images.
     for key in ("network", "splits_sha256"):
         write_json(path, {**scored, "protocol": {**scored["protocol"], key: "another"}})
-        with pytest.raises(UserError, match=f"{key} is 'another', expected"):
+        with pytest.raises(UserError, match=f"{key} is 'another' there"):
             load_report(["one"], [])
 
 

@@ -31,10 +31,10 @@ def test_a_run_of_another_experiment_is_refused(tmp_path: Path) -> None:
         UserError, match=r"paths.run: the run at .* is not that of demo-without: conditioning\.p is 'exp"
     ):
         trained_student(load_config("demo-without", words), "ema")
-    with pytest.raises(UserError, match=r"student\.rule is 'block-base', expected 'block-tiny'"):
+    with pytest.raises(UserError, match=r"student\.rule is 'block-base' there, 'block-tiny' here"):
         check_run(load_config("demo-with", [*words, "student.rule=block-tiny"]))
     finished(config, p="linear")
-    with pytest.raises(UserError, match=r"conditioning\.p is 'linear', expected 'exponential'"):
+    with pytest.raises(UserError, match=r"conditioning\.p is 'linear' there, 'exponential' here"):
         check_run(config)
 
 

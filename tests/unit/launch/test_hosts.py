@@ -15,6 +15,7 @@ from randcond.launch.cluster.commands import Step, plan
 from randcond.launch.cluster.hosts import environment_lines, wait_for_hosts
 from randcond.launch.cluster.place import Place
 from randcond.launch.cluster.supervise import run_steps
+from randcond.launch.cluster.torchrun import own_place
 from randcond.launch.errors import UserError
 from randcond.launch.machine.network_interface import interface_to, name_interface
 from randcond.launch.runtime.locks import locked
@@ -93,6 +94,16 @@ def test_gloo_talks_where_the_first_rank_is(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv("GLOO_SOCKET_IFNAME")
         name_interface()
         assert os.environ["GLOO_SOCKET_IFNAME"] == name
+
+
+def test_torchrun_is_told_which_host_is_the_meeting_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_place("localhost") == own_place("127.0.0.1") == own_place("no.such.host.invalid") == []
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")  # an own name that leads nowhere, as on Debian
+    own = [address for found in psutil.net_if_addrs().values() for address in found if address.family.name == "AF_INET"]
+    for address in {each.address for each in own if not each.address.startswith("127.")}:
+        assert own_place(address) == [f"--local-addr={address}", "--rdzv-conf=is_host=true"]
+    if other := own_place("192.0.2.1"):  # of no host; without a route to it, nothing is said
+        assert other[1:] == ["--rdzv-conf=is_host=false"]
 
 
 def test_a_pool_that_another_run_builds_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,15 +52,15 @@ def test_a_runs_identity_holds_what_decides_it_and_nothing_else() -> None:
     ("stored", "expected", "said"),
     [
         ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-8}}, []),  # an absent key has its default
-        ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-6}}, ["train.eps is 1e-08, expected 1e-06"]),
+        ({"train": {"lr": 1e-3}}, {"train": {"lr": 1e-3, "eps": 1e-6}}, ["train.eps is 1e-08 there, 1e-06 here"]),
         ({"train": {"lr": 1e-3, "eps": 1e-8}}, {"train": {"lr": 1e-3}}, []),
-        ({"train": {"losses": {"task": 1.0}}}, {"train": {"losses": {}}}, ["train.losses.task is 1.0, expected 0.0"]),
-        ({"train": {"gone": 1}}, {"train": {}}, ["train.gone is 1, expected None"]),
+        ({"train": {"losses": {"task": 1.0}}}, {"train": {"losses": {}}}, ["train.losses.task is 1.0 there, 0.0 here"]),
+        ({"train": {"gone": 1}}, {"train": {}}, ["train.gone is 1 there, None here"]),
         ({"student": {"rule": "a"}}, {"student": {"rule": "a", "start_from": ""}}, []),
         ({"conditioning": {"p_args": {}}}, {"conditioning": {"p_args": {"lam": 5.0}}}, ["conditioning.p_args is {}"]),
-        ({"text_tokens": 16}, {"text_tokens": None}, ["text_tokens is 16, expected None"]),
+        ({"text_tokens": 16}, {"text_tokens": None}, ["text_tokens is 16 there, None here"]),
         ({}, {"text_tokens": None, "text_dtype": None}, []),  # an older artefact
-        ({"made_by": "anything"}, {"teacher": "a"}, ["teacher is None, expected 'a'"]),  # other top keys are ignored
+        ({"made_by": "anything"}, {"teacher": "a"}, ["teacher is None there, 'a' here"]),  # other top keys are ignored
     ],
 )
 def test_identities_are_compared_leaf_by_leaf(stored: dict, expected: dict, said: list[str]) -> None:
@@ -71,9 +71,9 @@ def test_identities_are_compared_leaf_by_leaf(stored: dict, expected: dict, said
 
 def test_of_two_long_lists_the_first_place_is_named() -> None:
     (one,) = differences({"cache": [*"abcdefghij"]}, {"cache": [*"abcdefghXj"]})
-    assert str(one) == "cache[8] is 'i', expected 'X' (of 10 entries, expected 10)"
+    assert str(one) == "cache[8] is 'i' there, 'X' here (of 10 entries there, 10 here)"
     (one,) = differences({"cache": [*"abcdefghij"]}, {"cache": [*"abcdefghijk"]})
-    assert str(one) == "cache has 10 entries, expected 11"
+    assert str(one) == "cache has 10 entries there, 11 here"
 
 
 def test_what_a_missing_setting_stands_for() -> None:

@@ -210,9 +210,9 @@ def test_of_two_long_lists_the_first_difference_is_said() -> None:
     wanted = {"cache": [*found["cache"][:100], "other", *found["cache"][101:]], "seed": 2}
     with pytest.raises(UserError) as caught:
         check_matches(found, wanted, "the run", "Give another folder.")
-    said = f"cache[100] is '{100:064x}', expected 'other' (of 208 entries, expected 208); seed is 1, expected 2"
+    said = f"cache[100] is '{100:064x}' there, 'other' here (of 208 entries there, 208 here); seed is 1 there, 2 here"
     assert str(caught.value) == f"the run does not match this experiment: {said}. Give another folder."
-    with pytest.raises(UserError, match="cache has 208 entries, expected 207"):
+    with pytest.raises(UserError, match="cache has 208 entries there, 207 here"):
         check_matches(found, {"cache": found["cache"][:207]}, "the run", "")
 
 

@@ -42,14 +42,20 @@ def test_nothing_is_kept_yet(words: list[str]) -> None:
     [
         ("train.steps=1000", ""),
         ("engine.kind=fsdp", ""),
-        ("cache.size=2000", r"the cache at .*cache does not match this experiment: captions is 1000, expected 2000"),
-        ("cache.guidance=5.0", r"the cache at .* guidance is 3\.0, expected 5\.0\. .* give another paths\.cache"),
-        ("cache.shard_size=100", r"shard_size is 50, expected 100"),
+        (
+            "cache.size=2000",
+            r"the cache at .*cache does not match this experiment: cache\.size is 1000 there, 2000 here",
+        ),
+        (
+            "cache.guidance=5.0",
+            r"the cache at .* cache\.guidance is 3\.0 there, 5\.0 here\. .* give another paths\.cache",
+        ),
+        ("cache.shard_size=100", r"shard_size is 50 there, 100 here"),
         ("pool.seed=3", ""),  # of a part of a pool
         ("pool.min_length=3", r"the pool at .*pool does not match this experiment"),
-        ("train.warmup=3", r"the run at .*run does not match this experiment: train\.warmup is 50, expected 3"),
-        ("train.schedule=cosine", r"the run at .* train\.schedule is 'constant', expected 'cosine'"),
-        ("conditioning.p=linear", r"the run at .* conditioning\.p is 'exponential', expected 'linear'"),
+        ("train.warmup=3", r"the run at .*run does not match this experiment: train\.warmup is 50 there, 3 here"),
+        ("train.schedule=cosine", r"the run at .* train\.schedule is 'constant' there, 'cosine' here"),
+        ("conditioning.p=linear", r"the run at .* conditioning\.p is 'exponential' there, 'linear' here"),
         ("engine.precision=bf16", r"the run at .* precision"),
     ],
 )
@@ -65,7 +71,7 @@ def test_what_is_kept_is_compared(kept: Path, words: list[str], override: str, m
 def test_a_finished_cache_may_have_other_shards(kept: Path, words: list[str]) -> None:
     (kept / "cache/plan.json").rename(kept / "cache/manifest.json")
     check_kept(load_config("demo-with", [*words, "cache.shard_size=100"]))
-    with pytest.raises(UserError, match="captions is 1000, expected 2000"):
+    with pytest.raises(UserError, match=r"cache\.size is 1000 there, 2000 here"):
         check_kept(load_config("demo-with", [*words, "cache.size=2000"]))
 
 
@@ -73,7 +79,7 @@ def test_a_damaged_record_is_the_stages_affair(kept: Path, words: list[str]) -> 
     (kept / "cache/plan.json").write_text("{")
     (kept / "run/checkpoints/step-00000100/manifest.json").write_text("{")
     check_kept(load_config("demo-with", words))
-    with pytest.raises(UserError, match=r"train\.warmup is 50, expected 3"):
+    with pytest.raises(UserError, match=r"train\.warmup is 50 there, 3 here"):
         check_kept(load_config("demo-with", [*words, "train.warmup=3"]))
 
 
