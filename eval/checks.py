@@ -18,6 +18,7 @@ from randcond.eval.geneval2.run import geneval2_items
 from randcond.eval.images.prompts import ALL, Prompts, choose_prompts, first_prompts, grid_prompts
 from randcond.eval.scores.metrics import Metric, find_metrics, needed_extractors
 from randcond.eval.scores.statistics import find_features, find_statistics
+from randcond.eval.tables.table import COLUMNS, NOT_SHOWN
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.protocols import protocol_of
 from randcond.launch.config.sections import Config
@@ -46,6 +47,12 @@ def check_evaluation(config: Config, missing: list[str] | None = None) -> None:
     with collecting_missing(missing):
         prompts = choose_prompts(config)
         _check_prompts(config, prompts, metrics)
+    for name, metric in metrics.items():
+        if metric.best not in COLUMNS.keys() | NOT_SHOWN:
+            raise UserError(
+                f"eval.metrics: {name}: reports have no column for its score {metric.best}; add one to COLUMNS in "
+                f"eval/tables/table.py, or its name to NOT_SHOWN"
+            )
     comparing = [name for name, metric in metrics.items() if metric.compares]
     if comparing and config.eval.statistics is None:
         raise UserError(

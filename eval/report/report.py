@@ -18,6 +18,7 @@ from randcond.eval.report.result_plots import plot_repetitions
 from randcond.eval.tables.collect import Row, collect
 from randcond.eval.tables.costs import cost_remarks, cost_table
 from randcond.eval.tables.noise import differences_to_best, interval_remarks, noise_remarks, unpaired
+from randcond.eval.tables.protocol_words import protocol_in_words
 from randcond.eval.tables.repetitions import claim_lines, merge, verdicts
 from randcond.eval.tables.table import as_markdown, as_text, spread_over_subsets, table
 from randcond.launch.config.experiments import load_config, shown_dict, table_names
@@ -27,7 +28,6 @@ from randcond.launch.runtime.files import write_json, write_text
 from randcond.launch.runtime.this_command import command_of
 
 GRID_COLUMNS = 12
-LEFT_OUT_OF_PROTOCOL_LINE = ("network", "weights")  # they differ from row to row
 
 
 def digits_drawn_lines(rows: list[Row], words: list[str]) -> list[str]:
@@ -39,21 +39,6 @@ def digits_drawn_lines(rows: list[Row], words: list[str]) -> list[str]:
             shares = ", ".join(f"{digit} {n / unseen['images']:.0%}" for digit, n in drawn.items())
             lines.append(f"asked for {'/'.join(words)}, **{row.name}** drew: {shares}")
     return lines
-
-
-def protocol_line(row: Row) -> str:
-    """Returns the protocol of a row, everything that its scores depend on, as one line of text."""
-    settings = {
-        key: value
-        for key, value in row.protocol.items()
-        if key not in LEFT_OUT_OF_PROTOCOL_LINE and value not in (None, {})
-    }
-    return "; ".join(f"{key} {_in_words(value)}" for key, value in settings.items())
-
-
-def _in_words(value: Any) -> str:
-    """Returns a setting as text; of several, each name before its value."""
-    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def write_report(report: Report) -> None:
@@ -204,7 +189,7 @@ def _notes(rows: list[Row]) -> list[str]:
         notes.append(f"± is the standard deviation {', '.join(spreads)}.")
     names_by_line: dict[str, list[str]] = {}
     for row in measured:
-        names_by_line.setdefault(protocol_line(row), []).append(row.name)
+        names_by_line.setdefault(protocol_in_words(row.protocol), []).append(row.name)
     notes += [f"Protocol of {', '.join(names)}: {line}." for line, names in names_by_line.items()]
     return notes
 

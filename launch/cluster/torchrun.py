@@ -17,15 +17,19 @@ from randcond.launch.runtime.exit_codes import LOST_RANK
 
 FIRST_WORD = 10.0  # seconds of waiting for other hosts before the first line about it
 NEXT_WORD = 30.0
+_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 def main(arguments: list[str]) -> int:
     """Runs torchrun with its own arguments. Returns the exit code."""
+    level = os.environ.get(_LEVEL, "WARNING")
+    os.environ[_LEVEL] = "FATAL"  # torch reads it once; a host that does not answer would get a C++ trace
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main as torchrun
 
+    os.environ[_LEVEL] = level  # of the ranks
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)  # the ranks say it
     if place := next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), ""):
         arguments = [*own_place(re.sub(r":\d+$", "", place).strip("[]")), *arguments]
@@ -38,9 +42,10 @@ def main(arguments: list[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval
     except (RendezvousError, ConnectionError, TimeoutError) as error:
+        cause = _first_line(error.__cause__ or error)
         print(
-            f"error: --rdzv {place}: the hosts did not meet there ({_first_line(error)}); it must be an address of one "
-            f"of the hosts, and each must run the same command within a minute",
+            f"error: --rdzv {place}: the hosts did not meet there ({cause}); it must be an address of a host, "
+            f"and each must run the same command within a minute",
             file=sys.stderr,
         )
         return LOST_RANK
@@ -73,7 +78,7 @@ def _tell_of_waiting(place: str) -> None:
         seconds = NEXT_WORD
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

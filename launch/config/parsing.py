@@ -34,7 +34,9 @@ def read_override(word: str, form: str) -> dict[str, Any]:
     try:
         value = load_yaml(text)
     except UserError as error:
-        raise UserError(f"override {shortened(word)!r}: {error}") from None
+        open_ended = len(text) < 200 and (text.count("{") > text.count("}") or text.count("[") > text.count("]"))
+        split = "the shell has split it at a blank: put quotes around the whole word" if open_ended else error
+        raise UserError(f"override {shortened(word)!r}: {split}") from None
     for part in reversed(parts):
         value = {part: value}
     return value

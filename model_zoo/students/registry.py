@@ -66,6 +66,21 @@ def listed_rules(teacher: Architecture) -> list[str]:
     return list(STUDENTS)
 
 
+def default_rule(teacher: Architecture) -> str:
+    """Returns the rule for a teacher if a person names none: its family's, or the first one that applies to it.
+
+    A student that is compressed once more may lack the layers that its family's rule removes.
+    """
+    usual = teacher.family.default_rule(teacher.config)
+    for name in dict.fromkeys([usual, *listed_rules(teacher)]):
+        try:
+            student_of(name, teacher)
+        except UserError:
+            continue
+        return name
+    return usual
+
+
 def student_of(name: str, teacher: Architecture) -> Student:
     """Returns the student of a teacher by the named rule. Raises UserError if the rule does not apply to it."""
     rule = find_rule(name)

@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 
 from randcond.launch.config.experiments import table_row
 from randcond.launch.config.gpus import GPUS
+from randcond.model_zoo.export import export_student
+from randcond.model_zoo.networks import denoiser_of
+from randcond.model_zoo.students.registry import build_student
 from randcond.model_zoo.teacher import Teacher
 from tests.support import layout, shaped, warm
 from tests.support.demo import randcond
@@ -77,6 +80,7 @@ def run(folder: Path, *words: str, module: str = "randcond.launch.cli") -> subpr
 
 
 OWN = ("mine.yaml", "try.yaml")  # experiments of a person's own model
+STUDENT = "runs/mine/run/student_ema"
 
 
 def own_model(words: list[str], folder: Path) -> list[str]:
@@ -86,6 +90,9 @@ def own_model(words: list[str], folder: Path) -> list[str]:
     if "import" in words:
         save_file(one_file(Teacher.load(made, "fp32").pipe), folder / "my-model.safetensors")
         return ["--config", "config"]  # a file of the published sizes needs none
+    if STUDENT in words:
+        student = build_student("block-base", denoiser_of(str(made)), 0)
+        export_student(folder / STUDENT, student, made, "")
     if words[0] == "run":
         flags = ["--teacher", "my-model", "--captions", "captions.csv"]
         assert run(folder, "init", next(word for word in words if word in OWN), *flags).returncode == 0
@@ -114,7 +121,7 @@ def test_randcond_lines_run(line: str, tmp_path: Path) -> None:
         rules = {"sd35-medium": "depth-12", "flux2-klein-4b": "depth-5+10"}
         words += ["--rule", next((rule for teacher, rule in rules.items() if teacher in words), "block-base")]
     (tmp_path / "data").symlink_to(ROOT / "data")
-    if {"my-model", *OWN} & set(words):
+    if {"my-model", STUDENT, *OWN} & set(words):
         words += own_model(words, tmp_path)
     if "hosts" in words:
         (tmp_path / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")

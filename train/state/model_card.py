@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from randcond.eval.tables.protocol_words import protocol_in_words
 from randcond.launch.config.experiments import shown_dict
 from randcond.launch.config.paths import eval_folder
 from randcond.launch.config.sections import Config
@@ -16,7 +17,7 @@ from randcond.model_zoo.export import licence_files
 from randcond.model_zoo.families.base.family import Family
 from randcond.model_zoo.families.registry import pipeline_of
 from randcond.model_zoo.students.registry import find_rule
-from randcond.train.state.origin import earlier_in_words, of_student, of_teacher
+from randcond.train.state.origin import earlier_in_words, earlier_teachers, of_student, of_teacher
 
 _OF_THIS_MACHINE = {"paths": None, "cache": ("local", "local_gb"), "pool": ("whole",)}  # sections or keys; not shown
 _SNIPPET = """```python
@@ -64,6 +65,7 @@ def model_card(
         "tags": [*tags, "random-conditioning"],
     }
     start = f"the student {_public(config.student.earlier, 2)}" if config.student.earlier else config.student.init
+    before = "".join(f", which was distilled from `{each}`" for each in earlier_teachers(source))
     licence = [origin.in_words(teacher, licence_files(source))]
     licence += [earlier_in_words(Path(config.student.earlier), origin)] if config.student.earlier else []
     usage = (_OWN_CLASS if has_own_class else _SNIPPET).format(
@@ -75,7 +77,7 @@ def model_card(
 
 # {config.name}: {config.student.full_rule}
 
-Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{teacher}`.
+Distilled with randcond (Random Conditioning, arXiv 2504.02011) from `{teacher}`{before}.
 Contains the {weights} weights in {dtype} after {steps} steps with a global batch of {train.global_batch}.
 Initialisation: {start}. Learning rate: {train.lr:g}, {schedule}.
 
@@ -158,8 +160,9 @@ def _scores(config: Config, weights: str, student: Path) -> str:
     if scores is None or scores["protocol"]["network"] != folder_fingerprint(student):
         return ""
     names = [name for name, value in next(iter(scores["splits"].values())).items() if isinstance(value, (int, float))]
+    if names == ["images"]:  # drawn without a metric
+        return ""
     lines = [f"| split | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for split, values in scores["splits"].items():
         lines.append(f"| {split} | {' | '.join(f'{values[name]:.4g}' for name in names)} |")
-    protocol = ", ".join(f"{key} {value}" for key, value in scores["protocol"].items())
-    return "\n".join([*lines, "", f"Protocol: {protocol}.", ""])
+    return "\n".join([*lines, "", f"Protocol: {protocol_in_words(scores['protocol'])}.", ""])

@@ -1,5 +1,6 @@
 """Where a student comes from: the published model at its beginning, and the licence that holds for it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ def of_student(folder: Path) -> Origin | None:
     """Returns the origin that an exported student's model card states, or None if it is an older card without it."""
     stated = _front_matter(folder)
     return _origin(stated) if "license" in stated else None
+
+
+def earlier_teachers(folder: Path) -> list[str]:
+    """Returns the teachers that a teacher was itself distilled from, by its model card, the nearest first.
+
+    They are as the card names them. [] if it is not a student of this project.
+    """
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    line = re.search(r"^Distilled with randcond .*? from (`.*`)\.$", text, re.MULTILINE)
+    return re.findall(r"`([^`]+)`", line[1]) if line else []
 
 
 def earlier_in_words(folder: Path, origin: Origin) -> str:

@@ -11,6 +11,7 @@ from randcond.model_zoo.checkpoints.schedule import process_of, stored_scheduler
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.networks import networks_of
 from randcond.model_zoo.process.discrete_betas import DiscreteBetas
+from randcond.model_zoo.students.registry import default_rule
 
 
 def teacher_facts(folder: Path) -> dict[str, str]:
@@ -34,7 +35,7 @@ def teacher_facts(folder: Path) -> dict[str, str]:
         "images": f"{width} x {height} pixels",
         "text": f"{networks.text_length(None)} tokens, from {encoders}",
         "trained by": f"{learned}, {process.timesteps} timesteps",
-        "student": f"{family.default_rule(denoiser.config)} by default; see `randcond students --teacher {folder}`",
+        "student": f"{default_rule(denoiser)} by default; see `randcond students --teacher {folder}`",
     }
 
 

@@ -18,6 +18,7 @@ from randcond.launch.runtime.files import write_text
 from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.families.faults.look import check_teacher
 from randcond.model_zoo.networks import denoiser_of
+from randcond.model_zoo.students.registry import default_rule
 from randcond.train.tools.own_experiment import PASSES, choose
 from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
 
@@ -45,7 +46,7 @@ def write_experiment(
     denoiser = denoiser_of(resolve_path(teacher))
     if size is not None and (networks := known_networks(resolve_path(teacher))):
         check_side("--size", size, networks)
-    rule = student or denoiser.family.default_rule(denoiser.config)
+    rule = student or default_rule(denoiser)
     family = denoiser.family
     own = Own(teacher, captions, rule, "fp32" if here.cpu else "bf16", family.flow, family.guidance, size)
     with TemporaryDirectory() as folder:

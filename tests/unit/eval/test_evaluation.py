@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,16 @@ def test_lists_that_are_not_sound(tmp_path: Path, name: str, text: str, said: st
 def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_evaluation(system(tmp_path, *words))
+
+
+def test_a_metric_whose_score_has_no_column_is_found_by_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "clip", replace(METRICS["clip"], best="brightness"))
+    with pytest.raises(
+        UserError, match=r"eval\.metrics: clip: reports have no column for its score brightness; add one"
+    ):
+        check_evaluation(system(tmp_path, "eval.metrics=[clip]"))
 
 
 def test_statistics_without_features_do_not_serve_kid(tmp_path: Path) -> None:

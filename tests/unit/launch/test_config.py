@@ -61,6 +61,11 @@ def test_numbers_in_yaml_1_2_notation() -> None:
         ),
         ("paths=5", r"paths: .*object"),
         ("pool=3", r"pool: .*object"),
+        (
+            "conditioning.p_args={at:",
+            r"override 'conditioning\.p_args=\{at:': the shell has split it at a blank: put quotes",
+        ),
+        ("eval.metrics=[digits,", "the shell has split it at a blank: put quotes around the whole word"),
         ("train.steps={a: 1, a: 2}", r"override 'train\.steps=\{a: 1, a: 2\}': .*'a' is written twice"),
         ("steps", "not of the form"),
     ],

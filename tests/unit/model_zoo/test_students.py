@@ -15,7 +15,7 @@ from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.denoiser.forward import denoise
 from randcond.model_zoo.families.stable_diffusion import StableDiffusion
 from randcond.model_zoo.students.features import FeatureTaps, TappedStudent
-from randcond.model_zoo.students.registry import STUDENTS, build_student, find_rule, student_of
+from randcond.model_zoo.students.registry import STUDENTS, build_student, default_rule, find_rule, student_of
 from randcond.model_zoo.students.rule import StudentRule
 from randcond.model_zoo.students.slim import SlimUNet2DConditionModel, haar_dwt, haar_idwt
 from randcond.model_zoo.students.unet_rule import UNetRule
@@ -227,6 +227,13 @@ def test_a_slim_students_class_keeps_its_name() -> None:
     name = SlimUNet2DConditionModel.__module__
     assert name == "randcond.model_zoo.slim"
     assert sys.modules[name].SlimUNet2DConditionModel is SlimUNet2DConditionModel
+
+
+def test_a_rule_that_applies_is_chosen_for_a_student_of_a_student() -> None:
+    for layout, rule in (("sd-v1-4", "block-base"), ("sdxl", "koala-700m")):
+        teacher = tiny(layout)
+        assert default_rule(teacher) == rule
+        assert default_rule(student_of(rule, teacher).denoiser) == "channel-base"
 
 
 def test_what_a_rule_cannot_do_is_said() -> None:

@@ -32,7 +32,7 @@ def front(card: str) -> dict[str, object]:
 
 def with_readme(teacher: Path, text: str, request: pytest.FixtureRequest) -> None:
     (teacher / "README.md").write_text(text)
-    request.addfinalizer((teacher / "README.md").unlink)
+    request.addfinalizer(lambda: (teacher / "README.md").unlink(missing_ok=True))
 
 
 @pytest.mark.parametrize("rule", ["block-base", "slim-base"])
@@ -45,6 +45,16 @@ def test_the_usage_runs_as_written(rule: str, teacher: Path, tmp_path: Path, mon
         (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
         exec(code, {})
         assert Path("image.png").stat().st_size > 1000
+
+
+def test_a_student_of_a_student_names_both_teachers(teacher: Path, request: pytest.FixtureRequest) -> None:
+    with_readme(teacher, card_of(teacher, path="me/first"), request)
+    second = card_of(teacher)
+    assert "arXiv 2504.02011) from `my-teacher`, which was distilled from `me/first`." in second
+    with_readme(teacher, second, request)
+    assert "from `my-teacher`, which was distilled from `my-teacher`, which was distilled from `me/first`." in card_of(
+        teacher
+    )
 
 
 def test_a_student_of_a_published_teacher_names_it_and_its_licence(teacher: Path) -> None:
