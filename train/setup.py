@@ -174,7 +174,9 @@ def _set_evaluation_aside(folder: Path) -> None:
         folder.rename(kept)
         for path in [*folder.parent.glob("report.*"), *folder.parent.glob("*.png")]:
             path.rename(kept / path.name)
-        log.info(f"training: the student will be exported anew; the evaluation of the one until now is kept in {kept}")
+        log.info(
+            f"training: the student will be exported anew; evaluation and report of the earlier one are kept in {kept}"
+        )
 
 
 def left_out(config: Config, cache: LatentCache) -> list[str]:

@@ -59,7 +59,7 @@ def write_report(report: Report) -> None:
     rows_compared = [] if report.repetitions else rows
     differences = differences_to_best(rows_compared)
     remarks += interval_remarks(rows) + noise_remarks(differences, unpaired(rows_compared)) + cost_remarks(rows)
-    remarks += [f"**{row.name}**: {note}" for row in rows for note in row.notes]
+    remarks += note_lines(rows)
     notes = _notes(rows)
     images = [f"![{title}]({path.name})" for title, path in pictures.items()]
     claims, costs = claim_lines(report.verdicts), cost_table(rows)
@@ -81,6 +81,24 @@ def write_report(report: Report) -> None:
     print(f"\nthe report    {out / 'report.html'} (also report.md, report.json)")
     if report.next_commands:
         print("try next      " + "\n              ".join(report.next_commands))
+
+
+def note_lines(rows: list[Row]) -> list[str]:
+    """Returns the notes of rows, each once: with the names of the rows and of the splits that it is about."""
+    places: dict[str, dict[str, list[str]]] = {}  # note -> row -> splits
+    for row in rows:
+        for note in row.notes:
+            split, colon, rest = note.partition(": ")
+            of_split = bool(colon) and split in row.scores
+            places.setdefault(rest if of_split else note, {}).setdefault(row.name, []).extend([split] * of_split)
+    lines = []
+    for note, splits_by_row in places.items():
+        names_by_splits: dict[tuple[str, ...], list[str]] = {}
+        for name, splits in splits_by_row.items():
+            names_by_splits.setdefault(tuple(splits), []).append(f"**{name}**")
+        for splits, names in names_by_splits.items():
+            lines.append(": ".join([", ".join(names), *([", ".join(splits)] if splits else []), note]))
+    return lines
 
 
 def _excluded(report: Report) -> list[str]:
@@ -179,7 +197,12 @@ def _notes(rows: list[Row]) -> list[str]:
         notes.append(
             "Digit, colour and background are read by the embedded judge, a classifier trained on real handwriting. "
             "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same "
-            "digits."
+            "digits; less is better."
+        )
+    if any("unseen" in row.scores for row in measured):
+        notes.append(
+            "Seen and unseen: captions of concepts with and without latents in the cache. p(t): the probability that a "
+            "caption is replaced. ema and raw: the weights that were evaluated."
         )
     kid_sizes = sorted({scores["kid_subset"] for scores in splits if spread_over_subsets(scores, "kid") is not None})
     without = [scores for row in measured for scores in _without_interval(row, "is")]

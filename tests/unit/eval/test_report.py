@@ -19,7 +19,7 @@ from randcond.eval.images.prompts import Prompts
 from randcond.eval.report.page import PageParts, _over_hours, draw_curves, render_page
 from randcond.eval.report.page_pictures import comparison
 from randcond.eval.report.records import Report
-from randcond.eval.report.report import load_report, write_report
+from randcond.eval.report.report import load_report, note_lines, write_report
 from randcond.eval.report.report_command import report
 from randcond.eval.scores.real_images import statistics_of_folder
 from randcond.eval.tables.collect import Row, _best, _check_comparable, by_split
@@ -289,3 +289,17 @@ def test_curves_over_time_end_at_the_hours_of_the_run(tmp_path: Path) -> None:
         (2.0, 0.2),
     ]  # as long for 10 slow steps as for 30
     assert _over_hours(replace(row, facts={}), [(10.0, 0.1)]) == []
+
+
+def test_a_note_of_several_rows_and_splits_stands_once() -> None:
+    few, other = "16 images for 64 features: too few", "KID has no spread: one set"
+    scores = {"seen": {"images": 16}, "unseen": {"images": 16}}
+    rows = [
+        Row("one", scores=scores, notes=[f"seen: {few}", f"unseen: {few}", f"seen: {other}"]),
+        Row("two", scores=scores, notes=[f"seen: {few}", f"unseen: {few}", "trained without: a shard"]),
+    ]
+    assert note_lines(rows) == [
+        f"**one**, **two**: seen, unseen: {few}",
+        f"**one**: seen: {other}",
+        "**two**: trained without: a shard",
+    ]
