@@ -18,6 +18,7 @@ from matplotlib.ticker import LogFormatter
 from randcond.eval.report.page_pictures import Comparison, filmstrips
 from randcond.eval.report.records import Report
 from randcond.eval.tables.collect import Row, curves
+from randcond.eval.tables.protocol_words import settings_in_words
 from randcond.eval.tables.table import COLUMNS
 from randcond.launch.runtime.files import read_record
 from randcond.launch.urls import hide_secrets
@@ -46,7 +47,9 @@ def render_page(report: Report, parts: PageParts) -> str:
     environment = Environment(loader=loader, autoescape=select_autoescape(["html", "j2"]))
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # rows stay in their order
     films = {} if report.repetitions else filmstrips(report.rows)
-    rows = [{**vars(row), "config": _config_text(row)} for row in report.rows]
+    rows = [
+        {**vars(row), "protocol": settings_in_words(row.protocol), "config": _config_text(row)} for row in report.rows
+    ]
     facts = base64.b64encode(json.dumps(parts.facts).encode()).decode()
     return environment.get_template("page.html.j2").render(
         title=report.title,

@@ -199,6 +199,8 @@ def _notes(rows: list[Row]) -> list[str]:
             "The Fréchet distance is taken in the judge's features (not FID), to held-out handwriting of the same "
             "digits; less is better."
         )
+    if measured and all(scores.keys() <= {"images"} for scores in splits):
+        notes.append("There are no scores, because eval.metrics names none. The images are drawn.")
     if any("unseen" in row.scores for row in measured):
         notes.append(
             "Seen and unseen: captions of concepts with and without latents in the cache. p(t): the probability that a "

@@ -12,8 +12,13 @@ def protocol_in_words(protocol: Mapping[str, Any]) -> str:
     >>> protocol_in_words({"network": "1f", "steps": 25, "resolution": None, "splits": {"seen": 300, "unseen": 300}})
     'steps 25; splits seen 300, unseen 300'
     """
-    settings = {key: value for key, value in protocol.items() if key not in LEFT_OUT and value not in (None, {})}
-    return "; ".join(f"{key} {_in_words(value)}" for key, value in settings.items())
+    shown = settings_in_words(protocol)
+    return "; ".join(f"{key} {value}" for key, value in shown.items() if key not in LEFT_OUT)
+
+
+def settings_in_words(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Returns each setting of a protocol as text, without those that are not set."""
+    return {key: _in_words(value) for key, value in protocol.items() if value not in (None, {})}
 
 
 def _in_words(value: Any) -> str:

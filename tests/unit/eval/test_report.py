@@ -19,7 +19,7 @@ from randcond.eval.images.prompts import Prompts
 from randcond.eval.report.page import PageParts, _over_hours, draw_curves, render_page
 from randcond.eval.report.page_pictures import comparison
 from randcond.eval.report.records import Report
-from randcond.eval.report.report import load_report, note_lines, write_report
+from randcond.eval.report.report import _notes, load_report, note_lines, write_report
 from randcond.eval.report.report_command import report
 from randcond.eval.scores.real_images import statistics_of_folder
 from randcond.eval.tables.collect import Row, _best, _check_comparable, by_split
@@ -303,3 +303,10 @@ def test_a_note_of_several_rows_and_splits_stands_once() -> None:
         f"**one**: seen: {other}",
         "**two**: trained without: a shard",
     ]
+
+
+def test_a_report_without_a_metric_says_so() -> None:
+    drawn = Row("one", scores={"all": {"images": 8}}, protocol={"steps": 25, "statistics": {}, "resolution": None})
+    said, protocol = _notes([drawn])
+    assert said.startswith("There are no scores, because eval.metrics names none.") and "steps 25." in protocol
+    assert not any("no scores" in note for note in _notes([replace(drawn, scores={"all": {"images": 8, "clip": 0.3}})]))
