@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from randcond.data.captions.pool import check_sources_unchanged
 from randcond.launch.config.experiments import experiment_names, table_names
 from randcond.launch.config.paths import is_url, resolve_path
 from randcond.launch.config.sections import Config
@@ -152,7 +151,6 @@ def check_stage(stage: str, config: Config, ranks: int) -> None:
         check_grid(config)
         _check_made(config)
         check_kept(config)
-        _warn_of_changed_sources(config)
     elif stage == "eval":
         from randcond.eval.__main__ import check
         from randcond.eval.trained_runs import trained_student
@@ -160,14 +158,6 @@ def check_stage(stage: str, config: Config, ranks: int) -> None:
         check(config)
         if config.trains and "student" in config.eval.of:
             trained_student(config, config.eval.weights)
-
-
-def _warn_of_changed_sources(config: Config) -> None:
-    """Says that the pool is of older caption files. A training alone uses the pool as it is."""
-    try:
-        check_sources_unchanged(config)
-    except UserError as error:
-        log.warning(f"training on the pool as it is: {error}")
 
 
 def _check_made(config: Config) -> None:

@@ -16,7 +16,7 @@ from randcond.launch.runtime.exit_codes import PREEMPTED
 from randcond.launch.runtime.files import atomic_write, remove, write_json
 from randcond.launch.runtime.logs import log
 from randcond.launch.runtime.processes import RANKS_FROM
-from randcond.launch.runtime.ranks import device_name
+from randcond.launch.runtime.ranks import device_name, rank
 from randcond.model_zoo.export import denoiser_weights, export_student, trained_student
 from randcond.train.build import flop_per_sample
 from randcond.train.evaluation import evaluate_if_due, evaluate_interrupted, preload_evaluation_inputs
@@ -50,6 +50,8 @@ def run(config: Config) -> None:
     with naming_memory(STATE):
         training = set_up(config, startup.mark)
     if training is None:
+        if rank() == 0:
+            log.info(f"training: all {config.train.steps} steps are done; the student is at {_where(config)}")
         return
     engine = training.engine
     with Heartbeat(engine, config.engine.heartbeat, config.engine.timeout) as heartbeat:
@@ -170,7 +172,11 @@ def export(training: Training, seconds: float) -> None:
         facts = {"steps": config.train.steps, "seconds": round(seconds, 1), "left_out": training.left_out}
         machine = {"device": device_name(), "ranks": engine.ranks, "versions": {"torch": torch.__version__}}
         write_json(training.folder / "train.json", {**facts, "machine": machine, "identity": training.identity})
-        names = {"ema": "EMA", "raw": "raw"}
-        where = " and ".join(f"{students[kind]} ({name} weights)" for kind, name in names.items() if kind in students)
-        log.info(f"training: finished; the student is at {where}")
+        log.info(f"training: finished; the student is at {_where(config)}")
     engine.barrier()
+
+
+def _where(config: Config) -> str:
+    """Returns the folders of the exported students, in words."""
+    names, kinds = {"ema": "EMA", "raw": "raw"}, exported_weights(config)
+    return " and ".join(f"{student_folder(config, kind)} ({names[kind]} weights)" for kind in names if kind in kinds)

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from randcond.data.cache.latent_cache import LatentCache
-from randcond.data.captions.pool import check_pool_identity, open_pool
+from randcond.data.captions.pool import check_pool_identity, check_sources_unchanged, open_pool
 from randcond.data.stream.conditioning import times_of
 from randcond.data.stream.stream import CaptionPool, Stream
 from randcond.data.teacher_of import load_teacher
@@ -72,6 +72,8 @@ def set_up(config: Config, mark: Callable[[str], None] = lambda part: None) -> T
     teacher.latent_side = cache.latent_shape[-1]
     extra = open_pool(Path(config.paths.pool), check=rank() == 0)
     check_pool_identity(config)
+    if rank() == 0:
+        _warn_of_changed_sources(config)
     pool = CaptionPool(cache.captions, extra)
     skipped = left_out(config, cache)
     if len(cache) < train.global_batch:
@@ -150,6 +152,14 @@ def start(training: Training, mark: Callable[[str], None] = lambda part: None) -
     engine.barrier()
     mark("kernels")
     return first, seconds
+
+
+def _warn_of_changed_sources(config: Config) -> None:
+    """Says that the pool is of older caption files. A training alone uses the pool as it is."""
+    try:
+        check_sources_unchanged(config)
+    except UserError as error:
+        log.warning(f"training on the pool as it is: {error}")
 
 
 def prepare_folder(config: Config, first: int) -> None:

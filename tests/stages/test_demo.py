@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,8 @@ def test_the_command_line_runs_the_whole_road(world: Path, tmp_path: Path) -> No
 
 def test_a_finished_run_is_left_alone(world: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
-    randcond(world, "run", "train", "demo-with", *TINY)
+    said = randcond(world, "run", "train", "demo-with", *TINY).stdout
+    assert re.search(r"training: all \d+ steps are done; the student is at runs/demo/with/student_ema", said)
     assert before == {path: path.stat().st_mtime_ns for path in (world / "runs/demo/with").rglob("*.safetensors")}
 
 
