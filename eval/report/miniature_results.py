@@ -101,8 +101,9 @@ def _limits(reports: dict[str, Any], has_margins: bool) -> list[str]:
         f"What an interval does not cover: there are {' or '.join(map(str, sorted(counts)))} repetitions, so that it "
         "rests on their differences being spread normally; they vary the digits left out (some digits more than once) "
         "and the seeds of cache, student, training and evaluation, while teacher, judge and the world's captions are "
-        "the same in all. A verdict whose interval ends next to its limit is a weak one."
-        + (" Points in brackets are what a claim allows: no worse by more than that." if has_margins else "")
+        "the same in all. A verdict whose interval ends next to its limit is a weak one. Within noise: "
+        "the interval contains the limit."
+        + (" The limit is 0, or the points in brackets (no worse by more than that)." if has_margins else " It is 0.")
     ]
 
 

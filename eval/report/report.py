@@ -96,8 +96,8 @@ def note_lines(rows: list[Row]) -> list[str]:
         names_by_splits: dict[tuple[str, ...], list[str]] = {}
         for name, splits in splits_by_row.items():
             names_by_splits.setdefault(tuple(splits), []).append(f"**{name}**")
-        for splits, names in names_by_splits.items():
-            lines.append(": ".join([", ".join(names), *([", ".join(splits)] if splits else []), note]))
+        for of_splits, names in names_by_splits.items():
+            lines.append(": ".join([", ".join(names), *([", ".join(of_splits)] if of_splits else []), note]))
     return lines
 
 

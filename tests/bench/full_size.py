@@ -60,6 +60,8 @@ def steps(config: Config, cuda: bool) -> None:
     """Runs the phases of the first step. On a GPU, runs more steps, then each attention backend on the same batch."""
     with phase("teacher"):
         teacher = Teacher.load(config.teacher.path, config.teacher.dtype, device())  # type: ignore[arg-type]
+        if config.cache.resolution:
+            teacher.latent_side = config.cache.resolution // teacher.pixels_per_latent
     with phase("student"):
         module, distil = build_step(config, teacher)
     with phase("engine"):

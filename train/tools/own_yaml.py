@@ -119,7 +119,7 @@ def _text(own: Own, file: Path, sizes: Sizes, head: list[str]) -> str:
         f"  precision: {own.dtype} # of the student's passes; its weights are kept in fp32",
         "  micro_batch: null # samples at once; null: the largest that fits, gradients are accumulated to global_batch",
         *_saved(sizes, "engine"),
-        "  compile: none # blocks: up to a third faster on a GPU, after minutes of compilation",
+        "  compile: none # auto: a faster step on a GPU, after minutes of compilation",
         "",
         "eval: # pictures of teacher and student, side by side",
         f"  captions: {sources} # better: captions of your own choice that are not in the files above",
