@@ -320,6 +320,27 @@ def test_a_table_in_miniature_says_what_its_reports_say(head: str, least: int) -
             assert min(abs(each - told) for each in made) < 0.16, line  # the numbers are rounded
 
 
+def test_the_seeds_of_the_flow_demo_say_what_their_reports_say() -> None:
+    rows = (
+        page_with("| demo-flow, digits right |")[1]
+        .split("| demo-flow, digits right |")[1]
+        .split("\n\n")[0]
+        .splitlines()[2:]
+    )
+    kept = ROOT / "launch/tables/results"
+    paths = [kept / "demo-flow/report.json", *sorted((kept / "demo-flow-seeds").glob("*.json"))]
+    assert len(rows) == len(paths) == 3
+    readme = README.read_text()
+    for number, (row, path) in enumerate(zip(rows, paths, strict=True)):
+        report = json.loads(path.read_text())
+        seeds = {config["train"]["seed"] for config in report["configurations"].values()}
+        assert seeds == {number}
+        without, with_ = (report["arms"][arm]["digit_accuracy"] for arm in ("without", "with"))
+        cells = [f"{100 * without[split]:.1f} → {100 * with_[split]:.1f} %" for split in ("unseen", "seen")]
+        assert row.strip("|").split(" | ")[1:] == [cells[0], cells[1] + " "]
+        assert all(f"{100 * each['unseen']:.1f} " in readme for each in (without, with_))
+
+
 def test_the_claims_are_counted_as_the_reports_count_them() -> None:
     counted = re.search(
         r"(\d+) tests of its claims were written down before the runs \(.*?\): (\d+) are reproduced, "
