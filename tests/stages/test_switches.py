@@ -57,6 +57,24 @@ def train(*words: str, fused: bool = True, where: str = "cpu") -> Run:
     return losses, {name: p.detach().clone() for name, p in module.named_parameters()}, before
 
 
+@pytest.mark.parametrize("experiment", ["demo-with", "demo-flow-with"])
+def test_a_step_searches_no_network_for_its_device(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' properties `device` and `dtype` look at every module of a network: 1 ms and more at every call."""
+    config = load_config(experiment)
+    teacher = Teacher.load(resolve_path(config.teacher.path), "fp32")
+    module, distil = build_step(config, teacher)
+
+    def search(network: torch.nn.Module) -> None:
+        raise AssertionError(f"all modules of {type(network).__name__} are searched")
+
+    monkeypatch.setattr("diffusers.models.modeling_utils.get_parameter_device", search)
+    monkeypatch.setattr("diffusers.models.modeling_utils.get_parameter_dtype", search)
+    with pytest.raises(AssertionError, match="are searched"):
+        _ = teacher.denoiser.device
+    assert distil(module, noise_batch(teacher, 2), torch.float32).total > 0
+    assert teacher.device.type == "cpu"
+
+
 @pytest.fixture(scope="module")
 def plain() -> Run:
     return train()

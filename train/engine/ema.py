@@ -17,14 +17,19 @@ class Ema:
     """EMA of weights on their device. It starts at their values."""
 
     def __init__(self, weights: list[Tensor]) -> None:
-        """`weights`: views of the master weights, fp32, of any shapes."""
-        self.weights = weights
-        self.average = [each.clone() for each in weights]
+        """`weights`: views [n] of the master weights, fp32."""
+        self.weights, sizes = joined(weights)
+        self.averages = [self._held(each) for each in self.weights]
+        # Of each view. ZeRO keeps all master weights in one tensor, so that this is one operation instead of hundreds.
+        self.average = [part for each, own in zip(self.averages, sizes, strict=True) for part in each.split(own)]
+
+    def _held(self, weights: Tensor) -> Tensor:
+        return weights.clone()
 
     def update(self, decay: float) -> None:
         """Averages the current weights in: ema = decay * ema + (1 - decay) * weights."""
         if self.weights:
-            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
 
     def finish(self) -> None:
         """Waits until the last update is finished. To be called before the weights change or the average is used."""
@@ -40,16 +45,18 @@ class HostEma(Ema):
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
-        self.weights = [each.view(-1) for each in weights]
-        self.average = [each.to("cpu", copy=True) for each in self.weights]
+        super().__init__(weights)
         on_gpu = bool(weights) and weights[0].device.type == "cuda"
-        largest = max((each.numel() for each in weights), default=0)
+        largest = max((each.numel() for each in self.weights), default=0)
         self.copied = torch.empty(min(CHUNK, largest), pin_memory=on_gpu)
         self._stream = torch.cuda.Stream() if on_gpu else None
         # A new thread begins on the first GPU. Without this, every rank would take memory there.
         choice = (torch.cuda.set_device, (weights[0].device,)) if on_gpu else (None, ())
         self._thread = ThreadPoolExecutor(1, "ema", *choice)
         self._pending: Future[None] | None = None
+
+    def _held(self, weights: Tensor) -> Tensor:
+        return weights.to("cpu", copy=True)
 
     def update(self, decay: float) -> None:
         """Starts to average the current weights in. They must not change before `finish` has returned."""
@@ -60,7 +67,7 @@ class HostEma(Ema):
     def _update(self, decay: float, ready: Any) -> None:
         if self._stream:
             self._stream.wait_event(ready)  # the step that computed the weights may still be running
-        for weights, average in zip(self.weights, self.average, strict=True):
+        for weights, average in zip(self.weights, self.averages, strict=True):
             for start in range(0, weights.numel(), CHUNK):
                 part = weights[start : start + CHUNK]
                 copied = self.copied[: part.numel()]
@@ -79,6 +86,26 @@ class HostEma(Ema):
     def close(self) -> None:
         """Ends the thread."""
         self._thread.shutdown()
+
+
+def joined(views: list[Tensor]) -> tuple[list[Tensor], list[list[int]]]:
+    """Joins views [n] that lie one behind the other in the same storage.
+
+    Returns the joined views, and for each the sizes of those that it is made of.
+    """
+    runs: list[list[Tensor]] = []
+    for view in views:
+        last = runs[-1][-1] if runs else None
+        if (
+            last is not None
+            and view.untyped_storage().data_ptr() == last.untyped_storage().data_ptr()
+            and view.storage_offset() == last.storage_offset() + last.numel()
+        ):
+            runs[-1].append(view)
+        else:
+            runs.append([view])
+    sizes = [[view.numel() for view in run] for run in runs]
+    return [run[0].as_strided((sum(own),), (1,)) for run, own in zip(runs, sizes, strict=True)], sizes
 
 
 def build_ema(where: str, weights: list[Tensor]) -> Ema | None:

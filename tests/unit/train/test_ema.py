@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from randcond.train.engine import ema
-from randcond.train.engine.ema import Ema, HostEma, build_ema
+from randcond.train.engine.ema import Ema, HostEma, build_ema, joined
 
 SIZES = [100_003, 1, 64, 7, 4096]
 
@@ -35,13 +35,32 @@ def test_the_host_has_the_same_bits(chunk: int, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(one, other) for one, other in zip(*averages, strict=True))
 
 
+@pytest.mark.parametrize("where", ["device", "cpu"])
+def test_views_of_one_tensor_are_averaged_together(where: str) -> None:
+    """The averages of views of one tensor have the bits of those of separate tensors. A gap ends what is joined."""
+    flat = torch.randn(sum(SIZES) + 5, generator=torch.Generator().manual_seed(0))
+    views = list(flat[: sum(SIZES)].split(SIZES))
+    apart = [*views[:2], *flat[5:].split(SIZES)[2:]]  # the first two, a gap of 5, the others
+    assert [len(sizes) for sizes in joined(views)[1]] == [5]
+    assert [len(sizes) for sizes in joined(apart)[1]] == [2, 3]
+    assert [len(sizes) for sizes in joined(views[::-1])[1]] == [1] * 5
+    averages = []
+    for weights in (apart, [each.clone() for each in apart]):
+        held = build_ema(where, weights)
+        assert held is not None and len(held.averages) == (2 if weights is apart else 5)
+        averages.append([each.clone() for each in walk(held, weights)])
+        held.close()
+    assert [each.shape for each in averages[0]] == [each.shape for each in apart]
+    assert all(torch.equal(one, other) for one, other in zip(*averages, strict=True))
+
+
 def test_off_is_none() -> None:
     assert build_ema("off", [torch.zeros(3)]) is None
 
 
 def test_an_error_of_the_thread_is_raised() -> None:
     held = HostEma([torch.zeros(3)])
-    held.average = [torch.zeros(2)]  # too short
+    held.averages = [torch.zeros(2)]  # too short
     held.update(0.9)
     with pytest.raises(RuntimeError, match="size of tensor"):
         held.finish()
