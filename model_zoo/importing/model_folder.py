@@ -1,4 +1,4 @@
-"""Makes a plain folder of a diffusers folder whose weights have variants, or are pickled."""
+"""Makes a plain folder of a diffusers folder whose weights have variants or are pickled, also with another denoiser."""
 
 import json
 import re
@@ -12,10 +12,12 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.diffusers_folder import read_object
 from randcond.model_zoo.checkpoints.part_copy import is_configuration
 from randcond.model_zoo.checkpoints.weight_files import SAFE_NAME
+from randcond.model_zoo.families.registry import family_of_folder
 from randcond.model_zoo.importing.unpickle import tensors_of_pickle
 
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that a teacher does not have
-_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+DENOISERS = ("unet", "transformer")
+_PARTS = (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 _VARIANTS = ("", "fp32", "bf16", "fp16")  # in this order: the most exact first
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?P<shard>-\d{5}-of-\d{5})?"
@@ -28,6 +30,39 @@ def import_folder(source: Path, target: Path) -> list[str]:
 
     Weights keep their values and dtypes. Raises UserError naming the part that has no weights.
     """
+    return _import_parts(source, target, {part: source / part for part in _PARTS})
+
+
+def denoiser_folder(source: Path) -> Path | None:
+    """Returns the folder of a denoiser that comes without a pipeline: `source`, or its unet or transformer."""
+    if (source / "model_index.json").is_file():
+        return None
+    folders = (source, *(source / part for part in DENOISERS))
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def import_denoiser(denoiser: Path, pipeline: Path, target: Path) -> list[str]:
+    """Writes the pipeline's files to `target`, as import_folder() does, with another denoiser. Returns a line per part.
+
+    Raises UserError naming the folder whose weights or configuration don't suit.
+    """
+    family = family_of_folder(pipeline)
+    own, mine = family.part, read_object(denoiser / "config.json").get("_class_name")
+    if mine not in family.classes[own]:
+        known = " or ".join(family.classes[own])
+        raise UserError(
+            f"{denoiser / 'config.json'}: _class_name is {mine}, but the denoiser of {pipeline} is a {known}"
+        )
+    said = _import_parts(pipeline, target, {part: pipeline / part for part in _PARTS} | {own: denoiser})
+    shutil.copyfile(denoiser / "config.json", target / own / "config.json")
+    index = read_object(target / "model_index.json")
+    index[own] = ["diffusers", mine]  # older folders name an older class
+    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return said
+
+
+def _import_parts(source: Path, target: Path, folders: dict[str, Path]) -> list[str]:
+    """Writes the configurations of `source` and the weights of `folders` (part -> its folder) to `target`."""
     said = []
     shutil.copytree(source, target, ignore=_only_configurations, dirs_exist_ok=True)
     index = read_object(source / "model_index.json")
@@ -36,9 +71,9 @@ def import_folder(source: Path, target: Path) -> list[str]:
     if "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for part in _PARTS:
-        if (source / part).is_dir():
-            said.append(f"{part}: {_import_weights(source / part, target / part)}")
+    for part, folder in folders.items():
+        if folder.is_dir():
+            said.append(f"{part}: {_import_weights(folder, target / part)}")
     return said
 
 

@@ -5,9 +5,11 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import unquote
 
 from tests.support.web import running
 
@@ -70,6 +72,54 @@ def small_hub(certificate: Path | None = None) -> Iterator[tuple[str, list[str]]
             server.socket = context.wrap_socket(server.socket, server_side=True)
         with running(server):
             yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}", requests
+
+
+@contextmanager
+def hub_of(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
+    """Runs a hub that serves folders. Yields its address and the requests so far. `models`: hub id -> folder."""
+    requests: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(f"{self.command} {self.path}")
+            words = unquote(self.path).partition("?")[0].removeprefix("/api/models").split("/")
+            name, rest = "/".join(words[1:3]), words[3:]
+            commit = sha1(name.encode()).hexdigest()
+            headers = {"X-Repo-Commit": commit}
+            if name not in models:
+                self._answer(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            elif self.path.startswith("/api/"):
+                files = sorted(path for path in models[name].rglob("*") if path.is_file())
+                names = [path.relative_to(models[name]).as_posix() for path in files]
+                siblings = [{"rfilename": each} for each in names]
+                facts = {"_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": []}
+                tree = [
+                    {"type": "file", "path": each, "size": path.stat().st_size, "oid": sha1(each.encode()).hexdigest()}
+                    for each, path in zip(names, files, strict=True)
+                ]
+                body = json.dumps(tree if rest[:1] == ["tree"] else facts).encode()
+                self._answer(200, body, {"Content-Type": "application/json", **headers})
+            elif (path := models[name] / "/".join(rest[2:])).is_file():  # resolve, the revision, the file
+                content = path.read_bytes()
+                self._answer(200, content, {"ETag": f'"{sha256(content).hexdigest()}"', **headers})
+            else:
+                self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no entry", **headers})
+
+        do_HEAD = do_GET
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server, running(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
 
 
 def write_certificate(path: Path) -> Path:

@@ -16,6 +16,7 @@ from randcond.model_zoo.importing.single_file import _Kind, _write_configuration
 from randcond.model_zoo.teacher import Teacher
 from randcond.train.tools.import_teacher import import_teacher
 from tests.support import shaped
+from tests.support.flow_teachers import pixart
 from tests.support.ldm import one_file
 
 pytestmark = pytest.mark.heavy
@@ -223,3 +224,45 @@ def test_the_published_models_are_described_as_teachers(kind: _Kind, tmp_path: P
     assert list(StableDiffusion().faults(folder, parts)) == []
     faults = list(teacher_faults(folder))
     assert faults and all("has no weights" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_denoiser_alone_takes_the_rest_from_a_pipeline(
+    inside: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    tuned = shaped.build("sd-v1-4", tmp_path / "tuned", seed=5)
+    alone = Path(shutil.copytree(tuned / "unet", tmp_path / "checkpoint" / "unet"))
+    source = alone.parent if inside else alone
+    said = import_teacher(source, tmp_path / "new", rest=str(folders["sd-v1-4"]))
+    assert said[0].startswith("unet: 1 file") and len(said) == 3
+    for part, origin in (("unet", tuned), ("vae", folders["sd-v1-4"])):
+        stored, before = (load_file(path / part / WEIGHTS) for path in (tmp_path / "new", origin))
+        assert stored.keys() == before.keys() and all(torch.equal(stored[name], before[name]) for name in before)
+    Teacher.load(tmp_path / "new", "fp32")
+
+
+def test_a_transformer_of_the_newer_class_takes_the_rest_of_an_older_folder(tmp_path: Path) -> None:
+    older, alone = pixart(tmp_path / "older"), pixart(tmp_path / "tuned", seed=1) / "transformer"
+    named = json.loads((alone / "config.json").read_text()) | {"_class_name": "PixArtTransformer2DModel"}
+    (alone / "config.json").write_text(json.dumps(named))
+    import_teacher(alone, tmp_path / "new", rest=str(older))
+    assert list(teacher_faults(tmp_path / "new")) == []
+    loaded = Teacher.load(tmp_path / "new", "fp32").denoiser.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in load_file(alone / WEIGHTS).items())
+
+
+def test_a_denoiser_that_does_not_suit_its_pipeline_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = pixart(tmp_path / "other")
+    with pytest.raises(UserError, match=r"unet: a denoiser alone; --rest PIPELINE names"):
+        import_teacher(folders["sd-v1-4"] / "unet", tmp_path / "new")
+    with pytest.raises(
+        UserError, match=r"_class_name is UNet2DConditionModel, but the denoiser of .*other is a PixArt"
+    ):
+        import_teacher(folders["sd-v1-4"] / "unet", tmp_path / "new", rest=str(other))
+    with pytest.raises(UserError, match=r"(?s)unet: can't be a teacher:\n.*cross_attention_dim"):
+        import_teacher(folders["sdxl"] / "unet", tmp_path / "new", rest=str(folders["sd-v1-4"]))
+    with pytest.raises(UserError, match=r"--rest is for a denoiser alone; this folder has it all"):
+        import_teacher(folders["sd-v1-4"], tmp_path / "new", rest=str(other))
+    with pytest.raises(UserError, match=r"no teacher at .*nothing"):
+        import_teacher(folders["sd-v1-4"] / "unet", tmp_path / "new", rest=str(tmp_path / "a" / "nothing"))
+    assert not (tmp_path / "new").exists()
