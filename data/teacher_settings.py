@@ -11,6 +11,7 @@ from randcond.launch.config.sections import Config
 from randcond.launch.config.sections import Teacher as Settings
 from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.hub import is_hub_id
+from randcond.model_zoo.checkpoints.hub_files import hub_file
 from randcond.model_zoo.checkpoints.layouts import layout_of
 from randcond.model_zoo.checkpoints.schedule import stored_scheduler
 from randcond.model_zoo.families.base.family import Family
@@ -26,9 +27,10 @@ def check_settings(config: Config, *stages: str) -> Networks | None:
     its sampler is checked.
     """
     path = resolve_path(config.teacher.path)
-    if not layout_of(path) and not (Path(path) / "model_index.json").is_file():
-        return None  # an unknown hub id, or nothing: loading says what is wrong
-    networks = known_networks(path)
+    here = (Path(path) / "model_index.json").is_file()
+    networks = known_networks(path, ask=config.trains)
+    if not networks and not here:
+        return None  # a hub id of an unknown kind or out of reach, or nothing: loading says what is wrong
     family = networks.denoiser.family if networks else None
     if family:
         check_text(config.teacher, family)
@@ -49,13 +51,20 @@ def check_settings(config: Config, *stages: str) -> Networks | None:
     return networks
 
 
-def known_networks(path: Path | str) -> Networks | None:
-    """Returns the configurations of a teacher's networks. None for a model of an unknown kind, or a hub id."""
-    if is_hub_id(path) and not layout_of(path):
+def known_networks(path: Path | str, ask: bool = False) -> Networks | None:
+    """Returns the configurations of a teacher's networks. None for a model of an unknown kind.
+
+    `ask`: asks the hub for the configurations of a hub id that has no layout here; None if it is out of reach.
+    Otherwise None for such an id.
+    """
+    of_hub = is_hub_id(path) and not layout_of(path)
+    if of_hub and not ask:
         return None
     try:
+        if of_hub:
+            hub_file(path, "model_index.json")  # refuses at once
         return networks_of(path if layout_of(path) else Path(path))
-    except UserError:
+    except (UserError, ConnectionError):
         return None
 
 

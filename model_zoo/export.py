@@ -2,7 +2,8 @@
 
 The folder holds the student's denoiser and copies of the teacher's VAE, text encoders, tokenizers, scheduler and
 feature extractor. The safety checker is left out. All weights are safetensors. `DiffusionPipeline.from_pretrained`
-loads it without randcond, from diffusers 0.35 and transformers 4.57 on. Only SLIM students need `load_pipeline`.
+loads it without randcond, from diffusers 0.35 (FLUX.2: 0.37) and transformers 4.57 on. Only SLIM students need
+`load_pipeline`.
 """
 
 import json

@@ -45,6 +45,8 @@ def build_sampler(name: str, own: Any) -> Any:
     The name "teacher" gives a new sampler of the same class as `own`.
     Raises UserError for any other name if the model is a flow-matching one, because SAMPLERS do not support those.
     """
+    if name == "teacher" and "clip_sample" not in own.config:
+        return type(own).from_config(own.config)
     config = {**own.config, "clip_sample": False}  # latents are never clipped
     # diffusers resets the keys in `_use_default_values` to the new class's defaults, and DDIM clips by default.
     config["_use_default_values"] = [key for key in config.get("_use_default_values", []) if key != "clip_sample"]

@@ -31,12 +31,14 @@ def students(
                        folder or a hub id
                        (default: sd-v1-4 and sdxl)
     --rule NAME        print this rule only, for example block-base or channel-0.65
-    --micro-batch N    samples per GPU in one forward pass, for the activation memory (default: 64, 8 for sdxl)
+    --micro-batch N    samples per GPU in one forward pass, for the activation memory (default: 64; 8 for sdxl and
+                       transformers)
     --zero-stage N     ZeRO stage that shards the training state: 1, 2 or 3 (default: 1)
     --ranks N          number of GPUs that the training state is sharded over (default: 1)
     --json             print one JSON list instead of tables
 
-    MACs: convolutions and linear layers in one call with batch 1 and 77 tokens; attention products are separate.
+    MACs: convolutions and linear layers in one call with batch 1 and the teacher's text length (77
+    tokens; 300 to 512 of transformers); attention products are separate.
     Memory: GB per GPU for both denoisers, in bf16 with fp32 master weights, AdamW and EMA; no text encoders.
 
     examples    randcond students
@@ -52,7 +54,7 @@ def students(
     all_rows = []
     for name in names:
         denoiser = denoiser_of(name)
-        micro = micro_batch or DEFAULT_MICRO_BATCH.get(name, 64)
+        micro = micro_batch or DEFAULT_MICRO_BATCH.get(name, 8 if denoiser.family.stack(denoiser.config) else 64)
         rows = list(_rows(name, denoiser, rule, micro, zero_stage, ranks))
         all_rows += rows
         if not json:

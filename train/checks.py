@@ -36,6 +36,7 @@ from randcond.train.build import check_start
 from randcond.train.schedule import check_schedule
 from randcond.train.sinks.open_sinks import check_sinks
 from randcond.train.state.kept_work import check_kept
+from randcond.train.state.origin import trained_size
 
 
 def check_training(config: Config, ranks: int) -> None:
@@ -87,7 +88,8 @@ def _check_against_teacher(config: Config) -> None:
     times_of(config, process)
     if not networks:
         return
-    _compare_sizes(config, networks)
+    _compare_sizes(config, networks, folder)
+    _check_unused(config, networks)
     if config.train.losses.frequency and networks.denoiser.family.stack(networks.denoiser.config):
         raise UserError(
             "train.losses.frequency: it compares images, but the features of a transformer are rows of tokens; set it "
@@ -95,14 +97,39 @@ def _check_against_teacher(config: Config) -> None:
         )
 
 
-def _compare_sizes(config: Config, networks: Networks) -> None:
-    """Warns if the student's images are drawn in another size than that of its latents."""
+def _check_unused(config: Config, networks: Networks) -> None:
+    """Raises UserError naming a setting of the engine that would do nothing with this teacher.
+
+    Warns of one that belongs to a run, so that an older run goes on.
+    """
+    engine, family = config.engine, networks.denoiser.family
+    if engine.attention not in ("auto", "sdpa") and not family.chooses_attention:
+        raise UserError(
+            f"engine.attention: {engine.attention} is for U-Nets; the attention of {family.name} keeps torch's SDPA: "
+            f"use engine.attention=auto"
+        )
+    if engine.channels_last is True and family.stack(networks.denoiser.config):
+        raise UserError("engine.channels_last: is for U-Nets; a transformer has rows of tokens: use auto or false")
+    if config.train.feature_loss != "plain" and not config.train.losses.feature:
+        log.warning(f"train.feature_loss: {config.train.feature_loss} has no effect, because train.losses.feature is 0")
+
+
+def _compare_sizes(config: Config, networks: Networks, teacher: Path) -> None:
+    """Warns if images are drawn in another size than that of the student's latents, or than its teacher was trained on.
+
+    `teacher`: its folder.
+    """
     own = networks.denoiser.latent_shape[1] * networks.pixels_per_latent
     trained, drawn = (resolution or own for resolution in (config.cache.resolution, config.eval.resolution))
     if trained != drawn:
         log.warning(
             f"eval.resolution: images are drawn with {drawn} pixels, but the student is trained on latents of "
             f"{trained}; eval.resolution={trained} draws its own size"
+        )
+    if (size := trained_size(teacher)) not in (None, trained):
+        log.warning(
+            f"cache.resolution: latents are of {trained} pixels, but this teacher is a student that was trained on "
+            f"{size}; cache.resolution={size} eval.resolution={size} are its size"
         )
 
 

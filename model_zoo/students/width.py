@@ -22,7 +22,12 @@ class WidthRule(StudentRule):
         stack = teacher.family.stack(teacher.config)
         if stack is None:
             raise UserError(f"needs a transformer, but the teacher has a {teacher.model.__name__}; use a channel rule")
-        heads = max(1, round(teacher.config["num_attention_heads"] * self.multiplier))
+        all_heads = teacher.config["num_attention_heads"]
+        heads = max(1, round(all_heads * self.multiplier))
+        if heads >= all_heads:
+            raise UserError(
+                f"{self.multiplier:g} of the width keeps all {all_heads} heads; use at most {1 - 1 / all_heads:.2g}"
+            )
         config = teacher.family.with_heads(teacher.config, heads)
         pairs = [(tap, tap) for taps in stack.taps for tap in taps]
         return Student(replace(teacher, config=config), pairs, None, projected=True)

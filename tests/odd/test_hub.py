@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import get_hf_file_metadata
 
 from randcond.model_zoo.checkpoints.hub_files import hub_failure
-from tests.support.hub import REFUSALS, small_hub
+from tests.support.flow_teachers import sd3
+from tests.support.hub import REFUSALS, hub_of, small_hub
 from tests.support.web import free_port
 
 LOOK = """
@@ -79,3 +80,46 @@ def test_a_hub_that_is_out_of_reach_or_switched_off(tmp_path: Path) -> None:
     with small_hub() as (hub, _):
         (line,) = look(blocked / "home", ["owner/model"], HF_ENDPOINT=hub)
     assert line.startswith("2 ") and "Traceback" not in line
+
+
+CHECK = """
+import sys
+from randcond.data.__main__ import check_cache
+from randcond.launch.config.experiments import load_config
+from randcond.launch.errors import UserError
+for word in sys.argv[1:]:
+    try:
+        check_cache(load_config("demo-flow-with", ["teacher.path=me/my-sd3", "cache.resolution=32", word]))
+        print("passed")
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.heavy
+def test_settings_are_checked_against_the_configurations_of_any_hub_id(tmp_path: Path) -> None:
+    """Before anything large is downloaded: only configurations are asked for."""
+    words = ["cache.sampler=ddim", "teacher.text_buckets=true", "cache.resolution=77", "teacher.text_tokens=9999"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    with hub_of({"me/my-sd3": sd3(tmp_path / "sd3")}) as (hub, requests):
+        done = subprocess.run(
+            [sys.executable, "-c", CHECK, "cache.seed=1", *words],
+            env={**clean, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert not any("safetensors" in each for each in requests)
+    passed, *said = done.stdout.splitlines()
+    assert passed == "passed", done.stdout
+    for line, start in zip(
+        said,
+        [
+            "cache.sampler: ddim is for discrete betas",
+            "teacher.text_buckets: me/my-sd3 does not mask its text",
+            "cache.resolution: is 77, expected a multiple of",
+            "teacher.text_tokens: is 9999, expected 1 to 512",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start), line

@@ -116,7 +116,7 @@ def _facts(config: Config) -> str:
     if extra and pool.size:
         extra = [f"{pool.size} captions of {extra[0]}"]
     extra += [f"all of {_public(show_url(source))}" for source in pool.also]
-    options = ", ".join(f"{key} {value:g}" for key, value in conditioning.p_args.items())
+    options = "".join(f", {key} {value:g}" for key, value in conditioning.p_args.items())
     sampler = "the teacher's own sampler" if cache.sampler == "teacher" else cache.sampler.upper()
     latents = f"{sampler} with {cache.steps} steps, guidance {cache.guidance:g}"
     if cache.images:
@@ -126,7 +126,8 @@ def _facts(config: Config) -> str:
 | cached captions | {cache.used or cache.size}, {latents}, seed {cache.seed} |
 | words excluded from the cache | {", ".join(cache.exclude) or "none"} |
 | caption pool | the cached captions{"".join(f", {source}" for source in extra)} |
-| p(t) | {conditioning.p}{f" ({options})" if options else ""}; null captions {conditioning.null:.0%} |"""
+| p(t) | {conditioning.p} (of {conditioning.of}{options}); null captions {conditioning.null:.0%} |
+| timesteps | {config.train.timesteps}{f", shift {config.train.shift:g}" if config.train.shift else ""} |"""
 
 
 def _public(path: str, parts: int = 1) -> str:

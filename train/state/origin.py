@@ -11,14 +11,25 @@ from randcond.launch.errors import UserError
 from randcond.model_zoo.checkpoints.hub import is_hub_id
 
 _PUBLISHED = {  # a download for drawing leaves out the model card
-    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
-    "stabilityai/stable-diffusion-2-1": "openrail++",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+    "CompVis/stable-diffusion-v1-4": {"license": "creativeml-openrail-m"},
+    "stabilityai/stable-diffusion-2-1": {"license": "openrail++"},
+    "stabilityai/stable-diffusion-xl-base-1.0": {"license": "openrail++"},
+    "PixArt-alpha/PixArt-XL-2-1024-MS": {"license": "openrail++"},
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": {"license": "openrail++"},
+    "PixArt-alpha/PixArt-Sigma-XL-2-512-MS": {"license": "openrail++"},
+    "stabilityai/stable-diffusion-3.5-medium": {
+        "license": "other",
+        "license_name": "stabilityai-ai-community",
+        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    },
+    "black-forest-labs/FLUX.2-klein-base-4B": {"license": "apache-2.0"},
 }
 _RESTRICTIONS = {  # part of a licence's name -> what it asks
     "openrail": "It has use restrictions (its Attachment A): they hold for the student too, and whoever shares the "
     "student must pass them on.",
     "-nc": "It allows no commercial use.",
+    "stabilityai-ai-community": "It limits commercial use by revenue, and asks whoever shares the student to pass on "
+    "the licence and a notice.",
 }
 
 
@@ -65,8 +76,7 @@ def of_teacher(path: str, folder: Path) -> Origin:
     """Returns the origin of a student of the teacher at `path` (of the configuration), whose files are in `folder`."""
     stated = next((found for each in (folder, resolve_path(path)) if "license" in (found := _front_matter(each))), {})
     hub_id = path if is_hub_id(path) else ""
-    known = {"license": _PUBLISHED[hub_id]} if hub_id in _PUBLISHED else {}
-    return _origin({**known, **stated, "base_model": hub_id or stated.get("base_model", "")})
+    return _origin({**_PUBLISHED.get(hub_id, {}), **stated, "base_model": hub_id or stated.get("base_model", "")})
 
 
 def of_student(folder: Path) -> Origin | None:
@@ -84,6 +94,18 @@ def earlier_teachers(folder: Path) -> list[str]:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     line = re.search(r"^Distilled with randcond .*? from (`.*`)\.$", text, re.MULTILINE)
     return re.findall(r"`([^`]+)`", line[1]) if line else []
+
+
+def trained_size(teacher: Path) -> int | None:
+    """Returns the pixels of an image's side that a student was trained on, by its model card.
+
+    None if it was its own teacher's size, or if the folder is no student of this project.
+    """
+    card = teacher / "README.md"
+    if not earlier_teachers(teacher):
+        return None
+    found = re.search(r"height=(\d+), width=\1\b", card.read_text(encoding="utf-8", errors="replace"))
+    return int(found[1]) if found else None
 
 
 def earlier_in_words(folder: Path, origin: Origin) -> str:

@@ -35,8 +35,9 @@ def init(
     --hours H     the time for all stages together (default: 24); fewest: as little as makes sense, to try everything
     --student R   a student rule, see `randcond students` (default: block-base, of SDXL koala-700m, of a
                   transformer half of its blocks, of FLUX.2 all blocks of two streams and half of the others)
-    --size N      pixels of an image's side (default: the teacher's own size); FLUX.2 klein and the published
-                  transformers draw well at 512, which takes a quarter of the time of 1,024
+    --size N      pixels of an image's side (default: the teacher's own size); FLUX.2 klein and SD 3.5 also draw
+                  at 512, in a quarter of the time of 1,024. PixArt-Sigma has a model of its own for it,
+                  PixArt-alpha/PixArt-Sigma-XL-2-512-MS
     --force       overwrite FILE
 
     Chooses the number of latents, the batch and the steps for these hours, and settings that save memory if it would

@@ -19,6 +19,7 @@ from randcond.launch.runtime.ranks import device
 from randcond.model_zoo.families.faults.look import check_teacher
 from randcond.model_zoo.networks import denoiser_of
 from randcond.model_zoo.students.registry import default_rule
+from randcond.train.state.origin import trained_size
 from randcond.train.tools.own_experiment import PASSES, choose
 from randcond.train.tools.own_yaml import SCHEMA, Own, draft, final
 
@@ -29,7 +30,8 @@ def write_experiment(
     """Writes an experiment's YAML file and its schema. Returns what to do next, in words.
 
     `gpu`: a name of find_gpu(), or "" for the device of this machine. `student`: a rule, or "" for the default one.
-    `size`: pixels of an image's side, None for the teacher's own. `hours`: None for the fewest that make sense.
+    `size`: pixels of an image's side, None for the teacher's own, or those that it was trained on, if it is a student.
+    `hours`: None for the fewest that make sense.
     Raises UserError naming the flag if the teacher, the captions, the student or the size can't be used.
     """
     if Path(teacher).is_file():
@@ -44,6 +46,7 @@ def write_experiment(
         Here(gpu, find_gpu(gpu)) if gpu else device_here(1, torch.float32 if device().type == "cpu" else torch.bfloat16)
     )
     denoiser = denoiser_of(resolve_path(teacher))
+    size = size or trained_size(resolve_path(teacher))
     if size is not None and (networks := known_networks(resolve_path(teacher))):
         check_side("--size", size, networks)
     rule = student or default_rule(denoiser)

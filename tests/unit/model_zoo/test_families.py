@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, Flux2KleinPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, Flux2KleinPipeline
 
 from randcond.data import __main__ as data
-from randcond.data.stream.conditioning import Times
+from randcond.data.stream.conditioning import Times, times_of
 from randcond.eval import __main__ as evaluation
 from randcond.launch.config.experiments import load_config
 from randcond.launch.config.sections import Config
@@ -21,6 +21,7 @@ from randcond.model_zoo.export import trained_student
 from randcond.model_zoo.families.faults.look import teacher_faults
 from randcond.model_zoo.importing.model_folder import import_folder
 from randcond.model_zoo.int8_products import Int8Product
+from randcond.model_zoo.process.discrete_betas import DiscreteBetas
 from randcond.model_zoo.process.levels import sd14_sigmas, sd14_time
 from randcond.model_zoo.process.rectified_flow import RectifiedFlow
 from randcond.model_zoo.sampler import decode, draw_latents, sampler_dtype
@@ -263,6 +264,9 @@ PIXART = "teacher.path=PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
         (train.check, [HUB, "cache.sampler=ddim"], f"cache.sampler: {FLOW}"),
         (train.check, [HUB, "teacher.text_buckets=true"], "stable-diffusion-3.5-medium does not mask its text"),
         (train.check, [PIXART, "teacher.text_tokens=null", "train.timesteps=logit_normal"], "train.timesteps"),
+        (train.check, ["engine.attention=flash"], "engine.attention: flash is for U-Nets"),
+        (train.check, ["engine.channels_last=true"], "engine.channels_last: is for U-Nets"),
+        (train.check, ["student.rule=width-0.9", "student.init=random"], "keeps all 4 heads; use at most 0.75"),
         (evaluation.check, ["eval.sampler=ddim"], f"eval.sampler: {FLOW}"),
         (evaluation.check, ["teacher.text_tokens=513"], "teacher.text_tokens: is 513, expected 1 to 512"),
         (data.check_cache, ["cache.resolution=36"], "cache.resolution: is 36, expected a multiple of 8"),
@@ -404,6 +408,38 @@ def test_the_share_of_replaced_captions(of: str, distribution: str, shift: float
     flow = RectifiedFlow()
     times = Times(flow.draw(distribution, shift), "exponential", {}, flow.level(of, shift))
     assert times.expected_share() == pytest.approx(share, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "of", "share"),
+    [
+        ("scaled_linear", "time", 0.198),  # SD 1.4
+        ("scaled_linear", "noise", 0.198),
+        ("linear", "time", 0.198),  # PixArt
+        ("linear", "sigma", 0.412),
+        ("linear", "noise", 0.423),
+    ],
+)
+def test_the_share_of_replaced_captions_of_a_beta_schedule(schedule: str, of: str, share: float) -> None:
+    betas = (0.00085, 0.012) if schedule == "scaled_linear" else (0.0001, 0.02)
+    process = DiscreteBetas(DDPMScheduler(beta_schedule=schedule, beta_start=betas[0], beta_end=betas[1]))
+    times = Times(process.draw("uniform", None), "exponential", {}, process.level(of, None))
+    assert times.expected_share() == pytest.approx(share, abs=0.006)
+
+
+def test_the_level_of_a_beta_schedule() -> None:
+    pixart = DiscreteBetas(DDPMScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02))
+    found = [pixart.level(of, None)(500) for of in ("time", "sigma", "noise")]
+    assert found == pytest.approx([0.5, 0.775, 0.708], abs=5e-4)
+    sd14 = DiscreteBetas(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    assert sd14.level("sigma", None)(500) == pytest.approx(0.618, abs=5e-4)
+    for t in (0, 123, 500, 999):
+        assert sd14.level("noise", None)(t) == pytest.approx(t / 1000, abs=1e-6)
+
+
+def test_full_scale_transformers_replace_about_as_many_captions() -> None:
+    for name, process in (("pixart-14-512", DiscreteBetas(DDPMScheduler())), ("sd35-12-1024", RectifiedFlow())):
+        assert 0.17 < times_of(load_config(name), process).expected_share() < 0.21, name
 
 
 def test_a_folder_of_fp16_variants_is_imported(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ import torch
 import yaml
 
 from randcond.launch.config.experiments import load_config
+from randcond.model_zoo.checkpoints.layouts import HUB
 from randcond.model_zoo.denoiser.architecture import Architecture
 from randcond.model_zoo.export import copy_student, export_student, load_denoiser
 from randcond.model_zoo.students.registry import build_student
+from randcond.train.__main__ import check
 from randcond.train.state.model_card import model_card
+from randcond.train.state.origin import _PUBLISHED, trained_size
+from randcond.train.tools.write_experiment import write_experiment
 from tests.support import shaped
 
 
@@ -57,6 +61,21 @@ def test_a_student_of_a_student_names_both_teachers(teacher: Path, request: pyte
     )
 
 
+def test_a_student_as_a_teacher_keeps_the_size_that_it_was_trained_on(
+    teacher: Path, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert trained_size(teacher) is None  # no card
+    with_readme(teacher, card_of(teacher, "cache.resolution=192", "eval.resolution=192"), request)
+    assert trained_size(teacher) == 192
+    captions = tmp_path / "captions.txt"
+    captions.write_text("".join(f"caption {number}\n" for number in range(300)))
+    write_experiment(tmp_path / "second.yaml", str(teacher), [str(captions)], "rtx4090", 1, "")
+    cache = load_config(str(tmp_path / "second.yaml"), []).cache
+    assert cache.resolution == 192
+    check(load_config(str(tmp_path / "second.yaml"), ["cache.resolution=128", "eval.resolution=128"]))
+    assert "latents are of 128 pixels, but this teacher is a student that was trained on 192" in caplog.text
+
+
 def test_a_student_of_a_published_teacher_names_it_and_its_licence(teacher: Path) -> None:
     card = card_of(teacher, path="CompVis/stable-diffusion-v1-4")
     assert front(card) == {
@@ -67,6 +86,11 @@ def test_a_student_of_a_published_teacher_names_it_and_its_licence(teacher: Path
         "tags": ["text-to-image", "stable-diffusion", "distillation", "random-conditioning"],
     }
     assert "The teacher's licence is creativeml-openrail-m." in card and "use restrictions (its Attachment A)" in card
+    assert "| p(t) | exponential (of time); null captions 10% |" in card and "| timesteps | uniform |" in card
+    card = card_of(teacher, path="stabilityai/stable-diffusion-3.5-medium")
+    assert front(card)["license_name"] == "stabilityai-ai-community"
+    assert "The teacher's licence is stabilityai-ai-community (https://" in card and "limits commercial use" in card
+    assert _PUBLISHED.keys() >= HUB.keys()
     card = card_of(teacher, path="me/something")
     assert front(card)["license"] == "other" and front(card)["base_model"] == "me/something"
     assert "states no licence" in card and "look it up at https://huggingface.co/me/something" in card
