@@ -54,17 +54,17 @@ def check_settings(config: Config, *stages: str) -> Networks | None:
 def known_networks(path: Path | str, ask: bool = False) -> Networks | None:
     """Returns the configurations of a teacher's networks. None for a model of an unknown kind.
 
-    `ask`: asks the hub for the configurations of a hub id that has no layout here; None if it is out of reach.
-    Otherwise None for such an id.
+    `ask`: asks the hub for the configurations of a hub id that has no layout here, and raises errors as hub_file()
+    does. Otherwise None for such an id.
     """
     of_hub = is_hub_id(path) and not layout_of(path)
     if of_hub and not ask:
         return None
+    if of_hub:
+        hub_file(path, "model_index.json")
     try:
-        if of_hub:
-            hub_file(path, "model_index.json")  # refuses at once
         return networks_of(path if layout_of(path) else Path(path))
-    except (UserError, ConnectionError):
+    except UserError:
         return None
 
 

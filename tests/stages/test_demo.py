@@ -241,7 +241,7 @@ def test_the_student_draws_in_a_fresh_process_without_us(world: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder), str(world / "two.png")], check=True, cwd="/")
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".txt"}
     assert not [path for path in folder.glob("*/config.json") if "_name_or_path" in path.read_text()]
-    assert "| p(t) | exponential; null captions 10% |" in (folder / "README.md").read_text()
+    assert "| p(t) | exponential (of time); null captions 10% |" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["raw", "ema"])
@@ -275,7 +275,7 @@ def test_export_adds_the_scores_and_another_precision(world: Path) -> None:
     words = ["export", "demo-with", *TINY, "--out", "half", "--dtype", "fp16"]
     assert "exported ema weights in fp16 to half" in randcond(world, *words).stdout
     card = (world / "half/README.md").read_text()
-    assert "library_name: diffusers" in card and "| unseen |" in card and "Protocol: network" in card
+    assert "library_name: diffusers" in card and "| unseen |" in card and "Protocol: protocol native; " in card
     stored = load_file(world / "half/unet/diffusion_pytorch_model.safetensors")
     exact = weights(world / "runs/demo/with", "student_ema")
     assert all(torch.equal(tensor, exact[key].half()) for key, tensor in stored.items())

@@ -34,7 +34,7 @@ def run(world: Path, *words: str, code: int = 2) -> subprocess.CompletedProcess[
         (
             "train",
             ["paths.run=runs/new", "cache.guidance=5.0"],
-            "runs/demo/cache does not match this experiment: guidance is 3.0 there, 5.0 here",
+            "runs/demo/cache does not match this experiment: cache.guidance is 3.0 there, 5.0 here",
         ),
         pytest.param("train", ["train.global_batch=15"], "15 does not divide over 2 ranks", marks=pytest.mark.slow),
         pytest.param(

@@ -23,7 +23,7 @@ USED = [  # as the page says
     "train.losses.direction=0.5",
     "student.rule=channel-medium",
     "student.init=random",
-    "eval.metrics=[digits, contrast]",
+    "eval.metrics=[digits,contrast]",
 ]
 FAMILY = ["teacher.path=TEACHER", "student.rule=depth-2+2"]
 ENGINE = ["engine.kind=ddp", "engine.precision=fp32"]
